@@ -1,0 +1,65 @@
+"""Frequency-aware attribution maps for image classifiers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.config import AttEXploreConfig, FAMPEConfig
+    from .errors import BackendUnavailableError, FampeWarning, ImageReadError, WeightsUnavailableError
+    from .methods.attexplore import AttEXplore
+    from .methods.fampe import FAMPE
+    from .methods.registry import create_method
+    from .metrics import insertion_deletion
+    from .models import Classifier, load_classifier, load_embedded_classifier
+    from .ops.backends import register_backend
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AttEXplore": "methods.attexplore",
+    "AttEXploreConfig": "engine.config",
+    "BackendUnavailableError": "errors",
+    "Classifier": "models",
+    "FAMPE": "methods.fampe",
+    "FAMPEConfig": "engine.config",
+    "FampeWarning": "errors",
+    "ImageReadError": "errors",
+    "WeightsUnavailableError": "errors",
+    "create_method": "methods.registry",
+    "insertion_deletion": "metrics",
+    "load_classifier": "models",
+    "load_embedded_classifier": "models",
+    "register_backend": "ops.backends",
+}
+
+__all__ = [
+    "FAMPE",
+    "AttEXplore",
+    "AttEXploreConfig",
+    "BackendUnavailableError",
+    "Classifier",
+    "FAMPEConfig",
+    "FampeWarning",
+    "ImageReadError",
+    "WeightsUnavailableError",
+    "create_method",
+    "insertion_deletion",
+    "load_classifier",
+    "load_embedded_classifier",
+    "register_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package costs next to nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,137 @@
+"""Configurations: frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ..model_care import check_count
+
+Mode = Literal["mix", "modulate", "allpass"]
+Loss = Literal["cross_entropy", "softmax_twice"]
+Direction = Literal["descend", "ascend"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    above = value > low if open_low else value >= low
+    if not (above and value <= high and math.isfinite(value)):
+        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}], got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathConfig:
+    """What every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
+
+    Attributes:
+        steps: T, steps along the path.
+        samples: N, perturbed samples whose gradients are averaged at each step.
+        eps: radius of the path around the image (maximum norm), in pixel units, greater than 0.
+        decay: of the momentum (MI-FGSM, arXiv 1710.06081), 0 or more.
+        smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
+        input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
+        direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
+        loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as that code does.
+        seed: of every random number, any 64-bit integer.
+        bounds: smallest and largest pixel value.
+        precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
+    """
+
+    steps: int = 10
+    samples: int = 20
+    eps: float = 16 / 255
+    decay: float = 1.0
+    smoothing: bool = True
+    input_diversity: bool = True
+    direction: Direction = "descend"
+    loss: Loss = "cross_entropy"
+    seed: int = 0
+    bounds: tuple[float, float] = (0.0, 1.0)
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_count("samples", self.samples)
+        _check_number("eps", self.eps, 0, math.inf, open_low=True)
+        _check_number("decay", self.decay, 0, math.inf)
+        _check_choice("direction", self.direction, ("descend", "ascend"))
+        _check_choice("loss", self.loss, ("cross_entropy", "softmax_twice"))
+        _check_choice("precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed must be a whole number, got {self.seed!r} ({type(self.seed).__name__})")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit into 64 bits, got {self.seed}")
+        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAMPEConfig(PathConfig):
+    """FAMPE's own numbers on top of the path's.
+
+    Attributes:
+        mode: ``mix``: alpha weighs the low band and 1-alpha the high one; ``modulate``: the image stays whole and only
+            the noise is weighed; ``allpass``: one multiplier for all frequencies, AttEXplore's simulation on the FFT.
+        alpha: weight of the low band, in [0, 1].
+        rho: half-width of the random multipliers, in [0, 1].
+        sigma: standard deviation of the white noise, in pixel units, 0 or more.
+        tau: share of the spectral energy inside the cut-off, in (0, 1].
+        include_dc: whether the mean of the image counts as energy.
+        cutoff: a fixed cut-off in cycles over the shorter side, greater than 0, in place of the one tau gives.
+        gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Greater than 0.
+    """
+
+    mode: Mode = "mix"
+    alpha: float = 0.1
+    rho: float = 0.5
+    sigma: float = 16 / 255
+    tau: float = 0.9
+    include_dc: bool = True
+    cutoff: float | None = None
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("mode", self.mode, ("mix", "modulate", "allpass"))
+        _check_number("alpha", self.alpha, 0, 1)
+        _check_number("rho", self.rho, 0, 1)
+        _check_number("sigma", self.sigma, 0, math.inf)
+        _check_number("tau", self.tau, 0, 1, open_low=True)
+        _check_number("gain", self.gain, 0, math.inf, open_low=True)
+        if self.cutoff is not None:
+            _check_number("cutoff", self.cutoff, 0, math.inf, open_low=True)
+
+    def band_weights(self) -> tuple[float, float, float, float, float]:
+        """The five numbers (g0, aL, bL, aH, bH) that the mode fills in."""
+        low, high, rho = self.alpha, 1 - self.alpha, self.rho
+        if self.mode == "mix":
+            return 0.0, self.gain * low, self.gain * low * rho, self.gain * high, self.gain * high * rho
+        if self.mode == "modulate":
+            return 1.0, 0.0, 2 * low * rho, 0.0, 2 * high * rho
+        return 1.0, 0.0, rho, 0.0, rho
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttEXploreConfig(PathConfig):
+    """AttEXplore's spectrum simulation.
+
+    Attributes:
+        rho: half-width of the random multipliers of the DCT coefficients, in [0, 1].
+        sigma: standard deviation of the white noise, in pixel units, 0 or more.
+    """
+
+    rho: float = 0.5
+    sigma: float = 16 / 255
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("rho", self.rho, 0, 1)
+        _check_number("sigma", self.sigma, 0, math.inf)

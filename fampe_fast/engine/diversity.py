@@ -1,0 +1,71 @@
+"""Input diversity: a sample is resized a little and padded to a common larger size (Xie et al., arXiv 1803.06978).
+
+One draw per step and sample number, the same for all images, as in AttEXplore's public code: it does not depend on
+which images share a batch, and a chunk keeps one shape.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference.philox import philox4x32, split_seed
+
+RESIZE_RATE = 1.15
+# No coefficient index and no image id reach it, so these draws share no counter with the noise.
+_RESERVED = 0xFFFFFFFF
+
+
+class Placement(NamedTuple):
+    """Where the resized sample lies inside the padded frame, in pixels."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def padded_size(size: int) -> int:
+    """Side of the frame of a side of ``size`` pixels."""
+    return int(size * RESIZE_RATE)
+
+
+def draw_placements(seed: int, step: int, samples: int, height: int, width: int) -> list[Placement | None]:
+    """The placement of every sample number at a step; None, with probability 1/2, where the sample stays as it is.
+
+    Args:
+        seed: the run's seed.
+        step: t.
+        samples: N.
+        height: H of the images, at least 8.
+        width: W of the images, at least 8.
+    """
+    number = torch.arange(samples)
+    counter = tuple(torch.full_like(number, value) for value in (_RESERVED, step, _RESERVED))
+    words = philox4x32((counter[0], number, counter[1], counter[2]), split_seed(torch.tensor(seed)))
+    unit = (torch.stack(words, 1).double() * 2.0**-32).tolist()
+    return [
+        _place(u[1:], height, width) if u[0] < 0.5 else None  # the first word decides, three are left for the place
+        for u in unit
+    ]
+
+
+def _place(unit: list[float], height: int, width: int) -> Placement:
+    full_height, full_width = padded_size(height), padded_size(width)
+    new_width = width + int(unit[0] * (full_width - width))
+    new_height = min(full_height, max(1, round(height * new_width / width)))
+    top = int(unit[1] * max(1, full_height - new_height))
+    left = int(unit[2] * max(1, full_width - new_width))
+    return Placement(new_height, new_width, top, left)
+
+
+def diversify(samples: Tensor, placement: Placement) -> Tensor:
+    """Resize (bilinear) and pad with zeros: (P, C, H, W) to (P, C, int(1.15 H), int(1.15 W)); differentiable."""
+    height, width = samples.shape[-2:]
+    resized = F.interpolate(samples, size=placement[:2], mode="bilinear", align_corners=False)
+    right = padded_size(width) - placement.width - placement.left
+    bottom = padded_size(height) - placement.height - placement.top
+    return F.pad(resized, (placement.left, right, placement.top, bottom))

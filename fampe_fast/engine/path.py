@@ -1,0 +1,119 @@
+"""The path from an image through its neighbourhood, and the attribution it collects."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import FampeWarning
+from ..model_care import Model, frozen_parameters
+from .aggregation import sum_gradients
+from .config import PathConfig
+from .samplers import Sampler, Stream
+from .targets import Targets
+
+_RADIUS = 3
+
+
+@dataclass(frozen=True)
+class PathDetails:
+    """What a run knows beyond the maps.
+
+    Attributes:
+        target: (B,) int64, the class explained.
+        cutoff: (B,) float32, cut-off in cycles over the shorter side, or None for methods without one.
+        perturbed: (B, C, H, W) float32, the end of the path, x_T.
+        gradient_scale: (T, B) float32, mean absolute value of the smoothed mean gradient at each step.
+        model_passes: forward and backward passes per image, T * N.
+    """
+
+    target: Tensor
+    cutoff: Tensor | None
+    perturbed: Tensor
+    gradient_scale: Tensor
+    model_passes: int
+
+
+def smoothing_kernel(device: torch.device) -> Tensor:
+    """Seven values of the normal density at -3..3, summing to 1."""
+    points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64)
+    density = torch.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
+    return (density / density.sum()).float().to(device)
+
+
+def follow_path(
+    model: Model,
+    sampler: Sampler,
+    images: Tensor,
+    targets: Targets,
+    image_ids: Tensor,
+    config: PathConfig,
+    chunk_size: int,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, PathDetails]:
+    """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
+
+    Args:
+        model: in evaluation mode, on the images' device.
+        sampler: makes the samples at each step.
+        images: x_0, float32 (B, C, H, W), inside ``config.bounds``.
+        targets: of the images.
+        image_ids: (B,) int64 in [0, 2^32 - 2].
+        config: of the path.
+        chunk_size: samples per model pass.
+        on_step: called with 1 after every step.
+
+    Returns:
+        The attribution (B, C, H, W), float32, and the details. Warns (``FampeWarning``) of images whose gradient was
+        zero at every step, whose map is zero, and of those whose gradient was not finite at some step.
+    """
+    device = images.device
+    stream = Stream(torch.tensor(config.seed, device=device), image_ids)
+    kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, device=device)
+    # The one place that decides the direction: a negative step climbs the loss.
+    step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
+    current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
+    scales = []
+    with torch.no_grad(), frozen_parameters(model):
+        prepared = sampler.prepare(images)
+        for step in range(config.steps):
+            gradient_sum = sum_gradients(model, sampler, current, prepared, targets, stream, step, config, chunk_size)
+            current, momentum, attribution, scale = ops.gradient_step(
+                current,
+                images,
+                gradient_sum,
+                momentum,
+                attribution,
+                kernel,
+                config.samples,
+                config.decay,
+                step_size,
+                config.eps,
+                *config.bounds,
+            )
+            scales.append(scale)
+            on_step(1)
+    gradient_scale = torch.stack(scales)
+    _warn_of_unusable(gradient_scale, image_ids)
+    details = PathDetails(targets.classes, prepared, current, gradient_scale, config.steps * config.samples)
+    return attribution, details
+
+
+def _warn_of_unusable(scale: Tensor, image_ids: Tensor) -> None:
+    zero = (scale == 0).all(0)
+    strange = ~scale.isfinite().all(0)
+    if not bool((zero | strange).any()):
+        return
+    for flags, what in (
+        (zero, "is zero at every step: the map is zero"),
+        (strange, "was NaN or infinite: steps left out"),
+    ):
+        if bool(flags.any()):
+            ids = image_ids[flags].tolist()
+            warnings.warn(f"the gradient of image(s) {ids[:5]} {what}", FampeWarning, stacklevel=4)

@@ -1,0 +1,77 @@
+"""Checks of images and their ids, made before any work; every message names what was given and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SMALLEST_SIDE = 8
+_LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
+
+
+def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
+    """Images as contiguous float32.
+
+    Raises:
+        TypeError: no tensor, or not floating-point.
+        ValueError: not (B, C, H, W), a side below 8 pixels, NaN or infinity, or values outside ``bounds``.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"inputs must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"inputs must be floating-point with values in [{bounds[0]:g}, {bounds[1]:g}], got {images.dtype}"
+            + (" (divide 8-bit images by 255)" if images.dtype == torch.uint8 else "")
+        )
+    if images.ndim != 4:
+        raise ValueError(f"inputs must be (B, C, H, W), got shape {tuple(images.shape)}")
+    if images.shape[1] == 0:
+        raise ValueError(f"inputs must have at least one channel, got shape {tuple(images.shape)}")
+    if min(images.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {images.shape[-2]} x {images.shape[-1]}"
+        )
+    if len(images) == 0:
+        return images.detach().float()
+    flat = images.detach().flatten(1)
+    lowest, highest = flat.amin(1), flat.amax(1)
+    strange = ~(lowest.isfinite() & highest.isfinite())  # a NaN pixel makes both NaN
+    if bool(strange.any()):
+        raise ValueError(f"inputs hold NaN or infinity in image(s) {_list(strange)}; expected finite values")
+    outside = (lowest < bounds[0]) | (highest > bounds[1])
+    if bool(outside.any()):
+        raise ValueError(
+            f"inputs must lie in [{bounds[0]:g}, {bounds[1]:g}], got values from {float(lowest.min()):g} to "
+            f"{float(highest.max()):g} (image(s) {_list(outside)}); normalisation belongs into the model, "
+            "other ranges into `bounds`"
+        )
+    checked = images.detach().float().contiguous()
+    return checked.clone() if checked.is_inference() else checked
+
+
+def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) -> Tensor:
+    """Image ids (B,) int64 on the images' device; None numbers them from 0.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not one per image, or outside [0, 2^32 - 2].
+    """
+    batch = len(images)
+    if image_ids is None:
+        return torch.arange(batch, device=images.device)
+    ids = torch.as_tensor(image_ids)
+    if ids.numel() and (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool):
+        raise TypeError(f"image_ids must be integers, got {ids.dtype}")
+    if ids.shape != (batch,):
+        raise ValueError(f"image_ids must have one entry per image, ({batch},), got shape {tuple(ids.shape)}")
+    ids = ids.long()
+    if batch and (int(ids.min()) < 0 or int(ids.max()) > _LARGEST_ID):
+        raise ValueError(f"image_ids must lie in [0, 2^32 - 2], got {int(ids.min())} to {int(ids.max())}")
+    return ids.to(images.device)
+
+
+def _list(flags: Tensor, most: int = 5) -> str:
+    where = flags.nonzero().flatten().tolist()
+    return ", ".join(str(index) for index in where[:most]) + (", ..." if len(where) > most else "")

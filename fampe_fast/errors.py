@@ -1,0 +1,31 @@
+"""The package's own exceptions and its one warning class."""
+
+from __future__ import annotations
+
+import os
+
+
+class FampeWarning(UserWarning):
+    """Something the caller should know, though the result stands (a zero gradient, a fallback taken)."""
+
+
+class ImageReadError(ValueError):
+    """A file could not be read as an image.
+
+    Attributes:
+        path: the file, as it was given.
+        reason: what is wrong with it, in words.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        self.path = os.fspath(path)
+        self.reason = reason
+        super().__init__(f"{self.path}: {reason}")
+
+
+class WeightsUnavailableError(RuntimeError):
+    """Pretrained weights could not be had; the message says which and what to do instead."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot run here; the message says why."""

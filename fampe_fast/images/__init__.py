@@ -1,0 +1,5 @@
+"""Image files to PIL images and to tensors."""
+
+from fampe_fast.images.reading import IMAGE_EXTENSIONS, find_images, load_images, read_image, to_rgb
+
+__all__ = ["IMAGE_EXTENSIONS", "find_images", "load_images", "read_image", "to_rgb"]

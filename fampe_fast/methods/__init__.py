@@ -1,0 +1,9 @@
+"""Attribution methods: FAMPE, AttEXplore, and Captum's through the same call."""
+
+from .attexplore import AttEXplore
+from .base import AttributionMethod
+from .fampe import FAMPE
+from .peers import CaptumMethod
+from .registry import METHODS, create_method
+
+__all__ = ["FAMPE", "METHODS", "AttEXplore", "AttributionMethod", "CaptumMethod", "create_method"]

@@ -1,0 +1,35 @@
+"""AttEXplore, the baseline: the same path with its own spectrum simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine.config import AttEXploreConfig
+from ..engine.samplers import DCTSampler
+from ..model_care import Model
+from .base import PathMethod, configured
+
+
+class AttEXplore(PathMethod[AttEXploreConfig]):
+    """Attribution for Explanation with model parameter eXploration (Zhu et al., ICLR 2024, algorithm 1).
+
+    Samples are the image plus white noise, its DCT multiplied by U(1-rho, 1+rho) per coefficient; gradients are
+    averaged, smoothed, normalised and accumulated as in its public code, whose softmax-twice loss is
+    ``loss="softmax_twice"``. Two things are spared, neither of which enters the map: that code's last N passes, and the
+    parameter gradients.
+
+    Args:
+        model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
+        config: an ``AttEXploreConfig``.
+        **overrides: single fields of the configuration.
+
+    Raises:
+        TypeError: an unknown field, or a value of a wrong type.
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, model: Model, config: AttEXploreConfig | None = None, **overrides: Any) -> None:
+        super().__init__(model, configured(AttEXploreConfig, config, overrides))
+
+    def _sampler(self) -> DCTSampler:
+        return DCTSampler(self.config)

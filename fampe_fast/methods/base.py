@@ -1,0 +1,164 @@
+"""What every attribution method of this package offers, and the path methods' common body."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from ..engine.config import PathConfig
+from ..engine.path import PathDetails, follow_path
+from ..engine.samplers import Sampler
+from ..engine.targets import Target, resolve_targets
+from ..engine.validation import check_image_ids, check_images
+from ..model_care import Model, check_model, chunk_size
+from ..progress import progress
+
+Config = TypeVar("Config", bound=PathConfig)
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Captum's NoiseTunnel calls ``attribute.__wrapped__``, which its own methods have from a logging decorator."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
+class AttributionMethod(Protocol):
+    """The call that every method answers."""
+
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Attribution maps of the inputs' shape, float32, on their device."""
+
+
+class PathMethod(Generic[Config]):
+    """A method that explores the neighbourhood of an image along a path of sign steps.
+
+    It carries what Captum asks of an ``Attribution`` (``attribute``, ``forward_func``, ``has_convergence_delta``,
+    ``multiplies_by_inputs``), so that it stands wherever one is taken, without needing Captum.
+    """
+
+    config: Config
+
+    def __init__(self, model: Model, config: Config) -> None:
+        self.forward_func = model
+        self.config = config
+
+    def _sampler(self) -> Sampler:
+        raise NotImplementedError
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: the map is in units of the loss along the path, not of a product with the pixels."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """False: there is no baseline the map would have to sum to."""
+        return False
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[True],
+    ) -> tuple[Tensor, PathDetails]: ...
+
+    @_wrapped
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+        return_details: bool = False,
+    ) -> Tensor | tuple[Tensor, PathDetails]:
+        """Explain a batch of images.
+
+        The map of an image depends on the seed and the image's id, not on the images beside it: the samples are the
+        same to the bit for every batch size, chunk size and order. (The model's own gradients may differ in the last
+        bits between batch sizes, and a sign step passes such a difference on; maps then agree to Pearson > 0.999.)
+
+        Args:
+            inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.
+            target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
+                several output dimensions a tuple (class, place...).
+            image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream. Default: their
+                position, so give them when a data set is explained in several calls.
+            internal_batch_size: samples per model pass; memory grows with it and not with T or N. Default: 8 on a CPU,
+                64 on a GPU.
+            show_progress: show a bar of the steps on standard error.
+            return_details: also return what else the run knows.
+
+        Returns:
+            The maps, float32 (B, C, H, W) on the inputs' device, and with ``return_details`` a ``PathDetails``.
+
+        Raises:
+            TypeError: inputs, target, image ids or chunk size of a wrong type.
+            ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
+                target out of range or of wrong length, a model whose output is not (B, classes).
+        """
+        if isinstance(inputs, tuple) and len(inputs) == 1:  # Captum passes one input as a tuple, and wants one back
+            options = {"image_ids": image_ids, "internal_batch_size": internal_batch_size}
+            return (self.attribute(inputs[0], target, show_progress=show_progress, **options),)  # type: ignore
+        with torch.inference_mode(False):  # a caller's inference mode would keep the samples out of the graph
+            images = check_images(inputs, self.config.bounds)
+            check_model(self.forward_func, images)
+            ids = check_image_ids(image_ids, images)
+            chunk = chunk_size(internal_batch_size, images.device)
+            targets = resolve_targets(self.forward_func, images, target)
+            with progress(self.config.steps, type(self).__name__, show_progress) as advance:
+                maps, details = follow_path(
+                    self.forward_func, self._sampler(), images, targets, ids, self.config, chunk, advance
+                )
+        return (maps, details) if return_details else maps
+
+
+def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:
+    """A configuration with some fields replaced.
+
+    Raises:
+        TypeError: an override that is no field of the configuration.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise TypeError(
+            f"{kind.__name__} has no parameter(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    if config is not None and not isinstance(config, kind):
+        raise TypeError(f"config must be a {kind.__name__}, got {type(config).__name__}")
+    return dataclasses.replace(config, **overrides) if config is not None else kind(**overrides)

@@ -1,0 +1,207 @@
+"""What insertion and deletion change, in which order, and into what: the protocols, by name.
+
+Scores of one protocol are not comparable with another's. All colours are in pixel space, [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["PROTOCOLS", "GaussianBlur", "Protocol", "SolidColour", "Substrate", "resolve_protocol"]
+
+Ranking = Literal["pixel", "channel_union"]
+
+
+@dataclass(frozen=True)
+class SolidColour:
+    """One colour for the whole image.
+
+    Attributes:
+        value: in [0, 1]: one number for all channels, or one per channel; None is the model's mean colour, which its
+            normalisation maps to zero.
+    """
+
+    value: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            return
+        numbers = self.value if isinstance(self.value, tuple) else (self.value,)
+        if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
+            raise TypeError(f"a colour must be a number, a tuple of numbers or None, got {self.value!r}")
+        if not all(0 <= v <= 1 for v in numbers):
+            raise ValueError(f"a colour must lie in [0, 1], the units of pixels, got {self.value!r}")
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the model's mean colour is asked for."""
+        return self.value is None
+
+    def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
+        """The colour as (B, C, H, W), expanded, not copied; `mean` is (C,), needed where `needs_mean`."""
+        if self.value is None:
+            if mean is None:
+                raise ValueError("the mean colour is not known")
+            colour = mean.to(images)
+        else:
+            colour = torch.as_tensor(self.value, dtype=images.dtype, device=images.device).reshape(-1)
+        if colour.numel() not in (1, images.shape[1]):
+            raise ValueError(f"the colour {colour.tolist()} does not fit images of {images.shape[1]} channel(s)")
+        return colour.reshape(1, -1, 1, 1).expand_as(images)
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """The blurred image of RISE's public code: an 11 x 11 kernel, sigma 5, beyond the borders the mean colour.
+
+    The kernel is `scipy.ndimage.gaussian_filter` of an impulse in a window of `kernel_size` pixels: what falls outside
+    the window is reflected back into it, so the kernel is flatter than a Gaussian cut off there. The public code blurs
+    normalised images with zero padding; the kernel sums to one, so in pixel space that is padding with the mean.
+
+    Attributes:
+        kernel_size: odd, in pixels.
+        sigma: standard deviation in pixels, above 0.
+        padding: the colour beyond the borders.
+    """
+
+    kernel_size: int = 11
+    sigma: float = 5.0
+    padding: SolidColour = SolidColour()
+
+    def __post_init__(self) -> None:
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 1, got {self.kernel_size}")
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma must be finite and above 0, got {self.sigma}")
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the model's mean colour is asked for."""
+        return self.padding.needs_mean
+
+    def kernel(self) -> list[float]:
+        """The `kernel_size` weights along one axis; they sum to one and are symmetric."""
+        size, centre, reach = self.kernel_size, self.kernel_size // 2, int(4 * self.sigma + 0.5)
+        gaussian = {offset: math.exp(-0.5 * (offset / self.sigma) ** 2) for offset in range(-reach, reach + 1)}
+        total = sum(gaussian.values())
+        weights = [0.0] * size
+        for offset, value in gaussian.items():
+            place = (centre + offset) % (2 * size)  # reflection about the edges has period twice the window
+            weights[min(place, 2 * size - 1 - place)] += value / total
+        return weights
+
+    def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
+        """The blurred images (B, C, H, W); `mean` is (C,), needed where `needs_mean`."""
+        fill = self.padding(images, mean)[:1, :, :1, :1]
+        blurred, reach = images - fill, self.kernel_size // 2
+        # Sums of shifted images, not a convolution: in fp32 on every device, where cuDNN would take TF32.
+        for dim, pad in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+            padded = torch.nn.functional.pad(blurred, pad)
+            blurred = torch.zeros_like(blurred)
+            for shift, weight in enumerate(self.kernel()):
+                blurred += weight * padded.narrow(dim, shift, images.shape[dim])
+        return blurred + fill
+
+
+Substrate = SolidColour | GaussianBlur | Callable[[Tensor], Tensor]
+"""What pixels turn into; a function of one's own takes images (B, C, H, W) and gives as many."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to run insertion and deletion.
+
+    Attributes:
+        name: for tables.
+        ranking: "pixel": one rank per pixel, by the sum of the map over the channels; every step changes the next
+            `step` pixels. "channel_union": one rank per pixel and channel; every step changes, in all channels, the
+            union of the channels' next `step` pixels, so most steps change more than `step` of them and the last ones
+            few or none. In both, highest first, and ties in the order of the pixel index (row by row).
+        insertion_substrate: what insertion starts from.
+        deletion_substrate: what deletion ends in.
+        step: pixels per step; None is the image's width, one row's worth. The last step takes what is left.
+    """
+
+    name: str
+    ranking: Ranking
+    insertion_substrate: Substrate
+    deletion_substrate: Substrate
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ranking not in get_args(Ranking):
+            raise ValueError(f"ranking must be one of {list(get_args(Ranking))}, got {self.ranking!r}")
+        for field in ("insertion_substrate", "deletion_substrate"):
+            if not callable(getattr(self, field)):
+                raise TypeError(
+                    f"{field} must be a SolidColour, a GaussianBlur or a function of images, "
+                    f"got {type(getattr(self, field)).__name__}"
+                )
+        if self.step is None:
+            return
+        if isinstance(self.step, bool) or not isinstance(self.step, int):
+            raise TypeError(f"step must be a whole number of pixels or None, got {self.step!r}")
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1 pixel, got {self.step}")
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether a substrate asks for the model's mean colour."""
+        substrates = (self.insertion_substrate, self.deletion_substrate)
+        return any(isinstance(s, (SolidColour, GaussianBlur)) and s.needs_mean for s in substrates)
+
+
+_BLACK = SolidColour(0.0)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        # Petsiuk et al., BMVC 2018 (arXiv 1806.07421), section 4.1, and the authors' public code (eclique/RISE,
+        # evaluation.py and Evaluation.ipynb): it deletes to zeros of the normalised tensor, the mean colour here.
+        "rise": Protocol("rise", "pixel", GaussianBlur(), SolidColour()),
+        # Zhu et al., ICLR 2024, public code (LMBTough/ATTEXPLORE, utils.py CausalMetric.evaluate, and eval.py).
+        "attexplore": Protocol("attexplore", "channel_union", _BLACK, _BLACK),
+        "per_pixel": Protocol("per_pixel", "pixel", _BLACK, _BLACK),
+    }
+)
+
+
+def resolve_protocol(protocol: str | Protocol) -> Protocol:
+    """A protocol by its name, or the one given.
+
+    Raises:
+        TypeError: neither a name nor a Protocol.
+        ValueError: an unknown name.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    if not isinstance(protocol, str):
+        raise TypeError(f"protocol must be a name or a Protocol, got {type(protocol).__name__}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]
+
+
+def mean_colour(mean: float | Sequence[float] | Tensor, channels: int) -> Tensor:
+    """A mean colour, checked, as (channels,).
+
+    Raises:
+        TypeError: no number and no sequence or tensor of numbers.
+        ValueError: another number of values than 1 or `channels`, or values outside [0, 1].
+    """
+    try:
+        colour = mean.detach() if isinstance(mean, Tensor) else torch.as_tensor(mean, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"mean must be a number, a sequence of numbers or a tensor, got {mean!r}") from error
+    colour = colour.flatten()
+    if colour.numel() not in (1, channels):
+        raise ValueError(f"mean must be one number or {channels}, one per channel; got {colour.numel()}")
+    if not bool(((colour >= 0) & (colour <= 1)).all()):
+        raise ValueError(f"mean must lie in [0, 1], the units of pixels, got {colour.tolist()}")
+    return colour.expand(channels)

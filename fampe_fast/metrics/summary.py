@@ -1,0 +1,80 @@
+"""Scores of many images in two numbers: a mean and its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Estimate", "mean_and_error", "paired_difference"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images.
+
+    Attributes:
+        mean: the arithmetic mean.
+        standard_error: sample standard deviation (n - 1) over the square root of n; None for one value, which has none.
+        n: the number of values.
+    """
+
+    mean: float
+    standard_error: float | None
+    n: int
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.3f}"
+        return f"{self.mean:.3f}{error} (n={self.n})"
+
+
+def mean_and_error(values: Tensor | Sequence[float]) -> Estimate:
+    """Mean and standard error of one score per image.
+
+    Args:
+        values: (n,), n at least 1, finite; bool counts as 0 and 1.
+
+    Raises:
+        ValueError: not one-dimensional, empty, NaN or infinity (naming the index).
+    """
+    return _estimate(_checked(values, "values"))
+
+
+def paired_difference(a: Tensor | Sequence[float], b: Tensor | Sequence[float]) -> Estimate:
+    """Mean and standard error of `a - b`, image by image.
+
+    For two methods scored on the same images: the spread among the images cancels, as it does not in the errors of the
+    two means.
+
+    Args:
+        a: (n,), n at least 1, finite.
+        b: (n,), the same images in the same order.
+
+    Raises:
+        ValueError: lengths that differ, not one-dimensional, empty, NaN or infinity (naming the index).
+    """
+    first, second = _checked(a, "a"), _checked(b, "b")
+    if len(first) != len(second):
+        raise ValueError(f"paired values must be equally many, got {len(first)} and {len(second)}")
+    return _estimate(first - second)
+
+
+def _checked(values: Tensor | Sequence[float], name: str) -> Tensor:
+    # Devices without float64 exist, hence first to the CPU.
+    found = torch.as_tensor(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=torch.float64)
+    if found.ndim != 1 or len(found) == 0:
+        raise ValueError(f"{name} must be (n,) with n at least 1, got shape {tuple(found.shape)}")
+    bad = ~found.isfinite()
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        raise ValueError(f"{name} must be finite, got {float(found[index])} at index {index}")
+    return found
+
+
+def _estimate(values: Tensor) -> Estimate:
+    n = len(values)
+    error = float(values.std()) / math.sqrt(n) if n > 1 else None
+    return Estimate(float(values.mean()), error, n)

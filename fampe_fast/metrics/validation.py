@@ -1,0 +1,94 @@
+"""Checks of what the metrics are given, made before any work; messages name what was given and what was expected."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: object) -> None:
+    """Floating-point (B, C, H, W), finite, in [0, 1]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating-point with values in [0, 1], got {images.dtype}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(images.shape)}")
+    check_finite(images, "images")
+    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {float(images.min()):g} to {float(images.max()):g}; "
+            "normalisation belongs into the model"
+        )
+
+
+def check_maps(maps: object, images: Tensor) -> None:
+    """Floating-point, finite, of the images' shape or with one channel."""
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"maps must be a torch.Tensor (B, C, H, W), got {type(maps).__name__}")
+    if not maps.is_floating_point():
+        raise TypeError(f"maps must be floating-point, got {maps.dtype}")
+    batch, _, height, width = images.shape
+    if maps.shape not in (images.shape, (batch, 1, height, width)):
+        raise ValueError(
+            f"maps must have the images' shape {tuple(images.shape)} or {(batch, 1, height, width)}, "
+            f"got {tuple(maps.shape)}"
+        )
+    check_finite(maps, "maps")
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Neither NaN nor infinity; the message names the images."""
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bool(bad.any()):
+        where = bad.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+        raise ValueError(f"{what} must be finite, got NaN or infinity in image(s) {shown}")
+
+
+def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
+    """Targets as (B,) int64 on the images' device; whether the model has these classes shows at its first output."""
+    batch = len(images)
+    if not isinstance(targets, Tensor):
+        single = not isinstance(targets, Sequence)
+        numbers = targets if isinstance(targets, Sequence) else [targets]
+        if isinstance(targets, str) or not all(_is_index(number) for number in numbers):
+            raise TypeError(f"targets must be an int, or a sequence or tensor of ints, got {str(targets)[:80]!r}")
+        values = torch.tensor([int(number) for number in numbers], dtype=torch.long)
+    else:
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise TypeError(f"targets must hold integers, got a tensor of {targets.dtype}")
+        single = targets.ndim == 0
+        values = targets.detach().long().reshape(1) if single else targets.detach().long()
+    if single:
+        values = values.expand(batch)
+    if values.shape != (batch,):
+        raise ValueError(f"targets must have one entry per image, ({batch},), got shape {tuple(values.shape)}")
+    if bool((values < 0).any()):
+        image = int((values < 0).nonzero()[0])
+        raise ValueError(f"target {int(values[image])} (image {image}) is out of range: expected 0 or more")
+    return values.to(images.device)
+
+
+def check_range(targets: Tensor, classes: int) -> None:
+    """Every target below the number of classes."""
+    wrong = targets >= classes
+    if bool(wrong.any()):
+        image = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"target {int(targets[image])} (image {image}) is out of range: the model has {classes} classes, "
+            f"expected 0 to {classes - 1}"
+        )
+
+
+def _is_index(value: object) -> bool:
+    if isinstance(value, (bool, Tensor)):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""What the package takes for a model, and how it treats one: checks, formats, frozen parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+
+
+def check_model(model: Model, images: Tensor) -> None:
+    """The model must be in evaluation mode, on the images' device.
+
+    Raises:
+        TypeError: the model cannot be called.
+        ValueError: training mode, or parameters on another device.
+    """
+    if not callable(model):
+        raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        return
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"the model is in training mode ({len(training)} modules, {training[0]!r} first), where dropout and batch "
+            "statistics make results random: call model.eval()"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device != images.device:
+            raise ValueError(
+                f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
+                "move one of them with .to(device)"
+            )
+
+
+def check_count(name: str, value: object) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
+    """Images per model pass; None is 8 on a CPU and 64 elsewhere."""
+    if internal_batch_size is None:
+        return 8 if device.type == "cpu" else 64
+    return check_count("internal_batch_size", internal_batch_size)
+
+
+def input_dtype(model: Model) -> torch.dtype | None:
+    """The type the model computes in, that of its first floating parameter; None where there is none to ask."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
+def memory_format(model: Model) -> torch.memory_format:
+    """Channels-last for a channels-last model; others may use view() on what they get."""
+    if isinstance(model, nn.Module):
+        for weight in model.parameters():
+            if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+                return torch.channels_last
+    return torch.contiguous_format
+
+
+@contextmanager
+def frozen_parameters(model: Model) -> Iterator[None]:
+    """Keep the parameters out of the graph, so that no pass computes or stores anything for their gradients."""
+    trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,181 @@
+"""A classifier in pixel space: the normalisation, the class names and the transform travel with the model."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import SupportsIndex
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
+
+__all__ = ["Classifier", "channel_statistics", "check_class_names", "check_input_size"]
+
+
+class Classifier(nn.Module):
+    """A model that takes images in pixel space, [0, 1], and normalises them itself.
+
+    `forward(pixels) = model((pixels - mean) / std)`. Shapes: pixels float (B, 3, H, W) in [0, 1]; logits
+    (B, classes). The values are not checked here (that would cost a synchronisation on every call); the methods of
+    this package check their input once.
+
+    Attributes:
+        name: what the model is called, for tables and file names.
+        class_names: one name per class, or None where they are unknown.
+        num_classes: the number of classes, or None where it is unknown.
+        input_size: (H, W) in pixels, what `transform` produces.
+        transform: from a PIL image to float32 (3, H, W) in [0, 1]: resize and crop, no normalisation. Apply it to
+            what `fampe_fast.images.read_image` returns.
+        model: the wrapped model; it takes normalised images.
+        mean: buffer, float32 (1, 3, 1, 1), in pixel units.
+        std: buffer, float32 (1, 3, 1, 1), in pixel units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        input_size: int | Sequence[int] = (224, 224),
+        transform: Callable[[Image.Image], Tensor] | None = None,
+        class_names: Sequence[str] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        """Wrap `model` as it is: its mode, precision and device are left alone (`load_classifier` sets them).
+
+        Args:
+            model: takes normalised images (B, 3, H, W), returns logits (B, classes).
+            name: default: the model's class name.
+            mean: subtracted from the pixels; one number or one per channel, in [0, 1]. Default 0.
+            std: divided by; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
+            input_size: (H, W), or one number for a square.
+            transform: default: resize so that the centre crop of `input_size` covers 7/8 of the shorter side
+                (bicubic), then crop.
+            class_names: one name per class.
+            num_classes: number of classes; default: the number of names, else `model.num_classes` if there is one.
+
+        Raises:
+            TypeError: `model` is not an nn.Module, or an argument has the wrong type.
+            ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than 1 or 3, an
+                input size below 1, or another number of names than classes.
+        """
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        means, stds = channel_statistics(mean, std)
+        first = next((t for t in [*model.parameters(), *model.buffers()]), None)
+        device = None if first is None else first.device
+        shape = (1, CHANNELS, 1, 1)
+        self.register_buffer("mean", torch.tensor(means, dtype=torch.float32, device=device).reshape(shape))
+        self.register_buffer("std", torch.tensor(stds, dtype=torch.float32, device=device).reshape(shape))
+        self.model = model
+        self.name = type(model).__name__ if name is None else name
+        self.input_size = check_input_size(input_size)
+        self.transform = PixelTransform(ResizeAndCrop(self.input_size)) if transform is None else transform
+        declared = getattr(model, "num_classes", None)
+        if num_classes is None and isinstance(declared, int) and declared > 0:
+            num_classes = declared
+        self.class_names = None if class_names is None else check_class_names(class_names, num_classes)
+        self.num_classes = len(self.class_names) if self.class_names is not None else num_classes
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            pixels: float (B, 3, H, W) in [0, 1].
+
+        Returns:
+            Logits (B, classes).
+        """
+        logits: Tensor = self.model((pixels - self.mean) / self.std)
+        return logits
+
+    def class_name(self, index: SupportsIndex) -> str:
+        """The name of a class, or "class 7" where the names are unknown.
+
+        Raises:
+            IndexError: the index is negative or not below the number of classes.
+        """
+        i = operator.index(index)
+        if i < 0 or (self.num_classes is not None and i >= self.num_classes):
+            known = "" if self.num_classes is None else f" below {self.num_classes}"
+            raise IndexError(f"class index {i} is out of range; expected 0 or more{known}")
+        return f"class {i}" if self.class_names is None else self.class_names[i]
+
+    def extra_repr(self) -> str:
+        """What `repr` shows beside the wrapped model."""
+        means, stds = ([round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
+        return f"{self.name}, input_size={self.input_size}, mean={means}, std={stds}, num_classes={self.num_classes}"
+
+
+def channel_statistics(
+    mean: float | Sequence[float], std: float | Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation as one number per channel, checked: see `Classifier`."""
+    means, stds = _per_channel(mean, "mean"), _per_channel(std, "std")
+    if not all(0 <= value <= 1 for value in means):
+        raise ValueError(f"mean must lie in [0, 1], the units of pixels; got {means}{_byte_hint(means)}")
+    if not all(value > 0 for value in stds):
+        raise ValueError(f"std must be above 0, got {stds}")
+    return means, stds
+
+
+def _per_channel(value: float | Sequence[float], what: str) -> tuple[float, ...]:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{what} must be a number or a sequence of {CHANNELS} numbers, got {value!r}")
+    try:
+        numbers = tuple(float(v) for v in ([value] if isinstance(value, int | float) else value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be a number or a sequence of {CHANNELS} numbers, got {value!r}") from error
+    if len(numbers) not in (1, CHANNELS):
+        raise ValueError(f"{what} must be one number or {CHANNELS}, one per channel; got {len(numbers)}: {numbers}")
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{what} must be finite, got {numbers}")
+    return numbers * CHANNELS if len(numbers) == 1 else numbers
+
+
+def _byte_hint(means: tuple[float, ...]) -> str:
+    if all(0 <= value <= 255 for value in means):
+        return ". For values meant for bytes, 0 to 255, divide mean and std by 255"
+    return ""
+
+
+def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) from one number or two.
+
+    Raises:
+        TypeError: not an integer or two integers.
+        ValueError: a side below 1, or another number of values than 1 or 2.
+    """
+    try:
+        sides = [operator.index(side) for side in ([size] if isinstance(size, int) else size)]
+    except TypeError as error:
+        raise TypeError(f"input_size must be an integer or (H, W), got {size!r}") from error
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"input_size must be one or two integers of at least 1, got {size!r}")
+    return sides[0], sides[-1]
+
+
+def check_class_names(names: Sequence[str], num_classes: int | None) -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+        TypeError: `names` is not a sequence of str.
+        ValueError: there are none, or another number of them than classes.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names must be a sequence of str, one per class, got {names!r:.100}")
+    if len(names) == 0:
+        raise ValueError("class_names is empty; expected one name per class")
+    if num_classes is not None and len(names) != num_classes:
+        raise ValueError(f"{len(names)} class_names were given for a model of {num_classes} classes")
+    return tuple(names)

@@ -1,0 +1,104 @@
+"""The classifier that comes with the package: small, trained by this project, for the images it generates itself."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from importlib import resources
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fampe_fast.models.classifier import Classifier
+
+__all__ = ["EmbeddedNet", "embedded_record", "load_embedded_classifier"]
+
+NAME: Final = "embedded_classifier"
+MEAN: Final = (0.5, 0.5, 0.5)
+STD: Final = (0.25, 0.25, 0.25)
+#: Layer -> (channels, whether 2 x 2 averaging follows). The first is the stem, with stride 2.
+_LAYERS: Final = ((16, True), (32, False), (48, True), (64, True), (64, False))
+
+
+class EmbeddedNet(nn.Module):
+    """A plain network: five convolutions with ReLU, averaging between them and at the end, a linear head.
+
+    The stem's kernel is a multiple of its stride wide and everything else is reduced by averaging, so that the gradient
+    with respect to the image carries no checkerboard (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
+
+    Args:
+        num_classes: number of logits.
+        batch_norm: follow the convolutions behind the stem by batch normalisation, for training; `folded` returns the
+            network without it, which is what ships.
+    """
+
+    def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        widths = [width for width, _ in _LAYERS]
+        # No normalisation here: at this resolution it would cost as much as the convolution, and training needs none.
+        self.stem = nn.Conv2d(3, widths[0], kernel_size=6, stride=2, padding=2)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(narrow, wide, kernel_size=3, padding=1, bias=not batch_norm) for narrow, wide in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths[1:])
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits `(B, num_classes)` of normalised images `(B, 3, H, W)`, H and W at least 16."""
+        x = torch.relu(self.stem(images))
+        for (_, pooled), conv, norm in zip(_LAYERS[:-1], self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(nn.functional.avg_pool2d(x, 2) if pooled else x)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+    def folded(self) -> EmbeddedNet:
+        """Returns the same function, in eval mode, with the normalisation folded into the convolutions."""
+        net = EmbeddedNet(self.num_classes).to(self.head.weight.dtype).eval()
+        net.stem.load_state_dict(self.stem.state_dict())
+        net.head.load_state_dict(self.head.state_dict())
+        for target, conv, norm in zip(net.convs, self.convs, self.norms, strict=True):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                conv = nn.utils.fuse_conv_bn_eval(deepcopy(conv).eval(), deepcopy(norm).eval())
+            target.load_state_dict(conv.state_dict())
+        return net
+
+
+def embedded_record() -> dict[str, Any]:
+    """Returns how the embedded weights came about: seeds, steps, versions, held-out accuracies, the file's SHA-256."""
+    record: dict[str, Any] = json.loads(_data(f"{NAME}.json"))
+    return record
+
+
+def load_embedded_classifier(device: torch.device | str | None = None) -> Classifier:
+    """Loads the classifier that ships with the package; needs no network.
+
+    It tells eight classes apart, the pairs of a shape and the frequency band of its texture, in the images made by
+    `fampe_fast.images.generated.generate` at 96 x 96 pixels. `benchmarks/train_embedded_classifier.py` trained it.
+
+    Args:
+        device: where to put it; the CPU by default.
+
+    Returns:
+        The classifier in eval mode, taking float32 `(B, 3, 96, 96)` in [0, 1] and returning logits `(B, 8)`.
+    """
+    from safetensors.torch import load
+
+    from fampe_fast.models.classifier import Classifier
+
+    record = embedded_record()
+    net = EmbeddedNet(len(record["class_names"]))
+    net.load_state_dict(load(_data(f"{NAME}.safetensors")))
+    classifier = Classifier(
+        net, name=NAME, mean=MEAN, std=STD, input_size=record["input_size"], class_names=record["class_names"]
+    )
+    classifier.requires_grad_(False).eval()
+    # channels-last is what the CPU's convolutions are fastest in; on another device the engine decides
+    return classifier.to(memory_format=torch.channels_last) if device is None else classifier.to(device)
+
+
+def _data(name: str) -> bytes:
+    return (resources.files("fampe_fast") / "weights" / name).read_bytes()

@@ -1,0 +1,119 @@
+"""Weights from the network: from the cache where they are there, else downloaded, else an error within seconds.
+
+Left to themselves, the libraries retry a name that does not resolve for most of a minute (huggingface_hub: five times
+for each of two files) or wait for a connection without limit (torch.hub). So the cache is asked first, without a
+request, and the server is asked once, with a deadline, before a download begins.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+
+from fampe_fast.errors import WeightsUnavailableError
+from fampe_fast.models.messages import first_line
+
+__all__ = ["hub_file", "url_file"]
+
+REACH_SECONDS = 10.0
+
+
+def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
+    """The path of a file from a Hugging Face repository, in the local cache.
+
+    Args:
+        repository: "owner/name", with "@revision" if it is not the main branch.
+        candidates: file names; the first that exists is taken.
+        what: the model, for messages.
+
+    Raises:
+        WeightsUnavailableError: neither cached nor to be had.
+    """
+    hub: Any = import_module("huggingface_hub")
+    utils: Any = import_module("huggingface_hub.utils")
+    constants: Any = import_module("huggingface_hub.constants")
+    name, _, revision = repository.partition("@")
+    where = f"{constants.ENDPOINT}/{name}"
+    cache = f"the Hugging Face cache ({constants.HF_HUB_CACHE}; HF_HOME sets its place)"
+    try:
+        for candidate in candidates:
+            cached = hub.try_to_load_from_cache(name, candidate, revision=revision or None)
+            if isinstance(cached, str):
+                return Path(cached)
+        session = utils.get_session()
+        _within(REACH_SECONDS, lambda: session.head(constants.ENDPOINT, timeout=REACH_SECONDS))
+        for candidate in candidates:
+            try:
+                return Path(hub.hf_hub_download(name, candidate, revision=revision or None))
+            except utils.LocalEntryNotFoundError:  # a failed request, not a missing file, though its subclass
+                raise
+            except utils.EntryNotFoundError:
+                continue
+    except Exception as error:  # requests', httpx's and huggingface_hub's errors share no base class
+        raise _unavailable(what, where, error, cache) from error
+    raise _unavailable(what, where, FileNotFoundError(f"none of {', '.join(candidates)} is there"), cache)
+
+
+def url_file(url: str, *, what: str) -> Path:
+    """The path of a file from a URL, in torch.hub's cache.
+
+    Raises:
+        WeightsUnavailableError: neither cached nor to be had.
+    """
+    import torch.hub
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urlparse(url).path).name
+    if file.exists():
+        return file
+    digest = torch.hub.HASH_REGEX.search(file.name)
+    try:
+        _within(REACH_SECONDS, lambda: _head(url))
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), digest.group(1) if digest else None)
+    except Exception as error:  # OSError, http.client's errors, RuntimeError for a wrong checksum
+        cache = f"torch.hub's cache ({folder}; TORCH_HOME sets its place)"
+        raise _unavailable(what, url, error, cache) from error
+    return file
+
+
+def _head(url: str) -> None:
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+    except HTTPError as error:
+        error.close()  # the server is there; what it says about the file comes out when it is fetched
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Run `call`, but wait no longer than `seconds`: timeouts of sockets count per address and not for DNS."""
+    failures: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    if failures:
+        raise failures[0]
+
+
+def _unavailable(what: str, where: str, error: Exception, cache: str) -> WeightsUnavailableError:
+    return WeightsUnavailableError(
+        f"the pretrained weights of {what} are not in {cache} and could not be downloaded from {where}: "
+        f"{first_line(error)}. "
+        "Either pass weights=PATH (--weights PATH) with a checkpoint of this model, or fill the cache on a machine "
+        "with network access and copy it here, or pass pretrained=False for random weights"
+    )

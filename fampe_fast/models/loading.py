@@ -1,0 +1,302 @@
+"""`load_classifier`: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fampe_fast.models.checkpoints import archive_kind, fit, read_state_dict
+from fampe_fast.models.class_names import timm_class_names
+from fampe_fast.models.classifier import Classifier, channel_statistics, check_class_names, check_input_size
+from fampe_fast.models.messages import first_line
+from fampe_fast.models.transforms import INTERPOLATIONS, PixelTransform, ResizeAndCrop
+from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
+
+__all__ = ["load_classifier"]
+
+
+def load_classifier(
+    source: str | os.PathLike[str] | nn.Module,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    pretrained: bool | None = None,
+    num_classes: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    interpolation: str | None = None,
+    device: str | torch.device | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> Classifier:
+    """Load an image classifier that takes pixel space, [0, 1], with its transform, normalisation and class names.
+
+    The source is one of:
+
+    - a timm name, with or without a tag: "resnet50", "resnet50.a1_in1k", "timm/resnet50"; or "hf-hub:OWNER/NAME";
+    - a torchvision name by prefix: "torchvision/resnet50", "torchvision:resnet50.IMAGENET1K_V1";
+    - a folder in timm's (Hugging Face's) layout: config.json beside a checkpoint; also "local-dir:PATH";
+    - a TorchScript archive, or a program saved by `torch.export.save` (".pt2"), of a model that takes normalised
+      images. Load programs only from where you would run code from; an exported program accepts the batch sizes
+      that it was exported for;
+    - an nn.Module. It is wrapped, not copied, and so are the changes: evaluation mode, fp32, memory format;
+    - a Classifier, which is returned itself, moved to `device`.
+
+    Where several apply: a name in timm's registry comes before a file of that name in the working directory (write
+    "./resnet50" for the file).
+
+    Args:
+        source: see above.
+        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what `torch.save` wrote,
+            a state dict, also nested or from DistributedDataParallel. It must fit in every key and shape.
+        pretrained: whether to fetch the weights that belong to the name. Default: True unless `weights` is given.
+            False gives random weights.
+        num_classes: the number of classes. Default: from the checkpoint, else the model's own.
+        mean: subtracted from the pixels, in pixel units, [0, 1]; one number or three. Default: the model's
+            configuration; for a program, or an nn.Module without timm's `pretrained_cfg`, 0.
+        std: divided by, in pixel units; one number or three. Default: likewise, or 1 (mean 0 and std 1: the model
+            gets the pixels as they are).
+        class_names: one per class. Default: the model's configuration; for trained models of timm and torchvision
+            with an ImageNet number of classes, ImageNet's; else None.
+        input_size: (H, W) or one number, what the transform produces. Default: the model's configuration, else 224.
+            timm's vision transformers are built for this size.
+        interpolation: the filter that the transform resizes with: nearest, box, bilinear, hamming, bicubic or
+            lanczos. Default: the model's configuration, else bicubic. It matters: the probabilities of a model
+            trained with one and fed by another differ by up to 0.2 on single photographs.
+        device: where to put the model. Default: where it is; the CPU for a model that is loaded.
+        model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}.
+
+    Returns:
+        The classifier in evaluation mode and fp32, on the CPU with weights in channels-last memory format.
+        `requires_grad` of the parameters is left alone.
+
+    Raises:
+        ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
+            weights that do not fit (with counts and examples), a file that is no model.
+        TypeError: an argument has the wrong type.
+        FileNotFoundError: a path that does not exist.
+        WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
+            the message says what to do.
+    """
+    _check_device(device)
+    args = dict(model_args or {})
+    _check_arguments(weights, pretrained, num_classes, args)
+    if isinstance(source, Classifier):
+        given: dict[str, object] = {
+            "weights": weights,
+            "pretrained": pretrained,
+            "num_classes": num_classes,
+            "mean": mean,
+            "std": std,
+        }
+        given |= {"class_names": class_names, "input_size": input_size, "model_args": model_args}
+        given["interpolation"] = interpolation
+        _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
+        return _finish(source, device)
+    if not isinstance(source, str | os.PathLike | nn.Module):
+        raise TypeError(f"source must be a model name, a path or an nn.Module, got {type(source).__name__}")
+
+    # Everything that can be checked before anything is read or fetched.
+    means, stds = channel_statistics(0.0 if mean is None else mean, 1.0 if std is None else std)
+    request = Request(
+        weights=None if weights is None else Path(weights),
+        pretrained=weights is None if pretrained is None else pretrained,
+        num_classes=num_classes,
+        mean=None if mean is None else means,
+        std=None if std is None else stds,
+        input_size=None if input_size is None else check_input_size(input_size),
+        interpolation=interpolation,
+        model_args=args,
+    )
+    if interpolation is not None and interpolation not in INTERPOLATIONS:
+        raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
+    if class_names is not None:
+        check_class_names(class_names, num_classes)
+
+    if isinstance(source, nn.Module):
+        _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
+        _refuse({"model_args"} if args else set(), "an nn.Module is already built")
+        resolved = _from_module(source, request)
+    else:
+        resolved = _from_text(source, request, explicit_pretrained=bool(pretrained))
+    classifier = Classifier(
+        resolved.model,
+        name=resolved.name,
+        mean=resolved.mean,
+        std=resolved.std,
+        input_size=resolved.input_size,
+        transform=resolved.transform,
+        class_names=resolved.class_names if class_names is None else class_names,
+        num_classes=resolved.num_classes,
+    )
+    return _finish(classifier, device)
+
+
+def _check_arguments(weights: object, pretrained: object, num_classes: object, model_args: Mapping[str, Any]) -> None:
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise TypeError(f"weights must be the path of a checkpoint, got {type(weights).__name__}")
+    if not isinstance(pretrained, bool | None):
+        raise TypeError(f"pretrained must be True, False or None, got {pretrained!r}")
+    if weights is not None and pretrained:
+        raise ValueError("weights and pretrained=True contradict each other; give one of them")
+    if num_classes is not None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+            raise TypeError(f"num_classes must be an integer, got {num_classes!r}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not all(isinstance(key, str) for key in model_args):
+        raise TypeError(f"model_args must be keyword arguments, got the keys {list(model_args)}")
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+
+
+def _refuse(given: set[str], reason: str) -> None:
+    if given:
+        raise ValueError(f"{', '.join(sorted(given))} cannot be given here: {reason}")
+
+
+def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pretrained: bool) -> Resolved:
+    """A name or a path."""
+    text = os.fspath(source)
+    if not text:
+        raise ValueError("the model name is empty")
+    if isinstance(source, str):
+        torchvision = torchvision_name(source)
+        if torchvision is not None:
+            return load_torchvision(torchvision, request)
+        if source.startswith(("hf-hub:", "hf_hub:")):
+            return load_timm(source.replace("hf_hub:", "hf-hub:", 1), request)
+        if source.startswith("local-dir:"):
+            return _from_folder(Path(source.removeprefix("local-dir:")), request)
+        if source.startswith("timm/"):
+            return load_timm(source.removeprefix("timm/"), request)
+        if _looks_like_a_name(source) and (_in_timm(source) or not Path(source).exists()):
+            return load_timm(source, request)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, request)
+    if not path.exists():
+        hint = f" For a model on the Hugging Face hub write hf-hub:{text}" if text.count("/") == 1 else ""
+        raise FileNotFoundError(f"no such model file or folder: {text}.{hint}")
+    kind = archive_kind(path)
+    if kind is None:
+        raise ValueError(f"{text} is not a model; expected a folder in timm's layout, TorchScript or torch.export")
+    if kind == "checkpoint":
+        raise ValueError(
+            f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
+            f'load_classifier("NAME", weights="{text}") (--model NAME --weights {text})'
+        )
+    _refuse({"weights"} if request.weights is not None else set(), f"{text} has its weights in it")
+    _refuse({"pretrained"} if explicit_pretrained else set(), f"{text} has its weights in it")
+    _refuse({"model_args"} if request.model_args else set(), f"{text} is already built")
+    program = _load_torchscript(path) if kind == "torchscript" else _load_exported(path)
+    return _from_module(program, request, name=path.stem)
+
+
+def _looks_like_a_name(source: str) -> bool:
+    known = (".pt", ".pth", ".pt2", ".ts", ".bin", ".safetensors", ".onnx", ".tar", ".ckpt")
+    return not any(c in source for c in "/\\:~") and not source.lower().endswith(known)
+
+
+def _in_timm(source: str) -> bool:
+    timm: Any = import_module("timm")
+    return bool(timm.is_model(source.partition(".")[0]))
+
+
+def _from_folder(folder: Path, request: Request) -> Resolved:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such model folder: {folder}")
+    return load_timm(f"local-dir:{folder}", request)
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch advises authors of archives to move on
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            program: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a readable TorchScript archive ({first_line(error)})") from error
+    return program
+
+
+def _load_exported(path: Path) -> nn.Module:
+    try:
+        program: nn.Module = torch.export.load(str(path)).module()
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"{path} is not a readable torch.export program ({first_line(error)})") from error
+    return program
+
+
+class _Exported(nn.Module):
+    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        for module in self.modules():
+            module.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.program(images)
+        except AssertionError as error:  # its guards
+            raise ValueError(
+                f"the exported program does not take images of shape {tuple(images.shape)}: {first_line(error)}. "
+                "Export it with a dynamic batch size (torch.export.Dim)"
+            ) from error
+        return logits
+
+    def train(self, mode: bool = True) -> _Exported:
+        if mode:
+            raise ValueError("an exported program cannot be put into training mode")
+        return self
+
+
+def _from_module(module: nn.Module, request: Request, name: str | None = None) -> Resolved:
+    label = name or type(module).__name__
+    declared = getattr(module, "num_classes", None)
+    declared = declared if isinstance(declared, int) and declared > 0 else None
+    if None not in (declared, request.num_classes) and declared != request.num_classes:
+        raise ValueError(f"num_classes={request.num_classes} was given for a model of {declared} classes")
+    num_classes = request.num_classes or declared
+    if request.weights is not None:
+        state = read_state_dict(request.weights)
+        fit(lambda _: module, state, num_classes=request.num_classes, what=label, source=str(request.weights))
+    try:
+        module.eval()
+    except NotImplementedError:  # what torch.export's programs say
+        module = _Exported(module)
+    config = getattr(module, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and config:
+        size, mean, std, transform = timm_settings(module, request)
+        names = timm_class_names(config, num_classes) if num_classes else None
+        return Resolved(module, label, mean, std, size, transform, num_classes, names)
+    size = request.input_size or (224, 224)
+    mean = (0.0,) if request.mean is None else request.mean
+    std = (1.0,) if request.std is None else request.std
+    transform = PixelTransform(ResizeAndCrop(size, interpolation=request.interpolation or "bicubic"))
+    return Resolved(module, label, mean, std, size, transform, num_classes, None)
+
+
+def _finish(classifier: Classifier, device: str | torch.device | None) -> Classifier:
+    """Evaluation mode, fp32, on the device, in the memory format that is fastest there."""
+    classifier.eval().float()
+    if device is not None:
+        classifier.to(device)
+    if all(parameter.device.type == "cpu" for parameter in classifier.model.parameters()):
+        classifier.model.to(memory_format=torch.channels_last)
+    return classifier

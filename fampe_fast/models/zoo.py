@@ -1,0 +1,333 @@
+"""Models by name, from timm and torchvision, with what their configurations say about input and classes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from fampe_fast.errors import WeightsUnavailableError
+from fampe_fast.models.checkpoints import StateDict, fit, read_state_dict
+from fampe_fast.models.class_names import timm_class_names
+from fampe_fast.models.classifier import check_input_size
+from fampe_fast.models.hub import hub_file, url_file
+from fampe_fast.models.transforms import CHANNELS, timm_transform, torchvision_transform
+
+__all__ = ["Request", "Resolved", "load_timm", "load_torchvision", "timm_settings", "torchvision_name"]
+
+_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_OWN_ARGUMENTS = {
+    "num_classes": "num_classes=",
+    "pretrained": "pretrained=",
+    "weights": "weights=",
+    "checkpoint_path": "weights=",
+    "pretrained_cfg": "weights=, mean= and std=",
+    "pretrained_cfg_overlay": "weights=, mean= and std=",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `load_classifier` asked of a named model."""
+
+    weights: Path | None
+    pretrained: bool
+    num_classes: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    input_size: tuple[int, int] | None
+    interpolation: str | None
+    model_args: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for key, instead in _OWN_ARGUMENTS.items():
+            if key in self.model_args:
+                raise ValueError(f"model_args has {key!r}; use {instead} of load_classifier instead")
+        if self.model_args.get("in_chans", CHANNELS) != CHANNELS:
+            raise ValueError(f"in_chans is {self.model_args['in_chans']!r}; images here have {CHANNELS} channels")
+        if self.model_args.get("features_only"):
+            raise ValueError("features_only gives feature maps, not logits; a classifier is needed")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model with everything that a `Classifier` wraps around it."""
+
+    model: nn.Module
+    name: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    input_size: tuple[int, int]
+    transform: Callable[[Image.Image], Tensor]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+
+
+def load_timm(name: str, request: Request) -> Resolved:
+    """A model from timm.
+
+    Args:
+        name: an architecture with or without a tag ("resnet50", "resnet50.a1_in1k"), "hf-hub:OWNER/NAME", or
+            "local-dir:PATH" for a folder with config.json and a checkpoint.
+        request: the rest.
+
+    Raises:
+        ValueError: unknown name, arguments the model does not take, weights that do not fit, no classifier.
+        WeightsUnavailableError: pretrained weights are not to be had.
+    """
+    timm: Any = import_module("timm")
+    if name.startswith("hf-hub:"):
+        name = _hub_to_local(name, request)
+    if name.startswith("local-dir:"):
+        label, config = Path(name.removeprefix("local-dir:")).name, _folder_config(name)
+    else:
+        label, config = name, _registered_config(name)
+
+    if not config.get("num_classes", 1) and request.num_classes is None and request.weights is None:
+        raise ValueError(f"{label} is a feature extractor without a classifier; explanations need class scores")
+
+    arguments = dict(request.model_args)
+    if request.input_size is not None and config.get("fixed_input_size") and "img_size" not in arguments:
+        arguments["img_size"] = request.input_size  # resamples the position embeddings
+
+    def build(num_classes: int | None, **loading: Any) -> nn.Module:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        try:
+            made: nn.Module = timm.create_model(name, **loading, **classes, **arguments)
+        except TypeError as error:
+            raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
+        return made
+
+    if request.weights is not None:
+        model = fit(
+            build,
+            read_state_dict(request.weights),
+            num_classes=request.num_classes,
+            what=label,
+            source=str(request.weights),
+            adapt=_timm_adapter,
+        )
+    elif request.pretrained:
+        _check_pretrained_classes(label, config.get("num_classes"), request.num_classes)
+        if name.startswith("local-dir:"):
+            try:
+                model = build(None, pretrained=True)
+            except RuntimeError as error:  # no checkpoint in the folder, or one that does not fit
+                raise ValueError(f"{label}: {_first_lines(error)}") from error
+        else:
+            file, custom = _pretrained_file(label, config)
+            model = build(None, pretrained=True, pretrained_cfg_overlay={"file": str(file), "custom_load": custom})
+    else:
+        model = build(request.num_classes)
+
+    num_classes = getattr(model, "num_classes", None)
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"{label} is a feature extractor without a classifier (num_classes is {num_classes})")
+    trained = request.weights is not None or request.pretrained
+    size = arguments.get("img_size", request.input_size)
+    settings = replace(request, input_size=None if size is None else check_input_size(size))
+    input_size, mean, std, transform = timm_settings(model, settings)
+    names = timm_class_names(_config_of(model), num_classes) if trained else None
+    return Resolved(model, label, mean, std, input_size, transform, num_classes, names)
+
+
+def timm_settings(
+    model: nn.Module, request: Request
+) -> tuple[tuple[int, int], Sequence[float], Sequence[float], Callable[[Image.Image], Tensor]]:
+    """Input size, mean, std and transform of a timm model; what the request has overrides its configuration."""
+    timm_data: Any = import_module("timm.data")
+    wishes = {
+        "input_size": None if request.input_size is None else (CHANNELS, *request.input_size),
+        "mean": request.mean,
+        "std": request.std,
+        "interpolation": request.interpolation,
+    }
+    config = timm_data.resolve_data_config(wishes, pretrained_cfg=_config_of(model))
+    height, width = config["input_size"][-2:]
+    return (height, width), config["mean"], config["std"], timm_transform(config)
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return dict(config if isinstance(config, Mapping) else config.to_dict())
+
+
+def _registered_config(name: str) -> dict[str, Any]:
+    """The configuration of a model in timm's registry, for a name with or without a tag."""
+    timm: Any = import_module("timm")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = ""
+        if architecture.lower() in _torchvision_names():
+            hint = f" torchvision has a model of this name: torchvision/{architecture.lower()}."
+        known = [*timm.list_models(), *(f"torchvision/{model}" for model in _torchvision_names())]
+        raise ValueError(f"unknown model {name!r}.{hint}{_close(architecture, known)}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        have = f"timm has these weights for {architecture}: {', '.join(tags)}" if tags else "timm has no weights for it"
+        raise ValueError(f"unknown weights {tag!r} in the model name {name!r}; {have}")
+    config = timm.get_pretrained_cfg(name)
+    return dict(config.to_dict()) if config is not None else {}
+
+
+def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]:
+    """The weights that timm would fetch for a configuration, and whether they need the model's own reader."""
+    what = repr(label)
+    if config.get("hf_hub_id"):
+        special = config.get("hf_hub_filename")
+        names = _HUB_WEIGHTS if special is None else (str(special),)
+        return hub_file(str(config["hf_hub_id"]), names, what=what), bool(special and config.get("custom_load"))
+    if config.get("url"):
+        return url_file(str(config["url"]), what=what), bool(config.get("custom_load"))
+    raise WeightsUnavailableError(
+        f"timm has no pretrained weights for {what}. Pass weights=PATH (--weights PATH) with a checkpoint of this "
+        "model, or pretrained=False for random weights"
+    )
+
+
+def _hub_to_local(name: str, request: Request) -> str:
+    """Fetch what is needed of a Hugging Face repository; a snapshot in the cache is a folder in timm's layout."""
+    repository = name.removeprefix("hf-hub:")
+    config = hub_file(repository, ["config.json"], what=repr(name))
+    if request.pretrained and request.weights is None:
+        hub_file(repository, _HUB_WEIGHTS, what=repr(name))
+    return f"local-dir:{config.parent}"
+
+
+def _folder_config(name: str) -> dict[str, Any]:
+    """The configuration of a folder in timm's layout, whose keys stand at the top or under `pretrained_cfg`."""
+    file = Path(name.removeprefix("local-dir:")) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"the folder {file.parent} has no config.json; expected timm's or Hugging Face's layout")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise ValueError(f"{file} names no timm architecture; only models saved in timm's layout can be loaded from it")
+    return {**config, **config.get("pretrained_cfg", {}), **{k: config[k] for k in ("num_classes",) if k in config}}
+
+
+def _check_pretrained_classes(label: str, have: int | None, asked: int | None) -> None:
+    if asked is not None and have is not None and asked != have:
+        raise ValueError(
+            f"the pretrained weights of {label} have {have} classes; num_classes={asked} would leave the classifier "
+            "untrained. Pass weights=PATH of a model with that many classes, or pretrained=False"
+        )
+
+
+def _timm_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
+    """Translate a foreign checkpoint as timm does it, but only for pretrained weights."""
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return None if translate is None else translate(state, model)
+
+
+def torchvision_name(source: str) -> str | None:
+    """What follows "torchvision/" or "torchvision:", or None."""
+    found = re.fullmatch(r"torchvision[/:](.*)", source)
+    return found.group(1) if found else None
+
+
+def load_torchvision(name: str, request: Request) -> Resolved:
+    """A classifier from torchvision.
+
+    Args:
+        name: "resnet50", or with a member of its weights enumeration, "resnet50.IMAGENET1K_V1" (default: its
+            DEFAULT). Transform, mean and std are those of this member, also for weights from a file.
+        request: the rest.
+
+    Raises:
+        ValueError: unknown name, arguments the model does not take, weights that do not fit.
+        WeightsUnavailableError: pretrained weights are not to be had.
+    """
+    zoo: Any = import_module("torchvision.models")
+    architecture, _, member = name.partition(".")
+    if architecture.lower() not in _torchvision_names():
+        raise ValueError(f"unknown torchvision classifier {name!r}.{_close(architecture, _torchvision_names())}")
+    builder, known = zoo.get_model_builder(architecture), zoo.get_model_weights(architecture)
+    if member and member not in known.__members__:
+        members = ", ".join(known.__members__)
+        raise ValueError(f"unknown weights {member!r} in {name!r}; torchvision has these for {architecture}: {members}")
+    entry = known[member or "DEFAULT"]
+    label = f"torchvision/{name}"
+    arguments = dict(request.model_args)
+
+    def build(num_classes: int | None, **loading: Any) -> nn.Module:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        try:
+            made: nn.Module = builder(**{"weights": None, **loading}, **classes, **arguments)
+        except TypeError as error:
+            raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
+        return made
+
+    categories = entry.meta["categories"]
+    if request.weights is not None:
+        if architecture.lower() in ("googlenet", "inception_v3"):
+            # As torchvision does for its pretrained weights; a checkpoint does not record it.
+            arguments = {"transform_input": True, "init_weights": False, **arguments}
+        model = fit(
+            build,
+            read_state_dict(request.weights),
+            num_classes=request.num_classes,
+            what=label,
+            source=str(request.weights),
+            adapt=_densenet_adapter,
+        )
+    elif request.pretrained:
+        _check_pretrained_classes(label, len(categories), request.num_classes)
+        url_file(entry.url, what=repr(label))
+        model = build(None, weights=entry)
+    else:
+        model = build(request.num_classes)
+
+    num_classes = _output_classes(model, request.num_classes or len(categories))
+    transform, input_size, mean, std = torchvision_transform(entry, request.input_size, request.interpolation)
+    trained = request.weights is not None or request.pretrained
+    names = tuple(categories) if trained and num_classes == len(categories) else None
+    return Resolved(
+        model,
+        label,
+        mean if request.mean is None else request.mean,
+        std if request.std is None else request.std,
+        input_size,
+        transform,
+        num_classes,
+        names,
+    )
+
+
+def _output_classes(model: nn.Module, default: int) -> int:
+    """The size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+    return next((m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in last), default)
+
+
+def _densenet_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
+    """Rename layers: in torchvision's DenseNet files they are called "norm.1" where the model says "norm1"."""
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    return {pattern.sub(r"\1\2", key): value for key, value in state.items()}
+
+
+def _torchvision_names() -> list[str]:
+    zoo: Any = import_module("torchvision.models")
+    names: list[str] = zoo.list_models(module=zoo)
+    return names
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name.lower(), list(known), n=5, cutoff=0.6)
+    return f" Did you mean: {', '.join(matches)}?" if matches else ""
+
+
+def _first_lines(error: Exception, most: int = 4) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:most]) + (" ..." if len(lines) > most else "")

@@ -1,0 +1,164 @@
+"""Which implementation of each primitive runs where: one table, one environment variable.
+
+``FAMPE_FAST_BACKEND`` is ``auto`` (Triton on a GPU, the compiled reference on a CPU with a C++ compiler, else the plain
+reference) or a backend's name; a name that cannot run on the tensors' device raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from ..errors import BackendUnavailableError
+
+VARIABLE = "FAMPE_FAST_BACKEND"
+OPS = ("radial_mask", "energy_cutoff", "band_mix", "dct_mix", "gradient_step", "pixel_mask")
+
+Implementation = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A named set of implementations.
+
+    Attributes:
+        load: gives the implementation of an op, or None where the backend has none (the reference then serves).
+        obstacle: why the backend cannot run on a device type ("cpu", "cuda", ...), or None if it can.
+        automatic: device types for which ``auto`` chooses it.
+    """
+
+    name: str
+    load: Callable[[str], Implementation | None]
+    obstacle: Callable[[str], str | None]
+    automatic: Callable[[str], bool]
+
+
+def _from_package(package: str) -> Callable[[str], Implementation | None]:
+    def load(op: str) -> Implementation | None:
+        module = f"fampe_fast.{package}.{op}"
+        if importlib.util.find_spec(module) is None:
+            return None
+        found: Implementation = getattr(importlib.import_module(module), op)
+        return found
+
+    return load
+
+
+def _load_compiled(op: str) -> Implementation | None:
+    from . import compiled
+
+    return compiled.IMPLEMENTATIONS.get(op)
+
+
+def _compiler_obstacle(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return f"the compiled reference serves CPU tensors, got {device_type} tensors"
+    if sys.platform == "win32":
+        return "torch.compile for the CPU is not set up on Windows"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler.split()[0]) is None and shutil.which("clang++") is None:
+        return f"no C++ compiler found (looked for {compiler!r} and 'clang++'); install one or set CXX"
+    return None
+
+
+def _triton_obstacle(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "Triton kernels need a GPU, and the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"
+        )
+    if device_type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            return f"Triton kernels need compute capability 8.0 or newer, this GPU has {major}.{minor}"
+    if device_type not in ("cpu", "cuda", "xpu"):
+        return f"there are no Triton kernels for {device_type} tensors"
+    return None
+
+
+_BACKENDS: dict[str, Backend] = {
+    "triton": Backend("triton", _from_package("kernels"), _triton_obstacle, lambda kind: kind in ("cuda", "xpu")),
+    "compiled": Backend("compiled", _load_compiled, _compiler_obstacle, lambda kind: kind == "cpu"),
+    "reference": Backend("reference", _from_package("reference"), lambda kind: None, lambda kind: True),
+}
+
+
+def register_backend(
+    name: str, ops: Mapping[str, Implementation], device_types: tuple[str, ...] = ("cpu", "cuda")
+) -> None:
+    """Let another implementation of the primitives take part; it is chosen with ``FAMPE_FAST_BACKEND=name``.
+
+    Args:
+        name: any name but those of the package's own backends.
+        ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; the reference serves the others.
+        device_types: the kinds of tensors it takes.
+
+    Raises:
+        ValueError: the name is taken by the package, or an op is unknown.
+    """
+    if name in ("auto", "triton", "compiled", "reference"):
+        raise ValueError(f"the backend name {name!r} is the package's own; choose another")
+    unknown = sorted(set(ops) - set(OPS))
+    if unknown:
+        raise ValueError(f"unknown primitives {unknown}; known are {list(OPS)}")
+    taken = dict(ops)
+
+    def obstacle(kind: str) -> str | None:
+        return None if kind in device_types else f"backend {name!r} takes {device_types} tensors, got {kind} tensors"
+
+    _BACKENDS[name] = Backend(name, taken.get, obstacle, lambda kind: False)
+    _resolve.cache_clear()
+    _choice.cache_clear()
+
+
+def choice(device: torch.device | str) -> tuple[str, str]:
+    """The backend that would run on a device, and why.
+
+    Raises:
+        BackendUnavailableError: ``FAMPE_FAST_BACKEND`` names a backend that is unknown or cannot run there.
+    """
+    return _choice(os.environ.get(VARIABLE, "auto"), torch.device(device).type, os.environ.get("TRITON_INTERPRET"))
+
+
+def implementation(op: str, device: torch.device) -> Implementation:
+    """The function that computes ``op`` on ``device``."""
+    return _resolve(op, os.environ.get(VARIABLE, "auto"), device.type, os.environ.get("TRITON_INTERPRET"))
+
+
+@cache
+def _choice(wanted: str, device_type: str, interpret: str | None) -> tuple[str, str]:
+    if wanted != "auto":
+        backend = _BACKENDS.get(wanted)
+        if backend is None:
+            raise BackendUnavailableError(f"{VARIABLE}={wanted!r}: unknown; known are auto, {', '.join(_BACKENDS)}")
+        reason = backend.obstacle(device_type)
+        if reason is not None:
+            raise BackendUnavailableError(f"{VARIABLE}={wanted!r} cannot run: {reason}")
+        return wanted, f"{VARIABLE} asks for it"
+    passed_over: list[str] = []
+    for backend in _BACKENDS.values():
+        if not backend.automatic(device_type):
+            continue
+        reason = backend.obstacle(device_type)
+        if reason is None:
+            return backend.name, "; ".join([f"the choice for {device_type} tensors", *passed_over])
+        passed_over.append(f"{backend.name} passed over: {reason}")
+    raise AssertionError("the reference takes every device")
+
+
+@cache
+def _resolve(op: str, wanted: str, device_type: str, interpret: str | None) -> Implementation:
+    name, _ = _choice(wanted, device_type, interpret)
+    found = _BACKENDS[name].load(op) or _BACKENDS["reference"].load(op)
+    assert found is not None, f"the reference lacks {op}"
+    return found

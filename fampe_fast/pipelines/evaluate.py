@@ -1,0 +1,205 @@
+"""Judge methods on image files: insertion and deletion with standard errors, side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..methods.base import AttributionMethod
+from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
+from ..models.classifier import Classifier
+from ..plots import contact_sheet, save_figure
+from ..plots.saving import write_atomically
+from .batches import Batch, Failure, one_by_one_on_error, read_batches
+from .explain import settings_of
+
+
+@dataclass
+class Scores:
+    """One method's scores, image by image.
+
+    Attributes:
+        insertion: areas in [0, 1], higher is better.
+        deletion: areas in [0, 1], lower is better.
+        seconds: for the maps, in all.
+    """
+
+    insertion: list[float] = field(default_factory=list)
+    deletion: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def faithfulness(self) -> list[float]:
+        """Insertion minus deletion."""
+        return [a - b for a, b in zip(self.insertion, self.deletion, strict=True)]
+
+
+@dataclass
+class Evaluation:
+    """The state of an evaluation, complete for every image it names.
+
+    Attributes:
+        protocol: of insertion and deletion.
+        settings: of the methods, by name.
+        paths: images scored with every method.
+        targets: the class of each.
+        probabilities: the model's for that class.
+        scores: by method.
+        failures: images left out.
+    """
+
+    protocol: str
+    settings: dict[str, dict[str, object]]
+    paths: list[Path] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def summary(self) -> dict[str, dict[str, Estimate]]:
+        """Means with standard errors, and the paired difference of insertion to the first method."""
+        first = next(iter(self.scores.values()), None)
+        if first is None or not first.insertion:
+            return {}
+        return {
+            name: {
+                "insertion": mean_and_error(score.insertion),
+                "deletion": mean_and_error(score.deletion),
+                "faithfulness": mean_and_error(score.faithfulness),
+                "insertion_minus_first": paired_difference(score.insertion, first.insertion),
+                "faithfulness_minus_first": paired_difference(score.faithfulness, first.faithfulness),
+            }
+            for name, score in self.scores.items()
+        }
+
+    def as_json(self) -> str:
+        """Everything, as JSON."""
+        return json.dumps(
+            {
+                "protocol": self.protocol,
+                "methods": self.settings,
+                "summary": {
+                    name: {key: vars(estimate) for key, estimate in row.items()} for name, row in self.summary().items()
+                },
+                "seconds_per_image": {
+                    name: score.seconds / max(1, len(score.insertion)) for name, score in self.scores.items()
+                },
+                "images": [
+                    {
+                        "file": path.name,
+                        "target": self.targets[k],
+                        "probability": self.probabilities[k],
+                        "insertion": {name: score.insertion[k] for name, score in self.scores.items()},
+                        "deletion": {name: score.deletion[k] for name, score in self.scores.items()},
+                    }
+                    for k, path in enumerate(self.paths)
+                ],
+                "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
+            },
+            indent=1,
+        )
+
+
+def evaluate_files(
+    classifier: Classifier,
+    methods: Mapping[str, AttributionMethod],
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    targets: Sequence[int] | None = None,
+    protocol: str = "rise",
+    metric_steps: int | None = None,
+    batch_size: int = 8,
+    internal_batch_size: int | None = None,
+    sheet_rows: int = 16,
+    on_images: Callable[[int], None] = lambda count: None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> Evaluation:
+    """Explain every file with every method and score the maps; ``out/scores.json`` and ``out/contact_sheet.png``.
+
+    A batch counts once all methods have scored it. Interrupted by Ctrl-C, it writes what has been scored and lets the
+    interrupt through.
+
+    Args:
+        classifier: the model.
+        methods: by name, made for this classifier; the first is the one others are compared with.
+        paths: image files.
+        out: folder, made if missing.
+        targets: the class of each file; None takes the model's own choice.
+        protocol: of insertion and deletion, by name.
+        metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
+        batch_size: images read together.
+        internal_batch_size: samples per model pass.
+        sheet_rows: images on the contact sheet.
+        on_images: called with the number of images just scored.
+        on_failure: called for an image left out.
+
+    Returns:
+        The ``Evaluation``.
+
+    Raises:
+        OSError: the results cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {name: settings_of(classifier, method) for name, method in methods.items()}
+    result = Evaluation(protocol, settings, scores={name: Scores() for name in methods})
+    sheet: list[tuple[Tensor, dict[str, Tensor], str]] = []
+
+    def failed(failure: Failure) -> None:
+        result.failures.append(failure)
+        on_failure(failure)
+
+    def work(batch: Batch) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, list[float], list[float], float]]]:
+        with torch.no_grad():
+            probabilities = classifier(batch.images).softmax(1)
+        chosen = probabilities.argmax(1)
+        if targets is not None:
+            chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)
+        scored = {}
+        for name, method in methods.items():
+            began = time.perf_counter()
+            maps = method.attribute(
+                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+            )
+            seconds = time.perf_counter() - began
+            areas = insertion_deletion(classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps)
+            scored[name] = (maps, areas.insertion.tolist(), areas.deletion.tolist(), seconds)
+        return chosen, probabilities.gather(1, chosen[:, None])[:, 0], scored
+
+    try:
+        for whole in read_batches(classifier, paths, batch_size, failed):
+            for batch, (chosen, probability, scored) in one_by_one_on_error(whole, work, failed):
+                result.paths += batch.paths
+                result.targets += chosen.tolist()
+                result.probabilities += probability.tolist()
+                for name, (_, insertion, deletion, seconds) in scored.items():
+                    result.scores[name].insertion += insertion
+                    result.scores[name].deletion += deletion
+                    result.scores[name].seconds += seconds
+                for k in range(min(len(batch.paths), sheet_rows - len(sheet))):
+                    maps = {name: found[0][k].cpu() for name, found in scored.items()}
+                    sheet.append((batch.images[k].cpu(), maps, classifier.class_name(int(chosen[k]))))
+                on_images(len(batch.paths))
+    finally:
+        if result.paths:
+            write_atomically(out / "scores.json", result.as_json().encode())
+            _write_sheet(sheet, result, out / "contact_sheet.png")
+    return result
+
+
+def _write_sheet(sheet: list[tuple[Tensor, dict[str, Tensor], str]], result: Evaluation, path: Path) -> None:
+    rows = len(sheet)
+    figure = contact_sheet(
+        [image for image, _, _ in sheet],
+        {name: [maps[name] for _, maps, _ in sheet] for name in result.scores},
+        [title for _, _, title in sheet],
+        scores={name: score.faithfulness[:rows] for name, score in result.scores.items()},
+        score_name=f"insertion − deletion ({result.protocol})",
+    )
+    save_figure(figure, path)

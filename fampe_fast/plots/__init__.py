@@ -1,0 +1,29 @@
+"""Pictures of attribution maps: overlays, explanations, spectra, curves, contact sheets.
+
+matplotlib is imported when the first picture is drawn, pyplot never: no display is needed, and the caller's figures and
+rcParams are left alone.
+"""
+
+from __future__ import annotations
+
+# Imported here and not on first access: two functions bear their module's name, and a module imported later would take
+# its function's place. The modules themselves import torch and numpy alone.
+from fampe_fast.plots.colours import ScaledMap, rgba_of, scale_map
+from fampe_fast.plots.contact_sheet import contact_sheet
+from fampe_fast.plots.curves import curves_figure
+from fampe_fast.plots.overlay import explanation_figure, overlay
+from fampe_fast.plots.saving import save_figure
+from fampe_fast.plots.spectrum import log_amplitude, spectrum_figure
+
+__all__ = [
+    "ScaledMap",
+    "contact_sheet",
+    "curves_figure",
+    "explanation_figure",
+    "log_amplitude",
+    "overlay",
+    "rgba_of",
+    "save_figure",
+    "scale_map",
+    "spectrum_figure",
+]

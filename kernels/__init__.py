@@ -1,0 +1,1 @@
+"""Triton kernels of the spectral hot path; each file bears the name of its plain PyTorch twin in ``reference``."""

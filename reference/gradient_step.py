@@ -1,0 +1,82 @@
+"""One step along the path: from a summed gradient to the next images and their attribution."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class StepResult(NamedTuple):
+    """What ``gradient_step`` gives back; all new tensors."""
+
+    images: Tensor
+    """(B, C, H, W): x_{t+1}."""
+    momentum: Tensor
+    """(B, C, H, W): g_t."""
+    attribution: Tensor
+    """(B, C, H, W): the sum so far."""
+    scale: Tensor
+    """(B,): mean absolute value of the smoothed mean gradient; 0 or not finite where it could not be used."""
+
+
+def smooth(gradient: Tensor, kernel: Tensor) -> Tensor:
+    """Separable convolution with a symmetric kernel (K,), K odd, zero padding (TI-FGSM, arXiv 1904.02884, eq. 6)."""
+    channels, radius = gradient.shape[1], len(kernel) // 2
+    weight = kernel.to(gradient.dtype).expand(channels, 1, 1, -1)
+    along_rows = F.conv2d(gradient, weight, padding=(0, radius), groups=channels)
+    return F.conv2d(along_rows, weight.transpose(2, 3), padding=(radius, 0), groups=channels)
+
+
+def gradient_step(
+    images: Tensor,
+    origin: Tensor,
+    gradient_sum: Tensor,
+    momentum: Tensor,
+    attribution: Tensor,
+    kernel: Tensor,
+    samples: int,
+    decay: float,
+    step_size: float,
+    eps: float,
+    lower: float,
+    upper: float,
+) -> StepResult:
+    """Mean, smoothing, normalisation, momentum, sign step, projection, clamp and attribution, in this order.
+
+    ``g = decay * momentum + s / mean|s|`` with ``s = smooth(gradient_sum / samples)``;
+    ``x' = clamp(origin + clip(x - step_size * sign(g) - origin, -eps, eps), lower, upper)``;
+    ``A' = A - sign(step_size) * (x' - x) * g`` (AttEXplore: Zhu et al., ICLR 2024, algorithm 1, and its public code).
+
+    Args:
+        images: x_t, (B, C, H, W), float32 or float64.
+        origin: x_0, (B, C, H, W).
+        gradient_sum: sum of the loss gradients over the samples, (B, C, H, W).
+        momentum: g_{t-1}, (B, C, H, W); zeros at the first step.
+        attribution: A so far, (B, C, H, W).
+        kernel: (K,) smoothing kernel of odd length, applied along both axes; of length 0 for none.
+        samples: N.
+        decay: of the momentum.
+        step_size: eps/T, positive to descend the loss, negative to ascend it.
+        eps: radius of the projection (maximum norm).
+        lower: smallest pixel value.
+        upper: largest pixel value.
+
+    Returns:
+        A ``StepResult``. An image whose gradient is zero or not finite adds nothing to its momentum.
+    """
+    gradient = gradient_sum / samples
+    if len(kernel):
+        gradient = smooth(gradient, kernel)
+    scale = gradient.abs().mean((1, 2, 3))
+    usable = (scale > 0) & scale.isfinite()
+    divisor = torch.where(usable, scale, torch.ones_like(scale))[:, None, None, None]
+    gradient = decay * momentum + torch.where(
+        usable[:, None, None, None], gradient / divisor, torch.zeros_like(gradient)
+    )
+    moved = images - step_size * gradient.sign() - origin
+    stepped = (origin + moved.clamp(-eps, eps)).clamp(lower, upper)
+    change = (stepped - images) * gradient
+    return StepResult(stepped, gradient, attribution - change if step_size >= 0 else attribution + change, scale)

@@ -1,0 +1,28 @@
+"""Masked images of insertion and deletion: any rows of (image, step) pairs in one go."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pixel_mask(start: Tensor, finish: Tensor, first_step: Tensor, image_index: Tensor, step: Tensor) -> Tensor:
+    """Row p shows ``finish[b]`` where ``first_step[b] <= step[p]`` and ``start[b]`` elsewhere; ``b = image_index[p]``.
+
+    Args:
+        start: (B, C, H, W) floating-point, the images at step 0; any strides, expanded dimensions included.
+        finish: (B, C, H, W) of the same dtype, the images after the last step; any strides.
+        first_step: (B, H, W) int32, the step from which on a pixel shows ``finish``.
+        image_index: (P,) int64 in [0, B), the image of each row.
+        step: (P,) int64, the step of each row.
+
+    Returns:
+        (P, C, H, W) in the dtype of ``start``; channels-last if ``start`` or ``finish`` is, else contiguous.
+    """
+    changed = first_step[image_index] <= step[:, None, None]
+    rows = torch.where(changed[:, None], finish[image_index], start[image_index])
+    # A single channel is both contiguous and channels-last: contiguous then, so that the result does not depend on it.
+    channels_last = start.shape[1] > 1 and any(
+        image.is_contiguous(memory_format=torch.channels_last) for image in (start, finish)
+    )
+    return rows.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

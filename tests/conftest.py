@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests run side by side; two processes with two threads each would wait for each other
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: the kernels then run on CPU tensors, slowly, through its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MODEL = "mobilenetv2_100_same.imagenet.safetensors"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    if not (SHARED / "models" / MODEL).is_file():
+        pytest.skip("the real classifier and photographs (../shared) are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def mobilenet(shared_dir: Path):
+    from fampe_fast.models import load_classifier
+
+    return load_classifier(
+        "mobilenetv2_100",
+        weights=shared_dir / "models" / MODEL,
+        mean=0.5,
+        std=0.5,
+        model_args={"pad_type": "same"},
+    )
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_dir: Path, mobilenet) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """The first n photographs as (images (n, 3, 224, 224), labels (n,))."""
+    from fampe_fast.images import read_image
+
+    labels = json.loads((shared_dir / "images" / "labels.json").read_text())
+    names = sorted(labels)
+
+    def load(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images = [mobilenet.transform(read_image(shared_dir / "images" / name)) for name in names[:n]]
+        return torch.stack(images), torch.tensor([labels[name]["index"] for name in names[:n]])
+
+    return load

@@ -1,0 +1,48 @@
+"""Small models whose gradients or outputs are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TwoClassLinear(nn.Module):
+    """Logits (<w, x>, 0): the gradient of the loss of class 0 is (p - 1) w everywhere."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        score = (pixels * self.weight).sum((1, 2, 3))
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+class Smooth(nn.Module):
+    """A small convolutional net without kinks, for tests that compare two ways of computing the same path."""
+
+    def __init__(self, channels: int = 3, classes: int = 5, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.features = nn.Sequential(nn.Conv2d(channels, 8, 5, stride=2), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh())
+            self.head = nn.Linear(8, classes)
+            nn.init.normal_(self.head.weight, std=3)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.features(pixels).mean((2, 3)))
+
+
+class Constant(nn.Module):
+    """The same logits for every image: no gradient at all."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.new_zeros(len(pixels), 4) + 0 * pixels.sum((1, 2, 3))[:, None]
+
+
+def some_images(batch: int = 2, channels: int = 3, height: int = 24, width: int = 24, seed: int = 0) -> Tensor:
+    """Images away from the bounds, so that no clamp acts on a short path."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.25 + 0.5 * torch.rand(batch, channels, height, width, generator=generator)

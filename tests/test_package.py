@@ -1,0 +1,215 @@
+"""The package as it is installed: what importing costs, the wheel, the backends' table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import fampe_fast
+from fampe_fast.errors import BackendUnavailableError
+from fampe_fast.ops import backends
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(code: str, cwd: Path | None = None, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=cwd,  # the folder python -c stands in comes first on its path
+        env={**os.environ, **environment},
+    ).stdout
+
+
+def test_importing_loads_nothing_heavy_and_touches_no_device() -> None:
+    heavy = run("""
+        import sys, fampe_fast, fampe_fast.cli
+        from fampe_fast import FAMPE, load_classifier, insertion_deletion, create_method
+        import fampe_fast.plots, fampe_fast.ops, fampe_fast.images
+        import torch
+        assert not torch.cuda.is_initialized()
+        print([name for name in ("triton", "timm", "torchvision", "matplotlib", "captum", "rich") if name in sys.modules])
+    """)
+    assert heavy.strip() == "[]"
+
+
+def test_the_bare_package_does_not_even_load_torch() -> None:
+    assert run("import sys, fampe_fast; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in fampe_fast.__all__:
+        assert getattr(fampe_fast, name) is not None
+        assert name in dir(fampe_fast)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fampe_fast.nonsense
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    # A copy, because building leaves its own folders beside the source.
+    source.mkdir()
+    tracked = ["setup.py", "pyproject.toml", "README.md", "fampe_fast", "kernels", "reference"]
+    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in tracked], str(source)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(folder),
+            str(source),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_name(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fampe_fast"}
+    for expected in (
+        "fampe_fast/py.typed",
+        "fampe_fast/kernels/__init__.py",
+        "fampe_fast/reference/philox.py",
+        "fampe_fast/weights/embedded_classifier.safetensors",
+        "fampe_fast/weights/embedded_classifier.json",
+    ):
+        assert expected in names
+    assert wheel.stat().st_size < 2**20
+
+
+def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
+    output = run(
+        """
+        import fampe_fast, fampe_fast.reference, fampe_fast.kernels
+        from fampe_fast.images.generated import generate
+        maps = fampe_fast.FAMPE(fampe_fast.load_embedded_classifier(), steps=1, samples=1).attribute(generate(1).images)
+        print(fampe_fast.__file__, fampe_fast.reference.__file__, float(maps.sum()) > 0)
+        """,
+        tmp_path,
+        PYTHONPATH=str(site),
+        PYTHONNOUSERSITE="1",
+    ).split()
+    assert output[0].startswith(str(site))
+    assert output[1].startswith(str(site / "fampe_fast" / "reference"))
+    assert output[2] == "True"
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("fampe-fast")
+    if not command.exists():
+        pytest.skip("the package is not installed with its scripts")
+    version = subprocess.run([str(command), "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.strip() == f"fampe-fast {fampe_fast.__version__}"
+
+
+# --- the table of backends -------------------------------------------------------------------------------------------
+
+
+def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    name, reason = backends.choice("cpu")
+    assert name in ("compiled", "reference")
+    assert "cpu" in reason
+
+
+def test_auto_falls_back_to_the_reference_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    backends._choice.cache_clear()
+    try:
+        name, reason = backends.choice("cpu")
+        assert name == "reference"
+        assert "no C++ compiler found" in reason
+        monkeypatch.setenv(backends.VARIABLE, "compiled")
+        with pytest.raises(BackendUnavailableError, match=r"'compiled' cannot run: no C\+\+ compiler"):
+            backends.choice("cpu")
+    finally:
+        backends._choice.cache_clear()
+
+
+def test_an_explicit_choice_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendUnavailableError, match="Triton kernels need a GPU"):
+        backends.choice("cpu")
+    monkeypatch.setenv(backends.VARIABLE, "tritn")
+    with pytest.raises(BackendUnavailableError, match=r"'tritn': unknown; known are auto, triton, compiled, reference"):
+        fampe_fast.ops.radial_mask(torch.ones(1), 8, 8)
+
+
+def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    real = backends.importlib.util.find_spec
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name == "triton" else real(name))
+    backends._choice.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailableError, match="triton is not installed"):
+            backends.choice("cpu")
+    finally:
+        backends._choice.cache_clear()
+
+
+def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def radial_mask(cutoff: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append((height, width))
+        return cutoff, cutoff
+
+    fampe_fast.register_backend("mine", {"radial_mask": radial_mask}, device_types=("cpu",))
+    try:
+        monkeypatch.setenv(backends.VARIABLE, "mine")
+        fampe_fast.ops.radial_mask(torch.ones(1), 8, 9)
+        assert calls == [(8, 9)]
+        spectrum = torch.fft.rfft2(torch.rand(1, 1, 8, 8))
+        assert fampe_fast.ops.energy_cutoff(spectrum, 8).shape == (1,)  # the reference serves what it lacks
+        with pytest.raises(BackendUnavailableError, match="takes .* tensors, got meta"):
+            backends.choice("meta")
+    finally:
+        backends._BACKENDS.pop("mine")
+        backends._choice.cache_clear()
+        backends._resolve.cache_clear()
+    with pytest.raises(ValueError, match="the package's own"):
+        fampe_fast.register_backend("triton", {})
+    with pytest.raises(ValueError, match=r"unknown primitives \['fft'\]"):
+        fampe_fast.register_backend("mine", {"fft": radial_mask})
+
+
+def test_a_failing_compiler_costs_a_warning_and_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fampe_fast.errors import FampeWarning
+    from fampe_fast.ops import compiled
+
+    monkeypatch.setattr(compiled, "COMPILE_AFTER", 0)
+    worthwhile = compiled._CompiledWhenWorthwhile(lambda values, factor: values * factor)
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("cc1plus: out of luck")
+
+    worthwhile._compiled = fail
+    values = torch.arange(3.0)
+    with pytest.warns(FampeWarning, match=r"torch.compile failed .*out of luck.*running it uncompiled"):
+        assert torch.equal(worthwhile(values, 2), values * 2)
+    assert torch.equal(worthwhile(values, 3), values * 3)  # silently from then on
