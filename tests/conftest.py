@@ -39,6 +39,7 @@ def mobilenet(shared_dir: Path):
         weights=shared_dir / "models" / MODEL,
         mean=0.5,
         std=0.5,
+        interpolation="bilinear",  # what the recorded probabilities were made with
         model_args={"pad_type": "same"},
     )
 

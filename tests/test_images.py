@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,10 @@ class TestDeepGrey:
 
     @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
     def test_every_sixteen_bit_value(self, tmp_path: Path, suffix: str) -> None:
-        Image.fromarray(self.ALL).save(tmp_path / f"a{suffix}")
+        if suffix == ".pgm":
+            (tmp_path / "a.pgm").write_bytes(b"P5 256 256 65535\n" + self.ALL.astype(">u2").tobytes())
+        else:
+            Image.fromarray(self.ALL).save(tmp_path / f"a{suffix}")
         found = _pixels(tmp_path / f"a{suffix}")
         np.testing.assert_array_equal(found[..., 2], _exact(self.ALL, 65535))
         assert np.abs(found[..., 0] - self.ALL / 257).max() <= 0.5
@@ -260,7 +264,12 @@ class TestDeepGrey:
         np.testing.assert_array_equal(_pixels(path)[0, :, 0], [255, 254, 0])
 
     def test_transparent_value(self, tmp_path: Path) -> None:
-        Image.fromarray(np.array([[0, 1000, 25700]], np.uint16)).save(tmp_path / "a.png", transparency=1000)
+        Image.fromarray(np.array([[0, 1000, 25700]], np.uint16)).save(tmp_path / "a.png")
+        data = (tmp_path / "a.png").read_bytes()
+        body = b"tRNS" + struct.pack(">H", 1000)
+        chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+        place = data.index(b"IDAT") - 4
+        (tmp_path / "a.png").write_bytes(data[:place] + chunk + data[place:])
         np.testing.assert_array_equal(_pixels(tmp_path / "a.png")[0, :, 0], [0, 255, 100])
 
     @pytest.mark.parametrize("values", [[-1, 5], [0, 70000]])

@@ -268,7 +268,8 @@ class TestTimm:
 
     @pytest.mark.parametrize("how", [{"input_size": 96}, {"model_args": {"img_size": 96}}])
     def test_vision_transformers_are_built_for_the_input_size(self, how: dict[str, Any]) -> None:
-        clf = load_classifier("test_vit", pretrained=False, **how)
+        how = {**how, "model_args": {"depth": 1, **how.get("model_args", {})}}
+        clf = load_classifier("vit_tiny_patch16_224", pretrained=False, **how)
         assert clf.input_size == (96, 96)
         assert clf(clf.transform(_picture(120, 110))[None]).shape == (1, 1000)
 
@@ -383,9 +384,17 @@ class TestWeights:
         assert _same_parameters(clf.model, model)
 
     def test_position_embeddings_are_resampled(self, tmp_path: Path) -> None:
-        path = self._save(tmp_path / "a.pth", _timm("test_vit", num_classes=3).state_dict())
-        clf = load_classifier("test_vit", weights=path, num_classes=3, input_size=96)
+        model = _timm("vit_tiny_patch16_224", num_classes=3, depth=1)
+        nn.init.constant_(model.pos_embed, 0.25)  # type: ignore[arg-type]
+        path = self._save(tmp_path / "a.pth", model.state_dict())
+        clf = load_classifier(
+            "vit_tiny_patch16_224", weights=path, num_classes=3, input_size=96, model_args={"depth": 1}
+        )
         assert clf(torch.rand(1, 3, 96, 96)).shape == (1, 3)
+        embeddings = clf.model.pos_embed
+        assert isinstance(embeddings, Tensor)
+        assert embeddings.shape == (1, 6 * 6 + 1, 192)
+        torch.testing.assert_close(embeddings, torch.full_like(embeddings, 0.25))  # a constant stays one
 
     def test_predictions_are_those_of_the_saved_model(self, tmp_path: Path) -> None:
         model = _timm(num_classes=4)
@@ -881,6 +890,28 @@ class TestDownloads:
         with pytest.raises(WeightsUnavailableError, match=r"no answer within 0\.05 seconds"):
             load_classifier("test_resnet")
         release.set()
+
+    def test_connection_lost_is_not_taken_for_a_missing_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        class Session:
+            def head(self, url: str, **_: Any) -> None: ...
+
+        asked: list[str] = []
+
+        def lose(repository: str, file: str, **_: Any) -> None:
+            asked.append(file)
+            raise LocalEntryNotFoundError("the connection was lost")
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lose)
+        with pytest.raises(WeightsUnavailableError, match="the connection was lost"):
+            load_classifier(SMALL)
+        assert asked == ["model.safetensors"]
 
     def test_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))

@@ -37,7 +37,8 @@ def test_importing_loads_nothing_heavy_and_touches_no_device() -> None:
         import fampe_fast.plots, fampe_fast.ops, fampe_fast.images
         import torch
         assert not torch.cuda.is_initialized()
-        print([name for name in ("triton", "timm", "torchvision", "matplotlib", "captum", "rich") if name in sys.modules])
+        heavy = ("triton", "timm", "torchvision", "matplotlib", "captum", "rich")
+        print([name for name in heavy if name in sys.modules])
     """)
     assert heavy.strip() == "[]"
 

@@ -129,7 +129,7 @@ def _names(text: str) -> list[str]:
     unknown = [name for name in names if name not in METHOD_NAMES]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
-            f"unknown method(s) {', '.join(unknown) or text!r}; known: {', '.join(METHOD_NAMES)}"
+            f"unknown method(s) {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(METHOD_NAMES)}"
         )
     return list(dict.fromkeys(names))
 

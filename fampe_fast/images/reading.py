@@ -19,7 +19,7 @@ __all__ = ["IMAGE_EXTENSIONS", "find_images", "load_images", "read_image", "to_r
 #: File name extensions that `find_images` takes from a directory, in lower case.
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 )
 
 # Opened through an external interpreter (Ghostscript) or an operating system's renderer: not for files from anywhere.

@@ -94,6 +94,7 @@ class CaptumMethod:
         return maps
 
     def _one(self, image: Tensor, target: int | tuple[int, ...], image_id: int, chunk: int) -> Tensor:
+        image = image.clone().requires_grad_()  # Captum warns where it has to ask for it
         if self._tunnel is not None:
             # Captum draws from the global generator: seed it, and leave it as it was.
             devices = [image.device] if image.device.type == "cuda" else []

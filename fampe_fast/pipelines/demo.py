@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def run_demo(
     return rows, path
 
 
-def _stacked(pictures: list[Image.Image]) -> bytes:
+def _stacked(pictures: Sequence[Image.Image]) -> bytes:
     page = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
     top = 0
     for picture in pictures:

@@ -88,13 +88,15 @@ def explain_files(
         with torch.no_grad():
             probabilities = classifier(batch.images).softmax(1)
         targets = probabilities.argmax(1) if target is None else torch.full_like(probabilities[:, 0], target).long()
-        options = {"image_ids": batch.positions, "internal_batch_size": internal_batch_size}
+        ids, chunk = batch.positions, internal_batch_size
         cutoff: Tensor | None = None
         if isinstance(method, PathMethod):
-            maps, details = method.attribute(batch.images, targets, return_details=True, **options)
+            maps, details = method.attribute(
+                batch.images, targets, image_ids=ids, internal_batch_size=chunk, return_details=True
+            )
             cutoff = details.cutoff
         else:
-            maps = method.attribute(batch.images, targets, **options)  # type: ignore[arg-type]
+            maps = method.attribute(batch.images, targets, image_ids=ids, internal_batch_size=chunk)
         return maps, probabilities, targets, cutoff, (time.perf_counter() - began) / len(batch.paths)
 
     for whole in read_batches(classifier, paths, batch_size, on_failure):

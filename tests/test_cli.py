@@ -1,0 +1,270 @@
+"""The command line as a person and a shell script meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
+from fampe_fast.images.generated import generate
+from fampe_fast.models.embedded import load_embedded_classifier
+
+QUICK = ["--steps", "1", "--samples", "2"]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded classifier as a TorchScript file: a model from disk like any other."""
+    classifier = load_embedded_classifier()
+    path = tmp_path_factory.mktemp("model") / "small.pt"
+    torch.jit.trace(classifier, torch.rand(2, 3, 96, 96)).save(str(path))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    drawn = generate(3, seed=5)
+    for k in range(3):
+        pixels = (drawn.images[k].permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(folder / f"object_{k}.png")
+    (tmp_path / "labels.json").write_text(json.dumps({f"object_{k}.png": int(drawn.labels[k]) for k in range(3)}))
+    return folder
+
+
+def test_the_demo_explains_what_it_generated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["demo", "--out", str(tmp_path / "new" / "demo"), "--images", "2"]) == DONE
+    output = capsys.readouterr().out
+    for word in ("probability", "cut-off", "insertion", "deletion", "mass inside"):
+        assert word in output
+    with Image.open(tmp_path / "new" / "demo" / "demo.png") as picture:
+        assert min(picture.size) > 500
+
+
+def test_demo_maps_lie_on_the_object() -> None:
+    """What the demo reports, on more images: the object holds far more of the map than its share of the image."""
+    from fampe_fast import FAMPE
+    from fampe_fast.metrics import relevance_mass
+
+    drawn = generate(8, seed=31)
+    maps = FAMPE(load_embedded_classifier(), steps=4, samples=8).attribute(drawn.images, drawn.labels)
+    share = drawn.masks.float().mean((1, 2))
+    assert (relevance_mass(maps, drawn.masks) > 1.3 * share).all()
+
+
+def test_explain_writes_a_picture_and_an_archive_for_each(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    code = main(["explain", str(photos), "--model", str(model_file), "--out", str(out), "--alpha", "0.3", *QUICK])
+    assert code == DONE
+    captured = capsys.readouterr()
+    for k in range(3):
+        assert f"object_{k}.png" in captured.out
+        with Image.open(out / f"object_{k}.png") as picture:
+            picture.verify()
+        with np.load(out / f"object_{k}.npz") as archive:
+            assert archive["map"].shape == archive["image"].shape
+            assert archive["map"].shape[0] == 3
+            assert np.isfinite(archive["map"]).all()
+            assert archive["map"].sum() > 0
+            assert 0 < archive["probability"] <= 1
+            assert archive["cutoff"] >= 1
+            settings = json.loads(str(archive["settings"]))
+    assert settings["config"]["alpha"] == 0.3
+    assert settings["config"]["steps"] == 1
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_map_does_not_depend_on_the_batch_it_was_made_in(photos: Path, model_file: Path, tmp_path: Path) -> None:
+    maps = []
+    for size in ("1", "3"):
+        out = tmp_path / size
+        arguments = ["explain", str(photos), "--model", str(model_file), "--out", str(out), "--batch-size", size]
+        assert main([*arguments, *QUICK]) == DONE
+        maps.append(np.load(out / "object_2.npz")["map"])
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.999
+
+
+def test_a_bad_file_costs_itself(photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    out = tmp_path / "out"
+    missing = str(tmp_path / "nowhere.png")
+    code = main(["explain", str(photos), missing, "--model", str(model_file), "--out", str(out), *QUICK])
+    captured = capsys.readouterr()
+    assert code == SOME_FAILED
+    assert sorted(path.name for path in out.glob("*.npz")) == [f"object_{k}.npz" for k in range(3)]
+    assert "broken.jpg" in captured.err
+    assert "nowhere.png: no such file" in captured.err
+    assert "2 of 5 images failed" in captured.err
+    assert main(["explain", missing, "--model", str(model_file), "--out", str(out), *QUICK]) == UNUSABLE
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(photos: Path, model_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "object_0.png").write_bytes((photos / "object_1.png").read_bytes())
+    files = [str(photos / "object_0.png"), str(other / "object_0.png")]
+    out = tmp_path / "out"
+    assert main(["explain", *files, "--model", str(model_file), "--out", str(out), *QUICK]) == DONE
+    assert {path.name for path in out.glob("*.npz")} == {"object_0.npz", "object_0_2.npz"}
+
+
+def test_evaluate_prints_a_table_and_writes_scores_and_a_sheet(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("captum")
+    (photos / "broken.png").write_bytes(b"nothing")
+    labels = json.loads((tmp_path / "labels.json").read_text()) | {"broken.png": 0}
+    rows = [f"{name},{index}\n" for name, index in labels.items()]
+    (tmp_path / "labels.csv").write_text("file,index\n" + "".join(rows))
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(photos), "--labels", str(tmp_path / "labels.csv"), "--model", str(model_file)]
+    arguments += ["--methods", "fampe,saliency,smoothgrad,integrated_gradients", "--passes", "3", "--metric-steps", "8"]
+    assert main([*arguments, "--protocol", "per_pixel", "--out", str(out), *QUICK]) == SOME_FAILED
+    table = capsys.readouterr().out
+    assert "±" in table
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["protocol"] == "per_pixel"
+    assert [image["file"] for image in scores["images"]] == [f"object_{k}.png" for k in range(3)]
+    assert scores["failures"][0]["file"] == "broken.png"
+    for name in ("fampe", "saliency", "smoothgrad", "integrated_gradients"):
+        areas = [image["insertion"][name] for image in scores["images"]]
+        summary = scores["summary"][name]["insertion"]
+        assert summary["mean"] == pytest.approx(np.mean(areas))
+        assert summary["standard_error"] == pytest.approx(np.std(areas, ddof=1) / 3**0.5)
+        assert f"{summary['mean']:.3f}" in table
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert min(sheet.size) > 300
+
+
+def test_doctor_finds_a_healthy_installation(capsys: pytest.CaptureFixture) -> None:
+    assert main(["doctor"]) == DONE
+    output = capsys.readouterr().out
+    assert torch.__version__.split("+")[0] in output
+    assert "one image explained" in output
+
+
+def test_doctor_reports_a_backend_that_cannot_run(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "nonsense")
+    assert main(["doctor"]) == SOME_FAILED
+    assert "'nonsense': unknown" in capsys.readouterr().out
+
+
+UNUSABLE_ARGUMENTS = [
+    (["explain", "{photos}", "--model", "{model}", "--alpha", "1.5"], r"alpha must be in [0, 1], got 1.5"),
+    (["explain", "{photos}", "--model", "{model}", "--steps", "0"], "steps must be at least 1, got 0"),
+    (["explain", "{photos}", "--model", "{model}", "--option", "mode=mixed"], "mode must be one of"),
+    (["explain", "{photos}", "--model", "{model}", "--option", "speed=9"], "no such option(s): speed"),
+    (["explain", "{photos}", "--model", "{model}", "--method", "saliency", "--alpha", "1"], "no such option(s): alpha"),
+    (["explain", "{photos}", "--model", "no_such_net", "--weights", "{model}"], "no_such_net"),
+    (["explain", "{photos}", "--model", "{photos}/nothing.pt"], "nothing.pt"),
+    (["evaluate", "{photos}/object_0.png", "--model", "{model}"], "is not a folder"),
+    (["evaluate", "{photos}", "--model", "{model}", "--labels", "{photos}/object_0.png"], "cannot read the labels"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNUSABLE_ARGUMENTS, ids=[case[1] for case in UNUSABLE_ARGUMENTS])
+def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
+    arguments: list[str], message: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    filled = [part.format(photos=photos, model=model_file) for part in arguments]
+    assert main([*filled, "--out", str(out)]) == UNUSABLE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.startswith("fampe-fast: ")
+    assert "Traceback" not in captured.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["explain"], "IMAGE"),
+        (["explain", "x.png", "--model-arg", "pad_type"], "expected KEY=VALUE, got 'pad_type'"),
+        (["explain", "x.png", "--mean", "grey"], "expected a number or three"),
+        (["explain", "x.png", "--batch-size", "0"], "must be at least 1"),
+        (["explain", "x.png", "--method", "magic"], "invalid choice: 'magic'"),
+        (["evaluate", "x", "--methods", "fampe,magic"], "unknown method(s) 'magic'"),
+    ],
+)
+def test_typing_errors_exit_with_two(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == UNUSABLE
+    assert message in capsys.readouterr().err
+
+
+def test_labels_that_do_not_fit_are_named(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for content, message in (
+        ({"object_0.png": 1}, "2 of 3 images have no label"),
+        ({f"object_{k}.png": "cat" for k in range(3)}, "expected a class index"),
+        ([1, 2], "must be a JSON object"),
+    ):
+        labels = tmp_path / "bad.json"
+        labels.write_text(json.dumps(content))
+        assert main(["evaluate", str(photos), "--model", str(model_file), "--labels", str(labels)]) == UNUSABLE
+        assert message in capsys.readouterr().err
+
+
+def test_names_offered_are_names_known() -> None:
+    from fampe_fast.cli.arguments import METHOD_NAMES, PROTOCOL_NAMES
+    from fampe_fast.methods import METHODS
+    from fampe_fast.metrics import PROTOCOLS
+
+    assert METHOD_NAMES == METHODS
+    assert set(PROTOCOL_NAMES) == set(PROTOCOLS)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
+def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fampe_fast", "explain", str(photos), "--model", str(model_file)]
+    command += ["--out", str(out), "--steps", "400", "--samples", "2", "--batch-size", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 240
+    while not (out / "object_0.npz").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; what was finished is whole" in errors
+    assert "Traceback" not in errors
+    assert not (out / "object_2.npz").exists()
+    assert not list(out.glob(".*"))
+    for archive in out.glob("*.npz"):
+        with np.load(archive) as found:
+            assert np.isfinite(found["map"]).all()
+
+
+@pytest.mark.shared
+def test_explain_runs_on_a_real_photograph_with_the_real_model(
+    shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photograph = shared_dir / "images" / "n02110958_pug.JPEG"
+    weights = shared_dir / "models" / "mobilenetv2_100_same.imagenet.safetensors"
+    model = ["--model", "mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5", "--std", "0.5"]
+    assert main(["explain", str(photograph), "--weights", str(weights), *model, "--out", str(tmp_path), *QUICK]) == DONE
+    assert "254 pug" in capsys.readouterr().out
+    with np.load(tmp_path / "n02110958_pug.npz") as archive:
+        assert archive["map"].shape == (3, 224, 224)
