@@ -257,6 +257,53 @@ def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tm
             assert np.isfinite(found["map"]).all()
 
 
+def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, tmp_path: Path) -> None:
+    from fampe_fast.methods import create_method
+    from fampe_fast.pipelines.evaluate import evaluate_files
+
+    classifier = load_embedded_classifier()
+    inner = create_method("fampe", classifier, steps=1, samples=1)
+
+    class Interrupted:
+        calls = 0
+
+        def attribute(self, inputs: torch.Tensor, target: object = None, **options: object) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return inner.attribute(inputs, target, **options)
+
+    paths = sorted(photos.glob("*.png"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_files(classifier, {"one": Interrupted()}, paths, tmp_path / "out", metric_steps=4, batch_size=1)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [image["file"] for image in scores["images"]] == ["object_0.png", "object_1.png"]
+    assert scores["summary"]["one"]["insertion"]["n"] == 2
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        sheet.verify()
+
+
+def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: Path) -> None:
+    from fampe_fast.methods import create_method
+    from fampe_fast.pipelines.evaluate import evaluate_files
+
+    classifier = load_embedded_classifier()
+    inner = create_method("fampe", classifier, steps=1, samples=1)
+
+    class Picky:
+        def attribute(self, inputs: torch.Tensor, target: object = None, **options: object) -> torch.Tensor:
+            if 1 in options["image_ids"]:
+                raise RuntimeError("not this one")
+            return inner.attribute(inputs, target, **options)
+
+    paths = sorted(photos.glob("*.png"))
+    result = evaluate_files(classifier, {"picky": Picky()}, paths, tmp_path / "out", metric_steps=4)
+    assert [path.name for path in result.paths] == ["object_0.png", "object_2.png"]
+    assert [(failure.path.name, failure.reason) for failure in result.failures] == [
+        ("object_1.png", "RuntimeError: not this one")
+    ]
+
+
 @pytest.mark.shared
 def test_explain_runs_on_a_real_photograph_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
