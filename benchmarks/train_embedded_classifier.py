@@ -39,7 +39,7 @@ class Settings:
     """All that the weights depend on, besides the versions."""
 
     seed: int = 7000
-    steps: int = 1600
+    steps: int = 800
     batch_size: int = 64
     train_images: int = 8192
     test_images: int = 4096
@@ -47,7 +47,8 @@ class Settings:
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     noise: float = 0.12  # largest standard deviation
-    contrast: float = 0.4  # lowest factor
+    contrast: float = 0.5  # lowest factor
+    ramp: float = 0.4  # share of the steps over which noise and contrast reach full strength
     threads: int = 2
 
     @property
@@ -135,7 +136,8 @@ def optimise(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Setting
             order, place = torch.randperm(len(labels), generator=generator), 0
         rows = order[place : place + settings.batch_size]
         place += len(rows)
-        loss = loss_of(net, images[rows], labels[rows], settings, generator)
+        level = min(1.0, step / (settings.ramp * settings.steps))
+        loss = loss_of(net, images[rows], labels[rows], settings, level, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -148,12 +150,14 @@ def optimise(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Setting
             running = 0.0
 
 
-def loss_of(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    logits = net(normalised(augmented(images, settings, generator)))
+def loss_of(
+    net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Settings, level: float, generator: torch.Generator
+) -> Tensor:
+    logits = net(normalised(augmented(images, settings, level, generator)))
     return nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
 
-def augmented(images: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, settings: Settings, level: float, generator: torch.Generator) -> Tensor:
     """Returns each image of bytes, mirrored, its channels permuted, noisy and of lower contrast, at random, in [0, 1].
 
     Noise makes the gradient smoother (Etmann et al., "On the Connection Between Adversarial Robustness and Saliency Map
@@ -167,8 +171,8 @@ def augmented(images: Tensor, settings: Settings, generator: torch.Generator) ->
     channels = torch.rand(count, images.shape[1], generator=generator).argsort(1)
     images = images[torch.arange(count)[:, None], channels].float() / 255.0
     strength, contrast, pivot = torch.rand(3, count, 1, 1, 1, generator=generator)
-    noisy = images + settings.noise * strength * torch.randn(images.shape, generator=generator)
-    return pivot + (settings.contrast + (1.0 - settings.contrast) * contrast) * (noisy - pivot)
+    noisy = images + level * settings.noise * strength * torch.randn(images.shape, generator=generator)
+    return pivot + (1.0 - level * (1.0 - settings.contrast) * contrast) * (noisy - pivot)
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ def seconds_per_step(net: EmbeddedNet, images: Tensor, labels: Tensor, settings:
     for _ in range(12):
         began = time.perf_counter()
         rows = torch.randint(0, len(labels), (settings.batch_size,), generator=generator)
-        loss_of(net, images[rows], labels[rows], settings, generator).backward()  # type: ignore[no-untyped-call]
+        loss_of(net, images[rows], labels[rows], settings, 1.0, generator).backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - began)
     return float(np.median(times[2:]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from copy import deepcopy
 from importlib import resources
 from itertools import pairwise
@@ -19,46 +20,47 @@ __all__ = ["EmbeddedNet", "embedded_record", "load_embedded_classifier"]
 NAME: Final = "embedded_classifier"
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.25, 0.25, 0.25)
-#: Layer -> (channels, whether 2 x 2 averaging follows). The first is the stem, with stride 2.
-_LAYERS: Final = ((16, True), (32, False), (48, True), (64, True), (64, False))
+#: Per layer: channels, and whether 2 x 2 averaging follows. The first has stride 2, so the head sees steps of 8 pixels.
+_LAYERS: Final = ((16, True), (32, False), (48, True), (64, False), (64, False))
 
 
 class EmbeddedNet(nn.Module):
-    """A plain network: five convolutions with ReLU, averaging between them and at the end, a linear head.
+    """A plain network: five convolutions with ReLU, averaging between them, a linear head at each place.
 
-    The stem's kernel is a multiple of its stride wide and everything else is reduced by averaging, so that the gradient
-    with respect to the image carries no checkerboard (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
+    The places' logits are pooled by log-mean-exp, so that the places that see evidence speak and the gradient gathers
+    there (Pinheiro and Collobert, "From Image-level to Pixel-level Labeling with Convolutional Networks", 2015). The
+    first kernel is a multiple of its stride wide and the rest is reduced by averaging, which keeps the checkerboard of
+    strided layers out of the gradient (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
 
     Args:
         num_classes: number of logits.
-        batch_norm: follow the convolutions behind the stem by batch normalisation, for training; `folded` returns the
-            network without it, which is what ships.
+        batch_norm: follow the convolutions by batch normalisation, for training; `folded` returns the network without
+            it, which is what ships.
     """
 
     def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
         widths = [width for width, _ in _LAYERS]
-        # No normalisation here: at this resolution it would cost as much as the convolution, and training needs none.
-        self.stem = nn.Conv2d(3, widths[0], kernel_size=6, stride=2, padding=2)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(narrow, wide, kernel_size=3, padding=1, bias=not batch_norm) for narrow, wide in pairwise(widths)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths[1:])
+        self.convs = nn.ModuleList([nn.Conv2d(3, widths[0], kernel_size=6, stride=2, padding=2, bias=not batch_norm)])
+        for narrow, wide in pairwise(widths):
+            self.convs.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, bias=not batch_norm))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths)
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits `(B, num_classes)` of normalised images `(B, 3, H, W)`, H and W at least 16."""
-        x = torch.relu(self.stem(images))
-        for (_, pooled), conv, norm in zip(_LAYERS[:-1], self.convs, self.norms, strict=True):
-            x = torch.relu(norm(conv(nn.functional.avg_pool2d(x, 2) if pooled else x)))
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
+        x = images
+        for (_, pooled), conv, norm in zip(_LAYERS, self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
+            if pooled:
+                x = nn.functional.avg_pool2d(x, 2)
+        logits: Tensor = self.head(x.flatten(2).transpose(1, 2))  # (B, places, num_classes)
+        return logits.logsumexp(1) - math.log(logits.shape[1])
 
     def folded(self) -> EmbeddedNet:
         """Returns the same function, in eval mode, with the normalisation folded into the convolutions."""
         net = EmbeddedNet(self.num_classes).to(self.head.weight.dtype).eval()
-        net.stem.load_state_dict(self.stem.state_dict())
         net.head.load_state_dict(self.head.state_dict())
         for target, conv, norm in zip(net.convs, self.convs, self.norms, strict=True):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
