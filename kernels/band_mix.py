@@ -1,0 +1,224 @@
+"""The band mix, random numbers, symmetry, masks and all, in one kernel: it reads X, writes Y, and touches nothing else.
+
+Counted in sm_90 machine code (``benchmarks/compile_kernels.py``) the kernel is about as much arithmetic as it is memory
+traffic, so every instruction per coefficient and sample counts. What keeps them few:
+
+- Everything that depends on the coefficient alone (frequencies, radius, Hermitian twin) is computed once per program,
+  and what depends on the image besides (masks, the six weights) once per image; the loop over samples holds only the
+  generator, four conversions, four fused multiply-adds and two multiplications.
+- The mix is rewritten for that: with ``base = g0 + L*aL + Hi*aH`` the gain is ``base + (L*bL)*xiL + (Hi*bH)*xiH``. It
+  rounds less often than the reference and in other places: equal random words, values within a few ulp of the plane's
+  largest.
+- A complex number travels as one 64-bit integer, two of them in one 16-byte access. No layout but this one, the first
+  axis of a block inside a thread, spares the exchange between threads; when H * (W//2+1) is odd every other plane
+  starts 8 bytes off, and accesses have 8 bytes.
+"""
+
+# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import block_of, launch, run_length, widest
+from .packing import pack, unpack
+from .philox import LOW_BYTE, UNIT, philox4x32, split_seed, to_integer
+from .radial_mask import low_pass
+from .radius import on_edge, signed_frequency, squared_radius
+
+
+@triton.jit(
+    do_not_specialize=["rows", "stride", "run", "low_byte", "weight_stride", "channels", "height", "width", "groups"]
+)
+def _band_mix(
+    spectrum_ptr,  # (B, C, K) complex64 as int64, K = H * (W//2+1)
+    out_ptr,  # (P, C, K) complex64 as int64
+    cutoff_ptr,  # (B,) float32
+    weights_ptr,  # (B, 6) float32
+    image_ids_ptr,  # (B,) int64
+    image_index_ptr,  # (P,) int64
+    samples_ptr,  # (P,) int64
+    seed_ptr,  # () int64
+    step_ptr,  # () int64
+    rows,  # P
+    stride,  # a program takes the rows p, p + stride, p + 2*stride, ...
+    run,  # ... this many of them
+    low_byte,  # LOW_BYTE, see there
+    weight_stride,
+    channels,
+    height,
+    width,
+    groups,  # K / GROUP
+    noise_scale,  # sqrt(1.5 * H * W)
+    own_scale,  # sqrt(3 * H * W), for coefficients that are their own conjugates
+    row_scale,  # short / H
+    column_scale,  # short / W
+    SHARED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    half = width // 2 + 1
+    count = groups * GROUP  # tells the compiler what K is divisible by, hence how wide it may load and store
+    blocks = tl.cdiv(count, BLOCK)
+    program = tl.program_id(0)
+    channel = program // blocks % channels
+    start = program // blocks // channels
+    first = start // stride * stride * run + start % stride
+
+    # Once per program: the coefficients.
+    lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
+    k = program % blocks * BLOCK + lane
+    inside = k < count
+    row = k // half
+    column = k - row * half
+    edge = on_edge(column, width)
+    mirrored = edge & (2 * row > height)
+    own_conjugate = edge & ((row == 0) | (2 * row == height))
+    index = (tl.where(mirrored, height - row, row) * half + column).to(tl.uint32)
+    scale_re = tl.where(own_conjugate, own_scale, noise_scale) * UNIT
+    scale_im = tl.where(own_conjugate, 0.0, tl.where(mirrored, -noise_scale, noise_scale)) * UNIT
+    squared = squared_radius(signed_frequency(row, height), column, row_scale, column_scale)
+    k0, k1 = split_seed(tl.load(seed_ptr))
+    step = tl.load(step_ptr).to(tl.uint32)
+    mask = low_byte.to(tl.uint32, bitcast=True)
+
+    image = tl.full((), -1, tl.int32)
+    name = tl.full((), 0, tl.uint32)
+    x_re = tl.zeros((GROUP, BLOCK // GROUP), tl.float32)
+    x_im = x_re
+    noise_re = x_re
+    noise_im = x_re
+    base = x_re
+    low_gain = x_re
+    high_gain = x_re
+    image_index_ptr += first
+    samples_ptr += first
+    out_ptr += (first.to(tl.int64) * channels + channel) * count
+    jump = stride.to(tl.int64) * channels * count
+    for _ in range(tl.minimum(run, tl.cdiv(rows - first, stride))):
+        wanted = tl.load(image_index_ptr).to(tl.int32)
+        if wanted != image:
+            # Once per image: the spectrum and what the masks make of the weights.
+            image = wanted
+            where = image.to(tl.int64)
+            name = tl.load(image_ids_ptr + where).to(tl.uint32)
+            plane = spectrum_ptr + (where * channels + channel) * count
+            x_re, x_im = unpack(tl.load(plane + k, mask=inside, other=0))
+            low = low_pass(squared, tl.load(cutoff_ptr + where))
+            high = 1 - low
+            weights = weights_ptr + where * weight_stride
+            base = tl.load(weights) + low * tl.load(weights + 1) + high * tl.load(weights + 3)
+            low_gain = low * (tl.load(weights + 2) * UNIT)
+            high_gain = high * (tl.load(weights + 4) * UNIT)
+            if SHARED:
+                low_gain += high_gain
+            sigma = tl.load(weights + 5)
+            noise_re = sigma * scale_re
+            noise_im = sigma * scale_im
+        counter = (channel + channels * tl.load(samples_ptr)).to(tl.uint32)
+        w0, w1, w2, w3 = philox4x32(index, counter, step, name, k0, k1)
+        gain = tl.fma(low_gain, to_integer(w2, mask), base)
+        if not SHARED:
+            gain = tl.fma(high_gain, to_integer(w3, mask), gain)
+        real = tl.fma(noise_re, to_integer(w0, mask), x_re) * gain
+        imaginary = tl.fma(noise_im, to_integer(w1, mask), x_im) * gain
+        tl.store(out_ptr + k, pack(real, imaginary), mask=inside)
+        image_index_ptr += stride
+        samples_ptr += stride
+        out_ptr += jump
+
+
+def band_mix(
+    spectrum: Tensor,
+    cutoff: Tensor,
+    weights: Tensor,
+    image_ids: Tensor,
+    image_index: Tensor,
+    samples: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    width: int,
+    shared_multiplier: bool = False,
+    *,
+    block: int | None = None,
+    run: int | None = None,
+) -> Tensor:
+    """``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, each an (image, sample) pair.
+
+    Fastest when the rows p, p + B, p + 2B, ... show one image (the image runs fastest); correct for any order.
+
+    Args:
+        spectrum: X, (B, C, H, W//2+1), complex64, unscaled ``rfft2`` of the current images.
+        cutoff: (B,) float32, radius of the Gaussian L in cycles over the shorter side, greater than zero.
+        weights: (B, 6) float32, g0, aL, bL, aH, bH, sigma.
+        image_ids: (B,) int64 in [0, 2^32): the images' names in the random stream.
+        image_index: (P,) int64 in [0, B): the image of each row.
+        samples: (P,) int64 in [0, 2^32/C): the sample number of each row.
+        seed: () int64.
+        step: () int64 in [0, 2^32).
+        width: W of the images.
+        shared_multiplier: use xiL for both bands (mode ``allpass``).
+        block: coefficients per program; changes no bit of the result.
+        run: rows per program; changes no bit of the result.
+
+    Returns:
+        Y, (P, C, H, W//2+1), complex64, contiguous; its ``irfft2`` is the perturbed images.
+
+    Raises:
+        TypeError: ``spectrum`` is not complex64, or ``cutoff`` or ``weights`` not float32.
+    """
+    if spectrum.dtype != torch.complex64 or cutoff.dtype != torch.float32 or weights.dtype != torch.float32:
+        raise TypeError(
+            "the Triton kernel band_mix takes a complex64 spectrum and float32 cut-offs and weights, "
+            f"got {spectrum.dtype}, {cutoff.dtype} and {weights.dtype}"
+        )
+    batch, channels, height, half = spectrum.shape
+    rows, count, short = len(image_index), height * half, min(height, width)
+    parts = torch.view_as_real(spectrum.resolve_conj().contiguous()).view(torch.int64)
+    if weights.stride(1) != 1:
+        weights = weights.contiguous()
+    out = torch.empty((rows, channels, height, half), dtype=spectrum.dtype, device=spectrum.device)
+    out_parts = torch.view_as_real(out).view(torch.int64)
+    group = widest(count, out_parts)
+    block = block or block_of(group, 4)
+    blocks = triton.cdiv(count, block)
+    stride = min(batch, rows)
+    per_start = triton.cdiv(rows, max(stride, 1))  # rows that lie `stride` apart
+    if run is None:
+        run = run_length(per_start, blocks * channels * stride)
+    launch(
+        _band_mix,
+        blocks * channels * stride * triton.cdiv(per_start, run),
+        parts,
+        out_parts,
+        cutoff.contiguous(),
+        weights,
+        image_ids.contiguous(),
+        image_index.contiguous(),
+        samples.contiguous(),
+        seed,
+        step,
+        rows,
+        stride,
+        run,
+        LOW_BYTE,
+        weights.stride(0),
+        channels,
+        height,
+        width,
+        count // group,
+        math.sqrt(1.5 * height * width),
+        math.sqrt(1.5 * height * width) * math.sqrt(2),  # spelt as in the reference: equal to the bit
+        short / height,
+        short / width,
+        like=spectrum,
+        warps=4,
+        SHARED=shared_multiplier,
+        GROUP=group,
+        BLOCK=block,
+    )
+    return out

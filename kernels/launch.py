@@ -1,0 +1,61 @@
+"""What the host side of every kernel shares: the device guard, the launch, and how the work is cut."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Programs that keep the largest of today's GPUs busy: about 150 multiprocessors, a handful of programs on each, a few
+# waves of them so that the last one weighs little. Only speed hangs on it.
+ENOUGH_PROGRAMS = 4096
+
+WIDEST_ACCESS = 16
+"""Bytes of the widest global access a thread can make."""
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's device current: Triton launches on the current one, whatever the pointers say."""
+    if tensor.device.type in ("cpu", "meta"):
+        return nullcontext()
+    guard: AbstractContextManager[Any] = getattr(torch, tensor.device.type).device(tensor.device)
+    return guard
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, like: Tensor, warps: int, **constants: Any) -> None:
+    """Run ``programs`` programs of a kernel on the device of ``like``; without work there is no launch.
+
+    ``enable_fp_fusion=False``: multiplications and additions are never contracted behind our back. Where a fused one
+    is wanted the kernel says ``tl.fma``. So results do not hang on what a compiler happens to find, and the
+    interpreter, the GPUs of two vendors and the next compiler round alike.
+
+    Raises:
+        ValueError: a tensor lies on another device (a kernel would follow its pointer all the same).
+    """
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.device != like.device:
+            raise ValueError(f"all tensors must be on one device, got some on {like.device} and {argument.device}")
+    if programs > 0:
+        with on_device(like):
+            kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+
+
+def widest(count: int, *tensors: Tensor) -> int:
+    """The most consecutive elements, a power of two, that one access may take in rows of ``count`` elements."""
+    size = max(tensor.element_size() for tensor in tensors)
+    elements = max(1, WIDEST_ACCESS // size)
+    while count % elements:
+        elements //= 2
+    return elements
+
+
+def block_of(group: int, warps: int) -> int:
+    """Elements of a program whose threads take at least four each, and all of a group of consecutive ones."""
+    return max(4, group) * warps * (64 if torch.version.hip else 32)
+
+
+def run_length(rows: int, programs_per_row: int) -> int:
+    """Rows that one program should handle one after the other, sharing what it computes before the first."""
+    return max(1, min(rows, rows * programs_per_row // ENOUGH_PROGRAMS))

@@ -1,0 +1,102 @@
+"""Radial Gaussian masks: as a device function for the mix, and as a kernel of its own for those who want them."""
+
+# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import block_of, launch, run_length, widest
+from .radius import signed_frequency, squared_radius
+
+
+@triton.jit
+def low_pass(squared, cutoff):
+    """``exp(-squared / (2 cutoff^2))``, squared a block and cutoff a scalar: one multiplication and one exp2 each.
+
+    2^x instead of e^x saves a multiplication; the reference divides each squared radius, here the scalar is divided, so
+    the exponent x carries one more rounding. That moves L by at most x * e^-x * 2^-24 < 2^-25.
+    """
+    return tl.exp2(squared * tl.div_rn(-0.7213475204444817, cutoff * cutoff))  # -log2(e) / 2
+
+
+@triton.jit(do_not_specialize=["batch", "run", "height", "width", "groups"])
+def _radial_mask(
+    cutoff_ptr,  # (B,) float32
+    low_ptr,  # (B, K) float32, K = H * (W//2+1)
+    high_ptr,  # (B, K) float32
+    batch,
+    run,  # images per program
+    height,
+    width,
+    groups,  # K / GROUP
+    row_scale,  # short / H
+    column_scale,  # short / W
+    GROUP: tl.constexpr,  # consecutive coefficients per thread: as many as are surely aligned, 4 at most
+    BLOCK: tl.constexpr,
+):
+    half = width // 2 + 1
+    count = groups * GROUP  # tells the compiler what K is divisible by, hence how wide it may store
+    blocks = tl.cdiv(count, BLOCK)
+    program = tl.program_id(0)
+    first = program // blocks * run
+    # Thread-consecutive coefficients along the first axis: the default layout keeps that axis inside a thread, so the
+    # wide accesses need no exchange between threads.
+    lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
+    k = program % blocks * BLOCK + lane
+    inside = k < count
+    row = k // half
+    squared = squared_radius(signed_frequency(row, height), k - row * half, row_scale, column_scale)
+    for image in range(first, tl.minimum(first + run, batch)):
+        low = low_pass(squared, tl.load(cutoff_ptr + image))
+        plane = count.to(tl.int64) * image
+        tl.store(low_ptr + plane + k, low, mask=inside)
+        tl.store(high_ptr + plane + k, 1 - low, mask=inside)
+
+
+def radial_mask(cutoff: Tensor, height: int, width: int, *, block: int | None = None) -> tuple[Tensor, Tensor]:
+    """``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
+
+    Args:
+        cutoff: (B,), float32, cycles over the shorter side, greater than zero.
+        height: H, pixels.
+        width: W, pixels.
+        block: coefficients per program; changes no bit of the result.
+
+    Returns:
+        L and Hi, each (B, H, W//2+1), float32, values in [0, 1].
+
+    Raises:
+        TypeError: ``cutoff`` is not float32.
+    """
+    if cutoff.dtype != torch.float32:
+        raise TypeError(f"the Triton kernel radial_mask takes float32 cut-offs, got {cutoff.dtype}")
+    batch, half = len(cutoff), width // 2 + 1
+    low = torch.empty((batch, height, half), dtype=torch.float32, device=cutoff.device)
+    high = torch.empty_like(low)
+    count, short = height * half, min(height, width)
+    group = widest(count, low)
+    block = block or block_of(group, 4)
+    blocks = triton.cdiv(count, block)
+    run = run_length(batch, blocks)
+    launch(
+        _radial_mask,
+        blocks * triton.cdiv(batch, run),
+        cutoff.contiguous(),
+        low,
+        high,
+        batch,
+        run,
+        height,
+        width,
+        count // group,
+        short / height,
+        short / width,
+        like=cutoff,
+        warps=4,
+        GROUP=group,
+        BLOCK=block,
+    )
+    return low, high
