@@ -23,11 +23,22 @@ class StepResult(NamedTuple):
 
 
 def smooth(gradient: Tensor, kernel: Tensor) -> Tensor:
-    """Separable convolution with a symmetric kernel (K,), K odd, zero padding (TI-FGSM, arXiv 1904.02884, eq. 6)."""
-    channels, radius = gradient.shape[1], len(kernel) // 2
-    weight = kernel.to(gradient.dtype).expand(channels, 1, 1, -1)
-    along_rows = F.conv2d(gradient, weight, padding=(0, radius), groups=channels)
-    return F.conv2d(along_rows, weight.transpose(2, 3), padding=(radius, 0), groups=channels)
+    """Separable correlation with a kernel (K,), K odd, zero padding (TI-FGSM, arXiv 1904.02884, eq. 6).
+
+    Added tap by tap: a convolution would be rounded to tf32 on a GPU, where that is torch's default.
+    """
+    radius = len(kernel) // 2
+    height, width = gradient.shape[2:]
+    weights = kernel.to(gradient.dtype)
+    padded = F.pad(gradient, (radius, radius))
+    along_rows = torch.zeros_like(gradient)
+    for k in range(len(kernel)):
+        along_rows = along_rows + weights[k] * padded[..., k : k + width]
+    padded = F.pad(along_rows, (0, 0, radius, radius))
+    smoothed = torch.zeros_like(gradient)
+    for k in range(len(kernel)):
+        smoothed = smoothed + weights[k] * padded[:, :, k : k + height]
+    return smoothed
 
 
 def gradient_step(

@@ -178,7 +178,7 @@ def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def radial_mask(cutoff: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append((height, width))
-        return cutoff, cutoff
+        return cutoff.clone(), cutoff.clone()
 
     fampe_fast.register_backend("mine", {"radial_mask": radial_mask}, device_types=("cpu",))
     try:
@@ -204,13 +204,12 @@ def test_a_failing_compiler_costs_a_warning_and_no_result(monkeypatch: pytest.Mo
     from fampe_fast.ops import compiled
 
     monkeypatch.setattr(compiled, "COMPILE_AFTER", 0)
-    worthwhile = compiled._CompiledWhenWorthwhile(lambda values, factor: values * factor)
-
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> object:
         raise RuntimeError("cc1plus: out of luck")
 
-    worthwhile._compiled = fail
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: fail)
+    worthwhile = compiled._CompiledWhenWorthwhile(lambda values, factor: values * factor, "the mix")
     values = torch.arange(3.0)
-    with pytest.warns(FampeWarning, match=r"torch.compile failed .*out of luck.*running it uncompiled"):
+    with pytest.warns(FampeWarning, match=r"torch.compile failed for the mix, which now runs uncompiled: .*out of luck"):
         assert torch.equal(worthwhile(values, 2), values * 2)
     assert torch.equal(worthwhile(values, 3), values * 3)  # silently from then on

@@ -15,9 +15,10 @@ from models_for_tests import Constant, Smooth, TwoClassLinear, some_images
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig
-from fampe_fast.engine.aggregation import chunks_of, objective
-from fampe_fast.engine.diversity import Placement, diversify, draw_placements, padded_size
+from fampe_fast.engine.aggregation import objective
+from fampe_fast.engine.placements import Placement, draw_placements, padded_size
 from fampe_fast.engine.samplers import BandMixSampler, DCTSampler, Rows, Stream
+from fampe_fast.engine.schedule import Schedule
 from fampe_fast.errors import FampeWarning
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
 
@@ -30,6 +31,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FAMPE_FAST_BACKEND", request.param)
     monkeypatch.setattr("fampe_fast.ops.compiled.COMPILE_AFTER", 0)
     return request.param
+
+
+def placed(image: Tensor, place: Placement) -> Tensor:
+    """(1, C, H, W) resized and padded by the published formulas, with torch's own resizing."""
+    height, width = image.shape[-2:]
+    right = padded_size(width) - place.left - place.width
+    bottom = padded_size(height) - place.top - place.height
+    resized = nn.functional.interpolate(image, size=place[:2], mode="bilinear", align_corners=False)
+    return nn.functional.pad(resized, (place.left, right, place.top, bottom))
 
 
 def pearson(a: Tensor, b: Tensor) -> float:
@@ -117,7 +127,7 @@ def transcription(model: nn.Module, image: Tensor, target: int, image_id: int, c
             )
             sample = torch.from_numpy(idctn(spectrum, axes=(1, 2), norm="ortho")).float().requires_grad_()
             place = places[n] if config.input_diversity else None
-            shown = sample[None] if place is None else diversify(sample[None], place)
+            shown = sample[None] if place is None else placed(sample[None], place)
             loss = -model(shown)[0].softmax(0)[target].log()
             mean += torch.autograd.grad(loss, sample)[0].double() / config.samples
         mean = nn.functional.conv2d(mean[:, None], kernel[None, None], padding=3)[:, 0]
@@ -199,19 +209,23 @@ def test_the_two_cpu_backends_give_the_same_samples_to_the_bit(monkeypatch: pyte
         assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
 
 
-def test_chunks_cover_every_pair_once_in_order() -> None:
+@pytest.mark.parametrize("diversity", [False, True])
+def test_chunks_cover_every_pair_once_in_order(diversity: bool) -> None:
+    config = FAMPEConfig(steps=3, samples=6, seed=2, input_diversity=diversity)
     for batch in (1, 3, 8):
-        for size in (1, 2, 5, 100):
-            seen = []
-            for chunk in chunks_of([4, 0, 7], batch, size):
-                assert len(chunk.samples) <= size
-                for number, start, stop in chunk.runs:
-                    assert (chunk.samples[start:stop] == number).all()
-                    assert torch.equal(
-                        chunk.image_index[start:stop].diff(), torch.ones(stop - start - 1, dtype=torch.long)
-                    )
-                seen += list(zip(chunk.samples.tolist(), chunk.image_index.tolist(), strict=True))
-            assert seen == [(number, image) for number in (4, 0, 7) for image in range(batch)]
+        schedule = Schedule(config, batch, 32, 40, torch.device("cpu"))
+        for step in range(3):
+            places = draw_placements(2, step, 6, 32, 40) if diversity else [None] * 6
+            order = [n for n in range(6) if places[n] is None] + [n for n in range(6) if places[n] is not None]
+            for size in (1, 2, 5, 100):
+                seen = []
+                for rows, placements in schedule.chunks(step, size):
+                    assert 0 < len(rows.samples) <= size
+                    for p, number in enumerate(rows.samples.tolist()):
+                        place = places[number]
+                        assert place == (None if placements is None else tuple(placements[p].tolist()))
+                    seen += list(zip(rows.samples.tolist(), rows.image_index.tolist(), strict=True))
+                assert seen == [(number, image) for number in order for image in range(batch)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -270,16 +284,8 @@ def test_placements_follow_the_published_ranges() -> None:
 def test_placements_fit_small_and_oblong_images(size: tuple[int, int]) -> None:
     for place in draw_placements(0, 0, 200, *size):
         if place is not None:
-            shown = diversify(torch.ones(1, 1, *size), place)
-            assert shown.shape[-2:] == (padded_size(size[0]), padded_size(size[1]))
-            assert shown.sum().item() == pytest.approx(place.height * place.width, rel=1e-5)
-
-
-def test_diversify_places_the_resized_image_and_pads_with_zeros() -> None:
-    image = torch.rand(1, 2, 20, 20)
-    shown = diversify(image, Placement(20, 20, 2, 1))
-    assert torch.equal(shown[..., 2:22, 1:21], image)
-    assert shown.sum().item() == pytest.approx(image.sum().item(), rel=1e-5)
+            assert size[0] <= place.height <= padded_size(size[0]) - place.top
+            assert size[1] <= place.width <= padded_size(size[1]) - place.left
 
 
 def test_diversity_feeds_both_sizes_and_can_be_left_out() -> None:

@@ -12,6 +12,7 @@ Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]
 Direction = Literal["descend", "ascend"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Compile = Literal["auto", "off", "on", "graphs"]
 
 
 def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
@@ -43,6 +44,9 @@ class PathConfig:
         seed: of every random number, any 64-bit integer.
         bounds: smallest and largest pixel value.
         precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
+        compile: the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA graphs), or
+            ``auto``: on for GPUs, off on a CPU, where it gains little. The first call takes a minute or so longer; a
+            model that cannot be compiled runs as it is, with one warning.
     """
 
     steps: int = 10
@@ -56,6 +60,7 @@ class PathConfig:
     seed: int = 0
     bounds: tuple[float, float] = (0.0, 1.0)
     precision: Precision = "fp32"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
@@ -65,6 +70,7 @@ class PathConfig:
         _check_choice("direction", self.direction, ("descend", "ascend"))
         _check_choice("loss", self.loss, ("cross_entropy", "softmax_twice"))
         _check_choice("precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
+        _check_choice("compile", self.compile, ("auto", "off", "on", "graphs"))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be a whole number, got {self.seed!r} ({type(self.seed).__name__})")
         if not -(2**63) <= self.seed < 2**63:

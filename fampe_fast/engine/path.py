@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import FampeWarning
-from ..model_care import Model, frozen_parameters
-from .aggregation import sum_gradients
-from .config import PathConfig
-from .samplers import Sampler, Stream
+from ..model_care import frozen_parameters
+from .aggregation import GradientLoop
+from .samplers import Stream
+from .schedule import Schedule
 from .targets import Targets
 
 _RADIUS = 3
@@ -48,24 +48,20 @@ def smoothing_kernel(device: torch.device) -> Tensor:
 
 
 def follow_path(
-    model: Model,
-    sampler: Sampler,
+    loop: GradientLoop,
     images: Tensor,
     targets: Targets,
     image_ids: Tensor,
-    config: PathConfig,
     chunk_size: int,
     on_step: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, PathDetails]:
     """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
 
     Args:
-        model: in evaluation mode, on the images' device.
-        sampler: makes the samples at each step.
+        loop: sums the gradients of a model, in evaluation mode and on the images' device, over a step's samples.
         images: x_0, float32 (B, C, H, W), inside ``config.bounds``.
         targets: of the images.
         image_ids: (B,) int64 in [0, 2^32 - 2].
-        config: of the path.
         chunk_size: samples per model pass.
         on_step: called with 1 after every step.
 
@@ -73,17 +69,20 @@ def follow_path(
         The attribution (B, C, H, W), float32, and the details. Warns (``FampeWarning``) of images whose gradient was
         zero at every step, whose map is zero, and of those whose gradient was not finite at some step.
     """
-    device = images.device
+    device, config = images.device, loop.config
     stream = Stream(torch.tensor(config.seed, device=device), image_ids)
     kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, device=device)
     # The one place that decides the direction: a negative step climbs the loss.
     step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
     current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
     scales = []
-    with torch.no_grad(), frozen_parameters(model):
-        prepared = sampler.prepare(images)
+    batch, _, height, width = images.shape
+    schedule = Schedule(config, batch, height, width, device)
+    numbers = torch.arange(config.steps, device=device)
+    with torch.no_grad(), frozen_parameters(loop.model):
+        prepared = loop.sampler.prepare(images)
         for step in range(config.steps):
-            gradient_sum = sum_gradients(model, sampler, current, prepared, targets, stream, step, config, chunk_size)
+            gradient_sum = loop(current, prepared, targets, stream, schedule, step, numbers[step], chunk_size)
             current, momentum, attribution, scale = ops.gradient_step(
                 current,
                 images,
@@ -101,7 +100,7 @@ def follow_path(
             on_step(1)
     gradient_scale = torch.stack(scales)
     _warn_of_unusable(gradient_scale, image_ids)
-    details = PathDetails(targets.classes, prepared, current, gradient_scale, config.steps * config.samples)
+    details = PathDetails(targets.classes, prepared.cutoff, current, gradient_scale, config.steps * config.samples)
     return attribution, details
 
 

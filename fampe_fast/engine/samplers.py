@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -31,17 +32,32 @@ class Rows(NamedTuple):
     """(P,) int64, sample number."""
 
 
+class Prepared(NamedTuple):
+    """What is computed once per image, from x_0."""
+
+    weights: Tensor
+    """(B, K) float32: of the bands and the noise."""
+    cutoff: Tensor | None
+    """(B,) float32: cut-offs in cycles over the shorter side, or None where there are none."""
+    transform: tuple[Tensor, ...] = ()
+    """The matrices (H, H) and (W, W) of a transform that is done by matrices."""
+
+
 class Sampler(Protocol):
     """Makes perturbed samples of a batch of images."""
 
-    def prepare(self, images: Tensor) -> Tensor | None:
-        """What is computed once per image, from x_0: the cut-offs (B,), or None where there are none."""
+    @property
+    def kind(self) -> Hashable:
+        """All that ``draw`` depends on besides its arguments: samplers of one kind share their compiled code."""
+
+    def prepare(self, images: Tensor) -> Prepared:
+        """What is computed once per image, from x_0."""
 
     def transform(self, images: Tensor) -> Tensor:
         """What is computed once per step, from x_t: its spectrum."""
 
     def draw(
-        self, spectrum: Tensor, prepared: Tensor | None, rows: Rows, stream: Stream, step: Tensor, width: int
+        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
     ) -> Tensor:
         """Samples (P, C, H, W) in pixel space."""
 
@@ -51,12 +67,21 @@ class BandMixSampler:
 
     def __init__(self, config: FAMPEConfig) -> None:
         self._config = config
+        self._shared_multiplier = config.mode == "allpass"
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """The energy cut-off of each image, or the fixed one."""
-        if self._config.cutoff is not None:
-            return images.new_full((len(images),), self._config.cutoff)
-        return ops.energy_cutoff(self.transform(images), images.shape[-1], self._config.tau, self._config.include_dc)
+    @property
+    def kind(self) -> Hashable:
+        """Whether both bands share their multipliers."""
+        return "band_mix", self._shared_multiplier
+
+    def prepare(self, images: Tensor) -> Prepared:
+        """The mode's numbers, and the energy cut-off of each image or the fixed one."""
+        config = self._config
+        if config.cutoff is not None:
+            cutoff = images.new_full((len(images),), config.cutoff)
+        else:
+            cutoff = ops.energy_cutoff(self.transform(images), images.shape[-1], config.tau, config.include_dc)
+        return Prepared(_for_every_image((*config.band_weights(), config.sigma), images), cutoff)
 
     def transform(self, images: Tensor) -> Tensor:
         """``rfft2``, unscaled."""
@@ -64,26 +89,23 @@ class BandMixSampler:
         return spectrum
 
     def draw(
-        self, spectrum: Tensor, prepared: Tensor | None, rows: Rows, stream: Stream, step: Tensor, width: int
+        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
     ) -> Tensor:
         """One mix and one inverse transform."""
-        assert prepared is not None
-        numbers = (*self._config.band_weights(), self._config.sigma)
-        weights = torch.tensor([numbers], device=spectrum.device).expand(len(prepared), -1)
+        assert prepared.cutoff is not None
         mixed = ops.band_mix(
             spectrum,
-            prepared,
-            weights,
+            prepared.cutoff,
+            prepared.weights,
             stream.image_ids,
             rows.image_index,
             rows.samples,
             stream.seed,
             step,
             width,
-            self._config.mode == "allpass",
+            self._shared_multiplier,
         )
-        samples: Tensor = torch.fft.irfft2(mixed, s=(spectrum.shape[-2], width))
-        return samples
+        return ops.irfft2(mixed, width)
 
 
 class DCTSampler:
@@ -92,30 +114,34 @@ class DCTSampler:
     def __init__(self, config: AttEXploreConfig) -> None:
         self._config = config
 
-    def prepare(self, images: Tensor) -> None:
-        """Nothing: every frequency is treated alike."""
+    @property
+    def kind(self) -> Hashable:
+        """There is one kind."""
+        return "dct_mix"
+
+    def prepare(self, images: Tensor) -> Prepared:
+        """Two numbers; there is no cut-off, every frequency is treated alike."""
+        matrices = tuple(_dct(size, images.device) for size in images.shape[-2:])
+        return Prepared(_for_every_image((self._config.rho, self._config.sigma), images), None, matrices)
 
     def transform(self, images: Tensor) -> Tensor:
         """Orthonormal DCT-II along both axes."""
         rows, columns = (_dct(size, images.device) for size in images.shape[-2:])
-        return rows @ images @ columns.T
+        return ops.separable_transform(images, rows, columns)
 
     def draw(
-        self, spectrum: Tensor, prepared: Tensor | None, rows: Rows, stream: Stream, step: Tensor, width: int
+        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
     ) -> Tensor:
         """One mix and one inverse transform."""
-        weights = torch.tensor([[self._config.rho, self._config.sigma]], device=spectrum.device)
         mixed = ops.dct_mix(
-            spectrum,
-            weights.expand(len(spectrum), -1),
-            stream.image_ids,
-            rows.image_index,
-            rows.samples,
-            stream.seed,
-            step,
+            spectrum, prepared.weights, stream.image_ids, rows.image_index, rows.samples, stream.seed, step
         )
-        down, across = (_dct(size, spectrum.device) for size in spectrum.shape[-2:])
-        return down.T @ mixed @ across
+        down, across = prepared.transform
+        return ops.separable_transform(mixed, down.T, across.T)
+
+
+def _for_every_image(numbers: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor([numbers], device=images.device).repeat(len(images), 1)
 
 
 @lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
+from ..engine.aggregation import GradientLoop
 from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.samplers import Sampler
@@ -58,9 +59,21 @@ class PathMethod(Generic[Config]):
     def __init__(self, model: Model, config: Config) -> None:
         self.forward_func = model
         self.config = config
+        self._loop: GradientLoop | None = None
 
     def _sampler(self) -> Sampler:
         raise NotImplementedError
+
+    def _gradient_loop(self) -> GradientLoop:
+        """The loop of the model and the configuration as they are now, kept for what it has compiled."""
+        loop = self._loop
+        if loop is None or loop.model is not self.forward_func or loop.config != self.config:
+            loop = self._loop = GradientLoop(self.forward_func, self._sampler(), self.config)
+        return loop
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Compiled code stays in its process."""
+        return {**self.__dict__, "_loop": None}
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -141,9 +154,7 @@ class PathMethod(Generic[Config]):
             chunk = chunk_size(internal_batch_size, images.device)
             targets = resolve_targets(self.forward_func, images, target)
             with progress(self.config.steps, type(self).__name__, show_progress) as advance:
-                maps, details = follow_path(
-                    self.forward_func, self._sampler(), images, targets, ids, self.config, chunk, advance
-                )
+                maps, details = follow_path(self._gradient_loop(), images, targets, ids, chunk, advance)
         return (maps, details) if return_details else maps
 
 

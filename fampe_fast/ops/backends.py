@@ -21,7 +21,18 @@ import torch
 from ..errors import BackendUnavailableError
 
 VARIABLE = "FAMPE_FAST_BACKEND"
-OPS = ("radial_mask", "energy_cutoff", "band_mix", "dct_mix", "gradient_step", "pixel_mask")
+# Each primitive and the file that holds it, in ``reference`` and in ``kernels`` alike.
+OPS = {
+    "radial_mask": "radial_mask",
+    "energy_cutoff": "energy_cutoff",
+    "band_mix": "band_mix",
+    "dct_mix": "dct_mix",
+    "diversify": "diversify",
+    "diversify_adjoint": "diversify",
+    "accumulate": "accumulate",
+    "gradient_step": "gradient_step",
+    "pixel_mask": "pixel_mask",
+}
 
 Implementation = Callable[..., Any]
 
@@ -44,7 +55,7 @@ class Backend:
 
 def _from_package(package: str) -> Callable[[str], Implementation | None]:
     def load(op: str) -> Implementation | None:
-        module = f"fampe_fast.{package}.{op}"
+        module = f"fampe_fast.{package}.{OPS[op]}"
         if importlib.util.find_spec(module) is None:
             return None
         found: Implementation = getattr(importlib.import_module(module), op)

@@ -7,7 +7,6 @@ equal the plain reference's to the bit.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FampeWarning
+from ..compilation import Compiled
 from ..reference.band_mix import mix_rows
 from ..reference.dct_mix import dct_mix_rows
 from ..reference.radial_mask import radial_mask
@@ -27,45 +26,32 @@ COMPILE_AFTER = 30_000_000 if tuple(map(int, torch.__version__.split(".")[:2])) 
 
 
 class _CompiledWhenWorthwhile:
-    """A function that is compiled once it has been asked for ``COMPILE_AFTER`` values.
+    """A function that is compiled once it has been asked for ``COMPILE_AFTER`` values."""
 
-    If the compiler fails, it stays as it is, with one warning.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._plain = function
-        self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=True, fullgraph=True)
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self._compiled = Compiled(function, what, dynamic=True)
         self._values = 0
-        self._proven = False
 
     def __call__(self, values: Tensor, *args: Any) -> Any:
         self._values += values.numel()
-        if self._compiled is None or self._values <= COMPILE_AFTER:
-            return self._plain(values, *args)
-        try:
-            result = self._compiled(values, *args)
-        except Exception as error:
-            if self._proven:
-                raise
-            self._compiled = None
-            warnings.warn(
-                f"torch.compile failed for {self._plain.__name__} ({type(error).__name__}: {str(error)[:200]}); "
-                "running it uncompiled, about ten times slower",
-                FampeWarning,
-                stacklevel=3,
-            )
-            return self._plain(values, *args)
-        self._proven = True
-        return result
+        call = self._compiled if self._values > COMPILE_AFTER else self._compiled.plain
+        return call(values, *args)
 
 
-_mix = _CompiledWhenWorthwhile(mix_rows)
-_dct_mix = _CompiledWhenWorthwhile(dct_mix_rows)
+_mix = _CompiledWhenWorthwhile(mix_rows, "the band mix")
+_dct_mix = _CompiledWhenWorthwhile(dct_mix_rows, "the DCT mix")
 
 
 @lru_cache(maxsize=16)
 def _grid(height: int, width: int) -> HermitianGrid:
-    return hermitian_grid(height, width)
+    return HermitianGrid(*map(torch.clone, hermitian_grid(height, width)))
+
+
+# What enters a graph is cloned: of a view the compiler also guards the sizes of the whole, and compiles again for each.
+
+
+def _one(values: Tensor, index: int) -> Tensor:
+    return values[index : index + 1].clone()
 
 
 @torch.no_grad()
@@ -85,22 +71,14 @@ def band_mix(
     channels, height, half = spectrum.shape[1:]
     parts = torch.view_as_real(spectrum.resolve_conj()).contiguous().flatten(2, 3)
     mixed = spectrum.new_empty((len(samples), channels, height * half))
-    masks: dict[int, Tensor] = {}
+    of_image: dict[int, tuple[Tensor, ...]] = {}
+    seed, step, grid = seed.clone(), step.clone(), _grid(height, width)
     for row, image in enumerate(image_index.tolist()):
-        one = slice(image, image + 1)
-        if image not in masks:
-            masks[image] = radial_mask(cutoff[one], height, width)[0].flatten(1)
-        real, imaginary = _mix(
-            parts[one],
-            masks[image],
-            weights[one],
-            _grid(height, width),
-            image_ids[one],
-            samples[row : row + 1],
-            seed,
-            step,
-            shared_multiplier,
-        )
+        if image not in of_image:
+            low = radial_mask(cutoff[image : image + 1], height, width)[0].flatten(1).clone()
+            of_image[image] = _one(parts, image), low, _one(weights, image), _one(image_ids, image)
+        values, low, numbers, name = of_image[image]
+        real, imaginary = _mix(values, low, numbers, grid, name, _one(samples, row), seed, step, shared_multiplier)
         torch.complex(real[0], imaginary[0], out=mixed[row])
     return mixed.view(len(samples), channels, height, half)
 
@@ -119,9 +97,13 @@ def dct_mix(
     flat = spectrum.contiguous().flatten(2)
     index = torch.arange(flat.shape[2])
     mixed = flat.new_empty((len(samples), *flat.shape[1:]))
+    of_image: dict[int, tuple[Tensor, ...]] = {}
+    seed, step = seed.clone(), step.clone()
     for row, image in enumerate(image_index.tolist()):
-        one = slice(image, image + 1)
-        mixed[row] = _dct_mix(flat[one], weights[one], index, image_ids[one], samples[row : row + 1], seed, step)[0]
+        if image not in of_image:
+            of_image[image] = _one(flat, image), _one(weights, image), _one(image_ids, image)
+        values, numbers, name = of_image[image]
+        mixed[row] = _dct_mix(values, numbers, index, name, _one(samples, row), seed, step)[0]
     return mixed.view(len(samples), *spectrum.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""Input diversity: a sample is resized a little and padded to a common larger size (Xie et al., arXiv 1803.06978).
+"""Input diversity: where a resized sample lies in its larger frame (Xie et al., arXiv 1803.06978).
 
 One draw per step and sample number, the same for all images, as in AttEXplore's public code: it does not depend on
 which images share a batch, and a chunk keeps one shape.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ..reference.philox import philox4x32, split_seed
 
@@ -60,12 +58,3 @@ def _place(unit: list[float], height: int, width: int) -> Placement:
     top = int(unit[1] * max(1, full_height - new_height))
     left = int(unit[2] * max(1, full_width - new_width))
     return Placement(new_height, new_width, top, left)
-
-
-def diversify(samples: Tensor, placement: Placement) -> Tensor:
-    """Resize (bilinear) and pad with zeros: (P, C, H, W) to (P, C, int(1.15 H), int(1.15 W)); differentiable."""
-    height, width = samples.shape[-2:]
-    resized = F.interpolate(samples, size=placement[:2], mode="bilinear", align_corners=False)
-    right = padded_size(width) - placement.width - placement.left
-    bottom = padded_size(height) - placement.height - placement.top
-    return F.pad(resized, (placement.left, right, placement.top, bottom))

@@ -1,0 +1,80 @@
+"""``torch.compile`` for functions that must run all the same where it fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from .errors import FampeWarning
+
+
+class Compiled:
+    """A function through ``torch.compile(fullgraph=True)``; once a call of that fails, the plain function serves.
+
+    Attributes:
+        active: whether the compiled function serves.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str, **options: Any) -> None:
+        """Compile lazily, at the first call.
+
+        Args:
+            function: a plain function, closure or not.
+            what: its name in the warning.
+            options: of ``torch.compile``.
+        """
+        self.plain = function
+        self.active = True
+        self._what = what
+        self._options = options
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the compiled function, or the plain one once the compiler has failed.
+
+        Raises:
+            Whatever the plain function raises, and out-of-memory errors.
+        """
+        if not self.active:
+            return self.plain(*args)
+        try:
+            return self._compiled(*args) if self._compiled else self._first_call(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.active = False
+            result = self.plain(*args)  # raises what is the caller's mistake and not the compiler's
+            reason = " ".join(str(error).split())
+            warnings.warn(
+                f"torch.compile failed for {self._what}, which now runs uncompiled: "
+                f"{type(error).__name__}: {reason[:300]}",
+                FampeWarning,
+                stacklevel=2,
+            )
+            return result
+
+    def _first_call(self, *args: Any) -> Any:
+        with warnings.catch_warnings():
+            # Spectra only pass through; what works on them is not the compiler's.
+            warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
+            self._compiled = torch.compile(_with_code_of_its_own(self.plain), fullgraph=True, **self._options)
+            return self._compiled(*args)
+
+
+def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiler counts and limits its graphs per code object, which all closures of one function share."""
+    if not isinstance(function, FunctionType):
+        return function
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own

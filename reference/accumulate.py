@@ -1,0 +1,16 @@
+"""The sum over samples: rows of gradients added to their images."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor) -> None:
+    """``total[image_index[p]] += gradient[p]``, in place; on a CPU in ascending order of p.
+
+    Args:
+        total: (B, C, H, W), float32 or float64, contiguous; is changed.
+        gradient: (P, C, H, W), any memory format.
+        image_index: (P,) int64 in [0, B): the image of each row.
+    """
+    total.index_add_(0, image_index, gradient.to(total.dtype))
