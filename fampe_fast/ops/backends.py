@@ -112,7 +112,7 @@ def register_backend(
     Args:
         name: any name but those of the package's own backends.
         ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; the reference serves the others.
-        device_types: the kinds of tensors it takes.
+        device_types: the kinds of tensors it takes, as ``torch.device.type`` names them ("cpu", "cuda", "xpu", ...).
 
     Raises:
         ValueError: the name is taken by the package, or an op is unknown.

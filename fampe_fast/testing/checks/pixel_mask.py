@@ -1,0 +1,65 @@
+"""Checks of ``pixel_mask``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ...reference.pixel_mask import pixel_mask as reference
+from ..arguments import call, mask_arguments, moved, random
+from ..error_rule import assert_same, assert_true
+from ..primitives import Primitives
+from ..registry import check
+from ..shapes import Case
+from .common import EDGES, LARGE, SMALL, assert_any_strides, assert_no_rows, assert_repeatable, assert_rows_stand_alone
+
+PER_IMAGE = ("start", "finish", "first_step")
+PER_ROW = ("step",)
+
+
+def _assert_equal(ops: Primitives, arguments: dict[str, Any]) -> None:
+    expected = reference(**moved(arguments, "cpu"))
+    got = call(ops.pixel_mask, arguments)
+    assert_same(got, expected)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        same = got.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
+        assert_true(same, f"result with strides {got.stride()}, expected {expected.stride()}")
+
+
+@check("pixel_mask", cases=(*SMALL[:4], *EDGES[:1], Case(9, 7, channels=1), Case(12, 20, channels=3), *LARGE))
+def check_pixel_mask_equals_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
+    """To the bit, ties and steps beyond 32 bits included, in poisoned memory."""
+    _assert_equal(ops, mask_arguments(case, device))
+
+
+@check("pixel_mask", cases=(Case(9, 8, channels=3),))
+def check_pixel_mask_moves_any_value_of_any_dtype(ops: Primitives, device: torch.device, case: Case) -> None:
+    """Half, bfloat16, double; infinities and NaN are moved like other values."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        arguments = mask_arguments(case, device)
+        arguments |= {name: arguments[name].to(dtype) for name in ("start", "finish")}
+        arguments["start"][0, 0, 0, :2] = math.nan
+        arguments["finish"][0, 0, 0] = math.inf
+        _assert_equal(ops, arguments)
+
+
+@check("pixel_mask", cases=(Case(9, 8, channels=3),))
+def check_pixel_mask_keeps_the_memory_format(ops: Primitives, device: torch.device, case: Case) -> None:
+    """Channels-last if an image is, contiguous otherwise; a colour for all pixels may be an expanded tensor."""
+    arguments = mask_arguments(case, device)
+    colour = random(1, 3, 1, 1, seed=3).to(device).expand(3, 3, *case.size)
+    last = arguments["start"].contiguous(memory_format=torch.channels_last)
+    for changes in ({"start": colour}, {"start": last}, {"start": last, "finish": colour}):
+        _assert_equal(ops, {**arguments, **changes})
+
+
+@check("pixel_mask", cases=(Case(9, 8), Case(12, 20), Case(224, 224, channels=3, gpu=True)))
+def check_pixel_mask_of_a_row_stands_alone(ops: Primitives, device: torch.device, case: Case) -> None:
+    """Any order, batch, strides and run give the same bits; no rows, no result."""
+    arguments = mask_arguments(case, device)
+    assert_rows_stand_alone(ops.pixel_mask, arguments, PER_IMAGE, PER_ROW)
+    assert_any_strides(ops.pixel_mask, arguments)
+    assert_repeatable(ops.pixel_mask, arguments, device)
+    assert_no_rows(ops.pixel_mask, arguments, PER_ROW, (case.channels, *case.size))

@@ -1,0 +1,50 @@
+"""Checks: plain functions, listed with the primitives that they need and the cases that they are run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .primitives import Primitives
+from .shapes import Case
+
+CheckFunction = Callable[[Primitives, torch.device, Case], None]
+
+
+class Check(NamedTuple):
+    """One check of the suite."""
+
+    name: str
+    """The function's name without ``check_``."""
+    function: CheckFunction
+    """Takes the backend's primitives, the device and a case; raises AssertionError where the backend is wrong."""
+    primitives: tuple[str, ...]
+    """What a backend must provide for the check to concern it."""
+    cases: tuple[Case, ...]
+    """What it is run on."""
+
+
+_CHECKS: dict[str, Check] = {}
+
+
+def check(*primitives: str, cases: Sequence[Case] = (Case(),)) -> Callable[[CheckFunction], CheckFunction]:
+    """Decorator: add a function ``check_<what>(ops, device, case)`` to the suite, and leave it as it is.
+
+    Args:
+        primitives: names of the primitives that it calls.
+        cases: what the suite runs it on.
+    """
+
+    def add(function: CheckFunction) -> CheckFunction:
+        name = function.__name__.removeprefix("check_")
+        _CHECKS[name] = Check(name, function, primitives, tuple(cases))
+        return function
+
+    return add
+
+
+def registered() -> tuple[Check, ...]:
+    """Every check that has been added so far, in that order."""
+    return tuple(_CHECKS.values())

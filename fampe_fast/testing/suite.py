@@ -1,0 +1,17 @@
+"""The whole suite as a pytest module: every check of ``fampe_fast.testing``, on every backend that was asked for.
+
+``pytest -p my_backend -p fampe_fast.testing.plugin --pyargs fampe_fast.testing.suite --fampe-backend mine``, where
+importing ``my_backend`` calls ``fampe_fast.register_backend("mine", {...})``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plugin import Trial
+
+
+def test_primitive(fampe_trial: Trial) -> None:
+    """One check on one case; which, says the name."""
+    fampe_trial.run()

@@ -1,0 +1,62 @@
+"""Whole maps: every primitive from Triton against every primitive from the reference, on the shipped classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fampe_fast import FAMPE, AttEXplore, insertion_deletion, load_embedded_classifier
+from fampe_fast.images.generated import generate
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+
+SEED = 8  # two samples at two steps: three without input diversity and one with it
+
+
+@pytest.fixture(scope="module")
+def scene(device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    clf = load_embedded_classifier().to(device)
+    images = generate([0, 5], seed=7).images if device.type != "cpu" else generate([5], seed=7, size=64).images
+    images = images.to(device)
+    return clf, images, clf(images).argmax(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs programs one after the other: long ones, then, which changes no bit."""
+    if device.type == "cpu":
+        monkeypatch.setattr("fampe_fast.kernels.launch.ENOUGH_PROGRAMS", 1)
+        monkeypatch.setattr("fampe_fast.kernels.gradient_step.ENOUGH_PROGRAMS", 1)
+
+
+@pytest.mark.parametrize("method", [FAMPE, AttEXplore])
+def test_maps_are_those_of_the_reference(method: type, scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that may differ is rounding, which a sign step passes on where a gradient is next to zero."""
+    clf, images, targets = scene
+    results = {}
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv("FAMPE_FAST_BACKEND", backend)
+        explain = method(clf, steps=2, samples=2, seed=SEED, compile="off")
+        results[backend] = explain.attribute(images, targets, return_details=True)
+    (expected, plain), (maps, details) = results["reference"], results["triton"]
+    for got, want in zip(maps, expected, strict=True):
+        assert torch.corrcoef(torch.stack([got.flatten(), want.flatten()]))[0, 1] > 0.9999
+    if details.cutoff is not None:
+        assert torch.equal(details.cutoff, plain.cutoff)
+    torch.testing.assert_close(details.gradient_scale, plain.gradient_scale, rtol=1e-3, atol=0)
+    moved = (details.perturbed - plain.perturbed).abs() > 1e-6
+    assert moved.float().mean() < 0.002
+
+
+def test_scores_are_those_of_the_reference_to_the_bit(scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masking only moves values, so the model sees the same images."""
+    clf, images, targets = scene
+    maps = images - images.mean((2, 3), keepdim=True)
+    scores = []
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv("FAMPE_FAST_BACKEND", backend)
+        scores.append(insertion_deletion(clf, images, maps, targets, steps=6))
+    assert torch.equal(scores[0].insertion_curves, scores[1].insertion_curves)
+    assert torch.equal(scores[0].deletion_curves, scores[1].deletion_curves)

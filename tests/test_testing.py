@@ -1,0 +1,573 @@
+"""The public suite catches what it is for: backends with one fault each, made of the reference, fail it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fampe_fast.errors import BackendUnavailableError
+from fampe_fast.ops.backends import OPS
+from fampe_fast.reference import band_mix as mix_file
+from fampe_fast.reference import philox as philox_file
+from fampe_fast.reference import spectral_noise as noise_file
+from fampe_fast.reference.energy_cutoff import shell_energy
+from fampe_fast.reference.gradient_step import StepResult
+from fampe_fast.testing import (
+    Case,
+    Primitives,
+    assert_as_accurate,
+    assert_same,
+    load_primitives,
+    poisoned_memory,
+    registered,
+    statistics,
+    stride_variants,
+)
+from fampe_fast.testing.known_answers import PHILOX
+
+CPU = torch.device("cpu")
+NAMES = tuple(OPS)
+REFERENCE = {name: getattr(importlib.import_module(f"fampe_fast.reference.{OPS[name]}"), name) for name in NAMES}
+Fault = Callable[..., Any]
+
+
+def failures(op: str, function: Fault) -> dict[str, str]:
+    """The checks of a primitive that a backend fails, with their messages, on the cases for a CPU."""
+    backend = Primitives({**REFERENCE, op: function})
+    failed: dict[str, str] = {}
+    for check in registered():
+        for case in check.cases:
+            if case.gpu or op not in check.primitives or check.name in failed:
+                continue
+            try:
+                check.function(backend, CPU, case)
+            except AssertionError as error:
+                failed[check.name] = str(error)
+    return failed
+
+
+def patched(op: str, owner: Any, name: str, value: Any) -> Fault:
+    """The reference of ``op`` with one name of a module replaced while it runs."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, value)
+            return REFERENCE[op](*args, **kwargs)
+
+    return run
+
+
+def changed(op: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Fault:
+    """The reference of ``op`` on other arguments than it was given."""
+    names = REFERENCE[op].__code__.co_varnames
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return REFERENCE[op](**change({**dict(zip(names, args, strict=False)), **kwargs}))
+
+    return run
+
+
+def after(op: str, change: Callable[[Tensor], Tensor]) -> Fault:
+    """The reference of ``op`` with its result changed, or the changeable ones of its results."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = REFERENCE[op](*args, **kwargs)
+        if isinstance(result, StepResult):
+            return StepResult(*map(change, result))
+        return change(result) if isinstance(result, Tensor) else tuple(map(change, result))
+
+    return run
+
+
+# Radii ----------------------------------------------------------------------------------------------------------------
+
+
+def wrong_fold(height: int, width: int, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Squared radii whose negative frequencies begin a row late: nothing but rows beyond the middle shows it."""
+    rows = torch.arange(height)
+    rows = torch.where(rows > height // 2 + 1, rows - height, rows)[:, None]
+    columns = torch.arange(width // 2 + 1)
+    shorter = min(height, width)
+    return (rows.to(dtype) * (shorter / height)) ** 2 + (columns.to(dtype) * (shorter / width)) ** 2
+
+
+def cutoff(reached: Callable[[Tensor, float], Tensor], **changes: Any) -> Fault:
+    def run(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bool = True) -> Tensor:
+        held = shell_energy(spectrum, width, changes.get("include_dc", include_dc)).cumsum(1)
+        first = reached(held, tau).long().argmax(1) + changes.get("offset", 0)
+        return first.clamp(min=1).float()
+
+    return run
+
+
+def at_least(held: Tensor, tau: float) -> Tensor:
+    return held >= tau * held[:, -1:]
+
+
+def above(held: Tensor, tau: float) -> Tensor:
+    last = torch.arange(held.shape[1]) == held.shape[1] - 1
+    return (held > tau * held[:, -1:]) | last | (held[:, -1:] == 0)
+
+
+def short_sums(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bool = True) -> Tensor:
+    held = shell_energy(spectrum, width, include_dc).bfloat16().cumsum(1)
+    return at_least(held, tau).long().argmax(1).clamp(min=1).float()
+
+
+# Rounding, order, memory ----------------------------------------------------------------------------------------------
+
+
+def ten_bits(values: Tensor) -> Tensor:
+    """Rounded to the 10 bits of a tf32 mantissa."""
+    if values.is_complex():
+        return torch.view_as_complex(ten_bits(torch.view_as_real(values).contiguous()))
+    if values.dtype != torch.float32:
+        return values
+    return ((values.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+class Racy:
+    """Adds an ulp in every third call, as a sum in another order would."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        self.calls += 1
+        return values * (1 + 2**-22) if self.calls % 3 == 0 else values
+
+
+def unwritten(dim: int) -> Callable[[Tensor], Tensor]:
+    """Fresh memory into which everything but the last slice along a dimension is written."""
+
+    def forget(values: Tensor) -> Tensor:
+        if values.ndim < -dim:
+            return values
+        out = torch.empty_like(values)
+        out.narrow(dim, 0, max(values.shape[dim] - 1, 0)).copy_(values.narrow(dim, 0, max(values.shape[dim] - 1, 0)))
+        return out
+
+    return forget
+
+
+# Random numbers -------------------------------------------------------------------------------------------------------
+
+
+def without_conjugates(*args: Any) -> noise_file.HermitianGrid:
+    grid = noise_file.hermitian_grid(*args)
+    return grid._replace(scale_im=grid.scale_im.abs())
+
+
+def without_mirrors(*args: Any) -> noise_file.HermitianGrid:
+    grid = noise_file.hermitian_grid(*args)
+    return grid._replace(coefficient=torch.arange(len(grid.coefficient)))
+
+
+def words_in_order(*order: int, rounds: int = philox_file.ROUNDS) -> Callable[..., Any]:
+    def generate(counter: Any, key: Any) -> tuple[Tensor, ...]:
+        words = philox_file.philox4x32(counter, key, rounds)
+        return tuple(words[k] for k in order)
+
+    return generate
+
+
+def generator(op: str, *order: int, rounds: int = philox_file.ROUNDS) -> Fault:
+    return patched(op, noise_file, "philox4x32", words_in_order(*order, rounds=rounds))
+
+
+def row_for_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Every row becomes an image of its own, called by its number."""
+    index = arguments["image_index"]
+    copies = {name: arguments[name][index] for name in ("spectrum", "cutoff", "weights") if name in arguments}
+    rows = torch.arange(len(index))
+    return {**arguments, **copies, "image_index": rows, "image_ids": rows}
+
+
+def lower_half(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "seed": arguments["seed"] & 0xFFFFFFFF}
+
+
+# The step -------------------------------------------------------------------------------------------------------------
+
+
+def one_scale_for_all(**arguments: Any) -> StepResult:
+    """The mean magnitude taken over the batch."""
+    result = REFERENCE["gradient_step"](**arguments)
+    if not len(result.scale):
+        return result
+    wrong = result.momentum - arguments["decay"] * arguments["momentum"]
+    wrong = (
+        wrong * (result.scale / result.scale.mean())[:, None, None, None] + arguments["decay"] * arguments["momentum"]
+    )
+    return result._replace(momentum=wrong)
+
+
+def in_place(**arguments: Any) -> StepResult:
+    result = REFERENCE["gradient_step"](**arguments)
+    arguments["momentum"].copy_(result.momentum)
+    return result
+
+
+def half_sum(**arguments: Any) -> StepResult:
+    result = REFERENCE["gradient_step"](**arguments)
+    magnitude = (arguments["gradient_sum"] / arguments["samples"]).abs().flatten(1)
+    running = torch.zeros(len(magnitude), dtype=torch.bfloat16)
+    for k in range(magnitude.shape[1]):
+        running = running + magnitude[:, k].bfloat16()
+    return result._replace(scale=running.float() / max(magnitude.shape[1], 1))
+
+
+def corners_aligned(*args: Any, **kwargs: Any) -> Tensor:
+    """Resized with the corner pixels' centres on each other, as torch can too."""
+    resize = torch.nn.functional.interpolate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "interpolate",
+            lambda values, **options: resize(values, **{**options, "align_corners": True}),
+        )
+        return REFERENCE["diversify"](*args, **kwargs)
+
+
+def a_row_too_high(arguments: dict[str, Any]) -> dict[str, Any]:
+    higher = arguments["placements"] - torch.tensor([0, 0, 1, 0])
+    return {**arguments, "placements": higher.clamp(min=0)}
+
+
+def nearest(gradient: Tensor, placements: Tensor, height: int, width: int) -> Tensor:
+    """A transpose that is none: the gradient is resized back, which looks like it."""
+    rows = []
+    for row, (down, across, top, left) in enumerate(placements.tolist()):
+        cut = gradient[row : row + 1, :, top : top + down, left : left + across]
+        back = torch.nn.functional.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
+        rows.append(back * (down * across) / (height * width))
+    return torch.cat(rows) if rows else gradient.new_zeros((0, gradient.shape[1], height, width))
+
+
+def overwritten(total: Tensor, gradient: Tensor, image_index: Tensor) -> None:
+    """Two rows of one image at once: one of them is lost."""
+    total[image_index] = total[image_index] + gradient
+
+
+def last_first(total: Tensor, gradient: Tensor, image_index: Tensor) -> None:
+    """As atomics may: in another order."""
+    total.index_add_(0, image_index.flip(0), gradient.flip(0))
+
+
+def into_a_copy(total: Tensor, gradient: Tensor, image_index: Tensor) -> Tensor:
+    return total.index_add(0, image_index, gradient)
+
+
+mask_file = importlib.import_module("fampe_fast.reference.radial_mask")
+
+FAULTS: dict[str, tuple[str, Fault]] = {
+    "mask: negative frequencies begin a row late": (
+        "radial_mask",
+        patched("radial_mask", mask_file, "squared_radius", wrong_fold),
+    ),
+    "mask: tf32": ("radial_mask", after("radial_mask", ten_bits)),
+    "mask: last row unwritten": ("radial_mask", after("radial_mask", unwritten(-2))),
+    "mask: last column unwritten": ("radial_mask", after("radial_mask", unwritten(-1))),
+    "cut-off: radius off by one": ("energy_cutoff", cutoff(at_least, offset=1)),
+    "cut-off: radius one short": ("energy_cutoff", cutoff(at_least, offset=-1)),
+    "cut-off: DC counted though left out": ("energy_cutoff", cutoff(at_least, include_dc=True)),
+    "cut-off: > instead of >=": ("energy_cutoff", cutoff(above)),
+    "cut-off: bfloat16 sums": ("energy_cutoff", short_sums),
+    "cut-off: last image unwritten": ("energy_cutoff", after("energy_cutoff", unwritten(-1))),
+    "mix: negative frequencies begin a row late": (
+        "band_mix",
+        patched("band_mix", mask_file, "squared_radius", wrong_fold),
+    ),
+    "mix: no conjugates": ("band_mix", patched("band_mix", mix_file, "hermitian_grid", without_conjugates)),
+    "mix: mirrored rows draw their own words": (
+        "band_mix",
+        patched("band_mix", mix_file, "hermitian_grid", without_mirrors),
+    ),
+    "mix: words of the bands exchanged": ("band_mix", generator("band_mix", 0, 1, 3, 2)),
+    "mix: real and imaginary words exchanged": ("band_mix", generator("band_mix", 1, 0, 2, 3)),
+    "mix: words in reverse order": ("band_mix", generator("band_mix", 3, 2, 1, 0)),
+    "mix: one word for both bands": ("band_mix", generator("band_mix", 0, 1, 2, 2)),
+    "mix: seven rounds": ("band_mix", generator("band_mix", 0, 1, 2, 3, rounds=7)),
+    "mix: shared multiplier ignored": (
+        "band_mix",
+        changed("band_mix", lambda arguments: {**arguments, "shared_multiplier": False}),
+    ),
+    "mix: row number in place of the image's name": ("band_mix", changed("band_mix", row_for_name)),
+    "mix: the seed's upper half ignored": ("band_mix", changed("band_mix", lower_half)),
+    "mix: tf32": ("band_mix", after("band_mix", ten_bits)),
+    "mix: racy": ("band_mix", after("band_mix", Racy())),
+    "mix: last row of coefficients unwritten": ("band_mix", after("band_mix", unwritten(-2))),
+    "mix: last sample unwritten": ("band_mix", after("band_mix", unwritten(-4))),
+    "dct: words exchanged": ("dct_mix", generator("dct_mix", 2, 1, 0, 3)),
+    "dct: seven rounds": ("dct_mix", generator("dct_mix", 0, 1, 2, 3, rounds=7)),
+    "dct: row number in place of the image's name": ("dct_mix", changed("dct_mix", row_for_name)),
+    "dct: tf32": ("dct_mix", after("dct_mix", ten_bits)),
+    "diversify: corners aligned": ("diversify", corners_aligned),
+    "diversify: a row too high": ("diversify", changed("diversify", a_row_too_high)),
+    "diversify: tf32": ("diversify", after("diversify", ten_bits)),
+    "diversify: last column unwritten": ("diversify", after("diversify", unwritten(-1))),
+    "transpose: resized back": ("diversify_adjoint", nearest),
+    "transpose: a row too high": ("diversify_adjoint", changed("diversify_adjoint", a_row_too_high)),
+    "transpose: racy": ("diversify_adjoint", after("diversify_adjoint", Racy())),
+    "transpose: last row unwritten": ("diversify_adjoint", after("diversify_adjoint", unwritten(-2))),
+    "sum: rows lost": ("accumulate", overwritten),
+    "sum: another order": ("accumulate", last_first),
+    "sum: a copy is changed": ("accumulate", into_a_copy),
+    "step: tf32": ("gradient_step", after("gradient_step", ten_bits)),
+    "step: racy sum": ("gradient_step", after("gradient_step", Racy())),
+    "step: bfloat16 sum": ("gradient_step", half_sum),
+    "step: decay applied twice": (
+        "gradient_step",
+        changed("gradient_step", lambda arguments: {**arguments, "decay": arguments["decay"] ** 2}),
+    ),
+    "step: smoothing is convolution": (
+        "gradient_step",
+        changed("gradient_step", lambda arguments: {**arguments, "kernel": arguments["kernel"].flip(0)}),
+    ),
+    "step: one scale for the batch": ("gradient_step", one_scale_for_all),
+    "step: an argument changed in place": ("gradient_step", in_place),
+    "step: last row unwritten": ("gradient_step", after("gradient_step", unwritten(-2))),
+    "pixel mask: < instead of <=": (
+        "pixel_mask",
+        changed("pixel_mask", lambda arguments: {**arguments, "step": arguments["step"] - 1}),
+    ),
+    "pixel mask: steps cut to 32 bits": (
+        "pixel_mask",
+        changed("pixel_mask", lambda arguments: {**arguments, "step": arguments["step"].int()}),
+    ),
+    "pixel mask: last column unwritten": ("pixel_mask", after("pixel_mask", unwritten(-1))),
+    "pixel mask: always contiguous": ("pixel_mask", after("pixel_mask", lambda values: values.clone().contiguous())),
+}
+
+
+# The checks made for a fault: they must catch it on their own, whatever others do.
+CATCHERS: dict[str, str] = {
+    "mask: negative frequencies begin a row late": "radial_mask_falls_to_the_gaussian_s_values",
+    "mask: tf32": "radial_mask_is_as_accurate_as_the_reference",
+    "cut-off: radius off by one": "energy_cutoff_finds_a_wave",
+    "cut-off: radius one short": "energy_cutoff_finds_a_wave",
+    "cut-off: DC counted though left out": "energy_cutoff_finds_a_wave",
+    "cut-off: > instead of >=": "energy_cutoff_is_exact_at_ties",
+    "cut-off: bfloat16 sums": "energy_cutoff_adds_whole_energies_without_rounding",
+    "mix: no conjugates": "band_mix_of_nothing_is_the_transform_of_real_noise",
+    "mix: mirrored rows draw their own words": "band_mix_of_nothing_is_the_transform_of_real_noise",
+    "mix: words of the bands exchanged": "band_mix_draws_the_published_words_at_dc",
+    "mix: real and imaginary words exchanged": "band_mix_draws_the_published_words_at_dc",
+    "mix: words in reverse order": "band_mix_draws_the_reference_s_words",
+    "mix: one word for both bands": "band_mix_multipliers_are_uniform_and_independent",
+    "mix: seven rounds": "band_mix_draws_the_published_words_at_dc",
+    "mix: shared multiplier ignored": "band_mix_is_as_accurate_as_the_reference",
+    "mix: row number in place of the image's name": "band_mix_of_a_row_stands_alone",
+    "mix: the seed's upper half ignored": "band_mix_streams_differ",
+    "mix: racy": "band_mix_is_repeatable",
+    "dct: words exchanged": "dct_mix_draws_the_published_words_at_dc",
+    "dct: seven rounds": "dct_mix_draws_the_published_words_at_dc",
+    "dct: row number in place of the image's name": "dct_mix_of_a_row_stands_alone",
+    "diversify: corners aligned": "diversify_is_as_accurate_as_the_reference",
+    "transpose: resized back": "diversify_adjoint_is_the_transpose",
+    "sum: another order": "accumulate_adds_rows_in_their_order",
+    "step: racy sum": "gradient_step_depends_on_neither_batch_nor_run",
+    "step: bfloat16 sum": "gradient_step_adds_large_sums_in_float32",
+    "step: decay applied twice": "gradient_step_known_answers",
+    "step: one scale for the batch": "gradient_step_depends_on_neither_batch_nor_run",
+}
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_the_reference_passes_every_check(op: str) -> None:
+    assert failures(op, REFERENCE[op]) == {}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(fault: str) -> None:
+    failed = failures(*FAULTS[fault])
+    assert failed
+    assert all(failed.values())
+    if "unwritten" in fault:
+        assert any("not finite" in message or "nan" in message for message in failed.values())
+    assert CATCHERS.get(fault, next(iter(failed))) in failed
+
+
+# The rules themselves -------------------------------------------------------------------------------------------------
+
+
+def test_the_error_rule_allows_twice_the_reference_s_error_or_a_few_ulp() -> None:
+    exact = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    single = exact + 1e-5
+    assert_as_accurate((exact - 1.9e-5), single, exact)
+    with pytest.raises(AssertionError, match="allowed 2e-05"):
+        assert_as_accurate(exact - 2.1e-5, single, exact)
+    assert_as_accurate(exact + 4e-7, exact, exact)  # 4 ulp of 1 are 4.8e-7
+    with pytest.raises(AssertionError, match="error 5e-07"):
+        assert_as_accurate(exact + 5e-7, exact, exact)
+    with pytest.raises(AssertionError, match="1 of 2 values are not finite"):
+        assert_as_accurate(torch.tensor([[math.nan, 0.5]]), single, exact)
+    with pytest.raises(AssertionError, match="shape"):
+        assert_as_accurate(exact[:, :1], single, exact)
+    assert_as_accurate(exact[:0], single[:0], exact[:0])
+
+
+def test_same_means_every_value_and_the_dtype() -> None:
+    values = torch.tensor([0.0, math.nan, 1.0])
+    assert_same(torch.tensor([-0.0, math.nan, 1.0]), values)
+    with pytest.raises(AssertionError, match="1 of 3 values differ"):
+        assert_same(torch.tensor([0.0, math.nan, 1.0 + 2**-23]), values)
+    with pytest.raises(AssertionError, match="2 of 3"):
+        assert_same(torch.zeros(3), values)
+    with pytest.raises(AssertionError, match="float64"):
+        assert_same(values.double(), values)
+
+
+def test_poisoned_memory_is_nan_inside_and_leaves_the_switches_alone() -> None:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with poisoned_memory():
+        for fresh in (torch.empty(3), torch.ones(2).new_empty(3, 2), torch.empty_like(torch.ones(2, 2))):
+            assert fresh.isnan().all()
+        assert torch.empty(2, dtype=torch.complex64).isnan().all()
+        assert (torch.empty(2, dtype=torch.int32) == 2**31 - 1).all()
+    after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    assert after == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.int64])
+def test_stride_variants_hold_the_same_values_in_other_places(dtype: torch.dtype) -> None:
+    values = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5).to(dtype) * (1 + 2j if dtype.is_complex else 1)
+    variants = stride_variants(values)
+    assert len(variants) == 5 + dtype.is_complex
+    for name, variant in variants.items():
+        assert torch.equal(variant.resolve_conj(), values), name
+        moved = variant.stride() != values.stride() or variant.storage_offset() or variant.is_conj()
+        assert moved, name
+
+
+def white(seed: int = 0) -> Tensor:
+    return torch.randn(200, 8, 9, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("message", "spoil"),
+    [
+        ("mean", lambda noise: noise + 0.1),
+        ("variance: ", lambda noise: noise * 1.1),
+        ("worst pixel", lambda noise: noise * (1 + (torch.arange(72).view(8, 9) == 40) * 0.5)),
+        ("correlation", lambda noise: (noise + noise.roll(1, 2) * 0.2) / math.sqrt(1.04)),
+        ("kurtosis", lambda noise: noise.sign() * 1.0),
+        ("not finite", lambda noise: noise / (noise != noise[0, 0, 0])),
+    ],
+)
+def test_noise_that_is_not_white_and_gaussian_is_told(message: str, spoil: Callable[[Tensor], Tensor]) -> None:
+    statistics.assert_white(white())
+    with pytest.raises(AssertionError, match=message):
+        statistics.assert_white(spoil(white()))
+
+
+def test_numbers_that_are_not_uniform_or_not_independent_are_told() -> None:
+    values = 2 * torch.rand(2, 5000, generator=torch.Generator().manual_seed(1)) - 1
+    statistics.assert_uniform(values)
+    statistics.assert_independent(*values)
+    for wrong in (values * 1.01, values.abs(), values * 0.9, (values * 8).floor() / 8 + 1 / 16):
+        with pytest.raises(AssertionError):
+            statistics.assert_uniform(wrong)
+    with pytest.raises(AssertionError, match="correlation"):
+        statistics.assert_independent(values[0], values[0] + values[1])
+    with pytest.raises(AssertionError, match="squared"):  # uncorrelated, and yet one decides the other's magnitude
+        statistics.assert_independent(values[0], values[0].abs() * values[1].sign())
+
+
+def test_a_symmetry_that_is_broken_in_one_place_is_told() -> None:
+    spectrum = torch.fft.rfft2(torch.rand(6, 8).double())
+    spectrum = torch.where(torch.arange(5) % 4 == 0, (spectrum + spectrum.roll(-1, 0).flip(0).conj()) / 2, spectrum)
+    statistics.assert_hermitian(spectrum, 8)
+    spectrum[2, 4] += 1e-12
+    with pytest.raises(AssertionError, match="column 4"):
+        statistics.assert_hermitian(spectrum, 8)
+
+
+def test_the_published_vectors_are_the_reference_s() -> None:
+    for vector in PHILOX:
+        counter = tuple(torch.tensor([word]) for word in vector.counter)
+        key = torch.tensor([vector.key[0]]), torch.tensor([vector.key[1]])
+        assert tuple(int(word) for word in philox_file.philox4x32(counter, key, vector.rounds)) == vector.words
+
+
+def test_cases_have_different_names() -> None:
+    for check in registered():
+        names = [str(case) for case in check.cases]
+        assert len(set(names)) == len(names), check.name
+    assert str(Case(8, 9)) == "8x9"
+    assert str(Case(8, 9, batch=1, mode="allpass", taps=7)) == "8x9-allpass-batch1-taps7"
+
+
+# Backends and the command line ----------------------------------------------------------------------------------------
+
+
+def test_a_backend_is_its_own_functions() -> None:
+    assert "band_mix" in load_primitives("reference", "cpu")
+    compiled = load_primitives("compiled", "cpu")
+    assert {"band_mix", "dct_mix"} <= set(compiled)
+    assert "radial_mask" not in compiled
+    with pytest.raises(AttributeError, match="'compiled' has no primitive 'radial_mask'"):
+        _ = compiled.radial_mask
+    with pytest.raises(BackendUnavailableError, match="nonsense"):
+        load_primitives("nonsense", "cpu")
+
+
+def test_importing_it_costs_neither_pytest_nor_triton() -> None:
+    program = "import sys, fampe_fast.testing; print([m for m in ('pytest', 'triton', 'timm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+BACKEND = """
+import fampe_fast
+from fampe_fast.reference.pixel_mask import pixel_mask
+from fampe_fast.reference.radial_mask import radial_mask
+
+def masks(cutoff, height, width):
+    low, high = radial_mask(cutoff, height, width)
+    return low, high{fault}
+
+fampe_fast.register_backend("mine", {{"radial_mask": masks, "pixel_mask": lambda *args, **kw: pixel_mask(*args, **kw)}})
+"""
+
+
+def pytest_of_a_third_party(folder: Path, *options: str, fault: str = "") -> tuple[int, str]:
+    (folder / "my_backend.py").write_text(BACKEND.format(fault=fault))
+    command = [sys.executable, "-m", "pytest", "-p", "my_backend", "-p", "fampe_fast.testing.plugin"]
+    command += ["-p", "no:cacheprovider", "--pyargs", "fampe_fast.testing.suite", *options]
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_third_party_runs_the_suite_on_its_backend(tmp_path: Path) -> None:
+    options = ("--fampe-backend", "mine", "--fampe-device", "cpu", "-k", "8x8 or 9x8 or 12x20", "-v")
+    code, text = pytest_of_a_third_party(tmp_path, *options)
+    assert code == 0, text
+    assert "backend mine on cpu, its own: radial_mask, pixel_mask" in text
+    assert "mine-radial_mask_is_as_accurate_as_the_reference-8x8] PASSED" in text
+    assert "mine-pixel_mask_of_a_row_stands_alone-9x8] PASSED" in text
+    assert "band_mix" not in text  # the reference serves it; nothing of this backend's would be tested
+
+    code, text = pytest_of_a_third_party(tmp_path, *options, fault=" * 1.001")
+    assert code == 1, text
+    assert "mine-radial_mask_is_as_accurate_as_the_reference-8x8] FAILED" in text
+    assert "mine-pixel_mask_of_a_row_stands_alone-9x8] PASSED" in text
+
+
+def test_a_backend_that_cannot_be_tested_is_a_usage_error(tmp_path: Path) -> None:
+    code, text = pytest_of_a_third_party(tmp_path, "--fampe-backend", "mine,yours")
+    assert code == 4, text
+    assert "ERROR: --fampe-backend: " in text
+    assert "'yours': unknown" in text
