@@ -15,7 +15,9 @@ from torch import Tensor
 from .launch import block_of, launch, widest
 
 
-@triton.jit(do_not_specialize=["rows", "groups", "width", "pixels"])
+@triton.jit(
+    do_not_specialize=["rows", "groups", "width", "pixels", "row_stride", "channel_stride", "y_stride", "x_stride"]
+)
 def _accumulate(
     total_ptr,  # (B, C * H * W) float32
     gradient_ptr,  # (P, C, H, W) float32, any strides

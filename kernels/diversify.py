@@ -2,7 +2,8 @@
 
 Where an output pixel reads is decided in integers, ``((2y + 1) H - h) / 2h`` for row y of h, so the weights carry one
 rounding. An input pixel of the transpose is read by those output pixels whose source lies less than one pixel away: at
-most ``2 h / H + 1`` of them along each axis.
+most ``2 h / H + 1`` of them along each axis. Accesses have 4 bytes: neighbours read from places that need not lie side
+by side, and a frame's sides, 257 for 224, are odd.
 """
 
 # No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from .launch import block_of, launch
 
+# Strides among them: one of 1 would become a constant without a type.
+_SIZES = ["channels", "height", "width", "row_stride", "channel_stride", "y_stride", "x_stride"]
+
 
 @triton.jit
 def _source(target, size, resized):
@@ -25,7 +29,7 @@ def _source(target, size, resized):
     return first, tl.minimum(first + 1, size - 1), weight
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width", "frame_height", "frame_width"])
+@triton.jit(do_not_specialize=[*_SIZES, "frame_height", "frame_width"])
 def _diversify(
     samples_ptr,  # (P, C, H, W) float32, any strides
     placements_ptr,  # (P, 4) int64
@@ -80,7 +84,7 @@ def _first_reader(pixel, size, resized):
     return tl.maximum((resized * (2 * pixel - 1) + (2 * resized + 1) * size) // (2 * size) - resized, 0)
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width"])
+@triton.jit(do_not_specialize=_SIZES)
 def _diversify_adjoint(
     gradient_ptr,  # (P, C, frame height, frame width) float32, any strides
     placements_ptr,  # (P, 4) int64

@@ -292,7 +292,7 @@ def gradient_step(
         strips = max(1, triton.cdiv(ENOUGH_PROGRAMS, max(1, batch * channels * across)))
         chunks = min(MAX_CHUNKS, triton.cdiv(triton.cdiv(height, strips) + reach, slots))
     chunks = max(chunks, reach // slots + 1)
-    warps = max(1, min(4, columns // 32))
+    warps = max(1, min(4, columns // _lanes()))
     partials = channels * triton.cdiv(height, chunks * slots - reach) * across
     partial = torch.empty((batch, partials), dtype=torch.float64, device=images.device)
     result = StepResult(
@@ -365,10 +365,15 @@ def gradient_step(
     return result
 
 
+def _lanes() -> int:
+    """Threads of a warp, or of a wavefront on AMD."""
+    return 64 if torch.version.hip else 32
+
+
 def _columns(width: int) -> int:
     """Columns of a strip: those that waste fewest lanes, the widest on a tie.
 
-    At least a wavefront (64 on AMD), so that a thread holds whole columns, which the unrolled smoothing needs.
+    A thread holds whole columns, which the unrolled smoothing needs: no strip is narrower than a warp.
     """
-    choices = (128, 64) if torch.version.hip else (128, 64, 32)
+    choices = [columns for columns in (128, 64, 32) if columns >= _lanes()]
     return min(choices, key=lambda choice: int(triton.cdiv(width, choice)) * choice)

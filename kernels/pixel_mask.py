@@ -2,7 +2,8 @@
 
 A program owns a stretch of an image's memory and a run of rows. While the rows show one image, as they do when they
 come image by image, it reads both images and the steps once, keeps them in registers, and does nothing per row but
-compare and write: the write of the batch is all the memory traffic there is.
+compare and write: the write of the batch is all the memory traffic there is, in accesses of 16 bytes where the size
+allows. The reads of the images, once per image and program, have the width of one element: their strides are any.
 """
 
 # No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.

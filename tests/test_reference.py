@@ -16,28 +16,15 @@ from fampe_fast.reference.philox import philox4x32, to_uniform
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.reference.radius import multiplicity, shell_index, squared_radius
 from fampe_fast.reference.spectral_noise import hermitian_grid, spectral_draw
+from fampe_fast.testing.known_answers import PHILOX, PhiloxVector
 
 SIZES = [(8, 8), (9, 9), (12, 20), (21, 10), (15, 32), (17, 13)]
 
-# Random123 1.14.0, tests/kat_vectors: rounds, counter, key, words.
-KNOWN = [
-    (7, "00000000 00000000 00000000 00000000", "00000000 00000000", "5f6fb709 0d893f64 4f121f81 4f730a48"),
-    (7, "ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "5207ddc2 45165e59 4d8ee751 8c52f662"),
-    (7, "243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "4dfccaba 190a87f0 c47362ba b6b5242a"),
-    (10, "00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    (10, "ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    (10, "243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]
 
-
-def words(text: str) -> list[Tensor]:
-    return [torch.tensor([int(word, 16)]) for word in text.split()]
-
-
-@pytest.mark.parametrize(("rounds", "counter", "key", "expected"), KNOWN)
-def test_philox_gives_the_published_words(rounds: int, counter: str, key: str, expected: str) -> None:
-    got = philox4x32(tuple(words(counter)), tuple(words(key)), rounds)
-    assert [int(word) for word in got] == [int(word, 16) for word in expected.split()]
+@pytest.mark.parametrize("vector", PHILOX)
+def test_philox_gives_the_published_words(vector: PhiloxVector) -> None:
+    counter, key = (tuple(torch.tensor([word]) for word in words) for words in (vector.counter, vector.key))
+    assert tuple(int(word) for word in philox4x32(counter, key, vector.rounds)) == vector.words
 
 
 def test_uniform_numbers_are_the_formula_exactly_and_stay_inside_the_open_interval() -> None:
