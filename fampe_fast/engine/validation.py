@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 SMALLEST_SIDE = 8
+# What the kernels' 32-bit indices and exact radii reach, the larger frames of input diversity included.
+LARGEST_SIDE = 16384
+LARGEST_IMAGE = 2**30
 _LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
 
 
@@ -16,7 +19,8 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
 
     Raises:
         TypeError: no tensor, or not floating-point.
-        ValueError: not (B, C, H, W), a side below 8 pixels, NaN or infinity, or values outside ``bounds``.
+        ValueError: not (B, C, H, W), a side below 8 or above 16384 pixels, more than 2^30 values per image, NaN or
+            infinity, or values outside ``bounds``.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"inputs must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
@@ -32,6 +36,11 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
     if min(images.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {images.shape[-2]} x {images.shape[-1]}"
+        )
+    if max(images.shape[-2:]) > LARGEST_SIDE or images.shape[1:].numel() > LARGEST_IMAGE:
+        raise ValueError(
+            f"images may have {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values at most, got "
+            f"{tuple(images.shape[1:])}; explain a smaller version"
         )
     if len(images) == 0:
         return images.detach().float()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
@@ -141,6 +142,7 @@ class PathMethod(Generic[Config]):
 
         Raises:
             TypeError: inputs, target, image ids or chunk size of a wrong type.
+            torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
                 target out of range or of wrong length, a model whose output is not (B, classes).
         """
@@ -153,9 +155,21 @@ class PathMethod(Generic[Config]):
             ids = check_image_ids(image_ids, images)
             chunk = chunk_size(internal_batch_size, images.device)
             targets = resolve_targets(self.forward_func, images, target)
-            with progress(self.config.steps, type(self).__name__, show_progress) as advance:
+            with progress(self.config.steps, type(self).__name__, show_progress) as advance, _advice(chunk, images):
                 maps, details = follow_path(self._gradient_loop(), images, targets, ids, chunk, advance)
         return (maps, details) if return_details else maps
+
+
+@contextmanager
+def _advice(chunk: int, images: Tensor) -> Iterator[None]:
+    """Say what to do when the memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"out of memory with {chunk} samples of {tuple(images.shape[1:])} per model pass: give a smaller "
+            f"internal_batch_size, or fewer than {len(images)} images at a time if 1 is still too many. {error}"
+        ) from error
 
 
 def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:

@@ -1,0 +1,120 @@
+"""What cannot run says so, or takes the documented way round; work that has begun is not lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models_for_tests import Smooth, some_images
+from torch import Tensor
+
+from fampe_fast import FAMPE, AttEXplore
+from fampe_fast.errors import BackendUnavailableError
+from fampe_fast.ops import backends
+
+
+@pytest.fixture(autouse=True)
+def fresh_choice(monkeypatch: pytest.MonkeyPatch):
+    """The choice of a backend is remembered; what a test pretends must not be."""
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backends._choice.cache_clear()
+    backends._resolve.cache_clear()
+    yield
+    backends._choice.cache_clear()
+    backends._resolve.cache_clear()
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch):
+    def pretend(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
+        monkeypatch.setattr(torch.version, "hip", None)
+
+    return pretend
+
+
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find(name, *rest)
+    )
+
+
+def test_a_gpu_gets_the_kernels(pretended_gpu) -> None:
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    pretended_gpu(9, 0)
+    assert backends.choice("cuda") == ("triton", "the choice for cuda tensors")
+    for op in backends.OPS:
+        assert backends.implementation(op, torch.device("cuda")).__module__.startswith("fampe_fast.kernels")
+
+
+def test_an_old_gpu_runs_the_reference_and_says_why(pretended_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    pretended_gpu(7, 5)
+    name, reason = backends.choice("cuda")
+    assert name == "reference"
+    assert "compute capability 8.0 or newer, this GPU has 7.5" in reason
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    with pytest.raises(BackendUnavailableError, match="this GPU has 7.5"):
+        backends.choice("cuda")
+
+
+def test_without_triton_a_gpu_runs_the_reference_and_says_why(pretended_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended_gpu(9, 0)
+    without_triton(monkeypatch)
+    name, reason = backends.choice("cuda")
+    assert name == "reference"
+    assert "triton is not installed" in reason
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    with pytest.raises(BackendUnavailableError, match="FAMPE_FAST_BACKEND='triton' cannot run: .*not installed"):
+        backends.choice("cuda")
+
+
+def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    with pytest.raises(BackendUnavailableError, match="need a GPU, and the tensors are on the CPU"):
+        FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
+    monkeypatch.setenv(backends.VARIABLE, "cuda")
+    with pytest.raises(BackendUnavailableError, match="unknown; known are auto, triton, compiled, reference"):
+        FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
+
+
+@pytest.mark.parametrize("method", [FAMPE, AttEXplore])
+def test_too_little_memory_names_what_to_change(method: type) -> None:
+    class Large(Smooth):
+        def forward(self, pixels: Tensor) -> Tensor:
+            if len(pixels) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return super().forward(pixels)
+
+    explain = method(Large(), steps=1, samples=4)
+    message = r"with 5 samples of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        explain.attribute(some_images(2), target=0, internal_batch_size=5)
+    assert explain.attribute(some_images(2), target=0, internal_batch_size=3).shape == (2, 3, 24, 24)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 20000), (1, 1, 20000, 8), (1, 200, 4000, 4000)])
+def test_images_beyond_the_kernels_reach_are_refused(shape: tuple[int, ...]) -> None:
+    images = torch.zeros(1).expand(shape)  # takes no memory
+    with pytest.raises(ValueError, match=r"16384 pixels a side and 1073741824 values at most, got \("):
+        FAMPE(Smooth(), steps=1, samples=1).attribute(images, target=0)
+
+
+def test_a_model_elsewhere_is_named() -> None:
+    with pytest.raises(ValueError, match="is on meta and the images are on cpu"):
+        FAMPE(Smooth().to("meta")).attribute(some_images(), target=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_is_full_says_so() -> None:
+    class Hungry(Smooth):
+        def forward(self, pixels: Tensor) -> Tensor:
+            wasted = torch.empty(2**50 if len(pixels) > 3 else 1, dtype=torch.uint8, device=pixels.device)
+            return super().forward(pixels) + 0 * wasted[0]
+
+    explain = FAMPE(Hungry().cuda(), steps=1, samples=4, compile="off")
+    with pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size"):
+        explain.attribute(some_images(2).cuda(), target=0)
