@@ -52,6 +52,7 @@ class Row:
     programs: int = 0
     usage: Usage | None = None
     predicted: dict[str, float] | None = None
+    uncounted: str | None = None
     skipped: str | None = None
 
 
@@ -137,7 +138,12 @@ def compile_for(target: str, with_variants: bool) -> list[Row]:
         for problem in [*usual(), *(variants() if with_variants else ())]:
             for launch in problem.launches():
                 compiled = launch.compile()
-                work = problem.work(launch, compiled) if target == WORK_TARGET and not problem.label else None
+                work, uncounted = None, None
+                if target == WORK_TARGET and not problem.label:
+                    try:
+                        work = problem.work(launch, compiled)
+                    except ValueError as error:  # another compiler's loops
+                        uncounted = str(error)
                 rows.append(
                     Row(
                         launch.name,
@@ -148,6 +154,7 @@ def compile_for(target: str, with_variants: bool) -> list[Row]:
                         launch.programs,
                         read(compiled),
                         work and prediction(work),
+                        uncounted,
                     )
                 )
     return rows
@@ -198,6 +205,9 @@ def show(rows: list[Row]) -> None:
             f"{use.load_bytes:>6}{use.store_bytes:>6}{use.instructions:>7}{use.integer:>8}{use.special:>6}"
             f"  {row.variant}" + f"  ({use.parked_scalars} scalars in vector lanes)" * bool(use.parked_scalars)
         )
+    for row in rows:
+        if row.uncounted:
+            print(f"no instruction count on {row.target}: {row.uncounted}")
     predictions = [row for row in rows if row.predicted]
     if not predictions:
         return

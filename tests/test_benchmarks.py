@@ -302,8 +302,8 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
 # Machine code, compiled without a GPU ---------------------------------------------------------------------------------
 
 # Where the kernels' files promise 16-byte accesses at the usual size.
-WIDE_LOADS = {"band_mix", "step"}
-WIDE_STORES = {"band_mix", "step", "pixel_mask", "radial_mask"}
+WIDE_LOADS = {"band_mix", "dct_mix", "step", "accumulate"}
+WIDE_STORES = {*WIDE_LOADS, "pixel_mask", "radial_mask"}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -320,12 +320,15 @@ def test_every_kernel_compiles_without_spills_and_with_wide_accesses(target: str
         pytest.skip(rows[0]["skipped"])
     usage = {found["kernel"]: found["usage"] for found in rows}
     assert usage.keys() >= WIDE_LOADS | WIDE_STORES | {"magnitude", "tile_energy"}
-    assert {name: use["spills"] for name, use in usage.items() if use["spills"]} == {}
+    spilt = {name: use for name, use in usage.items() if use["spills"] or use["parked_scalars"]}
+    assert spilt == {}
     assert {name for name, use in usage.items() if use["load_bytes"] == 16} >= WIDE_LOADS
     assert {name for name, use in usage.items() if use["store_bytes"] == 16} >= WIDE_STORES
     predicted = {found["kernel"]: found["predicted"] for found in rows if found["predicted"]}
     modelled = {name for entry in PRIMITIVES for name in entry.launches}
-    assert set(predicted) == (modelled if target == "sm_90" else set())
+    uncounted = {found["kernel"] for found in rows if found["uncounted"]}  # on an older Triton: other loops
+    assert set(predicted) | uncounted == (modelled if target == "sm_90" else set())
+    assert target != "sm_90" or set(predicted) >= {"band_mix", "magnitude", "step"}
     for name, found in predicted.items():
         assert found["floor_us"] >= found["memory_us"] > 0, name
         assert found["instructions_per_element"] > 5, name

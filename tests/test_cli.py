@@ -238,9 +238,15 @@ def test_names_offered_are_names_known() -> None:
 def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fampe_fast", "explain", str(photos), "--model", str(model_file)]
-    command += ["--out", str(out), "--steps", "400", "--samples", "2", "--batch-size", "1"]
+    command += ["--out", str(out), "--steps", "150", "--samples", "2", "--batch-size", "1"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell starts its background jobs, and with them these tests, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not (out / "object_0.npz").exists() and process.poll() is None and time.monotonic() < deadline:
