@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,19 +14,45 @@ import torch
 def tensor_float32(enabled: bool) -> Iterator[None]:
     """Allow or forbid tf32 for matrix products and convolutions; what was set before comes back.
 
-    Torch 2.9 renamed these switches, and mixing old and new names raises there.
+    Torch 2.9 added new switches beside the old ones, which then refuse to be read, by inductor among others, once the
+    two disagree. Setting an old one sets the new ones along, so the old ones are set, and the new ones put back after.
     """
-    owners: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    modern = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-    if modern:
-        owners[1] = torch.backends.cudnn.conv  # type: ignore[attr-defined, unused-ignore]
-    name = "fp32_precision" if modern else "allow_tf32"
-    value: object = ("tf32" if enabled else "ieee") if modern else enabled
-    before = [getattr(owner, name) for owner in owners]
+    old = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    cudnn: Any = torch.backends.cudnn
+    new = [owner for owner in (old[0], *_parts(cudnn)) if hasattr(owner, "fp32_precision")]
+    with _quiet():
+        before = [_read(owner) for owner in old]
+        precisions = [owner.fp32_precision for owner in new]
+        for owner in old:
+            owner.allow_tf32 = enabled
+        for part in new:
+            if not enabled and part.fp32_precision == "tf32":  # inherited from a switch above these
+                part.fp32_precision = "ieee"
     try:
-        for owner in owners:
-            setattr(owner, name, value)
         yield
     finally:
-        for owner, old in zip(owners, before, strict=True):
-            setattr(owner, name, old)
+        with _quiet():
+            for owner, value in zip(old, before, strict=True):
+                owner.allow_tf32 = enabled if value is None else value
+            for part, precision in zip(new, precisions, strict=True):
+                part.fp32_precision = precision
+
+
+def _parts(cudnn: Any) -> list[Any]:
+    return [getattr(cudnn, name) for name in ("conv", "rnn") if hasattr(cudnn, name)]
+
+
+def _read(owner: Any) -> bool | None:
+    """An old switch; None where the caller has set the new ones otherwise."""
+    try:
+        return bool(owner.allow_tf32)
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice to use the new switches, which is not for our callers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
