@@ -57,3 +57,13 @@ def photographs(shared_dir: Path, mobilenet) -> Callable[[int], tuple[torch.Tens
         return torch.stack(images), torch.tensor([labels[name]["index"] for name in names[:n]])
 
     return load
+
+
+@pytest.fixture(scope="session")
+def triton_runs(device: torch.device) -> None:
+    """Skip, saying why, where Triton kernels can run on neither a GPU nor the CPU."""
+    from fampe_fast.ops.backends import triton_obstacle
+
+    reason = triton_obstacle(device.type)
+    if reason is not None:
+        pytest.skip(reason)

@@ -10,6 +10,7 @@ from fampe_fast import FAMPE, AttEXplore, insertion_deletion, load_embedded_clas
 from fampe_fast.images.generated import generate
 
 pytest.importorskip("triton", reason="the package triton is not installed")
+pytestmark = pytest.mark.usefixtures("triton_runs")
 
 
 SEED = 8  # two samples at two steps: three without input diversity and one with it

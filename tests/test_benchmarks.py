@@ -261,6 +261,7 @@ def test_no_speed_without_passing_tests(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, and a GPU is here")
+@pytest.mark.usefixtures("triton_runs")
 def test_a_dry_run_measures_writes_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,6 @@ from fampe_fast.ops import backends
 def fresh_choice(monkeypatch: pytest.MonkeyPatch):
     """The choice of a backend is remembered; what a test pretends must not be."""
     monkeypatch.delenv(backends.VARIABLE, raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backends._choice.cache_clear()
     backends._resolve.cache_clear()
     yield
@@ -73,6 +72,7 @@ def test_without_triton_a_gpu_runs_the_reference_and_says_why(pretended_gpu, mon
 def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     monkeypatch.setenv(backends.VARIABLE, "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendUnavailableError, match="need a GPU, and the tensors are on the CPU"):
         FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
     monkeypatch.setenv(backends.VARIABLE, "cuda")
@@ -118,3 +118,20 @@ def test_a_gpu_that_is_full_says_so() -> None:
     explain = FAMPE(Hungry().cuda(), steps=1, samples=4, compile="off")
     with pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size"):
         explain.attribute(some_images(2).cuda(), target=0)
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"), [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.1", True)]
+)
+def test_an_interpreter_that_its_numpy_breaks_says_so(
+    triton: str, numpy: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    monkeypatch.setattr(backends, "version", {"triton": triton, "numpy": numpy}.__getitem__)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    if works:
+        assert backends.choice("cpu")[0] == "triton"
+    else:
+        with pytest.raises(BackendUnavailableError, match=r"triton 3\.6\.0 does not work with numpy 2\.4\.0: install"):
+            backends.choice("cpu")

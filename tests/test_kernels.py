@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
+pytestmark = pytest.mark.usefixtures("triton_runs")
 
 import triton.language as tl  # noqa: E402
 

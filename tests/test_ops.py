@@ -16,7 +16,7 @@ from fampe_fast.ops import library
 @pytest.fixture(autouse=True, params=["reference", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "triton":
-        pytest.importorskip("triton", reason="the package triton is not installed")
+        request.getfixturevalue("triton_runs")
     monkeypatch.setenv("FAMPE_FAST_BACKEND", request.param)
     return request.param
 

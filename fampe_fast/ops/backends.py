@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -81,13 +82,27 @@ def _compiler_obstacle(device_type: str) -> str | None:
     return None
 
 
-def _triton_obstacle(device_type: str) -> str | None:
+def _interpreter_obstacle() -> str | None:
+    """Up to Triton 3.6 the interpreter turns arrays of one element into numbers, which numpy 2.4 no longer allows."""
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton >= (3, 7) or numpy < (2, 4):
+        return None
+    return (
+        f"the interpreter of triton {version('triton')} does not work with numpy {version('numpy')}: "
+        "install triton 3.7 or newer, or 'numpy<2.4'"
+    )
+
+
+def triton_obstacle(device_type: str) -> str | None:
+    """Why the Triton kernels cannot run on a device type ("cpu", "cuda", ...), or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
             "Triton kernels need a GPU, and the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"
         )
+    if device_type == "cpu":
+        return _interpreter_obstacle()
     if device_type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
@@ -98,7 +113,7 @@ def _triton_obstacle(device_type: str) -> str | None:
 
 
 _BACKENDS: dict[str, Backend] = {
-    "triton": Backend("triton", _from_package("kernels"), _triton_obstacle, lambda kind: kind in ("cuda", "xpu")),
+    "triton": Backend("triton", _from_package("kernels"), triton_obstacle, lambda kind: kind in ("cuda", "xpu")),
     "compiled": Backend("compiled", _load_compiled, _compiler_obstacle, lambda kind: kind == "cpu"),
     "reference": Backend("reference", _from_package("reference"), lambda kind: None, lambda kind: True),
 }
