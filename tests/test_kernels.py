@@ -41,12 +41,6 @@ from fampe_fast.testing.arguments import (  # noqa: E402
 )
 from fampe_fast.testing.known_answers import PHILOX, UNIFORM_WORDS, uniform_of  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 # Random numbers -------------------------------------------------------------------------------------------------------
 
 
