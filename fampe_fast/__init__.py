@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from .errors import BackendUnavailableError, FampeWarning, ImageReadError, WeightsUnavailableError
     from .methods.attexplore import AttEXplore
     from .methods.fampe import FAMPE
+    from .methods.forgrad import FORGrad, LowPassGradients
     from .methods.registry import create_method
     from .metrics import insertion_deletion
     from .models import Classifier, load_classifier, load_embedded_classifier
     from .ops.backends import register_backend
+    from .pipelines.tune_cutoff import TunedCutoff, tune_cutoff
 
 __version__ = "0.1.0"
 
@@ -24,14 +26,18 @@ _HOMES = {
     "Classifier": "models",
     "FAMPE": "methods.fampe",
     "FAMPEConfig": "engine.config",
+    "FORGrad": "methods.forgrad",
     "FampeWarning": "errors",
     "ImageReadError": "errors",
+    "LowPassGradients": "methods.forgrad",
+    "TunedCutoff": "pipelines.tune_cutoff",
     "WeightsUnavailableError": "errors",
     "create_method": "methods.registry",
     "insertion_deletion": "metrics",
     "load_classifier": "models",
     "load_embedded_classifier": "models",
     "register_backend": "ops.backends",
+    "tune_cutoff": "pipelines.tune_cutoff",
 }
 
 __all__ = [
@@ -41,14 +47,18 @@ __all__ = [
     "BackendUnavailableError",
     "Classifier",
     "FAMPEConfig",
+    "FORGrad",
     "FampeWarning",
     "ImageReadError",
+    "LowPassGradients",
+    "TunedCutoff",
     "WeightsUnavailableError",
     "create_method",
     "insertion_deletion",
     "load_classifier",
     "load_embedded_classifier",
     "register_backend",
+    "tune_cutoff",
 ]
 
 

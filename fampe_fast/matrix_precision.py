@@ -17,9 +17,8 @@ def tensor_float32(enabled: bool) -> Iterator[None]:
     Torch 2.9 added new switches beside the old ones, which then refuse to be read, by inductor among others, once the
     two disagree. Setting an old one sets the new ones along, so the old ones are set, and the new ones put back after.
     """
-    old = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    cudnn: Any = torch.backends.cudnn
-    new = [owner for owner in (old[0], *_parts(cudnn)) if hasattr(owner, "fp32_precision")]
+    old: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    new = [part for part in (old[0], *_parts(old[1])) if hasattr(part, "fp32_precision")]
     with _quiet():
         before = [_read(owner) for owner in old]
         precisions = [owner.fp32_precision for owner in new]

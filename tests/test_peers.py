@@ -50,7 +50,7 @@ def test_smoothgrad_is_the_mean_gradient_and_depends_on_seed_and_id_alone() -> N
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
-    options = {"steps": 1, "samples": 2} if name in ("fampe", "attexplore") else {"passes": 2}
+    options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "attexplore")) else {"passes": 2}
     images = some_images(2)
     method = create_method(name, Smooth(), **options)
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)

@@ -10,7 +10,8 @@ from pathlib import Path
 from .. import __version__
 
 # Named here and not imported from the methods, which would load torch before a typing error is reported.
-METHOD_NAMES = ("fampe", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
+_PLAIN_NAMES = ("fampe", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
+METHOD_NAMES = (*_PLAIN_NAMES, *(f"forgrad_{name}" for name in _PLAIN_NAMES))
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
 
 

@@ -39,6 +39,8 @@ class PathConfig:
         decay: of the momentum (MI-FGSM, arXiv 1710.06081), 0 or more.
         smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
         input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
+        gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
+            side, 0 or more (FORGrad, arXiv 2307.09591); None keeps all.
         direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
         loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as that code does.
         seed: of every random number, any 64-bit integer.
@@ -55,6 +57,7 @@ class PathConfig:
     decay: float = 1.0
     smoothing: bool = True
     input_diversity: bool = True
+    gradient_cutoff: float | None = None
     direction: Direction = "descend"
     loss: Loss = "cross_entropy"
     seed: int = 0
@@ -67,6 +70,8 @@ class PathConfig:
         check_count("samples", self.samples)
         _check_number("eps", self.eps, 0, math.inf, open_low=True)
         _check_number("decay", self.decay, 0, math.inf)
+        if self.gradient_cutoff is not None:
+            _check_number("gradient_cutoff", self.gradient_cutoff, 0, math.inf)
         _check_choice("direction", self.direction, ("descend", "ascend"))
         _check_choice("loss", self.loss, ("cross_entropy", "softmax_twice"))
         _check_choice("precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))

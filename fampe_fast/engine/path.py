@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import FampeWarning
+from ..frequency.low_pass import low_pass
 from ..model_care import frozen_parameters
 from .aggregation import GradientLoop
 from .samplers import Stream
@@ -83,6 +84,8 @@ def follow_path(
         prepared = loop.sampler.prepare(images)
         for step in range(config.steps):
             gradient_sum = loop(current, prepared, targets, stream, schedule, step, numbers[step], chunk_size)
+            if config.gradient_cutoff is not None:
+                gradient_sum = low_pass(gradient_sum, config.gradient_cutoff)
             current, momentum, attribution, scale = ops.gradient_step(
                 current,
                 images,

@@ -3,7 +3,17 @@
 from .attexplore import AttEXplore
 from .base import AttributionMethod
 from .fampe import FAMPE
+from .forgrad import FORGrad, LowPassGradients
 from .peers import CaptumMethod
 from .registry import METHODS, create_method
 
-__all__ = ["FAMPE", "METHODS", "AttEXplore", "AttributionMethod", "CaptumMethod", "create_method"]
+__all__ = [
+    "FAMPE",
+    "METHODS",
+    "AttEXplore",
+    "AttributionMethod",
+    "CaptumMethod",
+    "FORGrad",
+    "LowPassGradients",
+    "create_method",
+]

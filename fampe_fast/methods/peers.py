@@ -40,6 +40,7 @@ class CaptumMethod:
         noise: standard deviation of SmoothGrad's noise, in pixel units.
         seed: of SmoothGrad's noise; with the image's id it names the image's stream.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
+        absolute: whether ``saliency`` loses its signs; the others keep theirs.
 
     Raises:
         ImportError: Captum is not installed; the message says how to get it.
@@ -55,12 +56,13 @@ class CaptumMethod:
         noise: float = 0.15,
         seed: int = 0,
         bounds: tuple[float, float] = (0.0, 1.0),
+        absolute: bool = True,
     ) -> None:
         attr = _captum()
         if name not in ("integrated_gradients", "smoothgrad", "saliency"):
             raise ValueError(f"unknown method {name!r} of Captum")
         self.forward_func, self.name, self.passes = model, name, check_count("passes", passes)
-        self.noise, self.seed, self.bounds = noise, seed, bounds
+        self.noise, self.seed, self.bounds, self.absolute = noise, seed, bounds, absolute
         self._layout = memory_format(model)
         if name == "integrated_gradients":
             self._method = attr.IntegratedGradients(self._logits)
@@ -114,7 +116,7 @@ class CaptumMethod:
                 image, baselines=self.bounds[0], target=target, n_steps=self.passes, internal_batch_size=chunk
             )
         else:
-            found = self._method.attribute(image, target=target, abs=True)
+            found = self._method.attribute(image, target=target, abs=self.absolute)
         return found.detach().float()
 
     @staticmethod

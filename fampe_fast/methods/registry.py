@@ -6,20 +6,24 @@ import dataclasses
 from typing import Any, get_args
 
 from ..engine.config import AttEXploreConfig, FAMPEConfig
+from ..frequency.low_pass import DEFAULT_CUTOFF
 from ..model_care import Model
 from .attexplore import AttEXplore
 from .base import AttributionMethod
 from .fampe import FAMPE
+from .forgrad import FORGrad
 from .peers import CaptumMethod, PeerName
 
-METHODS = ("fampe", "attexplore", *get_args(PeerName))
-"""Every name that ``create_method`` knows."""
+_PLAIN = ("fampe", "attexplore", *get_args(PeerName))
+_FILTERED = "forgrad_"
+METHODS = (*_PLAIN, *(_FILTERED + name for name in _PLAIN))
+"""Every name that ``create_method`` knows; ``forgrad_`` before a name filters that method's maps."""
 
 _OPTIONS = {
     "fampe": frozenset(field.name for field in dataclasses.fields(FAMPEConfig)),
     "attexplore": frozenset(field.name for field in dataclasses.fields(AttEXploreConfig)),
 }
-_PEER_OPTIONS = frozenset({"passes", "noise", "seed", "bounds"})
+_PEER_OPTIONS = frozenset({"passes", "noise", "seed", "bounds", "absolute"})
 
 
 def options_of(name: str) -> frozenset[str]:
@@ -30,7 +34,8 @@ def options_of(name: str) -> frozenset[str]:
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-    return _OPTIONS.get(name, _PEER_OPTIONS)
+    plain = name.removeprefix(_FILTERED)
+    return _OPTIONS.get(plain, _PEER_OPTIONS) | ({"map_cutoff"} if plain != name else set())
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
@@ -39,7 +44,8 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
     Args:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
-        **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig``, arguments of ``CaptumMethod``.
+        **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig``, arguments of ``CaptumMethod``; with
+            ``forgrad_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
@@ -51,6 +57,12 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
         raise TypeError(
             f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(options_of(name)))}"
         )
+    if name.startswith(_FILTERED):
+        cutoff = options.pop("map_cutoff", DEFAULT_CUTOFF)
+        plain = name.removeprefix(_FILTERED)
+        if plain == "saliency":
+            options["absolute"] = False  # the filter wants the signs
+        return FORGrad(create_method(plain, model, **options), cutoff)
     if name == "fampe":
         return FAMPE(model, **options)
     if name == "attexplore":

@@ -13,6 +13,7 @@ from fampe_fast.plots.contact_sheet import contact_sheet
 from fampe_fast.plots.curves import curves_figure
 from fampe_fast.plots.overlay import explanation_figure, overlay
 from fampe_fast.plots.saving import save_figure
+from fampe_fast.plots.signatures import signatures_figure, slopes_figure
 from fampe_fast.plots.spectrum import log_amplitude, spectrum_figure
 
 __all__ = [
@@ -25,5 +26,7 @@ __all__ = [
     "rgba_of",
     "save_figure",
     "scale_map",
+    "signatures_figure",
+    "slopes_figure",
     "spectrum_figure",
 ]

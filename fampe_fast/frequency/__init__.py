@@ -1,0 +1,6 @@
+"""Maps and gradients seen in the frequency domain: low-pass filters, signatures, slopes."""
+
+from .low_pass import filtered_map, low_pass
+from .signature import fourier_signature, power_slope
+
+__all__ = ["filtered_map", "fourier_signature", "low_pass", "power_slope"]

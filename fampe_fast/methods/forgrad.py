@@ -1,0 +1,118 @@
+"""FORGrad: the high frequencies of gradients are artefacts of downsampling, so a low-pass takes them away.
+
+Muzellec, Bethge, Serre et al., "Saliency strikes back: how filtering out high frequencies improves white-box
+explanations", arXiv 2307.09591. Here for finished maps (``FORGrad``) and inside any gradient method
+(``LowPassGradients``, Captum's included); inside FAMPE's own aggregation it is ``gradient_cutoff``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.targets import Target
+from ..frequency.low_pass import DEFAULT_CUTOFF, check_cutoff, filtered_map, low_pass
+from ..model_care import Model
+
+
+class FORGrad:
+    """Any method's maps, low-passed: signed channel mean, hard disc, absolute value.
+
+    Args:
+        method: whose maps are filtered: one of this package, or an ``Attribution`` of Captum's (which must take
+            ``attribute(inputs, target=...)`` and give signed maps).
+        cutoff: radius of the disc in cycles over the shorter side, 0 or more; ``tune_cutoff`` finds the best one.
+
+    Raises:
+        TypeError: a method without ``attribute``, or a cut-off that is no number.
+        ValueError: a cut-off that is negative or not finite.
+    """
+
+    def __init__(self, method: Any, cutoff: float = DEFAULT_CUTOFF) -> None:
+        if not callable(getattr(method, "attribute", None)):
+            raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
+        self.method = method
+        self.cutoff = check_cutoff(cutoff)
+        self.forward_func = getattr(method, "forward_func", None)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """What the filtered method says."""
+        return bool(getattr(self.method, "multiplies_by_inputs", False))
+
+    def has_convergence_delta(self) -> bool:
+        """False: a filtered map need not sum to anything."""
+        return False
+
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Explain a batch of images.
+
+        Args:
+            inputs: (B, C, H, W), as the method takes them.
+            target: as the method takes it.
+            image_ids: passed on where given.
+            internal_batch_size: passed on where given.
+            show_progress: passed on where true.
+
+        Returns:
+            (B, C, H, W), not negative, the same in every channel.
+
+        Raises:
+            Whatever the method raises.
+        """
+        options: dict[str, Any] = {"image_ids": image_ids, "internal_batch_size": internal_batch_size}
+        options = {name: value for name, value in options.items() if value is not None}
+        if show_progress:
+            options["show_progress"] = True
+        maps: Tensor = self.method.attribute(inputs, target=target, **options)
+        return filtered_map(maps.detach(), self.cutoff).expand(maps.shape).contiguous()
+
+
+class _LowPassBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cutoff: float) -> Tensor:
+        ctx.cutoff = cutoff
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return low_pass(gradients[0], ctx.cutoff), None
+
+
+class LowPassGradients(nn.Module):
+    """A model whose outputs stay and whose gradients with respect to its input are low-passed, channel by channel.
+
+    Every method that asks this model for gradients gets filtered ones: before it squares, averages or multiplies.
+
+    Args:
+        model: classifier in pixel space.
+        cutoff: radius of the disc in cycles over the shorter side, 0 or more.
+
+    Raises:
+        TypeError: a model that cannot be called, or a cut-off that is no number.
+        ValueError: a cut-off that is negative or not finite.
+    """
+
+    def __init__(self, model: Model, cutoff: float = DEFAULT_CUTOFF) -> None:
+        super().__init__()
+        if not callable(model):
+            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        self.model = model
+        self.cutoff = check_cutoff(cutoff)
+        self.training = model.training if isinstance(model, nn.Module) else False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of images (B, C, H, W)."""
+        logits: Tensor = self.model(_LowPassBackward.apply(pixels, self.cutoff))
+        return logits
