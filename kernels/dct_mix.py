@@ -70,7 +70,7 @@ def _dct_mix(
             rho = tl.load(weights_ptr + where * weight_stride)
             scale = tl.load(weights_ptr + where * weight_stride + 1) * deviation
         counter = (channel + channels * tl.load(samples_ptr)).to(tl.uint32)
-        w0, _, w2, _ = philox4x32(index, counter, step, name, k0, k1)
+        w0, _w1, w2, _w3 = philox4x32(index, counter, step, name, k0, k1)
         mixed = tl.fma(to_uniform(w0), scale, values) * tl.fma(to_uniform(w2), rho, 1.0)
         tl.store(out_ptr + k, mixed, mask=inside)
         image_index_ptr += stride

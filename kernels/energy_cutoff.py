@@ -203,7 +203,7 @@ def energy_cutoff(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bo
         shells,
         like=spectrum,
         warps=4,
-        BLOCK=triton.next_power_of_2(shells),
+        BLOCK=max(16, triton.next_power_of_2(shells)),
     )
     return cutoff
 

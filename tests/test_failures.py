@@ -121,7 +121,8 @@ def test_a_gpu_that_is_full_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("triton", "numpy", "works"), [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.1", True)]
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.4.0", False), ("3.2.0", "1.26.4", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.1", True)],
 )
 def test_an_interpreter_that_its_numpy_breaks_says_so(
     triton: str, numpy: str, works: bool, monkeypatch: pytest.MonkeyPatch
@@ -133,5 +134,7 @@ def test_an_interpreter_that_its_numpy_breaks_says_so(
     if works:
         assert backends.choice("cpu")[0] == "triton"
     else:
-        with pytest.raises(BackendUnavailableError, match=r"triton 3\.6\.0 does not work with numpy 2\.4\.0: install"):
+        with pytest.raises(
+            BackendUnavailableError, match=rf"triton {triton} does not work with numpy {numpy}: install"
+        ):
             backends.choice("cpu")

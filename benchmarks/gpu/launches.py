@@ -23,6 +23,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 _BACKENDS = {"cuda": "nvidia", "hip": "amd"}
+_SINCE = {"sm_100": (3, 3), "gfx942": (3, 3)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class _CompileOnly:
 def obstacle(target: str) -> str | None:
     """Why this Triton cannot compile for a target, or None."""
     wanted = TARGETS[target].backend
+    if target in _SINCE and tuple(map(int, triton.__version__.split(".")[:2])) < _SINCE[target]:
+        return f"triton {triton.__version__} brings no assembler for {target}"
     if _BACKENDS[wanted] in {_BACKENDS.get(name, name) for name in backends}:
         return None
     return f"triton {triton.__version__} has no backend for {wanted}"

@@ -83,13 +83,13 @@ def _compiler_obstacle(device_type: str) -> str | None:
 
 
 def _interpreter_obstacle() -> str | None:
-    """Up to Triton 3.6 the interpreter turns arrays of one element into numbers, which numpy 2.4 no longer allows."""
+    """Up to Triton 3.2 the interpreter gets sums of integers wrong; up to 3.6 it breaks with numpy 2.4."""
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
-    if triton >= (3, 7) or numpy < (2, 4):
+    if triton >= (3, 7) or (triton >= (3, 3) and numpy < (2, 4)):
         return None
     return (
-        f"the interpreter of triton {version('triton')} does not work with numpy {version('numpy')}: "
-        "install triton 3.7 or newer, or 'numpy<2.4'"
+        f"the interpreter of triton {version('triton')} does not work with numpy {version('numpy')}: install triton "
+        "3.7 or newer, or triton 3.3 to 3.6 with 'numpy<2.4'"
     )
 
 

@@ -73,7 +73,7 @@ def show_rgb(axes: Axes, rgb: FloatArray) -> None:
         axes: where.
         rgb: `(H, W, 3)` in [0, 1].
     """
-    axes.imshow(to_bytes(rgb), origin="upper", interpolation="auto", aspect="auto", resample=True)
+    axes.imshow(to_bytes(rgb), origin="upper", interpolation="antialiased", aspect="auto", resample=True)
 
 
 def to_bytes(rgb: FloatArray) -> NDArray[np.uint8]:

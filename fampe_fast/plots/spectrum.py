@@ -190,7 +190,7 @@ def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:
         vmax=float(max(high, low + 1e-6)),
         origin="lower",
         extent=(-right, right, -top, top),
-        interpolation="auto",
+        interpolation="antialiased",
         aspect="auto",
         resample=True,
     )
