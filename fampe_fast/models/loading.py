@@ -253,7 +253,9 @@ class _Exported(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         try:
             logits: Tensor = self.program(images)
-        except AssertionError as error:  # its guards
+        except (AssertionError, RuntimeError) as error:  # its guards; in torch 2.6 they are RuntimeErrors
+            if isinstance(error, RuntimeError) and "Expected input at" not in str(error):
+                raise
             raise ValueError(
                 f"the exported program does not take images of shape {tuple(images.shape)}: {first_line(error)}. "
                 "Export it with a dynamic batch size (torch.export.Dim)"
