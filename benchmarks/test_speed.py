@@ -32,6 +32,11 @@ SIZE = Size(1, 4, 224, 224)
 OPERATIONS: dict[str, tuple[Callable[[Size], int], int]] = {
     # Philox 10 rounds of 6; four conversions of 4; gain 8, noise 4, product 2, mask's share left out.
     "band_mix": (lambda size: size.rows * size.channels * size.coefficients, 10 * 6 + 4 * 4 + 14),
+    # Philox 10 rounds of 6; two conversions of 4; noise 2, gain 2, product 1.
+    "dct_mix": (lambda size: size.rows * size.channels * size.pixels, 10 * 6 + 2 * 4 + 5),
+    # Four weights and as many multiply-adds, per pixel of the frame and of the sample.
+    "diversify": (lambda size: int(1.15**2 * size.rows * size.channels * size.pixels), 12),
+    "diversify_adjoint": (lambda size: int(1.15**2 * size.rows * size.channels * size.pixels), 12),
     # Two squares, a sum, the channel's and the shell's.
     "energy_cutoff": (lambda size: size.images * size.channels * size.coefficients, 5),
     # 14 multiply-adds of smoothing as two operations each; mean 2, momentum 2, sign step 3, projection 4, map 3.

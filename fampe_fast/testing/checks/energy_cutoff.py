@@ -51,7 +51,18 @@ def assert_cutoffs(got: Tensor, spectrum: Tensor, width: int, tau: float, includ
         assert_true(not too_large, f"{where}, but the radius before holds {share / total:.6g} of the energy already")
 
 
-@check("energy_cutoff", cases=(*SMALL, *EDGES, Case(40, 70), *LARGE, Case(2048, 1536, gpu=True)))
+@check(
+    "energy_cutoff",
+    cases=(
+        *SMALL,
+        *EDGES,
+        Case(40, 70),
+        Case(2048, 24, 1, 1),
+        Case(24, 2048, 1, 1),
+        *LARGE,
+        Case(2048, 1536, gpu=True),
+    ),
+)
 def check_energy_cutoff_is_the_smallest_radius(ops: Primitives, device: torch.device, case: Case) -> None:
     """Against shells in float64, with and without DC, energy near DC or far out, in poisoned memory."""
     spectrum = spectra(case)
