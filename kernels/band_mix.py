@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, deal_rows, launch, widest
 from .packing import pack, unpack
 from .philox import LOW_BYTE, UNIT, philox4x32, split_seed, to_integer
 from .radial_mask import low_pass
@@ -186,13 +186,10 @@ def band_mix(
     group = widest(count, out_parts)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    stride = min(batch, rows)
-    per_start = triton.cdiv(rows, max(stride, 1))  # rows that lie `stride` apart
-    if run is None:
-        run = run_length(per_start, blocks * channels * stride)
+    deal = deal_rows(rows, batch, blocks * channels, run)
     launch(
         _band_mix,
-        blocks * channels * stride * triton.cdiv(per_start, run),
+        blocks * channels * deal.starts,
         parts,
         out_parts,
         cutoff.contiguous(),
@@ -203,8 +200,8 @@ def band_mix(
         seed,
         step,
         rows,
-        stride,
-        run,
+        deal.stride,
+        deal.run,
         LOW_BYTE,
         weights.stride(0),
         channels,

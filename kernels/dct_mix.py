@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, deal_rows, launch, widest
 from .philox import philox4x32, split_seed, to_uniform
 
 
@@ -124,13 +124,10 @@ def dct_mix(
     group = widest(count, out)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    stride = min(batch, rows)
-    per_start = triton.cdiv(rows, max(stride, 1))  # rows that lie `stride` apart
-    if run is None:
-        run = run_length(per_start, blocks * channels * stride)
+    deal = deal_rows(rows, batch, blocks * channels, run)
     launch(
         _dct_mix,
-        blocks * channels * stride * triton.cdiv(per_start, run),
+        blocks * channels * deal.starts,
         spectrum,
         out,
         weights,
@@ -140,8 +137,8 @@ def dct_mix(
         seed,
         step,
         rows,
-        stride,
-        run,
+        deal.stride,
+        deal.run,
         weights.stride(0),
         channels,
         count // group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,25 @@ def widest(count: int, *tensors: Tensor) -> int:
 def block_of(group: int, warps: int) -> int:
     """Elements of a program whose threads take at least four each, and all of a group of consecutive ones."""
     return max(4, group) * warps * (64 if torch.version.hip else 32)
+
+
+class Deal(NamedTuple):
+    """How rows are dealt to programs, so that a program meets one image where the image runs fastest."""
+
+    stride: int
+    """A program takes the rows p, p + stride, p + 2 * stride, ..."""
+    run: int
+    """... this many of them."""
+    starts: int
+    """First rows p: programs per plane and block."""
+
+
+def deal_rows(rows: int, batch: int, programs_per_row: int, run: int | None) -> Deal:
+    """Deal ``rows`` rows of ``batch`` images; ``run`` None for as many per program as keep the GPU busy."""
+    stride = min(batch, rows)
+    per_start = -(-rows // max(stride, 1))  # rows that lie `stride` apart
+    run = run or run_length(per_start, programs_per_row * stride)
+    return Deal(stride, run, stride * -(-per_start // run))
 
 
 def run_length(rows: int, programs_per_row: int) -> int:

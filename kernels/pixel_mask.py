@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.pixel_mask import result_format
 from .launch import block_of, launch, run_length, widest
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -143,15 +144,12 @@ def pixel_mask(
         )
     _, channels, height, width = start.shape
     rows, count = len(image_index), channels * height * width
-    # A single channel is both contiguous and channels-last: contiguous then, as in the reference.
-    channels_last = channels > 1 and any(
-        image.is_contiguous(memory_format=torch.channels_last) for image in (start, finish)
-    )
+    memory_format = result_format(start, finish)
     out = torch.empty(
         (rows, channels, height, width),
         dtype=start.dtype,
         device=start.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=memory_format,
     )
     bits = _BITS[start.element_size()]  # values are only moved, so their bits do, whatever they stand for
     group = widest(count, out)
@@ -178,7 +176,7 @@ def pixel_mask(
         *finish.stride(),
         like=start,
         warps=4,
-        CHANNELS_LAST=channels_last,
+        CHANNELS_LAST=memory_format == torch.channels_last,
         GROUP=group,
         BLOCK=block,
     )

@@ -21,8 +21,15 @@ def pixel_mask(start: Tensor, finish: Tensor, first_step: Tensor, image_index: T
     """
     changed = first_step[image_index] <= step[:, None, None]
     rows = torch.where(changed[:, None], finish[image_index], start[image_index])
-    # A single channel is both contiguous and channels-last: contiguous then, so that the result does not depend on it.
+    return rows.contiguous(memory_format=result_format(start, finish))
+
+
+def result_format(start: Tensor, finish: Tensor) -> torch.memory_format:
+    """Channels-last if ``start`` or ``finish`` (B, C, H, W) is, else contiguous.
+
+    A single channel is both: contiguous then, so that the result does not depend on it.
+    """
     channels_last = start.shape[1] > 1 and any(
         image.is_contiguous(memory_format=torch.channels_last) for image in (start, finish)
     )
-    return rows.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -6,14 +6,9 @@ Triton's interpreter.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 pytestmark = pytest.mark.usefixtures("triton_runs")

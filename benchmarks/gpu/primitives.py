@@ -419,6 +419,10 @@ def _mix_bytes(size: Size) -> int:
     return 8 * (size.rows + size.images) * size.channels * size.coefficients
 
 
+def _diversify_bytes(size: Size) -> int:
+    return 4 * size.rows * size.channels * (size.pixels + math.prod(_frame(size)))
+
+
 def _planes(size: Size) -> int:
     return size.images * size.channels
 
@@ -493,14 +497,14 @@ PRIMITIVES = (
         "diversify",
         diversify_arguments,
         (RealForm(diversify_matrices, _prepare_resizing),),
-        lambda size: 4 * size.rows * size.channels * (size.pixels + math.prod(_frame(size))),
+        _diversify_bytes,
         samples=True,
     ),
     Primitive(
         "diversify_adjoint",
         diversify_adjoint_arguments,
         (RealForm(diversify_adjoint_matrices, _prepare_resizing),),
-        lambda size: 4 * size.rows * size.channels * (size.pixels + math.prod(_frame(size))),
+        _diversify_bytes,
         samples=True,
     ),
     Primitive(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .machine import DRY_RUN_DEVICE, Build
+from .machine import Build
 from .sizes import Size
 
 MEASURED = "measured"
@@ -198,8 +198,3 @@ def write(results: Results, path: Path) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
     os.replace(scratch, path)
-
-
-def is_dry_run(results: Results) -> bool:
-    """Whether any of it comes from a dry run."""
-    return any(machine.build.device == DRY_RUN_DEVICE for machine in results.machines)

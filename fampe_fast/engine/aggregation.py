@@ -104,7 +104,6 @@ class GradientLoop:
         stream: Stream,
         schedule: Schedule,
         step: int,
-        step_number: Tensor,
         chunk_size: int,
     ) -> Tensor:
         """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W).
@@ -119,13 +118,12 @@ class GradientLoop:
             stream: names the images' random numbers.
             schedule: the order of the samples.
             step: t.
-            step_number: t as a () int64 tensor on the images' device.
             chunk_size: samples per model pass.
         """
         form = ModelInput(input_dtype(self.model), memory_format(self.model) == torch.channels_last, *images.shape[-2:])
         plain = self._graphs.add.plain
         run = self._choose(images.device)
-        count = len(images)
+        count, number = len(images), schedule.step_number(step)
         batch = Batch(self.sampler.transform(images), prepared, stream, targets)
         if run is not plain and count == 1:  # a compiler takes a size of one for a constant
             batch = _twice(batch)
@@ -133,7 +131,7 @@ class GradientLoop:
         with matrix_precision(self.config.precision, images.device):
             for chunk in schedule.chunks(step, chunk_size):
                 single = len(chunk.rows.samples) == 1 < chunk_size
-                (plain if single else run)(total, self.model, batch, chunk, step_number, form)
+                (plain if single else run)(total, self.model, batch, chunk, number, form)
         return total[:count]
 
     def _choose(self, device: torch.device) -> Callable[..., None]:

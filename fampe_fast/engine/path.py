@@ -79,11 +79,10 @@ def follow_path(
     scales = []
     batch, _, height, width = images.shape
     schedule = Schedule(config, batch, height, width, device)
-    numbers = torch.arange(config.steps, device=device)
     with torch.no_grad(), frozen_parameters(loop.model):
         prepared = loop.sampler.prepare(images)
         for step in range(config.steps):
-            gradient_sum = loop(current, prepared, targets, stream, schedule, step, numbers[step], chunk_size)
+            gradient_sum = loop(current, prepared, targets, stream, schedule, step, chunk_size)
             if config.gradient_cutoff is not None:
                 gradient_sum = low_pass(gradient_sum, config.gradient_cutoff)
             current, momentum, attribution, scale = ops.gradient_step(

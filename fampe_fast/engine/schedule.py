@@ -51,8 +51,13 @@ class Schedule:
             numbers[step] = torch.tensor(order)
             placements[step] = torch.tensor([drawn[number] or (0, 0, 0, 0) for number in order])
             self._plain.append(sum(placement is None for placement in drawn))
+        self._steps = torch.arange(config.steps, device=device)
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)
+
+    def step_number(self, step: int) -> Tensor:
+        """A step's number as a () int64 tensor on the device."""
+        return self._steps[step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
         """All pairs of a step, flattened with the image running fastest, cut every ``size`` rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,12 +51,17 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
     if not values.numel():
         return values.clone()
     height, width = values.shape[-2:]
-    # In float64, and with room for its rounding: a radius that is the cut-off itself belongs to the disc.
-    inside = squared_radius(height, width, dtype=torch.float64) <= cutoff**2 * (1 + 1e-12)
     wide = values.double() if values.dtype == torch.float64 else values.float()
-    spectrum = torch.fft.rfft2(wide) * inside.to(values.device)
+    spectrum = torch.fft.rfft2(wide) * _disc(height, width, cutoff, values.device)
     filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
     return filtered.to(values.dtype)
+
+
+@lru_cache(maxsize=16)
+def _disc(height: int, width: int, cutoff: float, device: torch.device) -> Tensor:
+    # In float64, and with room for its rounding: a radius that is the cut-off itself belongs to the disc.
+    inside = squared_radius(height, width, dtype=torch.float64) <= cutoff**2 * (1 + 1e-12)
+    return inside.to(device)
 
 
 def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..matrix_precision import tensor_float32
+from ..reference.pixel_mask import result_format
 from ..reference.radius import squared_radius
 from .backends import implementation
 
@@ -189,14 +190,11 @@ def _(images: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pixel_mask.register_fake
 def _(start: Tensor, finish: Tensor, first_step: Tensor, image_index: Tensor, step: Tensor) -> Tensor:
-    channels_last = start.shape[1] > 1 and any(
-        image.is_contiguous(memory_format=torch.channels_last) for image in (start, finish)
-    )
     return torch.empty(
         (image_index.shape[0], *start.shape[1:]),
         dtype=start.dtype,
         device=start.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=result_format(start, finish),
     )
 
 

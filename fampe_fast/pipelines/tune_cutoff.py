@@ -104,7 +104,8 @@ def tune_cutoff(
 
     Args:
         model: classifier in pixel space, in evaluation mode.
-        loader: batches (images (B, C, H, W), targets (B,)), all images of one size; kept in memory, 8 bytes per value.
+        loader: batches (images (B, C, H, W), targets (B,)), all images of one size; they and their maps' channel
+            means are kept in memory.
         method: gives signed maps, ``attribute(images, target=targets)``.
         protocol: of insertion and deletion.
         metric_steps: steps of insertion and deletion.
@@ -130,7 +131,7 @@ def tune_cutoff(
     def faithfulness(radius: int | None) -> Estimate:
         scores: list[float] = []
         for images, targets, maps in batches:
-            shown = maps.mean(1, keepdim=True).abs() if radius is None else filtered_map(maps, radius)
+            shown = maps.abs() if radius is None else filtered_map(maps, radius)
             found = insertion_deletion(
                 model,
                 images,
@@ -172,6 +173,7 @@ def tune_cutoff(
 
 
 def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Images, targets, and the channel means (B, 1, H, W) of their maps."""
     batches: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in loader:
         if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
@@ -183,7 +185,8 @@ def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[tup
             raise ValueError(
                 f"all images must have one size, got {tuple(images.shape[1:])} after {tuple(batches[0][0].shape[1:])}"
             )
-        batches.append((images, targets, method.attribute(images, target=targets).detach()))
+        maps = method.attribute(images, target=targets).detach()
+        batches.append((images, targets, maps.mean(1, keepdim=True)))
     if not batches:
         raise ValueError("the loader gave no images")
     return batches
