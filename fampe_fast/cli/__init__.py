@@ -11,16 +11,15 @@ DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; one line on standard error says what went wrong."""
-    from .arguments import parse
+    from .parser import parse
 
     arguments = parse(argv)
     # torch warns of a CUDA toolkit without a driver whenever it compiles for the CPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from ..errors import BackendUnavailableError, WeightsUnavailableError
-    from . import commands
 
     try:
-        code: int = getattr(commands, arguments.command)(arguments)
+        code: int = arguments.run(arguments)
         return code
     except KeyboardInterrupt:
         print("fampe-fast: interrupted; what was finished is whole", file=sys.stderr)

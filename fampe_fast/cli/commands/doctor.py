@@ -1,0 +1,29 @@
+"""``doctor``: report on the installation."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import DONE, SOME_FAILED
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Its arguments."""
+    parser = commands.add_parser("doctor", help="versions, devices, which backend would run and why, and a self-test")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Report on the installation."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...pipelines.doctor import examine
+    from ..output import console
+
+    findings = examine()
+    table = Table("what", "found", show_header=False, box=None)
+    for finding in findings:
+        table.add_row(finding.topic, escape(finding.text) if finding.healthy else f"[red]{escape(finding.text)}[/]")
+    console().print(table)
+    return DONE if all(finding.healthy for finding in findings) else SOME_FAILED

@@ -1,0 +1,84 @@
+"""``explain``: a picture and an archive for each image file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import METHOD_NAMES, add_method_options, add_model
+
+if TYPE_CHECKING:
+    from ...pipelines.batches import Failure
+    from ...pipelines.explain import Explanation
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Its arguments."""
+    parser = commands.add_parser("explain", help="explain image files: a picture and an .npz archive for each")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument(
+        "--target", type=int, help="class to explain in every image (default: the model's first choice)"
+    )
+    parser.add_argument("--method", choices=METHOD_NAMES, default="fampe", help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("fampe_explain"), help="folder (default: %(default)s)")
+    add_model(parser)
+    add_method_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explain image files."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...images import find_images
+    from ...methods.registry import create_method
+    from ...pipelines.explain import explain_files
+    from ..chosen import classifier_of, in_range, options_by_method
+    from ..output import Bar, closing, console
+
+    paths = find_images(arguments.images)
+    options = options_by_method(arguments, [arguments.method])[arguments.method]
+    classifier = classifier_of(arguments)
+    if arguments.target is not None:
+        classifier.class_name(in_range(arguments.target, classifier))
+    method = create_method(arguments.method, classifier, **options)
+    screen, errors = console(), Console(stderr=True)
+    done: list[Explanation] = []
+    with Bar(errors, arguments.method, len(paths)) as advance:
+
+        def failed(failure: Failure) -> None:
+            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+            advance()
+
+        def finished(result: Explanation) -> None:
+            done.append(result)
+            advance()
+
+        explain_files(
+            classifier,
+            method,
+            paths,
+            arguments.out,
+            target=arguments.target,
+            batch_size=arguments.batch_size,
+            internal_batch_size=arguments.internal_batch_size,
+            on_result=finished,
+            on_failure=failed,
+        )
+    table = Table("image", "class", "probability", "cut-off", "seconds", "picture")
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    for result in done:
+        table.add_row(
+            escape(result.path.name),
+            escape(f"{result.target} {result.class_name}"),
+            f"{result.probability:.3f}",
+            "" if result.cutoff is None else f"{result.cutoff:.0f}",
+            f"{result.seconds:.1f}",
+            escape(str(result.picture)),
+        )
+    screen.print(table)
+    return closing(errors, len(done), len(paths))

@@ -1,0 +1,52 @@
+"""What every command prints: bars, tables' numbers, the closing line."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..metrics import Estimate
+from . import DONE, SOME_FAILED, UNUSABLE
+
+
+class Bar:
+    """A progress bar over files that costs nothing where standard error is no terminal."""
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task(label, total=total)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._progress.advance(self._task, count)
+
+
+def estimate_text(estimate: Estimate, *, signed: bool = False) -> str:
+    """``mean ± standard error``."""
+    mean = f"{estimate.mean:+.3f}" if signed else f"{estimate.mean:.3f}"
+    return mean if estimate.standard_error is None else f"{mean} ± {estimate.standard_error:.3f}"
+
+
+def closing(errors: Console, done: int, total: int) -> int:
+    """Say how many failed, and give the exit code."""
+    if done == total:
+        return DONE
+    errors.print(f"{total - done} of {total} images failed", style="red")
+    return SOME_FAILED if done else UNUSABLE
+
+
+def console() -> Console:
+    """Standard output."""
+    # A pipe has no width of its own: give tables the room they need there.
+    found = Console()
+    return found if found.is_terminal else Console(width=160)

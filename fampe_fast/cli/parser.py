@@ -1,0 +1,30 @@
+"""What can be typed after ``fampe-fast``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .. import __version__
+from .commands import demo, doctor, evaluate, explain
+
+# In the order of the help.
+_COMMANDS = (demo, explain, evaluate, doctor)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; exits with code 2 and a message where it cannot be understood.
+
+    Returns:
+        The arguments; ``run`` among them is the command's function.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fampe-fast",
+        description="Frequency-aware attribution maps: what an image classifier looked at.",
+        epilog="Exit codes: 0 all done, 1 some images failed, 2 nothing could start, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"fampe-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser.parse_args(argv)
