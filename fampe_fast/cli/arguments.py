@@ -10,6 +10,7 @@ from pathlib import Path
 _PLAIN_NAMES = ("fampe", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
 METHOD_NAMES = (*_PLAIN_NAMES, *(f"forgrad_{name}" for name in _PLAIN_NAMES))
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
+STUDY_NAMES = ("alpha", "cutoff", "budget", "noise")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +52,24 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="any other field of the method's configuration, repeatable: mode=modulate, include_dc=False, tau=0.8, ...",
     )
+    add_batches(group)
+
+
+def add_batches(group: argparse._ArgumentGroup) -> None:
+    """How many images at a time."""
     group.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     group.add_argument(
         "--internal-batch-size", type=positive, help="samples per model pass (default: 8 on a CPU, else 64)"
     )
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """A folder of images, the classes to explain in them, and how many."""
+    parser.add_argument("images", type=Path, metavar="DIR", help="a folder of images")
+    parser.add_argument(
+        "--labels", type=Path, help="JSON or CSV from file name to class index (default: the model's first choice)"
+    )
+    parser.add_argument("--limit", type=positive, help="only the first so many images")
 
 
 def positive(text: str) -> int:

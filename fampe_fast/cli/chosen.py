@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..images import find_images
 from ..methods.registry import options_of
 from ..models import load_classifier
 from ..models.classifier import Classifier
+from ..pipelines.labels import labels_of, read_labels
 
 
 def classifier_of(arguments: argparse.Namespace) -> Classifier:
@@ -41,3 +44,16 @@ def in_range(target: int, classifier: Classifier) -> int:
     if target < 0 or (classifier.num_classes is not None and target >= classifier.num_classes):
         raise ValueError(f"--target {target} is out of range: {classifier.name} has {classifier.num_classes} classes")
     return target
+
+
+def labelled_images(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, int] | None]:
+    """The images of a folder and, where they are given, labels by file name; ValueError where there are none."""
+    if not arguments.images.is_dir():
+        raise ValueError(f"{arguments.images} is not a folder; {arguments.command} takes a folder of images")
+    paths = find_images(arguments.images)[: arguments.limit]
+    return paths, None if arguments.labels is None else read_labels(arguments.labels)
+
+
+def targets_of(paths: list[Path], labels: dict[str, int] | None, classifier: Classifier) -> list[int] | None:
+    """The class of each image; ValueError for one without a label, or with one that is no class of the model."""
+    return None if labels is None else labels_of(paths, labels, classifier.num_classes)

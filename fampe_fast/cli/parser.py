@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from .commands import demo, doctor, evaluate, explain
+from .commands import demo, doctor, evaluate, explain, study
 
 # In the order of the help.
-_COMMANDS = (demo, explain, evaluate, doctor)
+_COMMANDS = (demo, explain, evaluate, study, doctor)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

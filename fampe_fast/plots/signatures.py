@@ -9,17 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fampe_fast.plots.canvas import FAINT, INK, add_axes, add_text, new_figure
+from fampe_fast.plots.canvas import add_text, new_figure
+from fampe_fast.plots.charts import framed_axes, line_style, marker_style
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-# Okabe and Ito's colours, which the colour-blind tell apart; dashes and markers tell them apart once more.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1a1a1a")
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = "osD^vPX"
 
 
 def signatures_figure(signatures: Mapping[str, Tensor], *, title: str | None = None, dpi: int = 120) -> Figure:
@@ -38,14 +33,13 @@ def signatures_figure(signatures: Mapping[str, Tensor], *, title: str | None = N
         raise ValueError(f"signatures must have one length, got { {name: len(line) for name, line in lines.items()} }")
     figure = new_figure(5.6, 4.2, dpi)
     add_text(figure, 0.85, 0.3, title or "Fourier signature", size=12, weight="bold", max_width=4.5)
-    axes = _framed(figure, 0.85, 0.55, 4.5, 2.9)
+    axes = framed_axes(figure, 0.85, 0.55, 4.5, 2.9)
     axes.set(xscale="log", yscale="log", xlabel="radius (cycles over the shorter side)", ylabel="amplitude / at 1")
     for k, (name, line) in enumerate(lines.items()):
         axes.plot(
             np.arange(1, len(line) + 1),
             line,
-            color=COLOURS[k % len(COLOURS)],
-            linestyle=_DASHES[k % len(_DASHES)],
+            **line_style(k),
             linewidth=1.8,
             label=name,
         )
@@ -73,16 +67,14 @@ def slopes_figure(slopes: Mapping[str, Tensor], *, title: str | None = None, dpi
     height = 0.42 * len(rows)
     figure = new_figure(5.6, height + 1.35, dpi)
     add_text(figure, 1.75, 0.3, title or "power against frequency", size=12, weight="bold", max_width=3.6)
-    axes = _framed(figure, 1.75, 0.55, 3.6, height)
+    axes = framed_axes(figure, 1.75, 0.55, 3.6, height)
     generator = np.random.default_rng(0)
     for k, values in enumerate(rows.values()):
-        colour = COLOURS[k % len(COLOURS)]
+        style = marker_style(k)
         spread = k + generator.uniform(-0.18, 0.18, len(values))
-        axes.plot(values, spread, ".", color=colour, alpha=0.35, markersize=4)
+        axes.plot(values, spread, ".", color=style["color"], alpha=0.35, markersize=4)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-        axes.errorbar(
-            values.mean(), k, xerr=error, color=colour, marker=_MARKERS[k % len(_MARKERS)], capsize=3, markersize=6
-        )
+        axes.errorbar(values.mean(), k, xerr=error, capsize=3, markersize=6, **style)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="exponent (steeper: less power at high frequencies)")
     return figure
@@ -103,15 +95,3 @@ def _line(name: str, signature: Tensor) -> NDArray[np.floating[Any]]:
         raise ValueError(f"no map of {name!r} has power at every radius")
     line: NDArray[np.floating[Any]] = torch.exp((usable / usable[:, :1]).log().mean(0)).numpy()
     return line
-
-
-def _framed(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    axes = add_axes(figure, left, top, width, height)
-    axes.set_axis_on()
-    axes.grid(color="#e0e0e0", linewidth=0.6)
-    axes.tick_params(labelsize=8, colors=FAINT)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.xaxis.label.set(color=INK, size=9)
-    axes.yaxis.label.set(color=INK, size=9)
-    return axes

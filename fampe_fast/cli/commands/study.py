@@ -1,0 +1,96 @@
+"""``study``: vary a number of FAMPE's on a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import PROTOCOL_NAMES, STUDY_NAMES, add_batches, add_labels, add_model, key_value, positive
+
+if TYPE_CHECKING:
+    from ...pipelines.batches import Failure
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Its arguments."""
+    parser = commands.add_parser("study", help="vary a number of FAMPE's: scores, table, plot")
+    parser.add_argument("study", choices=STUDY_NAMES, help="what is varied")
+    add_labels(parser)
+    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
+    parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
+    parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
+    add_model(parser)
+    group = parser.add_argument_group("method")
+    group.add_argument("--steps", type=positive, default=10, help="steps along the path (default: %(default)s)")
+    group.add_argument("--samples", type=positive, default=20, help="samples per step (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="a field of FAMPE's configuration for all variants that do not vary it, repeatable",
+    )
+    add_batches(group)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a study, or what is left of it, and print its table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...studies import Budget, define_study, run_study
+    from ...studies.report import write_report
+    from ..chosen import classifier_of, labelled_images, targets_of
+    from ..output import Bar, closing, console, estimate_text
+
+    out = arguments.out or Path(f"fampe_study_{arguments.study}")
+    budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
+    study = define_study(arguments.study, budget)
+    paths, labels = labelled_images(arguments)
+    classifier = classifier_of(arguments)
+    targets = targets_of(paths, labels, classifier)
+    screen, errors = console(), Console(stderr=True)
+    with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:
+
+        def failed(failure: Failure) -> None:
+            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+
+        result = run_study(
+            study,
+            classifier,
+            paths,
+            out,
+            targets=targets,
+            protocol=arguments.protocol,
+            metric_steps=arguments.metric_steps,
+            batch_size=arguments.batch_size,
+            internal_batch_size=arguments.internal_batch_size,
+            on_scores=advance,
+            on_failure=failed,
+        )
+    table = Table(
+        "variant", "passes", "insertion", "deletion", "ins. gained", "del. gained",
+        title=f"{study.question} {len(result.files)} images, {escape(classifier.name)}, protocol {result.protocol}",
+        caption=f"mean ± standard error; gained: paired, against {study.variants[0].label}",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for outcome in result.outcomes:
+        first = outcome is result.outcomes[0]
+        table.add_row(
+            escape(outcome.variant.label),
+            str(outcome.passes),
+            estimate_text(outcome.insertion),
+            estimate_text(outcome.deletion),
+            "" if first else estimate_text(outcome.insertion_gain, signed=True),
+            "" if first else estimate_text(outcome.deletion_gain, signed=True),
+        )
+    screen.print(table)
+    for path in write_report(result, out):
+        screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    return closing(errors, len(paths) - len(result.failures), len(paths))

@@ -1,0 +1,54 @@
+"""What a study is: variants of methods that differ in a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of one method.
+
+    Attributes:
+        label: names it in tables and records; no two of a study are alike.
+        method: a name of ``create_method``.
+        options: of the method.
+        axis: the name of the number that is varied, a panel of the plot; empty for a setting without one.
+        value: that number.
+        series: the line of the plot it belongs to.
+    """
+
+    label: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    axis: str = ""
+    value: float = 0.0
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the variants that answer it.
+
+    Attributes:
+        name: of the study.
+        question: what it asks, a sentence.
+        variants: the first one is what the others are compared with.
+
+    Raises:
+        ValueError: no variant, or two with one label.
+    """
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        labels = [variant.label for variant in self.variants]
+        if not labels:
+            raise ValueError(f"the study {self.name!r} has no variants")
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"labels must differ, got {', '.join(twice)} more than once")

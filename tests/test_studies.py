@@ -1,0 +1,215 @@
+"""Studies: they go on where they stopped, and what they report is what was scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fampe_fast import load_embedded_classifier
+from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
+from fampe_fast.images import find_images
+from fampe_fast.images.generated import generate
+from fampe_fast.methods import create_method
+from fampe_fast.metrics import Estimate, insertion_deletion
+from fampe_fast.plots.studies import StudyLine, study_figure
+from fampe_fast.studies import STUDIES, Budget, Study, Variant, define_study, run_study
+from fampe_fast.studies.records import Record, Records
+from fampe_fast.studies.report import as_json, as_table, write_report
+
+QUICK = {"steps": 1, "samples": 2}
+SMALL = Study(
+    "small",
+    "Does it run?",
+    (
+        Variant("attexplore", "attexplore", QUICK),
+        Variant("alpha=0.2", "fampe", {**QUICK, "alpha": 0.2}, "alpha", 0.2, "fampe"),
+        Variant("alpha=0.8", "fampe", {**QUICK, "alpha": 0.8}, "alpha", 0.8, "fampe"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_embedded_classifier()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k, image in enumerate(generate(3, seed=11).images):
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"{k}.png")
+    return folder
+
+
+def run(classifier, photos: Path, out: Path, **options):
+    return run_study(SMALL, classifier, find_images([photos]), out, metric_steps=4, **options)
+
+
+def test_scores_are_those_of_the_methods_and_the_metric(classifier, photos: Path, tmp_path: Path) -> None:
+    (photos / "1.png").write_bytes(b"nothing")  # a bad image costs that image, and moves no other one's random numbers
+    result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2)
+    assert result.files == ["0", "2"]
+    assert [failure.path.name for failure in result.failures] == ["1.png"]
+    last = classifier.transform(Image.open(photos / "2.png").convert("RGB"))[None]
+    for outcome in result.outcomes:
+        method = create_method(outcome.variant.method, classifier, **outcome.variant.options)
+        maps = method.attribute(last, [6], image_ids=[2])
+        expected = insertion_deletion(classifier, last, maps, 6, steps=4)
+        found = next(r for r in result.records if (r.file, r.variant) == ("2", outcome.variant.label))
+        assert found.target == 6
+        assert found.insertion == pytest.approx(float(expected.insertion), abs=2e-3)
+        assert found.deletion == pytest.approx(float(expected.deletion), abs=2e-3)
+        assert outcome.passes == 2
+
+
+def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = run(classifier, photos, tmp_path / "whole", batch_size=1)
+    settled = []
+
+    def stop(count: int) -> None:
+        settled.append(count)
+        if sum(settled) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, photos, tmp_path / "out", batch_size=1, on_scores=stop)
+    with (tmp_path / "out" / "records.jsonl").open("a") as file:
+        file.write('{"file": "1", "variant": "alpha=0.8", "targ')  # killed while it wrote
+    scored = []
+    real = insertion_deletion
+    monkeypatch.setattr(
+        "fampe_fast.studies.running.insertion_deletion", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)
+    )
+    again = run(classifier, photos, tmp_path / "out", batch_size=2, on_scores=settled.append)
+    assert sum(scored) == 9 - 5  # each finished score once
+    assert again.records == whole.records or _close(again.records, whole.records)
+    assert run(classifier, photos, tmp_path / "out").records == again.records
+    assert sum(scored) == 9 - 5
+
+
+def _close(got: list[Record], expected: list[Record]) -> bool:
+    """Another batch size may move the model's last bits."""
+    return all(
+        (a.file, a.variant, a.target) == (b.file, b.variant, b.target) and abs(a.insertion - b.insertion) < 2e-3
+        for a, b in zip(got, expected, strict=True)
+    )
+
+
+def test_another_study_is_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "records.jsonl"
+    Records(path, {"alpha": 1, "beta": [1, 2]}).add(Record("a", "v", 1, 0.5, 0.25))
+    assert ("a", "v") in Records(path, {"beta": [1, 2], "alpha": 1})
+    with pytest.raises(ValueError, match=r"other settings \(alpha\): give another folder"):
+        Records(path, {"alpha": 2, "beta": [1, 2]})
+    path.write_text(path.read_text() + '{"file": 3}\n')
+    with pytest.raises(ValueError, match="line 3 is not a record"):
+        Records(path, {"alpha": 1, "beta": [1, 2]})
+    path.write_text("a diary\n")
+    with pytest.raises(ValueError, match="no records of a study"):
+        Records(path, {"alpha": 1})
+
+
+def test_the_table_pairs_the_images(classifier, photos: Path, tmp_path: Path) -> None:
+    result = run(classifier, photos, tmp_path / "out")
+    insertion = {
+        label: torch.tensor([r.insertion for r in result.records if r.variant == label], dtype=torch.float64)
+        for label in ("attexplore", "alpha=0.8")
+    }
+    difference = insertion["alpha=0.8"] - insertion["attexplore"]
+    gain = result.outcomes[2].insertion_gain
+    assert gain.mean == pytest.approx(float(difference.mean()))
+    assert gain.standard_error == pytest.approx(float(difference.std() / 3**0.5))
+    row = as_table(result).splitlines()[-1]
+    share = float(difference.mean() / insertion["attexplore"].mean())
+    assert f"{gain.mean:+.3f} ± {gain.standard_error:.3f} ({share:+.1%})" in row
+    data = json.loads(as_json(result))
+    assert data["outcomes"][2]["insertion_gain"]["mean"] == gain.mean
+    assert len(data["scores"]) == 9
+
+
+def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
+    result = run(classifier, photos, tmp_path / "out")
+    written = write_report(result, tmp_path / "out")
+    assert [path.name for path in written] == ["study.json", "table.md", "plot.png"]
+    with Image.open(written[2]) as picture:
+        assert min(picture.size) > 400
+    result.outcomes.clear()
+    assert write_report(result, tmp_path / "none") == []
+
+
+def test_the_plot_shows_the_points(tmp_path: Path) -> None:
+    points = [
+        (value, Estimate(0.1 * value, 0.01, 4), Estimate(0.9 - 0.1 * value, None, 1)) for value in (3.0, 1.0, 2.0)
+    ]
+    figure = study_figure(
+        [StudyLine("x", "one", points), StudyLine("y", "two", points)], title="t", reference=("r", 0.7, 0.2)
+    )
+    assert len(figure.axes) == 4
+    for axes, row in ((figure.axes[0], [0.1, 0.2, 0.3]), (figure.axes[1], [0.8, 0.7, 0.6])):
+        line = next(line for line in axes.lines if len(line.get_xdata()) == 3)
+        assert list(line.get_xdata()) == [1.0, 2.0, 3.0]
+        assert list(line.get_ydata()) == pytest.approx(row)
+    with pytest.raises(ValueError, match="at least one"):
+        study_figure([], title="t")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> None:
+    study = define_study(name, Budget(3, 4, 5, {"eps": 0.05}))
+    reference, *others = study.variants
+    assert reference.method == "attexplore"
+    plain = create_method("fampe", classifier, steps=3, samples=4, seed=5, eps=0.05).config
+    varied = {"alpha": {"alpha"}, "cutoff": {"tau", "include_dc", "cutoff"}, "budget": {"steps", "samples"}}
+    for variant in others:
+        assert variant.axis
+        config = create_method(variant.method, classifier, **variant.options).config
+        changed = {field for field in vars(plain) if getattr(config, field) != getattr(plain, field)}
+        assert changed <= varied.get(name, {"sigma", "rho"})
+        if name == "budget":
+            assert variant.value == config.steps * config.samples
+        elif variant.axis in vars(config):
+            assert variant.value == getattr(config, variant.axis)
+    assert len({(v.axis, v.series, v.value) for v in others}) == len(others)
+
+
+def test_bad_definitions_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown study 'beta'; known are alpha"):
+        define_study("beta")
+    with pytest.raises(ValueError, match="no variants"):
+        Study("s", "?", ())
+    with pytest.raises(ValueError, match="labels must differ, got a"):
+        Study("s", "?", (Variant("a", "fampe"), Variant("a", "attexplore")))
+
+
+def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
+    model = tmp_path / "small.pt"
+    torch.jit.trace(classifier, torch.rand(2, 3, 96, 96)).save(str(model))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(f"{k}.png,{k}\n" for k in range(3)))
+    out = tmp_path / "out"
+    base = ["study", "noise", str(photos), "--labels", str(labels), "--model", str(model), "--out", str(out)]
+    base += ["--steps", "1", "--samples", "1", "--metric-steps", "2", "--option", "alpha=0.4"]
+    assert main(base) == DONE
+    table = capsys.readouterr().out
+    for word in ("sigma=16/255", "rho=0.75", "ins. gained", "plot.png"):
+        assert word in table
+    before = (out / "records.jsonl").read_text()
+    assert json.loads(before.splitlines()[0])["settings"]["variants"]["rho=1"]["config"]["alpha"] == 0.4
+    assert main(base) == DONE
+    assert capsys.readouterr().out == table
+    assert (out / "records.jsonl").read_text() == before
+    assert main([*base, "--option", "alpha=0.5"]) == UNUSABLE
+    assert "other settings" in capsys.readouterr().err
+    (photos / "0.png").write_bytes(b"nothing")
+    assert main([*base[:-2], "--out", str(tmp_path / "other")]) == SOME_FAILED
+
+
+def test_the_command_line_knows_every_study() -> None:
+    from fampe_fast.cli.arguments import STUDY_NAMES
+
+    assert tuple(STUDIES) == STUDY_NAMES
