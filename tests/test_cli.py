@@ -149,6 +149,52 @@ def test_evaluate_prints_a_table_and_writes_scores_and_a_sheet(
         assert min(sheet.size) > 300
 
 
+def test_evaluate_takes_other_metrics_where_they_are_asked_for(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("captum")
+    from fampe_fast.methods import create_method
+    from fampe_fast.metrics import mu_fidelity, stability
+    from fampe_fast.models import load_classifier
+
+    (photos / "also_broken.png").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(photos), "--model", str(model_file), "--methods", "fampe,saliency", "--out", str(out)]
+    arguments += ["--metrics", "stability,mu_fidelity", "--mu-fidelity-samples", "12", "--stability-samples", "2"]
+    assert main([*arguments, "--seed", "4", "--batch-size", "2", *QUICK]) == SOME_FAILED
+    table = capsys.readouterr().out
+    for word in ("mu-fidelity", "stability", "mu-f. vs fampe", "stab. vs fampe"):
+        assert word in table
+    assert "insertion" not in table
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["metrics"]["mu_fidelity"]["samples"] == 12
+    assert scores["metrics"]["stability"] == {
+        "samples": 2, "radius": 0.02, "reduce": "mean", "distance": "l2", "normalise": True, "seed": 4,
+    }  # fmt: skip
+    assert "insertion" not in scores["images"][0]
+    assert [failure["file"] for failure in scores["failures"]] == ["also_broken.png"]
+    with Image.open(out / "contact_sheet.png") as sheet:
+        sheet.verify()
+
+    classifier = load_classifier(str(model_file))
+    last = scores["images"][2]
+    image = classifier.transform(Image.open(photos / last["file"]).convert("RGB"))[None]
+    options = {"seed": 4, "image_ids": [3]}  # its place among the four files
+    for name, settings in (("fampe", {"steps": 1, "samples": 2, "seed": 4}), ("saliency", {})):
+        method = create_method(name, classifier, **settings)
+        maps = method.attribute(image, [last["target"]], image_ids=[3])
+        fidelity = mu_fidelity(classifier, image, maps, last["target"], samples=12, **options)
+        change = stability(method, image, last["target"], samples=2, **options)
+        assert last["mu_fidelity"][name] == pytest.approx(float(fidelity.scores), abs=0.03)
+        assert last["stability"][name] == pytest.approx(float(change.scores), rel=0.05)
+        for metric in ("mu_fidelity", "stability"):
+            summary = scores["summary"][name]
+            values = [found[metric][name] for found in scores["images"]]
+            first = [found[metric]["fampe"] for found in scores["images"]]
+            assert summary[metric]["mean"] == pytest.approx(np.mean(values))
+            assert summary[f"{metric}_minus_first"]["mean"] == pytest.approx(np.subtract(values, first).mean())
+
+
 def test_doctor_finds_a_healthy_installation(capsys: pytest.CaptureFixture) -> None:
     assert main(["doctor"]) == DONE
     output = capsys.readouterr().out
@@ -173,6 +219,7 @@ UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "no_such_net", "--weights", "{model}"], "no_such_net"),
     (["explain", "{photos}", "--model", "{photos}/nothing.pt"], "nothing.pt"),
     (["evaluate", "{photos}/object_0.png", "--model", "{model}"], "is not a folder"),
+    (["evaluate", "{photos}", "--model", "{model}", "--mu-fidelity-samples", "1"], "must be at least 2, got 1"),
     (["evaluate", "{photos}", "--model", "{model}", "--labels", "{photos}/object_0.png"], "cannot read the labels"),
 ]
 
@@ -202,6 +249,7 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
         (["explain", "x.png", "--batch-size", "0"], "must be at least 1"),
         (["explain", "x.png", "--method", "magic"], "invalid choice: 'magic'"),
         (["evaluate", "x", "--methods", "fampe,magic"], "unknown method(s) 'magic'"),
+        (["evaluate", "x", "--metrics", "stability,magic"], "unknown metric(s) 'magic'"),
     ],
 )
 def test_typing_errors_exit_with_two(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -227,11 +275,14 @@ def test_labels_that_do_not_fit_are_named(
 
 def test_names_offered_are_names_known() -> None:
     from fampe_fast.cli.arguments import METHOD_NAMES, PROTOCOL_NAMES
+    from fampe_fast.cli.commands.evaluate import METRIC_NAMES
     from fampe_fast.methods import METHODS
     from fampe_fast.metrics import PROTOCOLS
+    from fampe_fast.pipelines.scoring import METRICS
 
     assert METHOD_NAMES == METHODS
     assert set(PROTOCOL_NAMES) == set(PROTOCOLS)
+    assert METRIC_NAMES == METRICS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")

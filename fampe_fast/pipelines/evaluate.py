@@ -1,4 +1,4 @@
-"""Judge methods on image files: insertion and deletion with standard errors, side by side."""
+"""Judge methods on image files: their maps' scores with standard errors, side by side."""
 
 from __future__ import annotations
 
@@ -12,32 +12,13 @@ import torch
 from torch import Tensor
 
 from ..methods.base import AttributionMethod
-from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
+from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..plots import contact_sheet, save_figure
 from ..plots.saving import write_atomically
 from .batches import Batch, Failure, one_by_one_on_error, read_batches
 from .explain import settings_of
-
-
-@dataclass
-class Scores:
-    """One method's scores, image by image.
-
-    Attributes:
-        insertion: areas in [0, 1], higher is better.
-        deletion: areas in [0, 1], lower is better.
-        seconds: for the maps, in all.
-    """
-
-    insertion: list[float] = field(default_factory=list)
-    deletion: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def faithfulness(self) -> list[float]:
-        """Insertion minus deletion."""
-        return [a - b for a, b in zip(self.insertion, self.deletion, strict=True)]
+from .scoring import Measurement, Scores
 
 
 @dataclass
@@ -45,7 +26,7 @@ class Evaluation:
     """The state of an evaluation, complete for every image it names.
 
     Attributes:
-        protocol: of insertion and deletion.
+        measurement: what is measured.
         settings: of the methods, by name.
         paths: images scored with every method.
         targets: the class of each.
@@ -54,7 +35,7 @@ class Evaluation:
         failures: images left out.
     """
 
-    protocol: str
+    measurement: Measurement
     settings: dict[str, dict[str, object]]
     paths: list[Path] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
@@ -62,41 +43,47 @@ class Evaluation:
     scores: dict[str, Scores] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
+    @property
+    def protocol(self) -> str:
+        """Of insertion and deletion."""
+        return self.measurement.protocol
+
     def summary(self) -> dict[str, dict[str, Estimate]]:
-        """Means with standard errors, and the paired difference of insertion to the first method."""
-        first = next(iter(self.scores.values()), None)
-        if first is None or not first.insertion:
+        """Means with standard errors, and for each the paired difference to the first method, ``..._minus_first``."""
+        if not self.paths:
             return {}
+        columns = {name: score.columns() for name, score in self.scores.items()}
+        first = next(iter(columns.values()))
         return {
             name: {
-                "insertion": mean_and_error(score.insertion),
-                "deletion": mean_and_error(score.deletion),
-                "faithfulness": mean_and_error(score.faithfulness),
-                "insertion_minus_first": paired_difference(score.insertion, first.insertion),
-                "faithfulness_minus_first": paired_difference(score.faithfulness, first.faithfulness),
+                **{key: mean_and_error(values) for key, values in found.items()},
+                **{f"{key}_minus_first": paired_difference(values, first[key]) for key, values in found.items()},
             }
-            for name, score in self.scores.items()
+            for name, found in columns.items()
         }
 
     def as_json(self) -> str:
         """Everything, as JSON."""
         return json.dumps(
             {
-                "protocol": self.protocol,
+                **({"protocol": self.protocol} if "insertion" in self._measured() else {}),
+                "metrics": self.measurement.options(),
                 "methods": self.settings,
                 "summary": {
                     name: {key: vars(estimate) for key, estimate in row.items()} for name, row in self.summary().items()
                 },
                 "seconds_per_image": {
-                    name: score.seconds / max(1, len(score.insertion)) for name, score in self.scores.items()
+                    name: score.seconds / max(1, len(self.paths)) for name, score in self.scores.items()
                 },
                 "images": [
                     {
                         "file": path.name,
                         "target": self.targets[k],
                         "probability": self.probabilities[k],
-                        "insertion": {name: score.insertion[k] for name, score in self.scores.items()},
-                        "deletion": {name: score.deletion[k] for name, score in self.scores.items()},
+                        **{
+                            key: {name: score.values[key][k] for name, score in self.scores.items()}
+                            for key in self._measured()
+                        },
                     }
                     for k, path in enumerate(self.paths)
                 ],
@@ -104,6 +91,9 @@ class Evaluation:
             },
             indent=1,
         )
+
+    def _measured(self) -> list[str]:
+        return list(next(iter(self.scores.values()), Scores()).values)
 
 
 def evaluate_files(
@@ -113,8 +103,12 @@ def evaluate_files(
     out: Path,
     *,
     targets: Sequence[int] | None = None,
+    metrics: Sequence[str] = ("insertion_deletion",),
     protocol: str = "rise",
     metric_steps: int | None = None,
+    mu_fidelity_samples: int = 200,
+    stability_samples: int = 10,
+    metric_seed: int = 0,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     sheet_rows: int = 16,
@@ -132,8 +126,12 @@ def evaluate_files(
         paths: image files.
         out: folder, made if missing.
         targets: the class of each file; None takes the model's own choice.
+        metrics: of ``scoring.METRICS``; mu-fidelity and stability have their functions' defaults but for what is here.
         protocol: of insertion and deletion, by name.
         metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
+        mu_fidelity_samples: subsets per image and method, each a pass of the model.
+        stability_samples: perturbed copies per image and method, each an attribution.
+        metric_seed: of mu-fidelity's subsets and stability's perturbations; an image's id is its place in ``paths``.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
         sheet_rows: images on the contact sheet.
@@ -145,17 +143,19 @@ def evaluate_files(
 
     Raises:
         OSError: the results cannot be written.
+        ValueError: an unknown metric or protocol.
     """
+    measure = Measurement(tuple(metrics), protocol, metric_steps, mu_fidelity_samples, stability_samples, metric_seed)
     out.mkdir(parents=True, exist_ok=True)
     settings = {name: settings_of(classifier, method) for name, method in methods.items()}
-    result = Evaluation(protocol, settings, scores={name: Scores() for name in methods})
+    result = Evaluation(measure, settings, scores={name: Scores() for name in methods})
     sheet: list[tuple[Tensor, dict[str, Tensor], str]] = []
 
     def failed(failure: Failure) -> None:
         result.failures.append(failure)
         on_failure(failure)
 
-    def work(batch: Batch) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, list[float], list[float], float]]]:
+    def work(batch: Batch) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, dict[str, list[float]], float]]]:
         with torch.no_grad():
             probabilities = classifier(batch.images).softmax(1)
         chosen = probabilities.argmax(1)
@@ -168,8 +168,8 @@ def evaluate_files(
                 batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
             )
             seconds = time.perf_counter() - began
-            areas = insertion_deletion(classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps)
-            scored[name] = (maps, areas.insertion.tolist(), areas.deletion.tolist(), seconds)
+            values = measure(classifier, method, batch.images, maps, chosen, batch.positions, internal_batch_size)
+            scored[name] = (maps, values, seconds)
         return chosen, probabilities.gather(1, chosen[:, None])[:, 0], scored
 
     try:
@@ -178,10 +178,8 @@ def evaluate_files(
                 result.paths += batch.paths
                 result.targets += chosen.tolist()
                 result.probabilities += probability.tolist()
-                for name, (_, insertion, deletion, seconds) in scored.items():
-                    result.scores[name].insertion += insertion
-                    result.scores[name].deletion += deletion
-                    result.scores[name].seconds += seconds
+                for name, (_, values, seconds) in scored.items():
+                    result.scores[name].add(values, seconds)
                 for k in range(min(len(batch.paths), sheet_rows - len(sheet))):
                     maps = {name: found[0][k].cpu() for name, found in scored.items()}
                     sheet.append((batch.images[k].cpu(), maps, classifier.class_name(int(chosen[k]))))
@@ -193,13 +191,17 @@ def evaluate_files(
     return result
 
 
+_SHEET_SCORES = {"mu_fidelity": "mu-fidelity", "stability": "stability (low is stable)"}
+
+
 def _write_sheet(sheet: list[tuple[Tensor, dict[str, Tensor], str]], result: Evaluation, path: Path) -> None:
     rows = len(sheet)
+    shown = "faithfulness" if "insertion" in result._measured() else result._measured()[0]
     figure = contact_sheet(
         [image for image, _, _ in sheet],
         {name: [maps[name] for _, maps, _ in sheet] for name in result.scores},
         [title for _, _, title in sheet],
-        scores={name: score.faithfulness[:rows] for name, score in result.scores.items()},
-        score_name=f"insertion − deletion ({result.protocol})",
+        scores={name: score.columns()[shown][:rows] for name, score in result.scores.items()},
+        score_name=_SHEET_SCORES.get(shown, f"insertion − deletion ({result.protocol})"),
     )
     save_figure(figure, path)

@@ -6,20 +6,28 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import METHOD_NAMES, PROTOCOL_NAMES, add_method_options, add_model, method_names, positive
+from ..arguments import METHOD_NAMES, PROTOCOL_NAMES, add_labels, add_method_options, add_model, method_names, positive
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ...methods.base import AttributionMethod
     from ...pipelines.batches import Failure
+    from ...pipelines.evaluate import Evaluation
+
+# Named here and not imported from the pipelines, which would load torch before a typing error is reported.
+METRIC_NAMES = ("insertion_deletion", "mu_fidelity", "stability")
+
+_READING = {
+    "mu_fidelity": "mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
+    "stability": "stability: share of the map that changes when the image changes by up to 0.02; low is stable",
+}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Its arguments."""
-    parser = commands.add_parser("evaluate", help="score methods on a folder of images: insertion and deletion")
-    parser.add_argument("images", type=Path, metavar="DIR", help="a folder of images")
-    parser.add_argument(
-        "--labels", type=Path, help="JSON or CSV from file name to class index (default: the model's first choice)"
-    )
+    parser = commands.add_parser("evaluate", help="score methods on a folder of images, side by side")
+    add_labels(parser)
     parser.add_argument(
         "--methods",
         type=method_names,
@@ -27,9 +35,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"comma-separated, the first is the one others are compared with, of: {', '.join(METHOD_NAMES)} "
         "(default: fampe,attexplore)",
     )
+    parser.add_argument(
+        "--metrics",
+        type=_metric_names,
+        default=["insertion_deletion"],
+        help=f"comma-separated, of: {', '.join(METRIC_NAMES)} (default: insertion_deletion)",
+    )
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
-    parser.add_argument("--limit", type=positive, help="only the first so many images")
+    parser.add_argument(
+        "--mu-fidelity-samples",
+        type=positive,
+        default=200,
+        help="subsets per image and method, each a pass of the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stability-samples",
+        type=positive,
+        default=10,
+        help="perturbed copies per image and method, each explained anew (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=Path("fampe_evaluate"), help="folder (default: %(default)s)")
     add_model(parser)
     add_method_options(parser)
@@ -40,22 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Score methods on a folder of images."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    from ...images import find_images
     from ...methods.registry import create_method
     from ...pipelines.evaluate import evaluate_files
-    from ...pipelines.labels import labels_of, read_labels
-    from ..chosen import classifier_of, options_by_method
-    from ..output import Bar, closing, console, estimate_text
+    from ..chosen import classifier_of, labelled_images, options_by_method, targets_of
+    from ..output import Bar, closing, console
 
-    if not arguments.images.is_dir():
-        raise ValueError(f"{arguments.images} is not a folder; evaluate takes a folder of images")
-    paths = find_images(arguments.images)[: arguments.limit]
-    labels = None if arguments.labels is None else read_labels(arguments.labels)
     options = options_by_method(arguments, arguments.methods)
+    paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
-    targets = None if labels is None else labels_of(paths, labels, classifier.num_classes)
+    targets = targets_of(paths, labels, classifier)
     methods: dict[str, AttributionMethod] = {
         name: create_method(name, classifier, **options[name]) for name in arguments.methods
     }
@@ -72,31 +91,60 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             arguments.out,
             targets=targets,
+            metrics=arguments.metrics,
             protocol=arguments.protocol,
             metric_steps=arguments.metric_steps,
+            mu_fidelity_samples=arguments.mu_fidelity_samples,
+            stability_samples=arguments.stability_samples,
+            metric_seed=arguments.seed or 0,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_images=advance,
             on_failure=failed,
         )
-    count, first = len(result.paths), arguments.methods[0]
-    table = Table(
-        "method", "insertion", "deletion", "ins. - del.", f"ins. vs {first}", "s / image",
-        title=f"{count} images, {escape(classifier.name)}, protocol {result.protocol}, mean ± standard error",
-    )  # fmt: skip
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, row in result.summary().items():
-        table.add_row(
-            name,
-            estimate_text(row["insertion"]),
-            estimate_text(row["deletion"]),
-            estimate_text(row["faithfulness"]),
-            "" if name == first else estimate_text(row["insertion_minus_first"], signed=True),
-            f"{result.scores[name].seconds / count:.2f}",
-        )
-    screen.print(table)
+    count = len(result.paths)
+    screen.print(_table(result, escape(classifier.name)))
+    for name, line in _READING.items():
+        if name in arguments.metrics and count:
+            screen.print(f"[dim]{line}[/]")
     if count:
         for name in ("scores.json", "contact_sheet.png"):
             screen.print(f"wrote {escape(str(arguments.out / name))}", soft_wrap=True)
     return closing(errors, count, len(paths))
+
+
+def _table(result: Evaluation, model: str) -> Table:
+    from rich.table import Table
+
+    from ..output import estimate_text
+
+    summary, count = result.summary(), len(result.paths)
+    areas = "insertion_deletion" in result.measurement.metrics
+    columns = {"insertion": "insertion", "deletion": "deletion", "faithfulness": "ins. - del."} if areas else {}
+    compared = {"insertion": "ins."} if areas else {}
+    for name, head, short in (("mu_fidelity", "mu-fidelity", "mu-f."), ("stability", "stability", "stab.")):
+        if name in result.measurement.metrics:
+            columns[name], compared[name] = head, short
+    first = next(iter(result.scores), "")
+    protocol = f", protocol {result.protocol}" if areas else ""
+    table = Table("method", title=f"{count} images, {model}{protocol}, mean ± standard error")
+    for head in (*columns.values(), *(f"{short} vs {first}" for short in compared.values()), "s / image"):
+        table.add_column(head, justify="right")
+    for name, row in summary.items():
+        table.add_row(
+            name,
+            *(estimate_text(row[key]) for key in columns),
+            *("" if name == first else estimate_text(row[f"{key}_minus_first"], signed=True) for key in compared),
+            f"{result.scores[name].seconds / count:.2f}",
+        )
+    return table
+
+
+def _metric_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METRIC_NAMES]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"unknown metric(s) {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(METRIC_NAMES)}"
+        )
+    return list(dict.fromkeys(names))

@@ -1,0 +1,233 @@
+"""Mu-fidelity: does the score fall the more, the more relevance a random part of the image held that is taken away?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fampe_fast.metrics.draws import Stream, check_image_ids, check_seed, random_words
+from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
+from fampe_fast.metrics.rank_correlation import rank_correlation
+from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_range, check_targets
+from fampe_fast.model_care import Model, check_count, check_model, chunk_size, input_dtype, memory_format
+from fampe_fast.progress import progress
+
+__all__ = ["MuFidelity", "mu_fidelity"]
+
+Score = Literal["probability", "logit"]
+
+
+@dataclass(frozen=True, eq=False)
+class MuFidelity:
+    """Mu-fidelity of B maps.
+
+    Attributes:
+        scores: (B,) in [-1, 1], higher is better; 0 says that the map orders the subsets no better than chance.
+        grid_size: cells per side of the grid that subsets were drawn from; None for single pixels.
+        subset_percent: the share of the cells in a subset, as a fraction.
+        fixed_size: whether all subsets were of one size.
+        samples: subsets per image.
+        score: what fell.
+    """
+
+    scores: Tensor
+    grid_size: int | None
+    subset_percent: float
+    fixed_size: bool
+    samples: int
+    score: Score
+
+
+@torch.no_grad()
+def mu_fidelity(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    targets: int | Sequence[int] | Tensor,
+    *,
+    grid_size: int | None = 9,
+    subset_percent: float = 0.2,
+    fixed_size: bool = False,
+    samples: int = 200,
+    baseline: float | Sequence[float] | Substrate = 0.0,
+    score: Score = "probability",
+    seed: int = 0,
+    image_ids: Sequence[int] | Tensor | None = None,
+    internal_batch_size: int | None = None,
+    show_progress: bool = False,
+) -> MuFidelity:
+    """Rank correlation between the relevance of random subsets of an image and the score lost without them.
+
+    ``corr_S(sum of the map over S, f(x) - f(x with S at the baseline))``: Bhatt, Weller, Moura, "Evaluating and
+    aggregating feature-based model explanations", IJCAI 2020 (arXiv 2005.00631, definition 3), with the choices of
+    Xplique's ``MuFidelity``: Spearman's correlation, subsets of the cells of a grid (spread over the image as nearest
+    neighbours), every cell in a subset with probability ``subset_percent``, independently. The paper's subsets have one
+    size (``fixed_size``); where the size varies, a map that is positive everywhere gains from saying how much is gone,
+    and a constant one does not score 0. f(x) is the same for all subsets and no rank depends on it, so it is not
+    computed.
+
+    The subsets of an image depend on the seed and the image's id, not on the images beside it, the chunks or the
+    device; relevance is summed in whole numbers, in which equal sums are equal. A map or a model that tells no subset
+    from another scores 0. Where the model is sure of its class whatever is taken away, the probability is 1 but for
+    rounding, and the logit is the better score.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode; gives logits (P, classes).
+        images: (B, C, H, W) floating-point in [0, 1], on the model's device.
+        maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; summed over the channels, with their signs.
+        targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
+        grid_size: cells per side, at most the shorter side; None takes single pixels.
+        subset_percent: the share of the cells in a subset, above 0 and below 1 (a fraction, under Xplique's name).
+        fixed_size: every subset has ``round(subset_percent * cells)`` cells, at least 1 and not all.
+        samples: subsets per image, at least 2; as many passes of the model.
+        baseline: what a subset's pixels turn into, in pixel units: a number, one number per channel, or a substrate of
+            ``insertion_deletion`` (``SolidColour()`` is the model's mean colour, ``GaussianBlur()`` the blurred image).
+        score: the target's softmax probability, or its logit.
+        seed: of the subsets, 64 bits.
+        image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
+        internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
+            scores do not depend on it, but for the rounding inside the model.
+        show_progress: draw a progress bar on standard error.
+
+    Returns:
+        `MuFidelity`, the scores on the images' device, in their type (float32 at least).
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
+            or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
+            finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit.
+    """
+    check_images(images)
+    check_model(model, images)
+    check_maps(maps, images)
+    classes = check_targets(targets, images)
+    chunk = chunk_size(internal_batch_size, images.device)
+    ids = check_image_ids(image_ids, images)
+    check_seed(seed)
+    batch, _, height, width = images.shape
+    cell = _cell_of_pixel(height, width, grid_size).to(images.device)
+    cells = int(cell[-1]) + 1
+    share = _check_share(subset_percent)
+    if check_count("samples", samples) < 2:
+        raise ValueError("samples must be at least 2, got 1: one subset has no correlation")
+    if score not in get_args(Score):
+        raise ValueError(f"score must be one of {list(get_args(Score))}, got {score!r}")
+    if fixed_size and cells < 2:
+        raise ValueError("subsets of one size need at least 2 cells to choose from, got 1")
+    size = min(max(1, round(share * cells)), cells - 1) if fixed_size else None
+    substitute = _baseline(baseline, images, model)
+    kind = torch.promote_types(images.dtype, torch.float32)
+    if batch == 0:
+        return MuFidelity(images.new_zeros(0, dtype=kind), grid_size, share, fixed_size, samples, score)
+
+    layout = memory_format(model)
+    images = images.detach().contiguous(memory_format=layout)
+    relevance_of_cell = _whole_numbers(maps.detach().to(images.device), cell, cells)
+    relevance, left = [], []
+    with progress(batch * samples, "mu-fidelity", show_progress) as advance:
+        for begin in range(0, batch * samples, chunk):
+            row = torch.arange(begin, min(begin + chunk, batch * samples), device=images.device)
+            image, sample = row.div(samples, rounding_mode="floor"), row.remainder(samples)
+            taken = _subsets(random_words(Stream.SUBSETS, seed, ids[image], sample, cells), share, size)
+            relevance.append(torch.where(taken, relevance_of_cell[image], 0).sum(1).cpu())
+            gone = taken[:, cell].reshape(-1, 1, height, width)
+            shown = torch.where(gone, substitute[image], images[image]).contiguous(memory_format=layout)
+            left.append(_score(model, shown, classes, image, score))
+            advance(len(row))
+    lost = -torch.cat(left).reshape(batch, samples)
+    scores = rank_correlation(torch.cat(relevance).reshape(batch, samples), lost)
+    return MuFidelity(scores.to(kind).to(images.device), grid_size, share, fixed_size, samples, score)
+
+
+def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
+    """(H*W,) int64, row by row: nearest neighbour with half-pixel centres, in whole numbers."""
+    if grid_size is None:
+        return torch.arange(height * width)
+    if check_count("grid_size", grid_size) > min(height, width):
+        raise ValueError(
+            f"grid_size must be at most {min(height, width)} for images of {height} x {width} pixels, got {grid_size}; "
+            "None takes single pixels"
+        )
+    row = ((2 * torch.arange(height) + 1) * grid_size).div(2 * height, rounding_mode="floor")
+    column = ((2 * torch.arange(width) + 1) * grid_size).div(2 * width, rounding_mode="floor")
+    return (row[:, None] * grid_size + column).flatten()
+
+
+def _check_share(subset_percent: object) -> float:
+    if isinstance(subset_percent, bool) or not isinstance(subset_percent, (int, float)):
+        raise TypeError(f"subset_percent must be a number, got {subset_percent!r}")
+    if not (math.isfinite(subset_percent) and 0 < subset_percent < 1):
+        raise ValueError(f"subset_percent must be a fraction above 0 and below 1, got {subset_percent}")
+    return float(subset_percent)
+
+
+def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
+    """The baseline as (B, C, H, W), possibly expanded."""
+    kind = baseline
+    if not callable(kind):
+        kind = SolidColour(tuple(kind) if isinstance(kind, Sequence) and not isinstance(kind, str) else kind)  # type: ignore[arg-type]
+    if isinstance(kind, (SolidColour, GaussianBlur)):
+        colour = None
+        if kind.needs_mean:
+            mean = getattr(model, "mean", None)
+            if mean is None:
+                raise ValueError(
+                    "the baseline asks for the model's mean colour, and the model has no attribute `mean`: give a "
+                    "colour in [0, 1], or wrap the model with load_classifier"
+                )
+            colour = mean_colour(mean, images.shape[1])
+        return kind(images.detach(), colour)
+    made: object = kind(images.detach())
+    if not isinstance(made, Tensor):
+        raise TypeError(f"the baseline function must return a tensor, got {type(made).__name__}")
+    if made.shape != images.shape:
+        raise ValueError(f"the baseline must have the images' shape {tuple(images.shape)}, got {tuple(made.shape)}")
+    check_finite(made, "the baseline")
+    return made.detach().to(images)
+
+
+def _whole_numbers(maps: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """(B, cells) int64: relevance per cell, in units of a power of two far below the map's largest value.
+
+    Sums of whole numbers do not depend on their order, so subsets of equal relevance tie, on every device.
+    """
+    values = maps.to("cpu", torch.float64).sum(1).flatten(1)
+    bits = 62 - values.shape[1].bit_length()
+    exponents = values.abs().amax(1).frexp().exponent.clamp(min=-900).tolist()
+    units = torch.tensor([[2.0 ** (bits - exponent)] for exponent in exponents], dtype=torch.float64)
+    whole = (values * units).round().long().to(maps.device)
+    return whole.new_zeros(len(maps), cells).index_add_(1, cell, whole)
+
+
+def _subsets(words: Tensor, share: float, size: int | None) -> Tensor:
+    """(P, cells) bool, from as many random words: each cell with a probability, or the ``size`` smallest words."""
+    if size is None:
+        return words < round(share * 2**32)
+    chosen = words.sort(dim=1, stable=True).indices[:, :size]
+    return torch.zeros_like(words, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def _score(model: Model, pixels: Tensor, targets: Tensor, image: Tensor, score: Score) -> Tensor:
+    """(P,) on the CPU, in the type of the logits (float32 at least)."""
+    dtype = input_dtype(model)
+    with torch.inference_mode():
+        logits = model(pixels if dtype is None else pixels.to(dtype))
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(logits).__name__}")
+        if logits.ndim != 2 or len(logits) != len(pixels):
+            raise ValueError(
+                f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(logits.shape)}"
+            )
+        check_range(targets, logits.shape[1])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        found = (logits.softmax(1) if score == "probability" else logits).gather(1, targets[image, None])[:, 0].cpu()
+    if not bool(found.isfinite().all()):
+        bad = int(image.cpu()[~found.isfinite()][0])
+        raise ValueError(f"the model's {score} of the target is not finite for image {bad}; expected finite logits")
+    return found.clone()

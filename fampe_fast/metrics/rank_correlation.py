@@ -1,0 +1,40 @@
+"""Spearman's rank correlation, row by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["rank_correlation", "ranks"]
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 in each row; equal values share the mean of theirs.
+
+    Args:
+        values: (B, n), finite, of any real type.
+
+    Returns:
+        (B, n) float64.
+    """
+    values = values.contiguous()
+    ordered = values.sort(1).values
+    below = torch.searchsorted(ordered, values)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    return (below + not_above + 1).double() / 2
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of the ranks of two rows.
+
+    Args:
+        a: (B, n), finite.
+        b: (B, n), finite; n the same.
+
+    Returns:
+        (B,) float64 in [-1, 1]; 0 where a row is constant, whose ranks have no correlation with any others.
+    """
+    middle = (a.shape[1] + 1) / 2
+    first, second = ranks(a) - middle, ranks(b) - middle
+    spread = ((first**2).sum(1) * (second**2).sum(1)).sqrt()
+    return ((first * second).sum(1) / torch.where(spread > 0, spread, 1)).clamp(-1, 1)
