@@ -6,16 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attacks import BandLimitedAttack, transfer_rates
     from .engine.config import AttEXploreConfig, FAMPEConfig
     from .errors import BackendUnavailableError, FampeWarning, ImageReadError, WeightsUnavailableError
     from .methods.attexplore import AttEXplore
     from .methods.fampe import FAMPE
     from .methods.forgrad import FORGrad, LowPassGradients
+    from .methods.occluded_frequency import OccludedFrequency
     from .methods.registry import create_method
-    from .metrics import insertion_deletion
+    from .metrics import insertion_deletion, mu_fidelity, stability
     from .models import Classifier, load_classifier, load_embedded_classifier
     from .ops.backends import register_backend
     from .pipelines.tune_cutoff import TunedCutoff, tune_cutoff
+    from .training import BandMixAugmentation, LowPassAugmentation
 
 __version__ = "0.1.0"
 
@@ -23,20 +26,27 @@ _HOMES = {
     "AttEXplore": "methods.attexplore",
     "AttEXploreConfig": "engine.config",
     "BackendUnavailableError": "errors",
+    "BandLimitedAttack": "attacks",
+    "BandMixAugmentation": "training",
     "Classifier": "models",
     "FAMPE": "methods.fampe",
     "FAMPEConfig": "engine.config",
     "FORGrad": "methods.forgrad",
     "FampeWarning": "errors",
     "ImageReadError": "errors",
+    "LowPassAugmentation": "training",
     "LowPassGradients": "methods.forgrad",
+    "OccludedFrequency": "methods.occluded_frequency",
     "TunedCutoff": "pipelines.tune_cutoff",
     "WeightsUnavailableError": "errors",
     "create_method": "methods.registry",
     "insertion_deletion": "metrics",
     "load_classifier": "models",
     "load_embedded_classifier": "models",
+    "mu_fidelity": "metrics",
     "register_backend": "ops.backends",
+    "stability": "metrics",
+    "transfer_rates": "attacks",
     "tune_cutoff": "pipelines.tune_cutoff",
 }
 
@@ -45,19 +55,26 @@ __all__ = [
     "AttEXplore",
     "AttEXploreConfig",
     "BackendUnavailableError",
+    "BandLimitedAttack",
+    "BandMixAugmentation",
     "Classifier",
     "FAMPEConfig",
     "FORGrad",
     "FampeWarning",
     "ImageReadError",
+    "LowPassAugmentation",
     "LowPassGradients",
+    "OccludedFrequency",
     "TunedCutoff",
     "WeightsUnavailableError",
     "create_method",
     "insertion_deletion",
     "load_classifier",
     "load_embedded_classifier",
+    "mu_fidelity",
     "register_backend",
+    "stability",
+    "transfer_rates",
     "tune_cutoff",
 ]
 

@@ -372,3 +372,27 @@ def test_explain_runs_on_a_real_photograph_with_the_real_model(
     assert "254 pug" in capsys.readouterr().out
     with np.load(tmp_path / "n02110958_pug.npz") as archive:
         assert archive["map"].shape == (3, 224, 224)
+
+
+def test_occlude_prints_the_drop_of_every_band(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (photos / "broken.png").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    arguments = ["occlude", str(photos), "--model", str(model_file), "--bands", "4", "--out", str(out)]
+    assert main([*arguments, "--batch-size", "2"]) == SOME_FAILED
+    table = capsys.readouterr().out
+    found = json.loads((out / "occluded_frequency.json").read_text())
+    assert table.count(" to ") >= 2 * 4  # radii and intervals
+    for drop in found["summary"]["mean_drop"]:
+        assert f"{drop:+.4f}" in table
+    with Image.open(out / "occluded_frequency.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_defend_reports_clean_and_attacked_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["defend", "--train-steps", "2", "--train-images", "16", "--test-images", "8", "--attack-steps", "1"]
+    assert main([*arguments, "--out", str(tmp_path)]) == DONE
+    table = capsys.readouterr().out
+    for word in ("clean", "attacked, high", "low_pass", "band_mix", "defence.json"):
+        assert word in table

@@ -55,11 +55,11 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     add_batches(group)
 
 
-def add_batches(group: argparse._ArgumentGroup) -> None:
+def add_batches(group: argparse._ActionsContainer) -> None:
     """How many images at a time."""
     group.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     group.add_argument(
-        "--internal-batch-size", type=positive, help="samples per model pass (default: 8 on a CPU, else 64)"
+        "--internal-batch-size", type=positive, help="rows per model pass (default: 8 on a CPU, else 64)"
     )
 
 

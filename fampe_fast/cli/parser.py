@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from .commands import demo, doctor, evaluate, explain, study
+from .commands import defend, demo, doctor, evaluate, explain, occlude, study
 
 # In the order of the help.
-_COMMANDS = (demo, explain, evaluate, study, doctor)
+_COMMANDS = (demo, explain, evaluate, study, occlude, defend, doctor)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +42,16 @@ class PathDetails:
     model_passes: int
 
 
+class Constraint(Protocol):
+    """Keeps a path in a set of its own, such as a band of frequencies, on top of the ball and the bounds."""
+
+    def gradient(self, gradient_sum: Tensor) -> Tensor:
+        """A summed gradient (B, C, H, W) as the path is to see it."""
+
+    def images(self, images: Tensor, origin: Tensor) -> Tensor:
+        """x_{t+1}, (B, C, H, W), brought into the set; inside the ball around x_0, ``origin``, and the bounds."""
+
+
 def smoothing_kernel(device: torch.device) -> Tensor:
     """Seven values of the normal density at -3..3, summing to 1."""
     points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64)
@@ -55,6 +66,7 @@ def follow_path(
     image_ids: Tensor,
     chunk_size: int,
     on_step: Callable[[int], None] = lambda done: None,
+    constraint: Constraint | None = None,
 ) -> tuple[Tensor, PathDetails]:
     """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
 
@@ -65,6 +77,7 @@ def follow_path(
         image_ids: (B,) int64 in [0, 2^32 - 2].
         chunk_size: samples per model pass.
         on_step: called with 1 after every step.
+        constraint: of the images; the attribution then is that of the steps before they were brought into it.
 
     Returns:
         The attribution (B, C, H, W), float32, and the details. Warns (``FampeWarning``) of images whose gradient was
@@ -85,6 +98,8 @@ def follow_path(
             gradient_sum = loop(current, prepared, targets, stream, schedule, step, chunk_size)
             if config.gradient_cutoff is not None:
                 gradient_sum = low_pass(gradient_sum, config.gradient_cutoff)
+            if constraint is not None:
+                gradient_sum = constraint.gradient(gradient_sum)
             current, momentum, attribution, scale = ops.gradient_step(
                 current,
                 images,
@@ -98,6 +113,8 @@ def follow_path(
                 config.eps,
                 *config.bounds,
             )
+            if constraint is not None:
+                current = constraint.images(current, images)
             scales.append(scale)
             on_step(1)
     gradient_scale = torch.stack(scales)

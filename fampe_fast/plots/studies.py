@@ -64,7 +64,7 @@ def study_figure(
             )
             for k, line in enumerate(shown):
                 points = sorted(line.points, key=lambda point: point[0])
-                estimates = [point[1 + row] for point in points]
+                estimates = [(point[1], point[2])[row] for point in points]
                 axes.errorbar(
                     [point[0] for point in points],
                     [estimate.mean for estimate in estimates],
@@ -76,7 +76,7 @@ def study_figure(
                     label=line.name,
                 )
             if reference is not None:
-                axes.axhline(reference[1 + row], color=FAINT, linewidth=1.2, linestyle=":", label=reference[0])
+                axes.axhline(reference[1:][row], color=FAINT, linewidth=1.2, linestyle=":", label=reference[0])
             axes.set(xlabel=axis, ylabel=score if not column else "")
             if not row:
                 axes.legend(fontsize=8, frameon=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def run_study(
         result.failures.append(failure)
         on_failure(failure)
 
-    def score(batch: Batch, label: str) -> list[Record]:
+    def score(label: str, batch: Batch) -> list[Record]:
         chosen = _targets(classifier, batch, targets)
         maps = methods[label].attribute(
             batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
@@ -147,7 +148,7 @@ def run_study(
             ]
             if keep:
                 part = _part(whole, keep)
-                for _, scored in one_by_one_on_error(part, lambda batch, label=label: score(batch, label), failed):
+                for _, scored in one_by_one_on_error(part, partial(score, label), failed):
                     for record in scored:
                         records.add(record)
             on_scores(len(whole.paths))

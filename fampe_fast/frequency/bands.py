@@ -1,0 +1,299 @@
+"""Radial frequency bands of an image size: rings that share out all its frequencies, and filters that cut them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..model_care import check_count
+from ..reference.radius import multiplicity, signed_frequencies
+from .low_pass import check_cutoff
+
+Spacing = Literal["width", "energy"]
+
+
+def check_spacing(spacing: object) -> Spacing:
+    """``width`` or ``energy``.
+
+    Raises:
+        ValueError: another value.
+    """
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}; got {spacing!r}")
+    return spacing  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class RadialBands:
+    """K rings ``edges[k] < r <= edges[k + 1]`` around DC, the same for all images or (B) for each its own.
+
+    Every frequency up to the corners of the spectrum is in exactly one ring, apart from DC, which is in the first or in
+    none. Which ring is decided in integers: no frequency changes sides by rounding. r is in cycles over the shorter
+    side (``reference.radius``).
+
+    Attributes:
+        size: (H, W), pixels.
+        edges: (1 or B, K + 1) float64 on the CPU, radii; equal ones enclose an empty ring (or DC
+            alone). The last is the corner's.
+        index: (1 or B, H, W//2 + 1) int64, the ring of each coefficient of the half spectrum, -1 in none.
+    """
+
+    size: tuple[int, int]
+    edges: Tensor
+    index: Tensor
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.edges.shape[1] - 1
+
+    def coefficients(self) -> Tensor:
+        """How many coefficients of the full spectrum each ring holds, (1 or B, K) int64, on the index's device."""
+        weight = multiplicity(self.size[1], self.index.device).expand_as(self.index)
+        return self._sums(weight)
+
+    def energy(self, images: Tensor) -> Tensor:
+        """Energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
+
+        By Parseval the rings' energies and DC's (where it is in none) sum to ``sum x^2`` over pixels and channels.
+
+        Args:
+            images: (B, C, H, W) real floating-point, of this size, any values.
+
+        Returns:
+            (B, K) float64 on the CPU.
+
+        Raises:
+            TypeError: not a real floating-point tensor.
+            ValueError: images of another size or number.
+        """
+        self._check(images)
+        # On the CPU: devices without float64 exist.
+        power = _power(images)
+        index = self.index.cpu().expand(len(images), -1, -1)
+        return RadialBands(self.size, self.edges, index)._sums(power)
+
+    def project(self, images: Tensor, band: int | Tensor) -> Tensor:
+        """What images hold in one ring: the orthogonal projection onto its frequencies.
+
+        Args:
+            images: (B, C, H, W) real floating-point, of this size, any values; float16 and bfloat16 are filtered in
+                float32.
+            band: one ring for all images, or a tensor (B,) of ints.
+
+        Returns:
+            (B, C, H, W) in the images' dtype; differentiable.
+
+        Raises:
+            TypeError: not a real floating-point tensor.
+            ValueError: images of another size or number, or a ring out of range.
+        """
+        self._check(images)
+        chosen = torch.as_tensor(band, device=self.index.device)
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.count:
+            raise ValueError(f"band must be in 0 ... {self.count - 1}, got {band}")
+        if not len(images):
+            return images.clone()
+        wide = images if images.dtype == torch.float64 else images.float()
+        keep = (self.index == chosen.reshape(-1, 1, 1)).to(images.device)
+        projected: Tensor = torch.fft.irfft2(torch.fft.rfft2(wide) * keep[:, None], s=self.size)
+        return projected.to(images.dtype)
+
+    def of(self, image_index: Tensor) -> RadialBands:
+        """The rings of some of the images, (P,) int64; those that are the same for all stay as they are."""
+        if len(self.edges) == 1:
+            return self
+        return RadialBands(self.size, self.edges[image_index.cpu()], self.index[image_index.to(self.index.device)])
+
+    def _sums(self, values: Tensor) -> Tensor:
+        rows = len(values)
+        slots = (self.index + 1).flatten(1)  # slot 0: in no ring
+        total = values.new_zeros(rows, self.count + 1).scatter_add_(1, slots, values.flatten(1))
+        return total[:, 1:]
+
+    def _check(self, images: object) -> None:
+        _check_images(images, self.size)
+        if len(self.edges) not in (1, len(images)):  # type: ignore[arg-type]
+            raise ValueError(f"these bands belong to {len(self.edges)} images, got {len(images)}")  # type: ignore[arg-type]
+
+
+def equal_width_bands(
+    height: int, width: int, count: int, *, include_dc: bool = False, device: torch.device | str = "cpu"
+) -> RadialBands:
+    """``count`` rings of one width, from DC to the corner of the spectrum.
+
+    Args:
+        height: H, pixels.
+        width: W, pixels.
+        count: K.
+        include_dc: put DC into the first ring; else it is in none: to remove it is to change the mean brightness.
+        device: of the index.
+
+    Raises:
+        TypeError: a number that is not whole.
+        ValueError: a number below 1, or so many rings that one would hold no frequency.
+    """
+    height, width = check_count("height", height), check_count("width", width)
+    count = check_count("bands", count)
+    grid = _grid(height, width)
+    corner = int(grid.distinct[-1])
+    # r <= (k/K) * corner, squared and times long^2: whole numbers on both sides.
+    limits = [k * k * corner // count**2 for k in range(1, count + 1)]
+    bands = _rings(grid, torch.tensor([limits]), [[k / count * grid.radius_of(corner) for k in range(count + 1)]])
+    held = bands.coefficients()[0]
+    if bool((held == 0).any()):
+        raise ValueError(
+            f"{count} bands of equal width are too many for {height} x {width} pixels: band "
+            f"{int((held == 0).nonzero()[0])} would hold no frequency"
+        )
+    return _finished(bands, include_dc, device)
+
+
+def bands_between(
+    height: int,
+    width: int,
+    edges: Sequence[float],
+    *,
+    include_dc: bool = False,
+    device: torch.device | str = "cpu",
+) -> RadialBands:
+    """Rings with edges of one's own; the frequencies beyond the last edge make one more, so that none is left over.
+
+    Args:
+        height: H, pixels.
+        width: W, pixels.
+        edges: radii above 0 in cycles over the shorter side, ascending: ``[15, 40]`` makes the rings (0, 15], (15, 40]
+            and all beyond.
+        include_dc: put DC into the first ring.
+        device: of the index.
+
+    Raises:
+        TypeError: an edge that is no number.
+        ValueError: edges that are not ascending, not finite, not above 0, or none.
+    """
+    height, width = check_count("height", height), check_count("width", width)
+    radii = [check_cutoff(edge) for edge in edges]
+    if not radii or radii[0] <= 0 or any(a >= b for a, b in pairwise(radii)):
+        raise ValueError(f"edges must be ascending radii above 0, got {list(edges)}")
+    grid = _grid(height, width)
+    corner = int(grid.distinct[-1])
+    # With room for the rounding of a radius that was computed: one that is the edge itself belongs to the ring below.
+    limits = [int(Fraction(radius) ** 2 * grid.long**2 * (1 + Fraction(1, 10**12))) for radius in radii]
+    inside = [(limit, radius) for limit, radius in zip(limits, radii, strict=True) if limit < corner]
+    limits, radii = [limit for limit, _ in inside], [radius for _, radius in inside]
+    bands = _rings(grid, torch.tensor([[*limits, corner]]), [[0.0, *radii, grid.radius_of(corner)]])
+    return _finished(bands, include_dc, device)
+
+
+def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) -> RadialBands:
+    """``count`` rings for each image that share its energy, summed over channels, as evenly as its frequencies allow.
+
+    Edge k is the smallest radius inside which at least the share k/K lies, so a ring's energy differs from 1/K by less
+    than that of the frequencies at one radius (at each of its two edges). Where a single radius holds more than 1/K, as
+    the lowest of a photograph may, rings are left empty. A constant image gets rings of equal width.
+
+    Args:
+        images: (B, C, H, W) real floating-point, finite, any values.
+        count: K.
+        include_dc: put DC into the first ring and count its energy, which is most of a photograph's.
+
+    Returns:
+        Rings (B, ...), the index on the images' device.
+
+    Raises:
+        TypeError: not a real floating-point tensor, or a count that is not whole.
+        ValueError: not (B, C, H, W), NaN or infinity, or a count below 1 or above the number of distinct radii.
+    """
+    _check_images(images)
+    count = check_count("bands", count)
+    height, width = images.shape[-2:]
+    grid = _grid(height, width)
+    if count > len(grid.distinct) - 1:
+        raise ValueError(f"{height} x {width} pixels have {len(grid.distinct) - 1} radii, too few for {count} bands")
+    power = _power(images).flatten(1)
+    if not include_dc:
+        power[:, 0] = 0
+    per_radius = power.new_zeros(len(images), len(grid.distinct))
+    per_radius.scatter_add_(1, grid.place.flatten().expand(len(images), -1), power)
+    inside = per_radius.cumsum(1)
+    # Edge K is the corner without asking the sum, a constant image is told by its pixels: rounding decides neither.
+    shares = inside[:, -1:] * (torch.arange(1, count, dtype=torch.float64) / count)
+    places = torch.searchsorted(inside, shares)
+    limits = torch.cat([grid.distinct[places], grid.distinct[-1:].expand(len(images), 1)], 1)
+    edges = torch.cat([torch.zeros(len(images), 1, dtype=torch.float64), limits.double().sqrt() / grid.long], 1)
+    flat = (images.detach().amax((-2, -1)) == images.detach().amin((-2, -1))).all(1).cpu()
+    if bool(flat.any()):
+        even = [k * k * int(grid.distinct[-1]) // count**2 for k in range(1, count + 1)]
+        limits[flat] = torch.tensor(even)
+        edges[flat] = torch.arange(count + 1, dtype=torch.float64) / count * grid.radius_of(int(grid.distinct[-1]))
+    return _finished(_rings(grid, limits, edges.tolist()), include_dc, images.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    size: tuple[int, int]
+    long: int
+    scaled: Tensor
+    """(H, W//2+1) int64: ``r^2 * long^2``."""
+    distinct: Tensor
+    """(R,) int64: its values, ascending from 0."""
+    place: Tensor
+    """(H, W//2+1) int64: where in ``distinct``."""
+
+    def radius_of(self, scaled: int) -> float:
+        return float(scaled**0.5 / self.long)
+
+
+@lru_cache(maxsize=8)
+def _grid(height: int, width: int) -> _Grid:
+    rows, columns = signed_frequencies(height, width)
+    short, long = min(height, width), max(height, width)
+    along_short, along_long = (rows, columns) if height <= width else (columns, rows)
+    scaled = along_short**2 * long**2 + along_long**2 * short**2
+    distinct, place = torch.unique(scaled, return_inverse=True)
+    return _Grid((height, width), long, scaled, distinct, place)
+
+
+def _rings(grid: _Grid, limits: Tensor, edges: list[list[float]]) -> RadialBands:
+    """Rings whose outer edges are ``r^2 * long^2 <= limits``, (1 or B, K) int64 ascending, DC in the first."""
+    scaled = grid.scaled.flatten().expand(len(limits), -1)
+    index = torch.searchsorted(limits, scaled.contiguous()).view(len(limits), *grid.scaled.shape)
+    radii = torch.tensor(edges, dtype=torch.float64).reshape(len(limits), limits.shape[1] + 1)
+    return RadialBands(grid.size, radii, index)
+
+
+def _finished(bands: RadialBands, include_dc: bool, device: torch.device | str) -> RadialBands:
+    index = bands.index
+    if not include_dc:
+        index = index.clone()
+        index[:, 0, 0] = -1
+    return RadialBands(bands.size, bands.edges, index.to(device))
+
+
+def _power(images: Tensor) -> Tensor:
+    """Energy of each coefficient of the half spectrum, its conjugate's included: (B, H, W//2+1) float64, CPU."""
+    height, width = images.shape[-2:]
+    if not len(images):  # which MKL refuses
+        return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64)
+    spectrum = torch.fft.rfft2(images.detach().cpu().double())
+    power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width) / (height * width))
+    return power
+
+
+def _check_images(images: object, size: tuple[int, int] | None = None) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a real floating-point tensor, got {kind}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
+    if size is not None and tuple(images.shape[-2:]) != size:
+        raise ValueError(f"these bands belong to {size[0]} x {size[1]} pixels, got shape {tuple(images.shape)}")
+    if size is None and not bool(images.isfinite().all()):
+        raise ValueError("images hold NaN or infinity; expected finite values")

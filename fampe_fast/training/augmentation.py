@@ -1,0 +1,228 @@
+"""Frequency augmentations of training batches, a defence that turns a model to the low frequencies.
+
+After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141: a model whose
+labels are tied to low frequencies is harder to fool by tiny distortions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..frequency.low_pass import check_cutoff
+from ..reference.radius import squared_radius
+
+
+class _FrequencyAugmentation(nn.Module):
+    """What both share: train mode only, some images of a batch, draws from a generator of their own."""
+
+    def __init__(self, probability: float, clamp: bool, seed: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.probability = _fraction("probability", probability)
+        self.clamp = clamp
+        if generator is not None and generator.device.type != "cpu":
+            raise ValueError(f"the generator must be on the CPU, got one on {generator.device}")
+        # On the CPU, so that every device draws the same.
+        self._generator = torch.Generator().manual_seed(seed) if generator is None else generator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Augment a batch in train mode; in eval mode it passes as it is.
+
+        Args:
+            images: (B, C, H, W) floating-point, values in [0, 1], any device.
+
+        Returns:
+            (B, C, H, W) in their dtype; not differentiable.
+
+        Raises:
+            TypeError: not a floating-point tensor.
+            ValueError: not (B, C, H, W).
+        """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be a floating-point tensor, got {kind}")
+        if images.ndim != 4 or 0 in images.shape[1:]:
+            raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
+        if not self.training or not len(images):
+            return images
+        with torch.no_grad():
+            # Drawn for every image whether used or not: what one image gets does not depend on the others' luck.
+            chosen = self._uniform(len(images)) < self.probability
+            numbers = self._draw(len(images))
+            rows = chosen.nonzero()[:, 0]
+            result = images.detach().clone()
+            if len(rows):
+                picked = rows.to(images.device)
+                changed = self._augmented(result[picked].float(), rows, numbers)
+                result[picked] = (changed.clamp(0, 1) if self.clamp else changed).to(images.dtype)
+            return result
+
+    def _draw(self, count: int) -> tuple[Tensor, ...]:
+        """The random numbers of a batch, on the CPU."""
+        raise NotImplementedError
+
+    def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
+        """Some images of the batch, float32, changed; ``rows`` (P,) int64 on the CPU says which they are."""
+        raise NotImplementedError
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self._generator)
+
+    def _between(self, interval: tuple[float, float], count: int) -> Tensor:
+        low, high = interval
+        return low + (high - low) * self._uniform(count)
+
+
+class LowPassAugmentation(_FrequencyAugmentation):
+    """Take the high frequencies from some training images: a hard disc of random radius.
+
+    Args:
+        cutoff: radius in cycles over the shorter side, 0 or more; or (lowest, highest), from which each image draws its
+            own, uniformly.
+        probability: that an image is filtered, in [0, 1].
+        clamp: clip the ringing into [0, 1].
+        seed: of the draws.
+        generator: draws from this CPU generator in place of one with ``seed``.
+
+    Raises:
+        TypeError: a number of a wrong type.
+        ValueError: a radius that is negative or not finite, an interval that descends, or a probability outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        cutoff: float | tuple[float, float],
+        *,
+        probability: float = 0.5,
+        clamp: bool = True,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(probability, clamp, seed, generator)
+        self.cutoff = _interval("cutoff", cutoff)
+
+    def _draw(self, count: int) -> tuple[Tensor, ...]:
+        return (self._between(self.cutoff, count),)
+
+    def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
+        height, width = images.shape[-2:]
+        radius = numbers[0][rows].double()
+        # On the CPU, in float64 and with room for its rounding, as in ``frequency.low_pass``.
+        inside = squared_radius(height, width, dtype=torch.float64) <= (radius**2 * (1 + 1e-12))[:, None, None]
+        spectrum = torch.fft.rfft2(images) * inside.to(images.device)[:, None]
+        filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+        return filtered
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return f"cutoff={self.cutoff}, probability={self.probability}"
+
+
+class BandMixAugmentation(_FrequencyAugmentation):
+    """Weigh the low and the high band of some training images at random, with FAMPE's band mix.
+
+    ``Y = (X + sigma*N) * (L*2*alpha*(1 + rho*xiL) + Hi*2*(1-alpha)*(1 + rho*xiH))``, L a Gaussian of radius ``cutoff``,
+    Hi its complement, xi uniform per coefficient and channel, N white noise (``reference.band_mix``). alpha = 0.5,
+    rho = sigma = 0 leaves an image as it is; a larger alpha favours the low band.
+
+    Args:
+        alpha: weight of the low band in [0, 1]; or (lowest, highest), from which each image draws its own.
+        rho: half-width of the random multipliers, in [0, 1].
+        sigma: standard deviation of the white noise, in pixel units, 0 or more.
+        cutoff: radius of the Gaussian in cycles over the shorter side, above 0; or None: the smallest radius that holds
+            the share ``tau`` of each image's energy without DC.
+        tau: that share, in (0, 1].
+        keep_mean: leave the mean of every channel, which L would weigh most of all, as it is.
+        probability: that an image is mixed, in [0, 1].
+        clamp: clip into [0, 1].
+        seed: of the draws.
+        generator: draws from this CPU generator in place of one with ``seed``.
+
+    Raises:
+        TypeError: a number of a wrong type.
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float | tuple[float, float] = (0.3, 0.9),
+        *,
+        rho: float = 0.5,
+        sigma: float = 8 / 255,
+        cutoff: float | None = None,
+        tau: float = 0.9,
+        keep_mean: bool = True,
+        probability: float = 0.5,
+        clamp: bool = True,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(probability, clamp, seed, generator)
+        self.alpha = _interval("alpha", alpha)
+        _fraction("alpha", self.alpha[1])
+        self.rho = _fraction("rho", rho)
+        self.sigma = check_cutoff(sigma)
+        self.cutoff = None if cutoff is None else check_cutoff(cutoff)
+        if self.cutoff == 0:
+            raise ValueError("cutoff must be above 0, got 0")
+        self.tau = _fraction("tau", tau)
+        if tau == 0:
+            raise ValueError("tau must be above 0, got 0")
+        self.keep_mean = keep_mean
+
+    def _draw(self, count: int) -> tuple[Tensor, ...]:
+        return self._between(self.alpha, count), torch.randint(-(2**63), 2**63 - 1, (), generator=self._generator)
+
+    def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
+        count, width, device = len(images), images.shape[-1], images.device
+        alpha = numbers[0][rows]
+        low, high, zero = 2 * alpha, 2 * (1 - alpha), torch.zeros(count)
+        weights = torch.stack([zero, low, low * self.rho, high, high * self.rho, zero + self.sigma], 1)
+        spectrum = torch.fft.rfft2(images)
+        if self.cutoff is None:
+            cutoff = ops.energy_cutoff(spectrum, width, self.tau, False)
+        else:
+            cutoff = torch.full((count,), self.cutoff, device=device)
+        first = torch.zeros((), dtype=torch.long, device=device)
+        mixed = ops.band_mix(
+            spectrum,
+            cutoff,
+            weights.to(device),
+            rows.to(device),
+            torch.arange(count, device=device),
+            first.expand(count).contiguous(),
+            numbers[1].to(device),
+            first,
+            width,
+        )
+        if self.keep_mean:
+            mixed[..., 0, 0] = spectrum[..., 0, 0]
+        return ops.irfft2(mixed, width)
+
+    def extra_repr(self) -> str:
+        """Its numbers."""
+        return (
+            f"alpha={self.alpha}, rho={self.rho}, sigma={self.sigma}, cutoff={self.cutoff}, tau={self.tau}, "
+            f"probability={self.probability}"
+        )
+
+
+def _fraction(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _interval(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
+    low, high = value if isinstance(value, tuple) else (value, value)
+    for end in (low, high):
+        if isinstance(end, bool) or not isinstance(end, (int, float)):
+            raise TypeError(f"{name} must be a number or two, got {value!r}")
+        if not 0 <= end < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    if low > high:
+        raise ValueError(f"{name} must be (lowest, highest), got {value!r}")
+    return float(low), float(high)
