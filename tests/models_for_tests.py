@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from fampe_fast import FAMPE, FAMPEConfig
+
+
+def published(model: nn.Module, **options: Any) -> FAMPE:
+    """FAMPE as published, for tests that compare maps: every part of the engine at work, and the attribution itself."""
+    explorer = options.pop("explorer", None)
+    return FAMPE(model, FAMPEConfig.published(**options), explorer=explorer)
 
 
 class TwoClassLinear(nn.Module):

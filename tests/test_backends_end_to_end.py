@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from models_for_tests import published
 from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion, load_embedded_classifier
@@ -32,8 +35,8 @@ def few_programs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fampe_fast.kernels.gradient_step.ENOUGH_PROGRAMS", 1)
 
 
-@pytest.mark.parametrize("method", [FAMPE, AttEXplore])
-def test_maps_are_those_of_the_reference(method: type, scene, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", [FAMPE, published, AttEXplore])
+def test_maps_are_those_of_the_reference(method: Any, scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that may differ is rounding, which a sign step passes on where a gradient is next to zero."""
     clf, images, targets = scene
     results = {}

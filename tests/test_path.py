@@ -11,18 +11,19 @@ import warnings
 
 import pytest
 import torch
-from models_for_tests import Constant, Smooth, TwoClassLinear, some_images
+from models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig
+from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig, create_method
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.placements import Placement, draw_placements, padded_size
 from fampe_fast.engine.samplers import BandMixSampler, DCTSampler, Rows, Stream
 from fampe_fast.engine.schedule import Schedule
 from fampe_fast.errors import FampeWarning
+from fampe_fast.frequency import two_scale_map
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
 
-METHODS = [FAMPE, AttEXplore]
+METHODS = [FAMPE, published, AttEXplore]
 PLAIN = {"smoothing": False, "input_diversity": False}
 
 
@@ -55,7 +56,10 @@ def test_a_linear_model_is_attributed_its_weights(decay: float) -> None:
     weight = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(1)) * 0.01
     identity = {"mode": "mix", "alpha": 0.5, "gain": 2.0, "rho": 0.0, "sigma": 0.0}
     method = FAMPE(TwoClassLinear(weight), steps=4, samples=3, eps=0.1, decay=decay, **identity, **PLAIN)
-    maps = method.attribute(some_images(), target=0)
+    shown, details = method.attribute(some_images(), target=0, return_details=True)
+    maps = details.attribution
+    assert torch.equal(shown, two_scale_map(maps, 6.0).expand_as(maps))
+    assert torch.equal(FAMPE(method.forward_func, method.config, area_cutoff=None).attribute(some_images(), 0), maps)
     growth = sum(sum(decay**k for k in range(t + 1)) for t in range(4))
     expected = 0.1 / 4 * growth * weight.abs() / weight.abs().mean()
     torch.testing.assert_close(maps, expected.expand_as(maps), rtol=2e-4, atol=1e-6)
@@ -66,7 +70,7 @@ def test_descending_raises_the_targets_probability_and_ascending_lowers_it() -> 
     before = model(images).softmax(1)[:, 2]
     ends = {}
     for direction in ("descend", "ascend"):
-        method = FAMPE(model, direction=direction, steps=5, samples=4)
+        method = published(model, direction=direction, steps=5, samples=4)
         maps, details = method.attribute(images, target=2, return_details=True)
         ends[direction] = model(details.perturbed).softmax(1)[:, 2]
         assert maps.sum() > 0
@@ -156,7 +160,7 @@ def test_attexplore_is_its_published_algorithm(steps: int, diversity: bool) -> N
 # --- determinism -----------------------------------------------------------------------------------------------------
 
 SAMPLERS = [
-    BandMixSampler(FAMPEConfig()),
+    BandMixSampler(FAMPEConfig(mode="mix")),
     BandMixSampler(FAMPEConfig(mode="modulate")),
     BandMixSampler(FAMPEConfig(mode="allpass")),
     DCTSampler(AttEXploreConfig()),
@@ -385,14 +389,14 @@ def test_a_tuple_reads_a_model_with_several_output_dimensions() -> None:
 
     images = some_images(2)
     options = {"steps": 1, "samples": 2}
-    grid = FAMPE(Grid().eval(), **options).attribute(images, target=(4, 1, 2))
-    torch.testing.assert_close(grid, FAMPE(inner, **options).attribute(images, target=4))
+    grid = published(Grid().eval(), **options).attribute(images, target=(4, 1, 2))
+    torch.testing.assert_close(grid, published(inner, **options).attribute(images, target=4))
     with pytest.raises(ValueError, match="tuple"):
-        FAMPE(Grid().eval(), **options).attribute(images)
+        published(Grid().eval(), **options).attribute(images)
     with pytest.raises(ValueError, match="expected a tuple of 3"):
-        FAMPE(Grid().eval(), **options).attribute(images, target=4)
+        published(Grid().eval(), **options).attribute(images, target=4)
     with pytest.raises(ValueError, match="out of range"):
-        FAMPE(Grid().eval(), **options).attribute(images, target=(4, 1, 3))
+        published(Grid().eval(), **options).attribute(images, target=(4, 1, 3))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -546,10 +550,10 @@ def test_a_gradient_that_is_not_finite_costs_its_image_only() -> None:
     images[1] = 1.0
     options = {"steps": 2, "samples": 2, "mode": "modulate", "input_diversity": False}
     with pytest.warns(FampeWarning, match=r"image\(s\) \[1\] was NaN or infinite"):
-        maps = FAMPE(Breaks(), **options).attribute(images, target=0)
+        maps = published(Breaks(), **options).attribute(images, target=0)
     assert maps.isfinite().all()
     assert (maps[1] == 0).all()
-    assert torch.equal(maps[0], FAMPE(Smooth(), **options).attribute(images[:1], target=0)[0])
+    assert torch.equal(maps[0], published(Smooth(), **options).attribute(images[:1], target=0)[0])
 
 
 # --- shapes, types, devices ------------------------------------------------------------------------------------------
@@ -577,7 +581,7 @@ def test_no_images_give_no_maps() -> None:
 
 def test_other_layouts_and_float_types_are_taken() -> None:
     images = some_images(2).half().float()
-    method = FAMPE(Smooth(), steps=1, samples=2)
+    method = published(Smooth(), steps=1, samples=2)
     base = method.attribute(images)
     assert torch.equal(base, method.attribute(images.to(memory_format=torch.channels_last)))
     for dtype in (torch.float16, torch.float64):
@@ -589,7 +593,8 @@ def test_other_layouts_and_float_types_are_taken() -> None:
 def test_a_model_in_bfloat16_gets_its_own_type() -> None:
     images = some_images(1)
     full, narrow = (
-        FAMPE(Smooth().to(dtype), steps=2, samples=4).attribute(images, 0) for dtype in (torch.float32, torch.bfloat16)
+        published(Smooth().to(dtype), steps=2, samples=4).attribute(images, 0)
+        for dtype in (torch.float32, torch.bfloat16)
     )
     assert pearson(full, narrow) > 0.98
 
@@ -597,19 +602,19 @@ def test_a_model_in_bfloat16_gets_its_own_type() -> None:
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_precision_changes_little(precision: str) -> None:
     images = some_images(1)
-    full = FAMPE(Smooth(), steps=2, samples=4).attribute(images, 0)
-    fast = FAMPE(Smooth(), steps=2, samples=4, precision=precision).attribute(images, 0)
+    full = published(Smooth(), steps=2, samples=4).attribute(images, 0)
+    fast = published(Smooth(), steps=2, samples=4, precision=precision).attribute(images, 0)
     assert pearson(full, fast) > 0.98
 
 
 def test_a_fixed_cutoff_replaces_the_energy_one() -> None:
-    _, details = FAMPE(Smooth(), steps=1, samples=1, cutoff=30).attribute(some_images(2), 0, return_details=True)
+    _, details = published(Smooth(), steps=1, samples=1, cutoff=30).attribute(some_images(2), 0, return_details=True)
     assert details.cutoff is not None
     assert details.cutoff.tolist() == [30, 30]
 
 
 def test_progress_is_drawn_on_standard_error_only_when_asked(capfd: pytest.CaptureFixture) -> None:
-    method = FAMPE(Smooth(), steps=2, samples=1)
+    method = published(Smooth(), steps=2, samples=1)
     method.attribute(some_images(1), 0)
     assert capfd.readouterr() == ("", "")
     method.attribute(some_images(1), 0, show_progress=True)
@@ -624,7 +629,7 @@ def test_it_stands_where_captum_takes_an_attribution() -> None:
     from captum.metrics import sensitivity_max
 
     images = some_images(2)
-    method = FAMPE(Smooth(), steps=1, samples=2)
+    method = published(Smooth(), steps=1, samples=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tunnel = captum.NoiseTunnel(method)
@@ -634,3 +639,52 @@ def test_it_stands_where_captum_takes_an_attribution() -> None:
         values = sensitivity_max(method.attribute, images, target=1, perturb_radius=0.01, n_perturb_samples=2)
     assert values.shape == (2,)
     assert (values > 0).all()
+
+
+# --- another model decides the steps ---------------------------------------------------------------------------------
+
+
+def test_an_explorer_like_the_model_changes_nothing() -> None:
+    options = {"steps": 3, "samples": 2, "area_cutoff": None}
+    images = some_images()
+    alone, own = FAMPE(Smooth(), **options).attribute(images, 1, return_details=True)
+    led, details = FAMPE(Smooth(), explorer=Smooth(), **options).attribute(images, 1, return_details=True)
+    torch.testing.assert_close(led, alone, rtol=1e-4, atol=1e-7)
+    assert torch.equal(details.perturbed, own.perturbed)
+    assert (own.model_passes, details.model_passes) == (6, 12)
+
+
+@pytest.mark.parametrize("direction", ["descend", "ascend"])
+def test_an_explorer_decides_the_path_and_the_model_the_evidence(direction: str) -> None:
+    """Two linear models: the steps follow the signs of one's weights, the map is step times the other's gradient."""
+    generator = torch.Generator().manual_seed(7)
+    weight, other = (0.01 * torch.randn(3, 24, 24, generator=generator) for _ in range(2))
+    options = {"steps": 4, "samples": 2, "eps": 0.1, "decay": 0.0, "area_cutoff": None, "direction": direction}
+    options |= {"mode": "mix", "alpha": 0.5, "gain": 2.0, "rho": 0.0, "sigma": 0.0}
+    method = FAMPE(TwoClassLinear(weight), explorer=TwoClassLinear(other), **options, **PLAIN)
+    images = some_images()
+    maps, details = method.attribute(images, 0, return_details=True)
+    # The loss of class 0 falls along +w: (p - 1) w is its gradient.
+    sign = 1 if direction == "descend" else -1
+    torch.testing.assert_close(details.perturbed, images + sign * 0.1 * other.sign(), rtol=0, atol=1e-6)
+    expected = 0.1 * other.sign() * weight / weight.abs().mean()
+    torch.testing.assert_close(maps, expected.expand_as(maps), rtol=1e-3, atol=1e-5)
+
+
+def test_a_bad_explorer_is_named() -> None:
+    with pytest.raises(TypeError, match="explorer must be"):
+        FAMPE(Smooth(), explorer=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="training mode"):
+        AttEXplore(Smooth(), explorer=Smooth().train()).attribute(some_images(), 0)
+
+
+def test_the_published_numbers_have_a_name() -> None:
+    config = FAMPEConfig.published(steps=3)
+    assert (config.mode, config.alpha, config.rho, config.tau) == ("mix", 0.1, 0.5, 0.9)
+    assert config.include_dc
+    assert config.input_diversity
+    assert config.area_cutoff is None
+    assert create_method("fampe_published", Smooth(), steps=3).config == config
+    assert create_method("fampe_published", Smooth(), steps=3, alpha=0.3).config == FAMPEConfig.published(
+        steps=3, alpha=0.3
+    )

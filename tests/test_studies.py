@@ -164,6 +164,12 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
     reference, *others = study.variants
     assert reference.method == "attexplore"
     plain = create_method("fampe", classifier, steps=3, samples=4, seed=5, eps=0.05).config
+    if name in ("methods", "explorer"):
+        assert "fampe" in [variant.label for variant in others]
+        assert any(variant.explored for variant in others) == (name == "explorer")
+        for variant in others:
+            create_method(variant.method, classifier, **variant.options)
+        return
     varied = {"alpha": {"alpha"}, "cutoff": {"tau", "include_dc", "cutoff"}, "budget": {"steps", "samples"}}
     for variant in others:
         assert variant.axis
@@ -178,7 +184,7 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
 
 
 def test_bad_definitions_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown study 'beta'; known are alpha"):
+    with pytest.raises(ValueError, match="unknown study 'beta'; known are methods"):
         define_study("beta")
     with pytest.raises(ValueError, match="no variants"):
         Study("s", "?", ())
@@ -213,3 +219,15 @@ def test_the_command_line_knows_every_study() -> None:
     from fampe_fast.cli.arguments import STUDY_NAMES
 
     assert tuple(STUDIES) == STUDY_NAMES
+
+
+def test_another_model_explores(classifier, photos: Path, tmp_path: Path) -> None:
+    study = define_study("explorer", Budget(1, 2))
+    paths = find_images([photos])
+    with pytest.raises(ValueError, match="needs another model"):
+        run_study(study, classifier, paths, tmp_path / "none")
+    result = run_study(study, classifier, paths, tmp_path / "out", explorer=classifier, metric_steps=4)
+    by_label = {outcome.variant.label: outcome for outcome in result.outcomes}
+    assert by_label["fampe, other explorer"].passes == 2 * by_label["fampe"].passes
+    # The model as its own explorer walks its own path.
+    assert by_label["fampe, other explorer"].insertion.mean == pytest.approx(by_label["fampe"].insertion.mean, abs=1e-3)

@@ -142,7 +142,7 @@ class BandLimitedAttack:
             loop = GradientLoop(self.forward_func, _sampler_of(config), config)
             constraint = _BandConstraint(self, self.step_projections)
             with progress(config.steps, f"attack, {self.band} band", show_progress) as advance:
-                _, details = follow_path(loop, images, targets, ids, chunk, advance, constraint)
+                details = follow_path(loop, images, targets, ids, chunk, advance, constraint)
             final = _BandConstraint(self, self.final_projections).images(details.perturbed, images)
         share = self.band_share(final - images)
         return AdversarialImages(final, targets.classes, share, config.steps * config.samples)

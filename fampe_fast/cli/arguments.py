@@ -7,10 +7,10 @@ import ast
 from pathlib import Path
 
 # Named here and not imported from the methods, which would load torch before a typing error is reported.
-_PLAIN_NAMES = ("fampe", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
+_PLAIN_NAMES = ("fampe", "fampe_published", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
 METHOD_NAMES = (*_PLAIN_NAMES, *(f"forgrad_{name}" for name in _PLAIN_NAMES))
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
-STUDY_NAMES = ("alpha", "cutoff", "budget", "noise")
+STUDY_NAMES = ("methods", "alpha", "cutoff", "budget", "noise", "explorer")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,12 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
     )
 
 
+def explorer_of(arguments: argparse.Namespace) -> Classifier:
+    """The other model of a study."""
+    other = {"model": arguments.explorer, "weights": arguments.explorer_weights, "model_arg": arguments.explorer_arg}
+    return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
+
+
 def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict[str, dict[str, Any]]:
     """What each method is given of the options; ValueError for one that none of them has."""
     given = {name: getattr(arguments, name) for name in ("alpha", "steps", "samples", "passes", "seed")}

@@ -16,7 +16,7 @@ from ..errors import FampeWarning
 from ..frequency.low_pass import low_pass
 from ..model_care import frozen_parameters
 from .aggregation import GradientLoop
-from .samplers import Stream
+from .samplers import Prepared, Stream
 from .schedule import Schedule
 from .targets import Targets
 
@@ -29,13 +29,15 @@ class PathDetails:
 
     Attributes:
         target: (B,) int64, the class explained.
+        attribution: (B, C, H, W) float32, what the path collected, before anything is made of it.
         cutoff: (B,) float32, cut-off in cycles over the shorter side, or None for methods without one.
         perturbed: (B, C, H, W) float32, the end of the path, x_T.
         gradient_scale: (T, B) float32, mean absolute value of the smoothed mean gradient at each step.
-        model_passes: forward and backward passes per image, T * N.
+        model_passes: forward and backward passes per image: T * N, twice that with an explorer.
     """
 
     target: Tensor
+    attribution: Tensor
     cutoff: Tensor | None
     perturbed: Tensor
     gradient_scale: Tensor
@@ -67,7 +69,8 @@ def follow_path(
     chunk_size: int,
     on_step: Callable[[int], None] = lambda done: None,
     constraint: Constraint | None = None,
-) -> tuple[Tensor, PathDetails]:
+    explorer: GradientLoop | None = None,
+) -> PathDetails:
     """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
 
     Args:
@@ -78,49 +81,61 @@ def follow_path(
         chunk_size: samples per model pass.
         on_step: called with 1 after every step.
         constraint: of the images; the attribution then is that of the steps before they were brought into it.
+        explorer: another model's gradients, which decide the steps in place of the loop's own.
 
     Returns:
-        The attribution (B, C, H, W), float32, and the details. Warns (``FampeWarning``) of images whose gradient was
-        zero at every step, whose map is zero, and of those whose gradient was not finite at some step.
+        The details, the attribution among them. Warns (``FampeWarning``) of images whose gradient was zero at every
+        step, whose map is zero, and of those whose gradient was not finite at some step.
     """
     device, config = images.device, loop.config
     stream = Stream(torch.tensor(config.seed, device=device), image_ids)
     kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, device=device)
     # The one place that decides the direction: a negative step climbs the loss.
     step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
-    current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
-    scales = []
     batch, _, height, width = images.shape
     schedule = Schedule(config, batch, height, width, device)
-    with torch.no_grad(), frozen_parameters(loop.model):
+
+    def gradients(of: GradientLoop, current: Tensor, prepared: Prepared, step: int) -> Tensor:
+        total = of(current, prepared, targets, stream, schedule, step, chunk_size)
+        if config.gradient_cutoff is not None:
+            total = low_pass(total, config.gradient_cutoff)
+        return total if constraint is None else constraint.gradient(total)
+
+    def advance(current: Tensor, gradient_sum: Tensor, momentum: Tensor, attribution: Tensor) -> ops.StepResult:
+        return ops.gradient_step(
+            current,
+            images,
+            gradient_sum,
+            momentum,
+            attribution,
+            kernel,
+            config.samples,
+            config.decay,
+            step_size,
+            config.eps,
+            *config.bounds,
+        )
+
+    current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
+    guide, scales = torch.zeros_like(images), []
+    with torch.no_grad(), frozen_parameters(loop.model), frozen_parameters(explorer.model if explorer else loop.model):
         prepared = loop.sampler.prepare(images)
         for step in range(config.steps):
-            gradient_sum = loop(current, prepared, targets, stream, schedule, step, chunk_size)
-            if config.gradient_cutoff is not None:
-                gradient_sum = low_pass(gradient_sum, config.gradient_cutoff)
-            if constraint is not None:
-                gradient_sum = constraint.gradient(gradient_sum)
-            current, momentum, attribution, scale = ops.gradient_step(
-                current,
-                images,
-                gradient_sum,
-                momentum,
-                attribution,
-                kernel,
-                config.samples,
-                config.decay,
-                step_size,
-                config.eps,
-                *config.bounds,
-            )
-            if constraint is not None:
-                current = constraint.images(current, images)
-            scales.append(scale)
+            own = advance(current, gradients(loop, current, prepared, step), momentum, attribution)
+            if explorer is None:
+                arrived, attribution = own.images, own.attribution
+            else:
+                led = advance(current, gradients(explorer, current, prepared, step), guide, attribution)
+                arrived, guide = led.images, led.momentum
+                attribution = attribution - math.copysign(1, step_size) * (arrived - current) * own.momentum
+            momentum = own.momentum
+            current = arrived if constraint is None else constraint.images(arrived, images)
+            scales.append(own.scale)
             on_step(1)
     gradient_scale = torch.stack(scales)
     _warn_of_unusable(gradient_scale, image_ids)
-    details = PathDetails(targets.classes, prepared.cutoff, current, gradient_scale, config.steps * config.samples)
-    return attribution, details
+    passes = config.steps * config.samples * (1 if explorer is None else 2)
+    return PathDetails(targets.classes, attribution, prepared.cutoff, current, gradient_scale, passes)
 
 
 def _warn_of_unusable(scale: Tensor, image_ids: Tensor) -> None:

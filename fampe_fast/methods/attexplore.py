@@ -21,6 +21,8 @@ class AttEXplore(PathMethod[AttEXploreConfig]):
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
         config: an ``AttEXploreConfig``.
+        explorer: another model of the same classes whose gradients decide the steps, while the map collects this
+            model's gradients on the samples met there; costs as many passes again.
         **overrides: single fields of the configuration.
 
     Raises:
@@ -28,8 +30,10 @@ class AttEXplore(PathMethod[AttEXploreConfig]):
         ValueError: a value out of range.
     """
 
-    def __init__(self, model: Model, config: AttEXploreConfig | None = None, **overrides: Any) -> None:
-        super().__init__(model, configured(AttEXploreConfig, config, overrides))
+    def __init__(
+        self, model: Model, config: AttEXploreConfig | None = None, *, explorer: Model | None = None, **overrides: Any
+    ) -> None:
+        super().__init__(model, configured(AttEXploreConfig, config, overrides), explorer)
 
     def _sampler(self) -> DCTSampler:
         return DCTSampler(self.config)

@@ -17,6 +17,7 @@ from ..engine.path import PathDetails, follow_path
 from ..engine.samplers import Sampler
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_image_ids, check_images
+from ..frequency.two_scale import two_scale_map
 from ..model_care import Model, check_model, chunk_size
 from ..progress import progress
 
@@ -57,24 +58,36 @@ class PathMethod(Generic[Config]):
 
     config: Config
 
-    def __init__(self, model: Model, config: Config) -> None:
+    def __init__(self, model: Model, config: Config, explorer: Model | None = None) -> None:
+        if explorer is not None and not callable(explorer):
+            raise TypeError(f"the explorer must be an nn.Module or a callable, got {type(explorer).__name__}")
         self.forward_func = model
+        self.explorer = explorer
         self.config = config
         self._loop: GradientLoop | None = None
+        self._explorer_loop: GradientLoop | None = None
 
     def _sampler(self) -> Sampler:
         raise NotImplementedError
 
     def _gradient_loop(self) -> GradientLoop:
         """The loop of the model and the configuration as they are now, kept for what it has compiled."""
-        loop = self._loop
-        if loop is None or loop.model is not self.forward_func or loop.config != self.config:
-            loop = self._loop = GradientLoop(self.forward_func, self._sampler(), self.config)
-        return loop
+        self._loop = self._loop_of(self.forward_func, self._loop)
+        return self._loop
+
+    def _exploring_loop(self) -> GradientLoop | None:
+        if self.explorer is not None:
+            self._explorer_loop = self._loop_of(self.explorer, self._explorer_loop)
+        return self._explorer_loop
+
+    def _loop_of(self, model: Model, kept: GradientLoop | None) -> GradientLoop:
+        if kept is None or kept.model is not model or kept.config != self.config:
+            return GradientLoop(model, self._sampler(), self.config)
+        return kept
 
     def __getstate__(self) -> dict[str, Any]:
         """Compiled code stays in its process."""
-        return {**self.__dict__, "_loop": None}
+        return {**self.__dict__, "_loop": None, "_explorer_loop": None}
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -152,12 +165,23 @@ class PathMethod(Generic[Config]):
         with torch.inference_mode(False):  # a caller's inference mode would keep the samples out of the graph
             images = check_images(inputs, self.config.bounds)
             check_model(self.forward_func, images)
+            if self.explorer is not None:
+                check_model(self.explorer, images)
             ids = check_image_ids(image_ids, images)
             chunk = chunk_size(internal_batch_size, images.device)
             targets = resolve_targets(self.forward_func, images, target)
             with progress(self.config.steps, type(self).__name__, show_progress) as advance, _advice(chunk, images):
-                maps, details = follow_path(self._gradient_loop(), images, targets, ids, chunk, advance)
+                loop, explorer = self._gradient_loop(), self._exploring_loop()
+                details = follow_path(loop, images, targets, ids, chunk, advance, explorer=explorer)
+            maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
+
+    def _map(self, attribution: Tensor) -> Tensor:
+        """What is made of the attribution."""
+        cutoff = self.config.area_cutoff
+        if cutoff is None:
+            return attribution
+        return two_scale_map(attribution, cutoff).expand_as(attribution).contiguous()
 
 
 @contextmanager

@@ -22,6 +22,8 @@ class FAMPE(PathMethod[FAMPEConfig]):
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation
             inside. ``load_classifier`` gives one.
         config: a ``FAMPEConfig``.
+        explorer: another model of the same classes whose gradients decide the steps, while the map collects this
+            model's gradients on the samples met there; costs as many passes again.
         **overrides: single fields of the configuration, as ``FAMPE(model, alpha=0.3, samples=10)``.
 
     Raises:
@@ -32,8 +34,10 @@ class FAMPE(PathMethod[FAMPEConfig]):
         >>> maps = FAMPE(load_classifier("resnet50")).attribute(images, target=labels)
     """
 
-    def __init__(self, model: Model, config: FAMPEConfig | None = None, **overrides: Any) -> None:
-        super().__init__(model, configured(FAMPEConfig, config, overrides))
+    def __init__(
+        self, model: Model, config: FAMPEConfig | None = None, *, explorer: Model | None = None, **overrides: Any
+    ) -> None:
+        super().__init__(model, configured(FAMPEConfig, config, overrides), explorer)
 
     def _sampler(self) -> BandMixSampler:
         return BandMixSampler(self.config)

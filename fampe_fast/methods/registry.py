@@ -14,14 +14,17 @@ from .fampe import FAMPE
 from .forgrad import FORGrad
 from .peers import CaptumMethod, PeerName
 
-_PLAIN = ("fampe", "attexplore", *get_args(PeerName))
+_PLAIN = ("fampe", "fampe_published", "attexplore", *get_args(PeerName))
 _FILTERED = "forgrad_"
 METHODS = (*_PLAIN, *(_FILTERED + name for name in _PLAIN))
-"""Every name that ``create_method`` knows; ``forgrad_`` before a name filters that method's maps."""
+"""Every name that ``create_method`` knows: ``fampe_published`` is ``fampe`` with the literature's numbers, ``forgrad_``
+before a name filters that method's maps."""
 
+_FAMPE = frozenset({"explorer", *(field.name for field in dataclasses.fields(FAMPEConfig))})
 _OPTIONS = {
-    "fampe": frozenset(field.name for field in dataclasses.fields(FAMPEConfig)),
-    "attexplore": frozenset(field.name for field in dataclasses.fields(AttEXploreConfig)),
+    "fampe": _FAMPE,
+    "fampe_published": _FAMPE,
+    "attexplore": frozenset({"explorer", *(field.name for field in dataclasses.fields(AttEXploreConfig))}),
 }
 _PEER_OPTIONS = frozenset({"passes", "noise", "seed", "bounds", "absolute"})
 
@@ -44,8 +47,8 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
     Args:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
-        **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig``, arguments of ``CaptumMethod``; with
-            ``forgrad_`` also ``map_cutoff``, the radius of the filter.
+        **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig`` and ``explorer``; arguments of
+            ``CaptumMethod``; with ``forgrad_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
@@ -65,6 +68,9 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
         return FORGrad(create_method(plain, model, **options), cutoff)
     if name == "fampe":
         return FAMPE(model, **options)
+    if name == "fampe_published":
+        explorer = options.pop("explorer", None)
+        return FAMPE(model, FAMPEConfig.published(**options), explorer=explorer)
     if name == "attexplore":
         return AttEXplore(model, **options)
     return CaptumMethod(model, name, **options)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..engine.config import FAMPEConfig
 from .design import Study, Variant
 
 _BYTE = 1 / 255
@@ -29,14 +30,40 @@ class Budget:
 
     def fampe(self, label: str, axis: str = "", value: float = 0.0, series: str = "fampe", **options: Any) -> Variant:
         """FAMPE with some options of its own."""
-        return Variant(label, "fampe", {**self._path(), **self.options, **options}, axis, value, series)
+        return Variant(label, "fampe", {**self.path(), **self.options, **options}, axis, value, series)
 
     def baseline(self) -> Variant:
         """AttEXplore at the same number of passes."""
-        return Variant("attexplore", "attexplore", self._path())
+        return Variant("attexplore", "attexplore", self.path())
 
-    def _path(self) -> dict[str, Any]:
+    def path(self) -> dict[str, Any]:
+        """Of every path method."""
         return {"steps": self.steps, "samples": self.samples, "seed": self.seed}
+
+
+def _methods(budget: Budget) -> Study:
+    path = {**budget.path(), **budget.options}
+    return Study(
+        "methods", "Which method, and which part of it?",
+        (
+            budget.baseline(),
+            Variant("fampe_published", "fampe_published", path),
+            budget.fampe("fampe"),
+            budget.fampe("fampe, attribution as collected", area_cutoff=None),
+            Variant("attexplore, two scales", "attexplore", {**budget.path(), "area_cutoff": FAMPEConfig.area_cutoff}),
+        ),
+    )  # fmt: skip
+
+
+def _explorer(budget: Budget) -> Study:
+    variants = [
+        Variant(f"{name}, other explorer", name, path, explored=True)
+        for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), **budget.options}))
+    ]
+    return Study(
+        "explorer", "Do samples met on another model's path serve as well?",
+        (budget.baseline(), budget.fampe("fampe"), *variants),
+    )  # fmt: skip
 
 
 def _alpha(budget: Budget) -> Study:
@@ -87,10 +114,12 @@ def _noise(budget: Budget) -> Study:
 
 
 STUDIES: Mapping[str, Callable[[Budget], Study]] = {
+    "methods": _methods,
     "alpha": _alpha,
     "cutoff": _cutoff,
     "budget": _budget,
     "noise": _noise,
+    "explorer": _explorer,
 }
 """The studies by name."""
 

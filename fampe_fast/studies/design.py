@@ -18,6 +18,7 @@ class Variant:
         axis: the name of the number that is varied, a panel of the plot; empty for a setting without one.
         value: that number.
         series: the line of the plot it belongs to.
+        explored: whether another model decides the steps.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Variant:
     axis: str = ""
     value: float = 0.0
     series: str = ""
+    explored: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def run_study(
     paths: Sequence[Path],
     out: Path,
     *,
+    explorer: Classifier | None = None,
     targets: Sequence[int] | None = None,
     protocol: str = "rise",
     metric_steps: int | None = None,
@@ -88,6 +89,7 @@ def run_study(
         classifier: the model.
         paths: image files.
         out: folder of the records.
+        explorer: the other model, where a variant asks for one.
         targets: the class of each file; None takes the model's own choice.
         protocol: of insertion and deletion, by name.
         metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
@@ -100,17 +102,17 @@ def run_study(
         The result over the images that all variants have scored.
 
     Raises:
-        ValueError: the folder holds a study with other settings, or a variant's options are out of range.
+        ValueError: the folder holds a study with other settings, a variant's options are out of range, or an explorer
+            is missing.
         TypeError: a variant's method does not have one of its options.
         OSError: the records cannot be written.
     """
-    methods = {
-        variant.label: create_method(variant.method, classifier, **variant.options) for variant in study.variants
-    }
+    methods = {variant.label: _method(variant, classifier, explorer) for variant in study.variants}
     settings = {
         "study": study.name,
         "protocol": protocol,
         "metric_steps": metric_steps,
+        "explorer": None if explorer is None else explorer.name,
         "variants": {label: settings_of(classifier, method) for label, method in methods.items()},
     }
     records = Records(out / "records.jsonl", settings)
@@ -154,6 +156,14 @@ def run_study(
             on_scores(len(whole.paths))
     _summarise(result, methods, records, names)
     return result
+
+
+def _method(variant: Variant, classifier: Classifier, explorer: Classifier | None) -> AttributionMethod:
+    if not variant.explored:
+        return create_method(variant.method, classifier, **variant.options)
+    if explorer is None:
+        raise ValueError(f"the variant {variant.label!r} needs another model as its explorer")
+    return create_method(variant.method, classifier, **variant.options, explorer=explorer)
 
 
 def _targets(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> torch.Tensor:
@@ -210,5 +220,5 @@ def passes_of(method: Any) -> int:
         method = method.method
     config = getattr(method, "config", None)
     if config is not None:
-        return int(config.steps * config.samples)
+        return int(config.steps * config.samples) * (1 if getattr(method, "explorer", None) is None else 2)
     return 1 if getattr(method, "name", "") == "saliency" else int(getattr(method, "passes", 1))

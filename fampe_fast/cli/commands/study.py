@@ -21,6 +21,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
     parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
     add_model(parser)
+    group = parser.add_argument_group("explorer", "for the study 'explorer': a model of the same classes and no")
+    group.add_argument("--explorer", help="as --model")
+    group.add_argument("--explorer-weights", type=Path, help="as --weights")
+    group.add_argument("--explorer-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
     group = parser.add_argument_group("method")
     group.add_argument("--steps", type=positive, default=10, help="steps along the path (default: %(default)s)")
     group.add_argument("--samples", type=positive, default=20, help="samples per step (default: %(default)s)")
@@ -45,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...studies import Budget, define_study, run_study
     from ...studies.report import write_report
-    from ..chosen import classifier_of, labelled_images, targets_of
+    from ..chosen import classifier_of, explorer_of, labelled_images, targets_of
     from ..output import Bar, closing, console, estimate_text
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
@@ -53,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     study = define_study(arguments.study, budget)
     paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
+    explorer = None if arguments.explorer is None else explorer_of(arguments)
     targets = targets_of(paths, labels, classifier)
     screen, errors = console(), Console(stderr=True)
     with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:
@@ -65,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             classifier,
             paths,
             out,
+            explorer=explorer,
             targets=targets,
             protocol=arguments.protocol,
             metric_steps=arguments.metric_steps,

@@ -1,0 +1,79 @@
+"""Draws the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
+
+python benchmarks/draw_docs.py --out docs/pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fampe_fast import BandLimitedAttack, OccludedFrequency, create_method, load_embedded_classifier
+from fampe_fast.attacks import disturbance
+from fampe_fast.engine.config import PathConfig
+from fampe_fast.frequency import fourier_signature
+from fampe_fast.images.generated import generate
+from fampe_fast.metrics import insertion_deletion
+from fampe_fast.pipelines.occlude import bootstrap_interval
+from fampe_fast.plots import contact_sheet, save_figure
+from fampe_fast.plots.bands import BandCurve, bands_figure
+from fampe_fast.plots.signatures import signatures_figure
+
+PATH = {"steps": 10, "samples": 20}
+METHODS = {
+    "fampe": PATH,
+    "fampe_published": PATH,
+    "attexplore": PATH,
+    "forgrad_attexplore": {**PATH, "map_cutoff": 12},
+    "integrated_gradients": {"passes": 200},
+    "smoothgrad": {"passes": 200},
+    "saliency": {},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the pictures of docs/methods.md.")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    out = parser.parse_args().out
+    classifier, drawn = load_embedded_classifier(), generate(24, seed=7)
+    few = drawn.images[:4], drawn.labels[:4]
+    maps = {
+        name: create_method(name, classifier, **options).attribute(*few, internal_batch_size=32)
+        for name, options in METHODS.items()
+    }
+    scores = {name: insertion_deletion(classifier, few[0], found, few[1]).faithfulness for name, found in maps.items()}
+    titles = [classifier.class_name(int(label)) for label in few[1]]
+    save_figure(contact_sheet(list(few[0]), maps, titles, scores=scores), out / "maps.png")
+
+    signatures = {name: fourier_signature(found) for name, found in maps.items()}
+    save_figure(signatures_figure(signatures, title="Fourier signatures of the maps"), out / "signatures.png")
+
+    with torch.no_grad():
+        right = classifier(drawn.images).argmax(1) == drawn.labels
+    images, labels = drawn.images[right], drawn.labels[right]
+    found = OccludedFrequency(classifier, bands=12)(images, labels)
+    coarse = torch.tensor(["coarse" in classifier.class_name(int(label)) for label in labels])
+    curves = {
+        name: BandCurve(found.edges[0], found.drops[rows].mean(0), bootstrap_interval(found.drops[rows]))
+        for name, rows in (("coarse classes", coarse), ("fine classes", ~coarse))
+    }
+    figure = bands_figure(curves, title="Occluded Frequency: which band carries the class")
+    save_figure(figure, out / "occluded_frequency.png")
+
+    config = PathConfig(steps=10, samples=1, eps=8 / 255, smoothing=False, input_diversity=False)
+    shares = {}
+    for band in ("low", "high", "all"):
+        attacked = BandLimitedAttack(classifier, band, 12, config)(images, labels)
+        share = disturbance(images, attacked.images, bands=12)
+        shares[f"{band} band"] = BandCurve(share.edges, share.share().mean(0))
+    figure = bands_figure(
+        shares, title="Band-limited attacks: where the perturbation is", ylabel="share of the perturbation's energy"
+    )
+    save_figure(figure, out / "band_limited_attack.png")
+    print(f"wrote {', '.join(path.name for path in sorted(out.glob('*.png')))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A map's peaks and its low band in one ranking: the peaks come first, then the area they lie in."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .low_pass import check_cutoff
+
+
+def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
+    """``sqrt(F^2 + S^2)``: F the evidence summed over the channels, S its Gaussian low-pass.
+
+    A pixel's own evidence is precise but noisy, its neighbourhood's is steady but blurred; in the root
+    of the squares the larger of the two decides. Peaks come first, which deletion looks at, and then the area around
+    them, which insertion needs. Chosen on half of the photographs and confirmed on the other (``docs/results.md``).
+    Negative evidence keeps its sign: the squares are ``F |F|`` and ``S |S|``.
+
+    Args:
+        maps: (B, C, H, W), floating-point, finite; summed over the channels, signs kept.
+        cutoff: of the low-pass ``exp(-r^2 / (2 cutoff^2))``, in cycles over the shorter side, greater than 0; in pixels
+            a Gaussian with standard deviation ``min(H, W) / (2 pi cutoff)``. Its weights sum to 1 at the borders too.
+
+    Returns:
+        (B, 1, H, W) in the maps' unit, float32 or their float64; zero for a map of zeros.
+
+    Raises:
+        TypeError: maps that are not floating-point, a cut-off that is no number.
+        ValueError: maps that are not (B, C, H, W), a cut-off that is not finite and greater than 0.
+    """
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
+    if maps.ndim != 4 or 0 in maps.shape[1:]:
+        raise ValueError(f"maps must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(maps.shape)}")
+    if check_cutoff(cutoff) == 0:
+        raise ValueError("the cut-off must be greater than 0, got 0")
+    evidence = maps.to(torch.promote_types(maps.dtype, torch.float32)).sum(1, keepdim=True)
+    height, width = evidence.shape[-2:]
+    peak = evidence.abs().amax((1, 2, 3), keepdim=True)
+    fine = evidence / torch.where(peak > 0, peak, torch.ones_like(peak))  # squares would vanish, or overflow
+    deviation = min(height, width) / (2 * math.pi * cutoff)
+    down, across = (smoothing_matrix(size, deviation, fine.device, fine.dtype) for size in (height, width))
+    coarse = ops.separable_transform(fine, down, across)
+    squares = fine * fine.abs() + coarse * coarse.abs()
+    return peak * squares.sign() * squares.abs().sqrt()
+
+
+@lru_cache(maxsize=16)
+def smoothing_matrix(size: int, deviation: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Gaussian weights between the places of a side, (size, size); every row sums to 1."""
+    places = torch.arange(size, dtype=torch.float64)
+    weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))
+    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
