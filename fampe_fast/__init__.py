@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models import Classifier, load_classifier, load_embedded_classifier
     from .ops.backends import register_backend
     from .pipelines.tune_cutoff import TunedCutoff, tune_cutoff
+    from .pipelines.warm_up import WarmUp, warmup
     from .training import BandMixAugmentation, LowPassAugmentation
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOMES = {
     "LowPassGradients": "methods.forgrad",
     "OccludedFrequency": "methods.occluded_frequency",
     "TunedCutoff": "pipelines.tune_cutoff",
+    "WarmUp": "pipelines.warm_up",
     "WeightsUnavailableError": "errors",
     "create_method": "methods.registry",
     "insertion_deletion": "metrics",
@@ -48,6 +50,7 @@ _HOMES = {
     "stability": "metrics",
     "transfer_rates": "attacks",
     "tune_cutoff": "pipelines.tune_cutoff",
+    "warmup": "pipelines.warm_up",
 }
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "LowPassGradients",
     "OccludedFrequency",
     "TunedCutoff",
+    "WarmUp",
     "WeightsUnavailableError",
     "create_method",
     "insertion_deletion",
@@ -76,6 +80,7 @@ __all__ = [
     "stability",
     "transfer_rates",
     "tune_cutoff",
+    "warmup",
 ]
 
 

@@ -27,6 +27,7 @@ from fampe_fast.errors import FampeWarning
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")  # auto may compile the mix: a graph more
     counters.clear()
 
 

@@ -114,6 +114,18 @@ def test_another_study_is_not_mixed_in(tmp_path: Path) -> None:
         Records(path, {"alpha": 1})
 
 
+def test_what_a_filter_filters_is_on_record(classifier, photos: Path, tmp_path: Path) -> None:
+    def study(cutoff: float, steps: int) -> Study:
+        options = {"steps": steps, "samples": 1, "map_cutoff": cutoff}
+        return Study("filters", "?", (Variant("filtered", "forgrad_fampe", options),))
+
+    paths, out = find_images([photos])[:1], tmp_path / "out"
+    run_study(study(9, 1), classifier, paths, out, metric_steps=2)
+    for other in (study(8, 1), study(9, 2)):
+        with pytest.raises(ValueError, match="other settings"):
+            run_study(other, classifier, paths, out, metric_steps=2)
+
+
 def test_the_table_pairs_the_images(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     insertion = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..metrics import Estimate
+from ..pipelines.batches import Failure
 from . import DONE, SOME_FAILED, UNUSABLE
 
 
@@ -29,6 +31,11 @@ class Bar:
     def __call__(self, count: int = 1) -> None:
         """So many more are done."""
         self._progress.advance(self._task, count)
+
+
+def print_failure(errors: Console, failure: Failure) -> None:
+    """Which image failed, and why."""
+    errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
 
 
 def estimate_text(estimate: Estimate, *, signed: bool = False) -> str:

@@ -176,7 +176,8 @@ def _chunk_gradients(
         with autocast(config.precision, inputs.device):
             output = model(inputs.to(form.dtype))
         logits = batch.targets.logits(output).float()
-        return objective(logits, classes, config.loss) * LOSS_SCALE.get(config.precision, 1.0)
+        value, scale = objective(logits, classes, config.loss), LOSS_SCALE.get(config.precision)
+        return value if scale is None else value * scale  # a factor of 1 would cost two launches per chunk
 
     if chunk.placements is None:
         layout = torch.channels_last if form.channels_last else torch.contiguous_format

@@ -117,7 +117,7 @@ def follow_path(
         )
 
     current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
-    guide, scales = torch.zeros_like(images), []
+    guide, scales = momentum, []
     with torch.no_grad(), frozen_parameters(loop.model), frozen_parameters(explorer.model if explorer else loop.model):
         prepared = loop.sampler.prepare(images)
         for step in range(config.steps):

@@ -23,6 +23,8 @@ class Targets(NamedTuple):
 
     def logits(self, output: Tensor) -> Tensor:
         """(P, classes) of a model's output (P, classes, ...)."""
+        if not self.place:
+            return output
         index: tuple[slice | int, ...] = (slice(None), slice(None), *self.place)
         return output[index]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..methods.base import AttributionMethod, PathMethod
+from ..methods.forgrad import FORGrad
 from ..models.classifier import Classifier
 from ..plots import explanation_figure, save_figure
 from ..plots.saving import write_atomically
@@ -128,6 +129,8 @@ def settings_of(classifier: Classifier, method: AttributionMethod) -> dict[str, 
         settings["config"] = dataclasses.asdict(config)
     elif hasattr(method, "passes"):
         settings["config"] = {"passes": method.passes, "noise": getattr(method, "noise", None)}
+    elif isinstance(method, FORGrad):
+        settings |= {"map_cutoff": method.cutoff, "filtered": settings_of(classifier, method.method)}
     return settings
 
 

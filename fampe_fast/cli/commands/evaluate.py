@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.registry import create_method
     from ...pipelines.evaluate import evaluate_files
     from ..chosen import classifier_of, labelled_images, options_by_method, targets_of
-    from ..output import Bar, closing, console
+    from ..output import Bar, closing, console, print_failure
 
     options = options_by_method(arguments, arguments.methods)
     paths, labels = labelled_images(arguments)
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Bar(errors, "evaluate", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
-            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+            print_failure(errors, failure)
             advance()
 
         result = evaluate_files(

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.registry import create_method
     from ...pipelines.explain import explain_files
     from ..chosen import classifier_of, in_range, options_by_method
-    from ..output import Bar, closing, console
+    from ..output import Bar, closing, console, print_failure
 
     paths = find_images(arguments.images)
     options = options_by_method(arguments, [arguments.method])[arguments.method]
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Bar(errors, arguments.method, len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
-            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+            print_failure(errors, failure)
             advance()
 
         def finished(result: Explanation) -> None:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.occluded_frequency import OccludedFrequency
     from ...pipelines.occlude import occlude_files
     from ..chosen import classifier_of, labelled_images, targets_of
-    from ..output import Bar, closing, console
+    from ..output import Bar, closing, console, print_failure
 
     paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Bar(errors, "occlude", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
-            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+            print_failure(errors, failure)
             advance()
 
         study = occlude_files(

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...studies import Budget, define_study, run_study
     from ...studies.report import write_report
     from ..chosen import classifier_of, explorer_of, labelled_images, targets_of
-    from ..output import Bar, closing, console, estimate_text
+    from ..output import Bar, closing, console, estimate_text, print_failure
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
     budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:
 
         def failed(failure: Failure) -> None:
-            errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
+            print_failure(errors, failure)
 
         result = run_study(
             study,

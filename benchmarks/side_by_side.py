@@ -1,0 +1,180 @@
+"""The package beside what people use today: one command, one run, the same machine, model and images.
+
+    python benchmarks/side_by_side.py --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
+    python benchmarks/side_by_side.py --dry-run
+
+FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``side/public_attexplore.py``);
+Captum's integrated gradients and SmoothGrad with as many passes, T * N; and the bare model's forward and backward
+passes, channels-last, without parameter gradients, with the number of images per pass that is fastest on this machine.
+T * N of those are the bound. Everything is called once to warm up; then come the repetitions, each of all methods in
+turn, so that a drift of the machine meets all alike; then every method's peak memory, in a process of its own.
+
+The first value of --batches, --samples, --sides and --steps makes the base case; the others vary one of them at a time
+(``--product``: all combinations). The result is a JSON file, a Markdown table and a picture.
+
+``--dry-run`` takes the same way with a tiny model at toy sizes: it proves the command complete and says nothing of
+speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import itertools
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+HERE = Path(__file__).resolve().parent
+COMMITTED = HERE / "results"
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+if TYPE_CHECKING:
+    from side.contestants import Case
+    from side.measuring import Plan
+
+METHODS = ("fampe", "attexplore", "public_attexplore", "integrated_gradients", "smoothgrad")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _key_value(text: str) -> tuple[str, object]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value  # a word, as in pad_type=same
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="Measure this package beside what people use today.")
+    model = found.add_argument_group("model and images")
+    model.add_argument("--model", default="resnet50", help="timm name, torchvision/NAME, ... or 'embedded'")
+    model.add_argument("--weights", help="local checkpoint; without one the weights are random, which costs the same")
+    model.add_argument("--model-arg", action="append", default=[], type=_key_value, metavar="KEY=VALUE")
+    model.add_argument("--mean", type=_numbers, help="one number or three, comma-separated")
+    model.add_argument("--std", type=_numbers, help="one number or three, comma-separated")
+    model.add_argument("--images", help="a folder (default: noise, which costs the same)")
+    model.add_argument("--device", help="default: a GPU if there is one")
+    model.add_argument("--threads", type=_positive, help="of torch on the CPU")
+    sizes = found.add_argument_group("sizes; the first of each makes the base case")
+    sizes.add_argument("--batches", nargs="+", type=_positive, default=[8, 1], help="images per call (%(default)s)")
+    sizes.add_argument("--samples", nargs="+", type=_positive, default=[20], help="N (%(default)s)")
+    sizes.add_argument("--sides", nargs="+", type=_positive, default=[224], help="pixels (%(default)s)")
+    sizes.add_argument("--steps", nargs="+", type=_positive, default=[10], help="T (%(default)s)")
+    sizes.add_argument("--product", action="store_true", help="all combinations, not one varied at a time")
+    ways = found.add_argument_group("ways")
+    ways.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    ways.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of this package")
+    ways.add_argument("--peer-precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of the others")
+    ways.add_argument("--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"], help="of this package")
+    ways.add_argument("--no-input-diversity", action="store_true", help="for models that take one image size alone")
+    ways.add_argument(
+        "--chunks", nargs="+", type=_positive, help="images per bare pass to choose from (8 to 256; CPU: 1 to 32)"
+    )
+    run = found.add_argument_group("run")
+    run.add_argument("--repetitions", type=_positive, default=5, help="of every call (%(default)s)")
+    run.add_argument("--no-memory", action="store_true", help="leave the peak memory out: it takes a process per row")
+    run.add_argument("--minutes", type=float, default=60, help="after which nothing new is begun (%(default)s)")
+    run.add_argument("--out", type=Path, help=f"folder of the three files (default: {COMMITTED.name}/ beside this)")
+    run.add_argument("--dry-run", action="store_true", help="a tiny model at toy sizes, on the CPU")
+    return found
+
+
+def cases(found: argparse.Namespace) -> tuple[Case, ...]:
+    """The base case first, then each size varied alone, or all combinations."""
+    from side.contestants import Case
+
+    lists = (found.batches, found.sides, found.steps, found.samples)
+    if found.product:
+        chosen = list(itertools.product(*lists))
+    else:
+        base = tuple(values[0] for values in lists)
+        chosen = [base]
+        for place, values in enumerate(lists):
+            chosen += [(*base[:place], value, *base[place + 1 :]) for value in values[1:]]
+    return tuple(dict.fromkeys(Case(*sizes, diversity=not found.no_input_diversity) for sizes in chosen))
+
+
+def plan(found: argparse.Namespace) -> Plan:
+    import torch
+    from side.contestants import ModelSpec
+    from side.measuring import Plan
+
+    device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chunks = found.chunks or ([1, 4, 8, 16, 32] if device.type == "cpu" else [8, 16, 32, 64, 128, 256])
+    return Plan(
+        ModelSpec(found.model, found.weights, found.mean, found.std, dict(found.model_arg)),
+        device,
+        cases(found),
+        tuple(found.precisions),
+        tuple(found.peer_precisions),
+        tuple(found.compile),
+        tuple(found.methods),
+        tuple(chunks),
+        found.repetitions,
+        not found.no_memory,
+        found.images,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    command = parser()
+    found = command.parse_args(arguments)
+    out: Path = found.out or (Path(tempfile.mkdtemp(prefix="fampe_fast_side_")) if found.dry_run else COMMITTED)
+    if found.dry_run:
+        if out.resolve() == COMMITTED.resolve():
+            command.error("a dry run is no measurement: give --out another folder than the committed results")
+        found.model, found.weights, found.images, found.device = "embedded", None, None, "cpu"
+        found.model_arg, found.mean, found.std = [], None, None
+        found.batches, found.sides, found.steps, found.samples = [2, 1], [32], [1], [2]
+        found.chunks, found.repetitions = [1, 2], 2
+
+    import torch
+    from side.measuring import measure
+    from side.plot import plot
+    from side.results import load_average, machine, markdown, write
+
+    if found.threads:
+        torch.set_num_threads(found.threads)
+    started = time.monotonic()
+    load = load_average()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:5.0f} s  {text}", flush=True)
+
+    chosen = plan(found)
+    rows = measure(chosen, started + 60 * found.minutes, say)
+    this = machine(chosen.device, found.model, (*load, *load_average()), found.dry_run)
+    words = re.findall(r"[a-z0-9]+", f"{found.model} {this.device}".lower())
+    file = out / f"side_by_side_{'_'.join(words)}.json"
+    write(rows, this, file)
+    table = markdown(rows, this)
+    file.with_suffix(".md").write_text(table, encoding="utf-8")
+    plot(rows, this, file.with_suffix(".png"))
+    print(f"\n{table}\n{file}")
+    broken = [row for row in rows if row.status.startswith("failed")]
+    for row in broken:
+        print(f"FAILED: {row.case}: {row.way}: {row.status}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
