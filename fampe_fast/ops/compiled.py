@@ -7,7 +7,8 @@ equal the plain reference's to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -31,15 +32,29 @@ class _CompiledWhenWorthwhile:
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         self._compiled = Compiled(function, what, dynamic=True)
         self._values = 0
+        self.at_once = False
 
     def __call__(self, values: Tensor, *args: Any) -> Any:
-        self._values += values.numel()
+        self._values = max(self._values, COMPILE_AFTER if self.at_once else 0) + values.numel()
         call = self._compiled if self._values > COMPILE_AFTER else self._compiled.plain
         return call(values, *args)
 
 
 _mix = _CompiledWhenWorthwhile(mix_rows, "the band mix")
 _dct_mix = _CompiledWhenWorthwhile(dct_mix_rows, "the DCT mix")
+
+
+@contextmanager
+def compiled_at_once() -> Iterator[None]:
+    """A mix that is called in here is compiled then, and stays so."""
+    mixes = (_mix, _dct_mix)
+    for mix in mixes:
+        mix.at_once = True
+    try:
+        yield
+    finally:
+        for mix in mixes:
+            mix.at_once = False
 
 
 @lru_cache(maxsize=16)

@@ -7,8 +7,8 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def warmup(
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * (upper - lower) + lower
     graphs, kernels = _graphs(), _kernels()
     start = time.perf_counter()
-    with _mixes_worthwhile(where), warnings.catch_warnings():
+    with _mixes(where), warnings.catch_warnings():
         # Noise may well lie where the model is flat; that torch.compile failed is still said.
         warnings.filterwarnings("ignore", "the gradient of image", FampeWarning)
         twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
@@ -175,23 +175,13 @@ def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: i
     return config.steps
 
 
-@contextmanager
-def _mixes_worthwhile(device: torch.device) -> Iterator[None]:
+def _mixes(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU a random mix is compiled once it has proved worth it: the one that is used in here has."""
     if device.type != "cpu" or backends.choice(device)[0] != "compiled":
-        yield
-        return
-    from ..ops import compiled
+        return nullcontext()
+    from ..ops.compiled import compiled_at_once
 
-    before = {mix: mix._values for mix in (compiled._mix, compiled._dct_mix)}
-    for mix, values in before.items():
-        mix._values = max(values, compiled.COMPILE_AFTER)
-    try:
-        yield
-    finally:
-        for mix, values in before.items():
-            if mix._values == compiled.COMPILE_AFTER:
-                mix._values = values
+    return compiled_at_once()
 
 
 def _graphs() -> int:
