@@ -23,7 +23,7 @@ class StudyLine:
     Attributes:
         axis: what is varied; lines with one axis share a column.
         name: for the legend.
-        points: (value, insertion, deletion), in any order.
+        points: (value, upper score, lower score), in any order.
     """
 
     axis: str
@@ -32,14 +32,20 @@ class StudyLine:
 
 
 def study_figure(
-    lines: Sequence[StudyLine], *, title: str, reference: tuple[str, float, float] | None = None, dpi: int = 120
+    lines: Sequence[StudyLine],
+    *,
+    title: str,
+    reference: tuple[str, float, float] | None = None,
+    rows: tuple[str, str] = ("insertion (higher is better)", "deletion (lower is better)"),
+    dpi: int = 120,
 ) -> Figure:
-    """Insertion (upper row) and deletion (lower row), a column per axis, with standard errors as bars.
+    """Two scores, a row each, over what is varied, a column per axis, with standard errors as bars.
 
     Args:
         lines: at least one.
         title: the head.
-        reference: label, insertion and deletion of what the lines are compared with, drawn across.
+        reference: label and the two scores of what the lines are compared with, drawn across.
+        rows: names of the upper and the lower row's score.
         dpi: pixels per inch; a column is about 4.3 inches wide.
 
     Raises:
@@ -54,7 +60,7 @@ def study_figure(
     add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=width - _LEFT - 0.2)
     for column, axis in enumerate(axes_names):
         shown = [line for line in lines if line.axis == axis]
-        for row, score in enumerate(("insertion (higher is better)", "deletion (lower is better)")):
+        for row, score in enumerate(rows):
             axes = framed_axes(
                 figure,
                 _LEFT + column * (_PANEL_WIDTH + _GAP),
