@@ -313,7 +313,7 @@ IMAGES = some_images(2, 3, 12, 12)
         ({"baseline": lambda images: None}, TypeError, "must return a tensor, got NoneType"),
         ({"baseline": lambda images: images / 0}, ValueError, "the baseline must be finite"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
-        ({"seed": 2**63}, ValueError, "seed must lie in"),
+        ({"seed": 2**63}, ValueError, "seed must fit into 64 bits"),
         ({"image_ids": [1]}, ValueError, r"one entry per image, \(2,\), got shape \(1,\)"),
         ({"image_ids": [-1, 2]}, ValueError, r"must lie in \[0, 2\^32 - 2\], got -1 to 2"),
         ({"image_ids": [0.5, 1.0]}, TypeError, "image_ids must be integers"),

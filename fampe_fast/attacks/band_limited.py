@@ -19,10 +19,11 @@ from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from ..engine.path import follow_path
 from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
 from ..engine.targets import Target, resolve_targets
-from ..engine.validation import check_image_ids, check_images
+from ..engine.validation import check_images
 from ..frequency.low_pass import check_cutoff, low_pass
 from ..model_care import Model, check_count, check_model, chunk_size
 from ..progress import progress
+from ..random_names import check_image_ids
 
 Band = Literal["low", "high", "all"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..model_care import check_count
+from ..random_names import check_seed
 
 Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]
@@ -83,10 +84,7 @@ class PathConfig:
         _check_choice("loss", self.loss, ("cross_entropy", "softmax_twice"))
         _check_choice("precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
         _check_choice("compile", self.compile, ("auto", "off", "on", "graphs"))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be a whole number, got {self.seed!r} ({type(self.seed).__name__})")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must fit into 64 bits, got {self.seed}")
+        check_seed(self.seed)
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
 

@@ -1,8 +1,6 @@
-"""Checks of images and their ids, made before any work; every message names what was given and what was expected."""
+"""Checks of images, made before any work; every message names what was given and what was expected."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +9,6 @@ SMALLEST_SIDE = 8
 # What the kernels' 32-bit indices and exact radii reach, the larger frames of input diversity included.
 LARGEST_SIDE = 16384
 LARGEST_IMAGE = 2**30
-_LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
 
 
 def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
@@ -58,27 +55,6 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
         )
     checked = images.detach().float().contiguous()
     return checked.clone() if checked.is_inference() else checked
-
-
-def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) -> Tensor:
-    """Image ids (B,) int64 on the images' device; None numbers them from 0.
-
-    Raises:
-        TypeError: not integers.
-        ValueError: not one per image, or outside [0, 2^32 - 2].
-    """
-    batch = len(images)
-    if image_ids is None:
-        return torch.arange(batch, device=images.device)
-    ids = torch.as_tensor(image_ids)
-    if ids.numel() and (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool):
-        raise TypeError(f"image_ids must be integers, got {ids.dtype}")
-    if ids.shape != (batch,):
-        raise ValueError(f"image_ids must have one entry per image, ({batch},), got shape {tuple(ids.shape)}")
-    ids = ids.long()
-    if batch and (int(ids.min()) < 0 or int(ids.max()) > _LARGEST_ID):
-        raise ValueError(f"image_ids must lie in [0, 2^32 - 2], got {int(ids.min())} to {int(ids.max())}")
-    return ids.to(images.device)
 
 
 def _list(flags: Tensor, most: int = 5) -> str:

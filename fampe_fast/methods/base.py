@@ -16,10 +16,11 @@ from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.samplers import Sampler
 from ..engine.targets import Target, resolve_targets
-from ..engine.validation import check_image_ids, check_images
+from ..engine.validation import check_images
 from ..frequency.two_scale import two_scale_map
 from ..model_care import Model, check_model, chunk_size
 from ..progress import progress
+from ..random_names import check_image_ids
 
 Config = TypeVar("Config", bound=PathConfig)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..engine.targets import Target, Targets, resolve_targets
-from ..engine.validation import check_image_ids, check_images
+from ..engine.validation import check_images
 from ..model_care import Model, check_count, check_model, chunk_size, frozen_parameters, memory_format
 from ..progress import progress
+from ..random_names import check_image_ids
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 

@@ -10,12 +10,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.metrics.draws import Stream, check_image_ids, check_seed, random_words
+from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_range, check_targets
 from fampe_fast.model_care import Model, check_count, check_model, chunk_size, input_dtype, memory_format
 from fampe_fast.progress import progress
+from fampe_fast.random_names import check_image_ids, check_seed
 
 __all__ = ["MuFidelity", "mu_fidelity"]
 

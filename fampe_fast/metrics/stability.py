@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.metrics.draws import Stream, check_image_ids, check_seed, random_words
+from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.rank_correlation import rank_correlation, ranks
 from fampe_fast.metrics.validation import check_finite, check_images, check_targets
 from fampe_fast.model_care import check_count
 from fampe_fast.progress import progress
+from fampe_fast.random_names import check_image_ids, check_seed
 from fampe_fast.reference.philox import to_uniform
 
 __all__ = ["Stability", "stability"]
