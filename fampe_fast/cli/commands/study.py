@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Its arguments."""
     parser = commands.add_parser("study", help="vary a number of FAMPE's: scores, table, plot")
-    parser.add_argument("study", choices=STUDY_NAMES, help="what is varied")
+    parser.add_argument(
+        "study",
+        choices=STUDY_NAMES,
+        help="what is varied: the method and its parts, alpha, the cut-off between the bands, steps and samples, sigma "
+        "and rho, the model that decides the steps",
+    )
     add_labels(parser)
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
     parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
     add_model(parser)
-    group = parser.add_argument_group("explorer", "for the study 'explorer': a model of the same classes and no")
+    group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
     group.add_argument("--explorer", help="as --model")
     group.add_argument("--explorer-weights", type=Path, help="as --weights")
     group.add_argument("--explorer-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
