@@ -123,7 +123,8 @@ class Protocol:
         ranking: "pixel": one rank per pixel, by the sum of the map over the channels; every step changes the next
             `step` pixels. "channel_union": one rank per pixel and channel; every step changes, in all channels, the
             union of the channels' next `step` pixels, so most steps change more than `step` of them and the last ones
-            few or none. In both, highest first, and ties in the order of the pixel index (row by row).
+            few or none; where all channels have one order it is "pixel", and cannot be compared with maps whose
+            channels differ. In both, highest first, and ties in the order of the pixel index (row by row).
         insertion_substrate: what insertion starts from.
         deletion_substrate: what deletion ends in.
         step: pixels per step; None is the image's width, one row's worth. The last step takes what is left.
