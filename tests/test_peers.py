@@ -50,7 +50,7 @@ def test_smoothgrad_is_the_mean_gradient_and_depends_on_seed_and_id_alone() -> N
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
-    options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "attexplore")) else {"passes": 2}
+    options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "fampe_published", "attexplore")) else {"passes": 2}
     images = some_images(2)
     method = create_method(name, Smooth(), **options)
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)
@@ -65,7 +65,7 @@ def test_every_method_answers_the_same_call(name: str) -> None:
 
 
 def test_wrong_names_and_options_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown method 'gradcam'; known are fampe, attexplore"):
+    with pytest.raises(ValueError, match="unknown method 'gradcam'; known are fampe, fampe_published, attexplore"):
         create_method("gradcam", Smooth())
     with pytest.raises(TypeError, match=r"'saliency' has no option\(s\) alpha"):
         create_method("saliency", Smooth(), alpha=0.1)

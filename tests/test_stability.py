@@ -183,7 +183,7 @@ def test_fampe_is_compared_with_itself_and_not_with_other_noise() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_package_is_taken(name: str) -> None:
     pytest.importorskip("captum")
-    path = name.endswith(("fampe", "attexplore"))
+    path = name.endswith(("fampe", "fampe_published", "attexplore"))
     method = create_method(name, Smooth(), **({"steps": 1, "samples": 2} if path else {"passes": 2}))
     scores = stability(method, some_images(2), 1, samples=2, image_ids=[3, 1], internal_batch_size=2).scores
     assert scores.isfinite().all()
