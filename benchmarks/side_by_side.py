@@ -19,7 +19,6 @@ speed.
 from __future__ import annotations
 
 import argparse
-import ast
 import itertools
 import re
 import sys
@@ -28,6 +27,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fampe_fast.cli.arguments import key_value, numbers, positive
 
 HERE = Path(__file__).resolve().parent
 COMMITTED = HERE / "results"
@@ -42,43 +43,22 @@ METHODS = ("fampe", "attexplore", "public_attexplore", "integrated_gradients", "
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _key_value(text: str) -> tuple[str, object]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value  # a word, as in pad_type=same
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Measure this package beside what people use today.")
     model = found.add_argument_group("model and images")
     model.add_argument("--model", default="resnet50", help="timm name, torchvision/NAME, ... or 'embedded'")
     model.add_argument("--weights", help="local checkpoint; without one the weights are random, which costs the same")
-    model.add_argument("--model-arg", action="append", default=[], type=_key_value, metavar="KEY=VALUE")
-    model.add_argument("--mean", type=_numbers, help="one number or three, comma-separated")
-    model.add_argument("--std", type=_numbers, help="one number or three, comma-separated")
+    model.add_argument("--model-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
+    model.add_argument("--mean", type=numbers, help="one number or three, comma-separated")
+    model.add_argument("--std", type=numbers, help="one number or three, comma-separated")
     model.add_argument("--images", help="a folder (default: noise, which costs the same)")
     model.add_argument("--device", help="default: a GPU if there is one")
-    model.add_argument("--threads", type=_positive, help="of torch on the CPU")
+    model.add_argument("--threads", type=positive, help="of torch on the CPU")
     sizes = found.add_argument_group("sizes; the first of each makes the base case")
-    sizes.add_argument("--batches", nargs="+", type=_positive, default=[8, 1], help="images per call (%(default)s)")
-    sizes.add_argument("--samples", nargs="+", type=_positive, default=[20], help="N (%(default)s)")
-    sizes.add_argument("--sides", nargs="+", type=_positive, default=[224], help="pixels (%(default)s)")
-    sizes.add_argument("--steps", nargs="+", type=_positive, default=[10], help="T (%(default)s)")
+    sizes.add_argument("--batches", nargs="+", type=positive, default=[8, 1], help="images per call (%(default)s)")
+    sizes.add_argument("--samples", nargs="+", type=positive, default=[20], help="N (%(default)s)")
+    sizes.add_argument("--sides", nargs="+", type=positive, default=[224], help="pixels (%(default)s)")
+    sizes.add_argument("--steps", nargs="+", type=positive, default=[10], help="T (%(default)s)")
     sizes.add_argument("--product", action="store_true", help="all combinations, not one varied at a time")
     ways = found.add_argument_group("ways")
     ways.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -87,10 +67,10 @@ def parser() -> argparse.ArgumentParser:
     ways.add_argument("--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"], help="of this package")
     ways.add_argument("--no-input-diversity", action="store_true", help="for models that take one image size alone")
     ways.add_argument(
-        "--chunks", nargs="+", type=_positive, help="images per bare pass to choose from (8 to 256; CPU: 1 to 32)"
+        "--chunks", nargs="+", type=positive, help="images per bare pass to choose from (8 to 256; CPU: 1 to 32)"
     )
     run = found.add_argument_group("run")
-    run.add_argument("--repetitions", type=_positive, default=5, help="of every call (%(default)s)")
+    run.add_argument("--repetitions", type=positive, default=5, help="of every call (%(default)s)")
     run.add_argument("--no-memory", action="store_true", help="leave the peak memory out: it takes a process per row")
     run.add_argument("--minutes", type=float, default=60, help="after which nothing new is begun (%(default)s)")
     run.add_argument("--out", type=Path, help=f"folder of the three files (default: {COMMITTED.name}/ beside this)")

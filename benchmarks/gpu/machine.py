@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 
 import torch
+from checkout import commit
 
 from .floors import H200, Ceilings
 from .timing import GPUTimer, Timer
@@ -40,7 +39,7 @@ def build(device: torch.device) -> Build:
     """Of this machine and checkout."""
     name = DRY_RUN_DEVICE if device.type == "cpu" else torch.cuda.get_device_name(device)
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    return Build(name, torch.__version__, _version("triton"), _commit(), now)
+    return Build(name, torch.__version__, _version("triton"), commit(), now)
 
 
 def _version(package: str) -> str:
@@ -50,18 +49,6 @@ def _version(package: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return "none"
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 @dataclass(frozen=True)

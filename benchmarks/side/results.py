@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checkout import commit
 
 from .contestants import BARE, Case, Way
 
@@ -146,7 +146,7 @@ def machine(device: torch.device, model: str, load: tuple[float, ...], dry_run: 
         torch.__version__,
         captum,
         model,
-        _commit(),
+        commit(),
         datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         load,
         dry_run,
@@ -159,18 +159,6 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def write(rows: Sequence[Row], of: Machine, path: Path) -> None:

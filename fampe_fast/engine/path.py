@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,7 +119,11 @@ def follow_path(
 
     current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
     guide, scales = momentum, []
-    with torch.no_grad(), frozen_parameters(loop.model), frozen_parameters(explorer.model if explorer else loop.model):
+    with (
+        torch.no_grad(),
+        frozen_parameters(loop.model),
+        frozen_parameters(explorer.model) if explorer else nullcontext(),
+    ):
         prepared = loop.sampler.prepare(images)
         for step in range(config.steps):
             own = advance(current, gradients(loop, current, prepared, step), momentum, attribution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,11 @@ def run_study(
     records = Records(out / "records.jsonl", settings)
     names = unique_names(paths)
     result = StudyResult(study, protocol, settings)
+    place = {path: position for position, path in enumerate(paths)}
     failed_positions: set[int] = set()
 
     def failed(failure: Failure) -> None:
-        failed_positions.add(list(paths).index(failure.path))
+        failed_positions.add(place[failure.path])
         result.failures.append(failure)
         on_failure(failure)
 
@@ -141,7 +142,8 @@ def run_study(
         path for path, name in zip(paths, names, strict=True) if any((name, label) not in records for label in methods)
     ]
     on_scores((len(paths) - len(open_paths)) * len(methods))
-    for whole in _numbered(read_batches(classifier, open_paths, batch_size, failed), paths):
+    for read in read_batches(classifier, open_paths, batch_size, failed):
+        whole = Batch(read.paths, [place[path] for path in read.paths], read.images)  # numbered among all paths
         for label in methods:
             keep = [
                 k
@@ -172,13 +174,6 @@ def _targets(classifier: Classifier, batch: Batch, targets: Sequence[int] | None
     with torch.no_grad():
         found: torch.Tensor = classifier(batch.images).argmax(1)
     return found
-
-
-def _numbered(batches: Iterator[Batch], paths: Sequence[Path]) -> Iterator[Batch]:
-    """Positions among all paths in place of those among the open ones."""
-    place = {path: position for position, path in enumerate(paths)}
-    for batch in batches:
-        yield Batch(batch.paths, [place[path] for path in batch.paths], batch.images)
 
 
 def _part(batch: Batch, keep: list[int]) -> Batch:
