@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fampe_fast.models.batch_norm import fold_batch_norm
     from fampe_fast.models.classifier import Classifier
     from fampe_fast.models.embedded import load_embedded_classifier
     from fampe_fast.models.loading import load_classifier
 
-__all__ = ["Classifier", "load_classifier", "load_embedded_classifier"]
+__all__ = ["Classifier", "fold_batch_norm", "load_classifier", "load_embedded_classifier"]
 
 _HOMES = {
     "Classifier": "fampe_fast.models.classifier",
+    "fold_batch_norm": "fampe_fast.models.batch_norm",
     "load_classifier": "fampe_fast.models.loading",
     "load_embedded_classifier": "fampe_fast.models.embedded",
 }

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fampe_fast.models.batch_norm import fold_batch_norm as fold_batch_norm_of
 from fampe_fast.models.checkpoints import archive_kind, fit, read_state_dict
 from fampe_fast.models.class_names import timm_class_names
 from fampe_fast.models.classifier import Classifier, channel_statistics, check_class_names, check_input_size
 from fampe_fast.models.messages import first_line
-from fampe_fast.models.transforms import INTERPOLATIONS, PixelTransform, ResizeAndCrop
+from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS, PixelTransform, ResizeAndCrop
 from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
 
 __all__ = ["load_classifier"]
@@ -35,6 +36,7 @@ def load_classifier(
     interpolation: str | None = None,
     device: str | torch.device | None = None,
     model_args: Mapping[str, Any] | None = None,
+    fold_batch_norm: bool | None = None,
 ) -> Classifier:
     """Load an image classifier that takes pixel space, [0, 1], with its transform, normalisation and class names.
 
@@ -72,6 +74,9 @@ def load_classifier(
             trained with one and fed by another differ by up to 0.2 on single photographs.
         device: where to put the model. Default: where it is; the CPU for a model that is loaded.
         model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}.
+        fold_batch_norm: multiply batch normalisations into the convolutions before them (`models.fold_batch_norm`):
+            the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
+            that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
 
     Returns:
         The classifier in evaluation mode and fp32, on the CPU with weights in channels-last memory format.
@@ -97,6 +102,7 @@ def load_classifier(
             "std": std,
         }
         given |= {"class_names": class_names, "input_size": input_size, "model_args": model_args}
+        given["fold_batch_norm"] = fold_batch_norm or None
         given["interpolation"] = interpolation
         _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
         return _finish(source, device)
@@ -136,7 +142,10 @@ def load_classifier(
         class_names=resolved.class_names if class_names is None else class_names,
         num_classes=resolved.num_classes,
     )
-    return _finish(classifier, device)
+    _finish(classifier, device)
+    if fold_batch_norm or (fold_batch_norm is None and not isinstance(source, nn.Module)):
+        classifier.model = _folded(classifier)
+    return classifier
 
 
 def _check_arguments(weights: object, pretrained: object, num_classes: object, model_args: Mapping[str, Any]) -> None:
@@ -292,6 +301,13 @@ def _from_module(module: nn.Module, request: Request, name: str | None = None) -
     std = (1.0,) if request.std is None else request.std
     transform = PixelTransform(ResizeAndCrop(size, interpolation=request.interpolation or "bicubic"))
     return Resolved(module, label, mean, std, size, transform, num_classes, None)
+
+
+def _folded(classifier: Classifier) -> nn.Module:
+    if isinstance(classifier.model, torch.jit.ScriptModule):  # its modules are not Python's
+        return classifier.model
+    noise = torch.randn(1, CHANNELS, *classifier.input_size, generator=torch.Generator().manual_seed(0))
+    return fold_batch_norm_of(classifier.model, noise.to(classifier.mean.device))
 
 
 def _finish(classifier: Classifier, device: str | torch.device | None) -> Classifier:
