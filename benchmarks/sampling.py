@@ -48,8 +48,8 @@ class Sampled:
     def __init__(self, model: nn.Module, image: Tensor, target: int, config: FAMPEConfig) -> None:
         self._model, self._target, self._config = model, target, config
         self._sampler = BandMixSampler(config)
-        self._prepared = self._sampler.prepare(image)
         self._spectrum = self._sampler.transform(image)
+        self._prepared = self._sampler.prepare(image, self._spectrum)
         self._size = image.shape[-2:]
 
     def plain(self, first: int, count: int, *, mirrored: bool = False) -> Tensor:

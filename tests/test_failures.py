@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from models_for_tests import Smooth, some_images
 from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore
-from fampe_fast.errors import BackendUnavailableError
+from fampe_fast.attacks import BandLimitedAttack
+from fampe_fast.engine.chunking import free_memory
+from fampe_fast.engine.probing import probe
+from fampe_fast.errors import BackendUnavailableError, FampeWarning
 from fampe_fast.ops import backends
 
 
@@ -80,19 +85,103 @@ def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch
         FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
 
 
+class Large(Smooth):
+    """Has memory for so many images; remembers how many it was shown."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.shown: list[int] = []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.shown.append(len(pixels))
+        if len(pixels) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().forward(pixels)
+
+
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
 def test_too_little_memory_names_what_to_change(method: type) -> None:
-    class Large(Smooth):
-        def forward(self, pixels: Tensor) -> Tensor:
-            if len(pixels) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return super().forward(pixels)
-
-    explain = method(Large(), steps=1, samples=4)
-    message = r"with 5 samples of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
-    with pytest.raises(torch.OutOfMemoryError, match=message):
-        explain.attribute(some_images(2), target=0, internal_batch_size=5)
+    explain = method(Large(3), steps=1, samples=10)
+    message = r"with 4 samples of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
+    with pytest.warns(FampeWarning, match="going on with 4"), pytest.raises(torch.OutOfMemoryError, match=message):
+        explain.attribute(some_images(2), target=0, internal_batch_size=8)
     assert explain.attribute(some_images(2), target=0, internal_batch_size=3).shape == (2, 3, 24, 24)
+
+
+@pytest.mark.parametrize("method", [FAMPE, AttEXplore])
+def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -> None:
+    images, options = some_images(2), {"steps": 2, "samples": 6, "input_diversity": False}
+    expected = method(Smooth(), **options).attribute(images, target=0, internal_batch_size=4)
+    model = Large(5)
+    with pytest.warns(FampeWarning, match=r"out of memory with 8 samples .* going on with 4, in later calls") as caught:
+        maps = method(model, **options).attribute(images, target=0)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__  # the caller's
+    assert model.shown == [1, 8, *2 * [4, 4, 4]]  # the question, the attempt, two steps of twelve samples
+    torch.testing.assert_close(maps, expected)
+    model.shown.clear()
+    method(model, **options).attribute(images, target=0)  # another method of the same model
+    assert model.shown == 2 * [4, 4, 4]
+    model.shown.clear()
+    method(model, **options).attribute(images, target=0, internal_batch_size=3)
+    assert model.shown == 2 * [3, 3, 3, 3]
+    with pytest.warns(FampeWarning, match="going on with 4"):  # other images may need less
+        method(model, **options).attribute(some_images(2, height=16, width=16), target=0)
+
+
+def test_attacks_go_on_with_half_as_well() -> None:
+    model = Large(3)
+    with pytest.warns(FampeWarning, match="going on with 2"):
+        attacked = BandLimitedAttack(model)(some_images(4), target=0, internal_batch_size=4)
+    assert attacked.images.shape == (4, 3, 24, 24)
+    assert max(model.shown[2:]) == 2
+
+
+def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default alone: a number that was asked for is tried."""
+    model, images = Large(100), some_images(1)
+    each = 2 * probe(model, images).saved_bytes + 8 * images[0].numel() * 4
+    for room, chunk in ((2.5, 2), (0.1, 1), (7.9, 7), (1000, 8)):
+        monkeypatch.setattr("fampe_fast.engine.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
+        model.shown.clear()
+        FAMPE(model, steps=1, samples=16).attribute(images, target=0)
+        assert max(model.shown) == chunk
+        model.shown.clear()
+        FAMPE(model, steps=1, samples=16).attribute(images, target=0, internal_batch_size=16)
+        assert model.shown == [16]
+
+
+def test_what_a_pass_keeps_is_counted() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1),  # keeps what comes in, and its weight, which is the model's
+        torch.nn.Sigmoid(),  # keeps its result
+        torch.nn.Conv2d(4, 5, 1),  # keeps the same
+        torch.nn.Flatten(),
+    ).eval()
+    found = probe(model, some_images(2, height=8, width=8))
+    assert found.shape == (5 * 8 * 8,)
+    assert found.saved_bytes == (3 + 4) * 8 * 8 * 4
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_is_asked_again_once_its_head_or_its_images_are_others() -> None:
+    model = Large(100)
+    for expected, size in ((1, 24), (0, 24), (1, 16)):
+        model.shown.clear()
+        probe(model, some_images(1, height=size, width=size))
+        assert len(model.shown) == expected
+    model.head = torch.nn.Linear(8, 3)
+    assert probe(model, some_images()).shape == (3,)
+    with pytest.raises(ValueError, match="target 4 .* out of range: the model has 3 classes"):
+        FAMPE(model.eval()).attribute(some_images(), target=4)
+
+
+def test_free_memory_is_known_here() -> None:
+    if not Path("/proc/meminfo").exists():
+        pytest.skip("Linux tells how much memory is free; this system does not")
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    assert free_memory(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 20000), (1, 1, 20000, 8), (1, 200, 4000, 4000)])

@@ -53,7 +53,7 @@ def dct_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> d
 
 
 def placements(device: torch.device) -> Tensor:
-    return torch.tensor([p for p in draw_placements(0, 0, 20, 8, 9) if p is not None][:2], device=device)
+    return torch.tensor([p for p in draw_placements(0, 1, 20, 8, 9)[0] if p is not None][:2], device=device)
 
 
 def diversify_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:

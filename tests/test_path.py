@@ -118,7 +118,7 @@ def transcription(model: nn.Module, image: Tensor, target: int, image_id: int, c
     kernel = torch.from_numpy(line[:, None] * line / line.sum() ** 2)
     x, g, attribution = image.double(), torch.zeros(channels, height, width, dtype=torch.float64), 0
     for t in range(config.steps):
-        places = draw_placements(config.seed, t, config.samples, height, width)
+        places = draw_placements(config.seed, config.steps, config.samples, height, width)[t]
         mean = torch.zeros_like(g)
         for n in range(config.samples):
             key = split_seed(torch.tensor(config.seed))
@@ -172,7 +172,8 @@ def draw(
 ) -> dict[tuple[int, int], Tensor]:
     """Samples by (image id, sample number)."""
     stream = Stream(torch.tensor(3), torch.tensor(ids))
-    prepared, spectrum = sampler.prepare(images), sampler.transform(images)
+    spectrum = sampler.transform(images)
+    prepared = sampler.prepare(images, spectrum)
     drawn = {}
     for first in range(0, len(pairs), chunk):
         part = pairs[first : first + chunk]
@@ -219,7 +220,7 @@ def test_chunks_cover_every_pair_once_in_order(diversity: bool) -> None:
     for batch in (1, 3, 8):
         schedule = Schedule(config, batch, 32, 40, torch.device("cpu"))
         for step in range(3):
-            places = draw_placements(2, step, 6, 32, 40) if diversity else [None] * 6
+            places = draw_placements(2, step + 1, 6, 32, 40)[step] if diversity else [None] * 6
             order = [n for n in range(6) if places[n] is None] + [n for n in range(6) if places[n] is not None]
             for size in (1, 2, 5, 100):
                 seen = []
@@ -270,7 +271,7 @@ def test_maps_of_the_real_model_agree_across_batches_chunks_and_order(method: ty
 
 
 def test_placements_follow_the_published_ranges() -> None:
-    places = draw_placements(0, 0, 4000, 224, 224)
+    places = draw_placements(0, 1, 4000, 224, 224)[0]
     drawn = [place for place in places if place is not None]
     assert abs(len(drawn) / 4000 - 0.5) < 4 * 0.5 / math.sqrt(4000)
     assert {place.width for place in drawn} == set(range(224, 257))
@@ -279,14 +280,14 @@ def test_placements_follow_the_published_ranges() -> None:
         assert place.height == place.width
         assert 0 <= place.top < 257 - place.height
         assert 0 <= place.left < 257 - place.width
-    assert draw_placements(0, 0, 10, 224, 224) == places[:10]
-    assert draw_placements(1, 0, 10, 224, 224) != places[:10]
-    assert draw_placements(0, 1, 10, 224, 224) != places[:10]
+    first, second = draw_placements(0, 2, 10, 224, 224)
+    assert first == places[:10] != second
+    assert draw_placements(1, 1, 10, 224, 224)[0] != places[:10]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 30), (30, 9)])
 def test_placements_fit_small_and_oblong_images(size: tuple[int, int]) -> None:
-    for place in draw_placements(0, 0, 200, *size):
+    for place in draw_placements(0, 1, 200, *size)[0]:
         if place is not None:
             assert size[0] <= place.height <= padded_size(size[0]) - place.top
             assert size[1] <= place.width <= padded_size(size[1]) - place.left

@@ -109,7 +109,7 @@ def test_as_few_steps_as_show_every_kind_of_sample() -> None:
     from fampe_fast.pipelines.warm_up import _steps_needed
 
     config = FAMPE(Smooth(), samples=3, steps=30, input_diversity=True).config
-    diversified = [sum(place is not None for place in draw_placements(0, step, 3, 24, 24)) for step in range(30)]
+    diversified = [sum(place is not None for place in of_step) for of_step in draw_placements(0, 30, 3, 24, 24)]
     for batch, chunk, enough in ((1, 8, 2), (2, 8, 1), (1, 1, 1)):
         needed = _steps_needed(config, (batch, 3, 24, 24), chunk)
         first_plain = next(step for step, count in enumerate(diversified) if 3 - count >= enough)

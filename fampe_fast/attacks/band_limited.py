@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ..engine.aggregation import GradientLoop
+from ..engine.chunking import ChunkSize
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from ..engine.path import follow_path
 from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.low_pass import check_cutoff, low_pass
-from ..model_care import Model, check_count, check_model, chunk_size
+from ..model_care import Model, check_count, check_model
 from ..progress import progress
 from ..random_names import check_image_ids
 
@@ -138,12 +139,12 @@ class BandLimitedAttack:
             images = check_images(inputs, config.bounds)
             check_model(self.forward_func, images)
             ids = check_image_ids(image_ids, images)
-            chunk = chunk_size(internal_batch_size, images.device)
-            targets = resolve_targets(self.forward_func, images, target)
+            chunks = ChunkSize((self.forward_func,), images, internal_batch_size, config.precision)
+            targets = resolve_targets(self.forward_func, images, target, chunks.size)
             loop = GradientLoop(self.forward_func, _sampler_of(config), config)
             constraint = _BandConstraint(self, self.step_projections)
             with progress(config.steps, f"attack, {self.band} band", show_progress) as advance:
-                details = follow_path(loop, images, targets, ids, chunk, advance, constraint)
+                details = follow_path(loop, images, targets, ids, chunks, advance, constraint)
             final = _BandConstraint(self, self.final_projections).images(details.perturbed, images)
         share = self.band_share(final - images)
         return AdversarialImages(final, targets.classes, share, config.steps * config.samples)
@@ -185,7 +186,7 @@ class _PlainSampler:
     def kind(self) -> Hashable:
         return "plain"
 
-    def prepare(self, images: Tensor) -> Prepared:
+    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
         return Prepared(images.new_zeros((len(images), 1)), None)
 
     def transform(self, images: Tensor) -> Tensor:

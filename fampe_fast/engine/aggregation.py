@@ -98,7 +98,7 @@ class GradientLoop:
 
     def __call__(
         self,
-        images: Tensor,
+        spectrum: Tensor,
         prepared: Prepared,
         targets: Targets,
         stream: Stream,
@@ -112,7 +112,7 @@ class GradientLoop:
         whatever the chunks: the sum depends on batch and chunk sizes only as far as the model's own gradients do.
 
         Args:
-            images: x_t, float32 (B, C, H, W).
+            spectrum: the sampler's transform of x_t.
             prepared: of x_0.
             targets: of the images.
             stream: names the images' random numbers.
@@ -120,15 +120,15 @@ class GradientLoop:
             step: t.
             chunk_size: samples per model pass.
         """
-        form = ModelInput(input_dtype(self.model), memory_format(self.model) == torch.channels_last, *images.shape[-2:])
+        form = ModelInput(input_dtype(self.model), memory_format(self.model) == torch.channels_last, *schedule.size)
         plain = self._graphs.add.plain
-        run = self._choose(images.device)
-        count, number = len(images), schedule.step_number(step)
-        batch = Batch(self.sampler.transform(images), prepared, stream, targets)
+        run = self._choose(spectrum.device)
+        count, number = len(spectrum), schedule.step_number(step)
+        batch = Batch(spectrum, prepared, stream, targets)
         if run is not plain and count == 1:  # a compiler takes a size of one for a constant
             batch = _twice(batch)
-        total = images.new_zeros((len(batch.spectrum), *images.shape[1:]))
-        with matrix_precision(self.config.precision, images.device):
+        total = torch.zeros((len(batch.spectrum), spectrum.shape[1], *schedule.size), device=spectrum.device)
+        with matrix_precision(self.config.precision, spectrum.device):
             for chunk in schedule.chunks(step, chunk_size):
                 single = len(chunk.rows.samples) == 1 < chunk_size
                 (plain if single else run)(total, self.model, batch, chunk, number, form)

@@ -17,6 +17,7 @@ from ..errors import FampeWarning
 from ..frequency.low_pass import low_pass
 from ..model_care import frozen_parameters
 from .aggregation import GradientLoop
+from .chunking import ChunkSize
 from .samplers import Prepared, Stream
 from .schedule import Schedule
 from .targets import Targets
@@ -67,7 +68,7 @@ def follow_path(
     images: Tensor,
     targets: Targets,
     image_ids: Tensor,
-    chunk_size: int,
+    chunks: ChunkSize,
     on_step: Callable[[int], None] = lambda done: None,
     constraint: Constraint | None = None,
     explorer: GradientLoop | None = None,
@@ -79,7 +80,7 @@ def follow_path(
         images: x_0, float32 (B, C, H, W), inside ``config.bounds``.
         targets: of the images.
         image_ids: (B,) int64 in [0, 2^32 - 2].
-        chunk_size: samples per model pass.
+        chunks: samples per model pass.
         on_step: called with 1 after every step.
         constraint: of the images; the attribution then is that of the steps before they were brought into it.
         explorer: another model's gradients, which decide the steps in place of the loop's own.
@@ -96,8 +97,8 @@ def follow_path(
     batch, _, height, width = images.shape
     schedule = Schedule(config, batch, height, width, device)
 
-    def gradients(of: GradientLoop, current: Tensor, prepared: Prepared, step: int) -> Tensor:
-        total = of(current, prepared, targets, stream, schedule, step, chunk_size)
+    def gradients(of: GradientLoop, spectrum: Tensor, prepared: Prepared, step: int) -> Tensor:
+        total = chunks.run(lambda size: of(spectrum, prepared, targets, stream, schedule, step, size))
         if config.gradient_cutoff is not None:
             total = low_pass(total, config.gradient_cutoff)
         return total if constraint is None else constraint.gradient(total)
@@ -124,18 +125,21 @@ def follow_path(
         frozen_parameters(loop.model),
         frozen_parameters(explorer.model) if explorer else nullcontext(),
     ):
-        prepared = loop.sampler.prepare(images)
+        spectrum = loop.sampler.transform(images)
+        prepared = loop.sampler.prepare(images, spectrum)
         for step in range(config.steps):
-            own = advance(current, gradients(loop, current, prepared, step), momentum, attribution)
+            own = advance(current, gradients(loop, spectrum, prepared, step), momentum, attribution)
             if explorer is None:
                 arrived, attribution = own.images, own.attribution
             else:
-                led = advance(current, gradients(explorer, current, prepared, step), guide, attribution)
+                led = advance(current, gradients(explorer, spectrum, prepared, step), guide, attribution)
                 arrived, guide = led.images, led.momentum
                 attribution = attribution - math.copysign(1, step_size) * (arrived - current) * own.momentum
             momentum = own.momentum
             current = arrived if constraint is None else constraint.images(arrived, images)
             scales.append(own.scale)
+            if step + 1 < config.steps:
+                spectrum = loop.sampler.transform(current)
             on_step(1)
     gradient_scale = torch.stack(scales)
     _warn_of_unusable(gradient_scale, image_ids)

@@ -31,23 +31,27 @@ def padded_size(size: int) -> int:
     return int(size * RESIZE_RATE)
 
 
-def draw_placements(seed: int, step: int, samples: int, height: int, width: int) -> list[Placement | None]:
-    """The placement of every sample number at a step; None, with probability 1/2, where the sample stays as it is.
+def draw_placements(seed: int, steps: int, samples: int, height: int, width: int) -> list[list[Placement | None]]:
+    """The placement of every sample number at every step; None, with probability 1/2, where the sample stays as it is.
 
     Args:
         seed: the run's seed.
-        step: t.
+        steps: T.
         samples: N.
         height: H of the images, at least 8.
         width: W of the images, at least 8.
+
+    Returns:
+        T lists of N placements; those of a step do not depend on the number of steps or samples.
     """
-    number = torch.arange(samples)
-    counter = tuple(torch.full_like(number, value) for value in (_RESERVED, step, _RESERVED))
-    words = philox4x32((counter[0], number, counter[1], counter[2]), split_seed(torch.tensor(seed)))
-    unit = (torch.stack(words, 1).double() * 2.0**-32).tolist()
+    step, number = torch.arange(steps)[:, None], torch.arange(samples)
+    reserved = torch.tensor(_RESERVED)
+    words = philox4x32((reserved, number, step, reserved), split_seed(torch.tensor(seed)))
+    unit = (torch.stack(words, -1).double() * 2.0**-32).tolist()
     return [
-        _place(u[1:], height, width) if u[0] < 0.5 else None  # the first word decides, three are left for the place
-        for u in unit
+        # The first word decides, three are left for the place.
+        [_place(u[1:], height, width) if u[0] < 0.5 else None for u in of_step]
+        for of_step in unit
     ]
 
 

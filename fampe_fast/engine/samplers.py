@@ -50,8 +50,8 @@ class Sampler(Protocol):
     def kind(self) -> Hashable:
         """All that ``draw`` depends on besides its arguments: samplers of one kind share their compiled code."""
 
-    def prepare(self, images: Tensor) -> Prepared:
-        """What is computed once per image, from x_0."""
+    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
+        """What is computed once per image, from x_0 and its transform."""
 
     def transform(self, images: Tensor) -> Tensor:
         """What is computed once per step, from x_t: its spectrum."""
@@ -74,13 +74,13 @@ class BandMixSampler:
         """Whether both bands share their multipliers."""
         return "band_mix", self._shared_multiplier
 
-    def prepare(self, images: Tensor) -> Prepared:
+    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
         """The mode's numbers, and the energy cut-off of each image or the fixed one."""
         config = self._config
         if config.cutoff is not None:
             cutoff = images.new_full((len(images),), config.cutoff)
         else:
-            cutoff = ops.energy_cutoff(self.transform(images), images.shape[-1], config.tau, config.include_dc)
+            cutoff = ops.energy_cutoff(spectrum, images.shape[-1], config.tau, config.include_dc)
         return Prepared(_for_every_image((*config.band_weights(), config.sigma), images), cutoff)
 
     def transform(self, images: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class DCTSampler:
         """There is one kind."""
         return "dct_mix"
 
-    def prepare(self, images: Tensor) -> Prepared:
+    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
         """Two numbers; there is no cut-off, every frequency is treated alike."""
         matrices = tuple(_dct(size, images.device) for size in images.shape[-2:])
         return Prepared(_for_every_image((self._config.rho, self._config.sigma), images), None, matrices)

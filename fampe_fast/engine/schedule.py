@@ -25,6 +25,9 @@ class Schedule:
     """The order of a path's samples, drawn and uploaded before it starts: no step waits for the host.
 
     Within a step the samples without input diversity come first. Takes 40 bytes per step and sample number.
+
+    Attributes:
+        size: height and width of the images, in pixels.
     """
 
     def __init__(self, config: PathConfig, batch: int, height: int, width: int, device: torch.device) -> None:
@@ -37,20 +40,23 @@ class Schedule:
             width: W of the images.
             device: where the samples are computed.
         """
+        self.size = height, width
         self._batch = batch
         self._device = device
-        self._plain: list[int] = []
+        self._plain = [config.samples] * config.steps
         numbers = torch.arange(config.samples).repeat(config.steps, 1)
         placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long)
-        for step in range(config.steps):
-            if not config.input_diversity:
-                self._plain.append(config.samples)
-                continue
-            drawn = draw_placements(config.seed, step, config.samples, height, width)
-            order = sorted(range(config.samples), key=lambda number: drawn[number] is not None)
-            numbers[step] = torch.tensor(order)
-            placements[step] = torch.tensor([drawn[number] or (0, 0, 0, 0) for number in order])
-            self._plain.append(sum(placement is None for placement in drawn))
+        if config.input_diversity:
+            drawn = draw_placements(config.seed, config.steps, config.samples, height, width)
+            orders = [
+                [number for diverse in (False, True) for number, of in enumerate(places) if (of is not None) == diverse]
+                for places in drawn
+            ]
+            numbers = torch.tensor(orders)
+            placements = torch.tensor(
+                [[places[n] or (0, 0, 0, 0) for n in order] for places, order in zip(drawn, orders, strict=True)]
+            )
+            self._plain = [sum(of is None for of in places) for places in drawn]
         self._steps = torch.arange(config.steps, device=device)
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model_care import Model, input_dtype
+from ..model_care import Model
+from .probing import outputs, probe
 
 Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | None
 
@@ -29,25 +30,7 @@ class Targets(NamedTuple):
         return output[index]
 
 
-def probe(model: Model, images: Tensor) -> Tensor:
-    """The model's output, which must be (B, classes) or (B, classes, ...).
-
-    Raises:
-        TypeError: the output is no tensor.
-        ValueError: its first dimension is not the batch, or it has no class dimension.
-    """
-    with torch.no_grad():
-        output = model(images.to(input_dtype(model)))
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(output).__name__}")
-    if output.ndim < 2 or len(output) != len(images):
-        raise ValueError(
-            f"the model's output must be (B, classes); for images {tuple(images.shape)} it is {tuple(output.shape)}"
-        )
-    return output
-
-
-def resolve_targets(model: Model, images: Tensor, target: Target) -> Targets:
+def resolve_targets(model: Model, images: Tensor, target: Target, chunk: int | None = None) -> Targets:
     """Check a target and bring it into one form.
 
     Args:
@@ -55,6 +38,7 @@ def resolve_targets(model: Model, images: Tensor, target: Target) -> Targets:
         images: (B, C, H, W).
         target: None for the model's own argmax; an int for all images; a list or a tensor (B,) of ints; for a model
             with several output dimensions a tuple (class, place...).
+        chunk: images per forward pass where the argmax is asked for; None for all at once.
 
     Returns:
         ``Targets``, on the images' device.
@@ -67,7 +51,7 @@ def resolve_targets(model: Model, images: Tensor, target: Target) -> Targets:
     if target is None:
         if batch == 0:
             return Targets(torch.zeros(0, dtype=torch.long, device=images.device), ())
-        output = probe(model, images)
+        output = outputs(model, images, chunk or batch)
         if output.ndim != 2:
             raise ValueError(
                 f"the model's output is {tuple(output.shape)}, not (B, classes): give target as a tuple "
@@ -77,21 +61,21 @@ def resolve_targets(model: Model, images: Tensor, target: Target) -> Targets:
     classes, place = _split(target, batch, images.device)
     if batch == 0:
         return Targets(classes, place)
-    shape = probe(model, images[:1]).shape
-    if len(shape) != 2 + len(place):
+    shape = probe(model, images).shape
+    if len(shape) != 1 + len(place):
         raise ValueError(
             f"target {_shorten(target)} names {1 + len(place)} of the output's dimensions, and the output for one "
-            f"image is {tuple(shape)}: expected {'an index' if len(shape) == 2 else f'a tuple of {len(shape) - 1}'}"
+            f"image is {shape}: expected {'an index' if len(shape) == 1 else f'a tuple of {len(shape)}'}"
         )
-    for size, index in zip(shape[2:], place, strict=True):
+    for size, index in zip(shape[1:], place, strict=True):
         if not -size <= index < size:
-            raise ValueError(f"target {_shorten(target)} is out of range: the model's output is {tuple(shape)}")
-    wrong = (classes < 0) | (classes >= shape[1])
+            raise ValueError(f"target {_shorten(target)} is out of range: the model's output is {shape}")
+    wrong = (classes < 0) | (classes >= shape[0])
     if bool(wrong.any()):
         where = int(wrong.nonzero()[0])
         raise ValueError(
-            f"target {int(classes[where])} (image {where}) is out of range: the model has {shape[1]} classes, "
-            f"expected 0 to {shape[1] - 1}"
+            f"target {int(classes[where])} (image {where}) is out of range: the model has {shape[0]} classes, "
+            f"expected 0 to {shape[0] - 1}"
         )
     return Targets(classes, place)
 

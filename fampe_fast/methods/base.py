@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..engine.aggregation import GradientLoop
+from ..engine.chunking import ChunkSize
 from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.samplers import Sampler
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.two_scale import two_scale_map
-from ..model_care import Model, check_model, chunk_size
+from ..model_care import Model, check_model
 from ..progress import progress
 from ..random_names import check_image_ids
 
@@ -147,7 +148,8 @@ class PathMethod(Generic[Config]):
             image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream. Default: their
                 position, so give them when a data set is explained in several calls.
             internal_batch_size: samples per model pass; memory grows with it and not with T or N. Default: 8 on a CPU,
-                64 on a GPU.
+                64 on a GPU, or as many as fit into the free memory. Where one does not fit, it is halved, once, with a
+                warning, and remembered for the model.
             show_progress: show a bar of the steps on standard error.
             return_details: also return what else the run knows.
 
@@ -169,11 +171,12 @@ class PathMethod(Generic[Config]):
             if self.explorer is not None:
                 check_model(self.explorer, images)
             ids = check_image_ids(image_ids, images)
-            chunk = chunk_size(internal_batch_size, images.device)
-            targets = resolve_targets(self.forward_func, images, target)
-            with progress(self.config.steps, type(self).__name__, show_progress) as advance, _advice(chunk, images):
+            models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
+            chunks = ChunkSize(models, images, internal_batch_size, self.config.precision)
+            targets = resolve_targets(self.forward_func, images, target, chunks.size)
+            with progress(self.config.steps, type(self).__name__, show_progress) as advance, _advice(chunks, images):
                 loop, explorer = self._gradient_loop(), self._exploring_loop()
-                details = follow_path(loop, images, targets, ids, chunk, advance, explorer=explorer)
+                details = follow_path(loop, images, targets, ids, chunks, advance, explorer=explorer)
             maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
 
@@ -186,13 +189,13 @@ class PathMethod(Generic[Config]):
 
 
 @contextmanager
-def _advice(chunk: int, images: Tensor) -> Iterator[None]:
+def _advice(chunks: ChunkSize, images: Tensor) -> Iterator[None]:
     """Say what to do when the memory does not suffice."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"out of memory with {chunk} samples of {tuple(images.shape[1:])} per model pass: give a smaller "
+            f"out of memory with {chunks.size} samples of {tuple(images.shape[1:])} per model pass: give a smaller "
             f"internal_batch_size, or fewer than {len(images)} images at a time if 1 is still too many. {error}"
         ) from error
 

@@ -163,11 +163,9 @@ def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: i
         return config.steps
     batch, _, height, width = shape
     missing = {False, True} if config.input_diversity else {False}
+    drawn = draw_placements(config.seed, config.steps, config.samples, height, width) if config.input_diversity else []
     for step in range(config.steps):
-        plain = config.samples
-        if config.input_diversity:
-            placements = draw_placements(config.seed, step, config.samples, height, width)
-            plain = sum(placement is None for placement in placements)
+        plain = sum(placement is None for placement in drawn[step]) if drawn else config.samples
         rows = {False: plain * batch, True: (config.samples - plain) * batch}
         missing -= {kind for kind, count in rows.items() if count >= min(2, chunk)}
         if not missing:
