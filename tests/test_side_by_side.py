@@ -115,14 +115,14 @@ def test_every_method_is_given_as_many_passes() -> None:
 def test_the_bare_passes_have_no_parameter_gradients_and_leave_the_model_as_it_was() -> None:
     model = Counted(MeanColour())
     case = Case(batch=3, side=16, steps=2, samples=2, diversity=True)
-    call = contestants.build(Way("bare"), case, Models(model, model), 4, some_images(3), torch.zeros(3).long())
+    call = contestants.build(Way("bare"), case, Models(model, model, model), 4, some_images(3), torch.zeros(3).long())
     call()
     assert bare_passes(case, 4, CPU) == 3
     assert bare_passes(Case(8, 16, 10, 20, True), 8, CPU) == 8
     assert model.backward_images == {(16, 16): 12}
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     large = contestants.build(
-        Way("bare", enlarged=True), case, Models(model, model), 4, some_images(3), torch.zeros(3).long()
+        Way("bare", enlarged=True), case, Models(model, model, model), 4, some_images(3), torch.zeros(3).long()
     )
     large()
     assert model.backward_images == {(16, 16): 12, (18, 18): 12}
@@ -130,10 +130,30 @@ def test_the_bare_passes_have_no_parameter_gradients_and_leave_the_model_as_it_w
 
 def test_the_peers_model_is_a_contiguous_copy() -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    models = Models.of(model)
+    models = Models.of(model.eval(), some_images(1))
     assert models.best is model
     assert models.plain.weight.is_contiguous()
     assert not model.weight.is_contiguous()
+    assert not models.folded
+
+
+def test_this_package_runs_the_model_with_its_normalisation_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    models, case = Models.of(model, some_images(1)), Case(batch=1, side=24, steps=1, samples=2, diversity=False)
+    shown: list[nn.Module] = []
+    for each in (models.best, models.plain, models.ours):
+        each.register_forward_hook(lambda module, *_: shown.append(module))
+    ours, plain, best = models.ours, models.plain, models.best
+    expected = {"fampe": ours, "attexplore": ours, "public_attexplore": plain, "smoothgrad": best, "bare": best}
+    for method, form in expected.items():
+        shown.clear()
+        contestants.build(Way(method), case, models, 2, some_images(1), torch.zeros(1).long())()
+        assert set(shown) == {form}, method
+    shown.clear()
+    contestants.build(Way("bare", folded=True), case, models, 2, some_images(1), torch.zeros(1).long())()
+    assert set(shown) == {ours}
+    plan = Plan(ModelSpec("embedded"), CPU, (case,))
+    assert [way.folded for way in plan.bare_ways(case, models.folded)] == [False, True]
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

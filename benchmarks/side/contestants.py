@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.engine.precision import autocast, matrix_precision
+from fampe_fast.models import fold_batch_norm
 
 from .counting import Counted, MeanColour
 from .public_attexplore import RESIZE_RATE, PublicAttEXplore
@@ -48,7 +49,7 @@ class ModelSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def load(self, device: torch.device) -> nn.Module:
-        """The classifier, on the device and in evaluation mode, its convolutions channels-last."""
+        """The classifier as it was published, on the device, in evaluation mode, its convolutions channels-last."""
         from fampe_fast import load_classifier, load_embedded_classifier
 
         if self.name == "embedded":
@@ -63,6 +64,7 @@ class ModelSpec:
                 pretrained=None if self.weights else False,
                 device=device,
                 model_args=self.arguments,
+                fold_batch_norm=False,
                 **{name: value[0] if len(value) == 1 else value for name, value in given.items()},
             )
         return model.to(memory_format=torch.channels_last)
@@ -110,17 +112,19 @@ class Way:
         precision: of the model.
         compile: off, on or graphs.
         enlarged: of the bare passes alone: on images of the size that input diversity shows.
+        folded: of the bare passes alone: with batch normalisation folded, as this package runs the model.
     """
 
     method: str
     precision: str = "fp32"
     compile: str = "off"
     enlarged: bool = False
+    folded: bool = False
 
     def __str__(self) -> str:
         parts = [LABELS[self.method], self.precision]
         parts += {"off": [], "on": ["compiled"], "graphs": ["CUDA graphs"]}[self.compile]
-        return ", ".join(parts + ["enlarged images"] * self.enlarged)
+        return ", ".join(parts + ["norms folded"] * self.folded + ["enlarged images"] * self.enlarged)
 
 
 Call = Callable[[], Any]
@@ -128,21 +132,28 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Models:
-    """One classifier in two forms.
+    """One classifier in three forms.
 
     Attributes:
-        best: channels-last, for this package, Captum and the bare passes.
+        best: channels-last, for Captum and the bare passes.
         plain: contiguous, its parameters trainable, as the public code has it.
+        ours: channels-last, batch normalisation folded, as ``load_classifier`` gives it to this package's methods.
     """
 
     best: nn.Module
     plain: nn.Module
+    ours: nn.Module
 
     @classmethod
-    def of(cls, model: nn.Module) -> Models:
-        """Both forms of a channels-last model."""
-        plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True)
-        return cls(model, plain)
+    def of(cls, model: nn.Module, image: Tensor, *, plain: bool = True) -> Models:
+        """The forms of a channels-last model, which is shown an image (1, C, H, W); without a plain one if so asked."""
+        other = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True) if plain else model
+        return cls(model, other, fold_batch_norm(model, image).to(memory_format=torch.channels_last))
+
+    @property
+    def folded(self) -> bool:
+        """Whether there was a normalisation to fold."""
+        return self.ours is not self.best
 
 
 def build(
@@ -160,9 +171,9 @@ def build(
         warm: compile ahead what this package would compile in the course of its calls.
     """
     if way.method == BARE:
-        return _bare(way, case, models.best, chunk, images)
+        return _bare(way, case, models.ours if way.folded else models.best, chunk, images)
     if way.method in OURS:
-        return _ours(way, case, models.best, chunk, images, targets, warm)
+        return _ours(way, case, models.ours, chunk, images, targets, warm)
     if way.method == "public_attexplore":
         public = PublicAttEXplore(
             _InPrecision(models.plain, way.precision),
@@ -298,7 +309,7 @@ def count_passes(way: Way, case: Case, chunk: int) -> Passes:
     targets = torch.zeros(case.batch, dtype=torch.long)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        build(Way(way.method), case, Models(model, model), chunk, images, targets)()
+        build(Way(way.method), case, Models(model, model, model), chunk, images, targets)()
     forward, backward = model.forward_images, model.backward_images
     enlarged = sum(count for (_, width), count in forward.items() if width > case.side)
     total = sum(forward.values())

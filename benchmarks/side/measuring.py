@@ -66,13 +66,14 @@ class Plan:
     memory: bool = True
     images: str | None = None
 
-    def bare_ways(self, case: Case) -> list[Way]:
-        """The bare passes: on images of the case's size and, with input diversity, on enlarged ones."""
+    def bare_ways(self, case: Case, folded: bool) -> list[Way]:
+        """The bare passes: on images of the case's size, with input diversity on enlarged ones, and all also folded."""
         precisions = dict.fromkeys((*self.precisions, *self.peer_precisions))
         sizes = (False, True) if case.diversity and {*OURS, "public_attexplore"} & {*self.methods} else (False,)
         return [
-            Way(BARE, precision, compiled, enlarged)
+            Way(BARE, precision, compiled, enlarged, fold)
             for precision in precisions
+            for fold in ((False, True) if folded else (False,))
             for compiled in (self.compile if precision in self.precisions else ("off",))
             for enlarged in sizes
         ]
@@ -113,11 +114,12 @@ def timed(call: Call, device: torch.device) -> float:
 
 def measure(plan: Plan, deadline: float, say: Say) -> list[Row]:
     """One row per case and way."""
-    models = Models.of(plan.model.load(plan.device))
+    model, side = plan.model.load(plan.device), plan.cases[0].side
+    models = Models.of(model, torch.rand(1, 3, side, side, device=plan.device))
     chunks: dict[tuple[int, str, int], int] = {}
     rows = []
     for case in plan.cases:
-        ways = [*plan.bare_ways(case), *plan.ways()]
+        ways = [*plan.bare_ways(case, models.folded), *plan.ways()]
         if time.monotonic() > deadline:
             rows += [Row.of(case, way, status=NOT_RUN) for way in ways]
             continue
@@ -200,12 +202,13 @@ def _repeat(runners: Sequence[_Runner], plan: Plan, deadline: float, say: Say) -
 
 
 def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
-    bare: dict[tuple[str, str], dict[bool, list[float]]] = {}
+    bare: dict[tuple[str, str, bool], dict[bool, list[float]]] = {}
     for runner in runners:
         if runner.way.method == BARE and runner.call is not None:
             images = bare_passes(case, runner.chunk, plan.device) * runner.chunk
             per_image = [seconds / images for seconds in runner.seconds]
-            bare.setdefault((runner.way.precision, runner.way.compile), {})[runner.way.enlarged] = per_image
+            key = runner.way.precision, runner.way.compile, runner.way.folded
+            bare.setdefault(key, {})[runner.way.enlarged] = per_image
     rows = []
     for runner in runners:
         way = runner.way
@@ -214,12 +217,12 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
             rows.append(row)
             continue
         if way.method == BARE:
-            seconds = bare[way.precision, way.compile][way.enlarged]
+            seconds = bare[way.precision, way.compile, way.folded][way.enlarged]
             rows.append(replace(row, pass_ms=tuple(1e3 * value for value in seconds)))
             continue
         assert runner.passes is not None
         pass_ms = tuple(1e3 * value / case.passes for value in runner.seconds)
-        mine = _bound(bare.get((way.precision, way.compile)), runner.passes.enlarged)
+        mine = _bound(bare.get((way.precision, way.compile, False)), runner.passes.enlarged)
         others = [_bound(found, runner.passes.enlarged) for key, found in bare.items() if key[0] == way.precision]
         best = min((bound for bound in others if bound), key=lambda bound: sorted(bound)[len(bound) // 2], default=())
         rows.append(

@@ -24,9 +24,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(request["device"])
     case, way = Case(**request["case"]), Way(**request["way"])
     model = ModelSpec(**request["model"]).load(device)
-    # Only the public code's way needs the other form.
-    models = Models.of(model) if way.method == "public_attexplore" else Models(model, model)
     images = load_images(request["images"], case.batch, case.side, model).to(device)
+    models = Models.of(model, images[:1], plain=way.method == "public_attexplore")
     with torch.no_grad():
         targets = model(images).argmax(1)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

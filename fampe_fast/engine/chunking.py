@@ -1,4 +1,4 @@
-"""How many samples a model pass takes: what is asked for, or what fits into the memory; halved once where it did not."""
+"""How many samples a model pass takes: asked for, or as many as fit; halved once where they did not."""
 
 from __future__ import annotations
 
