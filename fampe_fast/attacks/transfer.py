@@ -15,6 +15,19 @@ from .band_limited import AdversarialImages
 Attack = Callable[[Tensor, Tensor], AdversarialImages]
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of images whose class is known; on the CPU.
+
+    Attributes:
+        right: (B,) bool, whether its first choice is the class.
+        probability: (B,) float64, its probability of the class.
+    """
+
+    right: Tensor
+    probability: Tensor
+
+
 @dataclass(frozen=True)
 class TransferRates:
     """Fooled shares, from the model an attack was made on to the model it was tried on.
@@ -59,11 +72,11 @@ def transfer_rates(
 
     Raises:
         TypeError: a model that cannot be called, or an attack that does not give ``AdversarialImages``.
-        ValueError: no models, no images, or targets of another number.
+        ValueError: no models, no images, targets of another number, or a model that answers NaN.
     """
     if not models:
         raise ValueError("expected at least one model, got none")
-    classes = torch.as_tensor(targets, device=images.device)
+    classes = torch.as_tensor(targets, device=images.device).long()
     if not len(images) or classes.shape != (len(images),):
         raise ValueError(
             f"expected at least one image and a target for each, got {len(images)} images and targets of shape "
@@ -72,28 +85,72 @@ def transfer_rates(
     for model in models.values():
         check_model(model, images)
     chunk = chunk_size(internal_batch_size, images.device)
-    correct = {name: _right(model, images, classes, chunk) for name, model in models.items()}
+    before = {name: answers_of(model, images, classes, chunk) for name, model in models.items()}
     rates: dict[str, dict[str, Estimate | None]] = {}
     passes = 0
     for source, attacked in models.items():
-        found = attack_factory(attacked)(images, classes)
-        if not isinstance(found, AdversarialImages):
-            raise TypeError(f"the attack must give AdversarialImages, got {type(found).__name__}")
+        found, after = attack_and_ask(attack_factory(attacked), models, images, classes, chunk)
         passes = found.model_passes
-        rates[source] = {}
-        for name, model in models.items():
-            known = correct[name]
-            fooled = ~_right(model, found.images[known.to(images.device)], classes[known.to(images.device)], chunk)
-            rates[source][name] = mean_and_error(fooled) if len(fooled) else None
-    return TransferRates(rates, {name: mean_and_error(known) for name, known in correct.items()}, passes)
+        rates[source] = {name: fooled_share(before[name].right, after[name].right) for name in models}
+    return TransferRates(rates, {name: mean_and_error(answers.right) for name, answers in before.items()}, passes)
+
+
+def attack_and_ask(
+    attack: Attack, models: Mapping[str, Model], images: Tensor, classes: Tensor, chunk: int
+) -> tuple[AdversarialImages, dict[str, Answers]]:
+    """Attack images and ask models what they then see.
+
+    Args:
+        attack: called with (images, classes).
+        models: by name, in evaluation mode.
+        images: (B, C, H, W), in the attack's bounds.
+        classes: (B,) int64, the true ones.
+        chunk: images per model pass.
+
+    Returns:
+        What the attack gives, and each model's answers to it.
+
+    Raises:
+        TypeError: an attack that does not give ``AdversarialImages``.
+        ValueError: answers that are NaN.
+    """
+    found = attack(images, classes)
+    if not isinstance(found, AdversarialImages):
+        raise TypeError(f"the attack must give AdversarialImages, got {type(found).__name__}")
+    return found, {name: answers_of(model, found.images, classes, chunk) for name, model in models.items()}
 
 
 @torch.no_grad()
-def _right(model: Model, images: Tensor, classes: Tensor, chunk: int) -> Tensor:
-    """(B,) bool on the CPU: whether the model's first choice is the class."""
-    parts = [torch.zeros(0, dtype=torch.bool)]
+def answers_of(model: Model, images: Tensor, classes: Tensor, chunk: int) -> Answers:
+    """What a model says of images (B, C, H, W) of the classes (B,), ``chunk`` at a time.
+
+    Raises:
+        ValueError: a class that the model does not have, or a probability that is NaN.
+    """
+    right, probability = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, dtype=torch.float64)]
     for start in range(0, len(images), chunk):
         rows = slice(start, start + chunk)
         pixels = images[rows].to(input_dtype(model)).contiguous(memory_format=memory_format(model))
-        parts.append((model(pixels).argmax(1) == classes[rows]).cpu())
-    return torch.cat(parts)
+        logits = model(pixels)
+        known = logits.shape[1]
+        if int(classes[rows].max()) >= known:
+            raise ValueError(f"class {int(classes[rows].max())} is out of range: the model has {known} classes")
+        right.append((logits.argmax(1) == classes[rows]).cpu())
+        probability.append(logits.float().softmax(1).gather(1, classes[rows, None])[:, 0].cpu().double())
+    found = Answers(torch.cat(right), torch.cat(probability))
+    bad = found.probability.isnan()
+    if bool(bad.any()):
+        raise ValueError(f"the model's probability of the class is NaN for image {int(bad.nonzero()[0])}")
+    return found
+
+
+def fooled_share(before: Tensor | Sequence[bool], after: Tensor | Sequence[bool]) -> Estimate | None:
+    """Among the images that were right before, the share that no longer is; None where none was.
+
+    Args:
+        before: (B,) bool, whether the model was right about each image as it was.
+        after: (B,) bool, the same once attacked.
+    """
+    known = torch.as_tensor(before, dtype=torch.bool)
+    fooled = ~torch.as_tensor(after, dtype=torch.bool)[known]
+    return mean_and_error(fooled) if len(fooled) else None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -19,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..errors import BackendUnavailableError, WeightsUnavailableError
 
     try:
-        code: int = arguments.run(arguments)
+        with _terminate_as_ctrl_c():
+            code: int = arguments.run(arguments)
         return code
     except KeyboardInterrupt:
         print("fampe-fast: interrupted; what was finished is whole", file=sys.stderr)
@@ -27,3 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, WeightsUnavailableError, BackendUnavailableError) as error:
         print(f"fampe-fast: {error}", file=sys.stderr)
         return UNUSABLE
+
+
+@contextmanager
+def _terminate_as_ctrl_c() -> Iterator[None]:
+    """Let a batch system's request to end save what is finished, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

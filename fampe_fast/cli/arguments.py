@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 # Named here and not imported from the methods, which would load torch before a typing error is reported.
-_PLAIN_NAMES = ("fampe", "fampe_published", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
-METHOD_NAMES = (*_PLAIN_NAMES, *(f"forgrad_{name}" for name in _PLAIN_NAMES))
+PLAIN_NAMES = ("fampe", "fampe_published", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
+METHOD_NAMES = (*PLAIN_NAMES, *(f"forgrad_{name}" for name in PLAIN_NAMES))
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
 STUDY_NAMES = ("methods", "alpha", "cutoff", "budget", "noise", "explorer")
+BAND_NAMES = ("low", "high", "all")
+GRADIENT_NAMES = ("plain", "fampe", "attexplore")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,19 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mean", type=numbers, help="one number or three, comma-separated, in [0, 1]")
     group.add_argument("--std", type=numbers, help="one number or three, comma-separated")
     group.add_argument("--interpolation", help="filter the images are resized with, such as bilinear or bicubic")
+    group.add_argument(
+        "--keep-batch-norm", action="store_true", help="do not fold batch normalisation into the convolutions before it"
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
+
+def add_other_model(group: argparse._ActionsContainer, name: str, *, help: str = "as --model") -> None:
+    """Another classifier: ``--NAME``, ``--NAME-weights`` and ``--NAME-arg``."""
+    group.add_argument(f"--{name}", help=help)
+    group.add_argument(f"--{name}-weights", type=Path, help="as --weights")
+    group.add_argument(
+        f"--{name}-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="as --model-arg"
+    )
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -89,15 +105,44 @@ def numbers(text: str) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def method_names(text: str) -> list[str]:
-    """Names of methods with commas between."""
+def fraction(text: str) -> float:
+    """A number, or a fraction such as 8/255."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a number or a fraction such as 8/255, got {text!r}") from error
+
+
+def names_of(text: str, known: Sequence[str], what: str) -> list[str]:
+    """Names of what is known, with commas between, each once."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METHOD_NAMES]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
-            f"unknown method(s) {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(METHOD_NAMES)}"
+            f"unknown {what}(s) {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(known)}"
         )
     return list(dict.fromkeys(names))
+
+
+def method_names(text: str) -> list[str]:
+    """Names of methods with commas between."""
+    return names_of(text, METHOD_NAMES, "method")
+
+
+def plain_method_names(text: str) -> list[str]:
+    """Names of methods without a filter, with commas between."""
+    filtered = [name for name in method_names(text) if name not in PLAIN_NAMES]
+    if filtered:
+        plain = filtered[0].removeprefix("forgrad_")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(filtered)}: the cut-off is sought for the unfiltered method: name {plain!r}"
+        )
+    return method_names(text)
+
+
+def band_names(text: str) -> list[str]:
+    """Names of frequency bands with commas between."""
+    return names_of(text, BAND_NAMES, "band")
 
 
 def key_value(text: str) -> tuple[str, object]:

@@ -26,12 +26,22 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         interpolation=arguments.interpolation,
         device=device,
         model_args=dict(arguments.model_arg),
+        fold_batch_norm=False if arguments.keep_batch_norm else None,
     )
 
 
-def explorer_of(arguments: argparse.Namespace) -> Classifier:
-    """The other model of a study."""
-    other = {"model": arguments.explorer, "weights": arguments.explorer_weights, "model_arg": arguments.explorer_arg}
+def other_classifier_of(arguments: argparse.Namespace, name: str, **instead: Any) -> Classifier | None:
+    """The classifier of ``--NAME``, ``--NAME-weights`` and ``--NAME-arg``; None where it is not given.
+
+    What else there is to a model it has in common with the first one, but for ``instead``: ``mean``, ``std``...
+    """
+    model, weights, model_arg = (getattr(arguments, name + part) for part in ("", "_weights", "_arg"))
+    if model is None:
+        if weights is not None or model_arg:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}-weights and --{option}-arg belong to a model: name it with --{option}")
+        return None
+    other = {"model": model, "weights": weights, "model_arg": model_arg, **instead}
     return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
 
 

@@ -28,6 +28,10 @@ class Bar:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
+    def begin(self, label: str, total: int) -> None:
+        """Start anew with other things to count."""
+        self._progress.reset(self._task, description=label, total=total)
+
     def __call__(self, count: int = 1) -> None:
         """So many more are done."""
         self._progress.advance(self._task, count)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..frequency.low_pass import filtered_map
+from ..methods.base import AttributionMethod
 from ..metrics import Estimate, insertion_deletion, mean_and_error
+from ..metrics.protocols import resolve_protocol
 from ..model_care import Model, check_count
-from ..plots.saving import write_atomically
+from ..models.classifier import Classifier
+from ..plots.saving import save_figure, write_atomically
+from ..plots.studies import CutoffCurve, cutoffs_figure
 from ..progress import progress
+from .batches import Batch, Failure, one_by_one_on_error, read_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -125,56 +134,199 @@ def tune_cutoff(
     check_count("metric_steps", metric_steps)
     if not callable(getattr(method, "attribute", None)):
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
+    judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size)
     batches = _explained(loader, method)
-    side = min(batches[0][0].shape[-2:])
-
-    def faithfulness(radius: int | None) -> Estimate:
-        scores: list[float] = []
-        for images, targets, maps in batches:
-            shown = maps.abs() if radius is None else filtered_map(maps, radius)
-            found = insertion_deletion(
-                model,
-                images,
-                shown.expand_as(images),
-                targets,
-                protocol=protocol,
-                steps=metric_steps,
-                mean=mean,
-                internal_batch_size=internal_batch_size,
-            )
-            scores += (found.insertion - found.deletion).tolist()
-        return mean_and_error(scores)
-
-    curve: dict[int, Estimate] = {}
-    coarse = _coarse_radii(side)
-    with progress(1 + len(coarse) + 2 * max(1, len(coarse) - 2), "cut-offs", show_progress) as advance:
-
-        def try_radius(radius: int) -> None:
-            curve[radius] = faithfulness(radius)
-            advance(1)
-
-        unfiltered = faithfulness(None)
+    with progress(1 + _tries(batches), "cut-offs", show_progress) as advance:
+        unfiltered = judge.mean(batches, None)
         advance(1)
-        for radius in coarse:
-            try_radius(radius)
-        while (unknown := _next_radii(curve)) != ():
-            for radius in unknown:
-                try_radius(radius)
-    best = _best(curve)
-    return TunedCutoff(
-        model_name or _name(model),
-        method_name or _name(method),
-        best,
-        dict(sorted(curve.items())),
-        unfiltered,
-        protocol,
-        2 * (metric_steps + 1) * (len(curve) + 1),
+        curve = _search(judge, batches, advance)
+    return _outcome(model_name or _name(model), method_name or _name(method), judge, curve, unfiltered)
+
+
+@dataclass
+class Tuning:
+    """The outcomes of a search over files.
+
+    Attributes:
+        results: by method, those that are finished.
+        failures: images left out, of all methods or of the one that is named.
+    """
+
+    results: dict[str, TunedCutoff] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def tune_files(
+    classifier: Classifier,
+    methods: Mapping[str, AttributionMethod],
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    targets: Sequence[int] | None = None,
+    protocol: str = "rise",
+    metric_steps: int = 28,
+    batch_size: int = 8,
+    internal_batch_size: int | None = None,
+    on_stage: Callable[[str, int], None] = lambda stage, total: None,
+    on_done: Callable[[int], None] = lambda count: None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> Tuning:
+    """``tune_cutoff`` for several methods over image files; the outcomes go to ``out``, the curves to a PNG beside it.
+
+    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. An image that a
+    method fails on is left out of that method's curve. A file's place in ``paths`` names it in the random stream.
+
+    Args:
+        classifier: the model.
+        methods: by name, made for this classifier; they give signed maps.
+        paths: image files; all that can be read are kept in memory.
+        out: a file as of ``TunedCutoff.save``, its name ending in ``.json``; earlier outcomes in it stay.
+        targets: the class of each file; None takes the model's own choice.
+        protocol: of insertion and deletion, by name.
+        metric_steps: steps of insertion and deletion.
+        batch_size: images explained together.
+        internal_batch_size: samples per model pass.
+        on_stage: called with what begins and about how many units it has.
+        on_done: called with the number of units just finished.
+        on_failure: called for an image left out.
+
+    Returns:
+        The ``Tuning``.
+
+    Raises:
+        ValueError: a file of another name or content, an unknown protocol, too few steps.
+        OSError: the results cannot be written.
+    """
+    check_count("metric_steps", metric_steps)
+    resolve_protocol(protocol)
+    if out.suffix.lower() != ".json" or out.is_dir():
+        raise ValueError(f"expected a file name ending in .json for the cut-offs, got {str(out)!r}")
+    if out.exists():
+        _read(out)
+    tuning = Tuning()
+
+    def failed(failure: Failure) -> None:
+        tuning.failures.append(failure)
+        on_failure(failure)
+
+    judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size)
+    on_stage("images", len(paths))
+    read = []
+    for batch in read_batches(classifier, paths, batch_size, failed):
+        read.append(batch)
+        on_done(len(batch.paths))
+
+    for name, method in methods.items():
+
+        def work(batch: Batch, method: AttributionMethod = method) -> tuple[_Explained, list[float]]:
+            if targets is None:
+                with torch.no_grad():
+                    chosen = classifier(batch.images).argmax(1)
+            else:
+                chosen = torch.tensor([targets[k] for k in batch.positions], device=batch.images.device)
+            maps = method.attribute(
+                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+            )
+            explained = (batch.images, chosen, maps.detach().mean(1, keepdim=True))
+            return explained, judge(*explained, None)
+
+        def without(failure: Failure, name: str = name) -> None:
+            failed(Failure(failure.path, f"{name}: {failure.reason}"))
+
+        on_stage(f"{name}: maps", sum(len(batch.paths) for batch in read))
+        explained, plain = [], []
+        for whole in read:
+            for batch, (found, scores) in one_by_one_on_error(whole, work, without):
+                explained.append(found)
+                plain += scores
+                on_done(len(batch.paths))
+        if not explained:
+            continue
+        on_stage(f"{name}: cut-offs", _tries(explained))
+        curve = _search(judge, explained, on_done)
+        tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(plain))
+        tuned.save(out)
+        tuning.results[name] = tuned
+        save_figure(_figure(tuning), out.with_suffix(".png"))
+    return tuning
+
+
+_Explained = tuple[Tensor, Tensor, Tensor]
+"""Images (B, C, H, W), targets (B,), and the channel means (B, 1, H, W) of their maps."""
+
+
+@dataclass(frozen=True)
+class _Faithfulness:
+    """Insertion minus deletion of filtered maps."""
+
+    model: Model
+    protocol: str
+    steps: int
+    mean_colour: float | Sequence[float] | Tensor | None
+    internal_batch_size: int | None
+
+    def __call__(self, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
+        """Of every image, its map filtered; None leaves it as it is."""
+        shown = maps.abs() if radius is None else filtered_map(maps, radius)
+        found = insertion_deletion(
+            self.model,
+            images,
+            shown.expand_as(images),
+            targets,
+            protocol=self.protocol,
+            steps=self.steps,
+            mean=self.mean_colour,
+            internal_batch_size=self.internal_batch_size,
+        )
+        scores: list[float] = (found.insertion - found.deletion).tolist()
+        return scores
+
+    def mean(self, batches: Sequence[_Explained], radius: int | None) -> Estimate:
+        """Of all images."""
+        return mean_and_error([score for batch in batches for score in self(*batch, radius)])
+
+
+def _search(judge: _Faithfulness, batches: Sequence[_Explained], advance: Callable[[int], None]) -> dict[int, Estimate]:
+    """The curve, ascending by radius: the coarse radii, then the gaps beside the best one halved."""
+    curve: dict[int, Estimate] = {}
+    unknown: Sequence[int] = _coarse_radii(_side(batches))
+    while unknown:
+        for radius in unknown:
+            curve[radius] = judge.mean(batches, radius)
+            advance(1)
+        unknown = _next_radii(curve)
+    return dict(sorted(curve.items()))
+
+
+def _outcome(
+    model: str, method: str, judge: _Faithfulness, curve: dict[int, Estimate], unfiltered: Estimate
+) -> TunedCutoff:
+    passes = 2 * (judge.steps + 1) * (len(curve) + 1)
+    return TunedCutoff(model, method, _best(curve), curve, unfiltered, judge.protocol, passes)
+
+
+def _side(batches: Sequence[_Explained]) -> int:
+    return min(batches[0][0].shape[-2:])
+
+
+def _tries(batches: Sequence[_Explained]) -> int:
+    """About how many radii the search will try."""
+    coarse = len(_coarse_radii(_side(batches)))
+    return coarse + 2 * max(1, coarse - 2)
+
+
+def _figure(tuning: Tuning) -> Figure:
+    results = tuning.results
+    first = next(iter(results.values()))
+    return cutoffs_figure(
+        {name: CutoffCurve(found.curve, found.unfiltered, found.cutoff) for name, found in results.items()},
+        title=f"{first.model}: FORGrad's cut-off, {max(found.unfiltered.n for found in results.values())} images",
+        score=f"insertion − deletion ({first.protocol})",
     )
 
 
-def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Images, targets, and the channel means (B, 1, H, W) of their maps."""
-    batches: list[tuple[Tensor, Tensor, Tensor]] = []
+def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[_Explained]:
+    batches: list[_Explained] = []
     for batch in loader:
         if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
             raise TypeError(f"the loader must give pairs (images, targets) of tensors, got {type(batch).__name__}")

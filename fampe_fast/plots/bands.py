@@ -41,6 +41,7 @@ def bands_figure(
     ylabel: str | None = None,
     by_number: bool = False,
     confidence: float = 0.95,
+    cutoff: float | None = None,
     dpi: int = 120,
 ) -> Figure:
     """Values over bands: a step per band and a shaded interval, a colour and dash per curve.
@@ -53,10 +54,11 @@ def bands_figure(
         by_number: bands at equal distances with their outer radii written below (for bands of equal energy, most of
             which lie close to DC); else on a linear axis of the radius.
         confidence: of the intervals, written below the head where there are any.
+        cutoff: a radius marked by a dotted line; not with ``by_number``, whose axis has no radii.
         dpi: pixels per inch of a figure of 6.4 x 4.2 inches.
 
     Raises:
-        ValueError: no curve, shapes that do not fit, or NaN or infinity.
+        ValueError: no curve, shapes that do not fit, NaN or infinity, or a cut-off with ``by_number``.
     """
     if not curves:
         raise ValueError("expected at least one curve, got none")
@@ -65,6 +67,8 @@ def bands_figure(
     counts = {len(curve.values) for curve in curves.values()}
     if by_number and len(counts) > 1:
         raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
+    if by_number and cutoff is not None:
+        raise ValueError("a cut-off has no place on an axis of band numbers")
     figure = new_figure(6.4, 4.2, dpi)
     left, top, width, height = 0.95, 0.8, 5.2, 2.6
     add_text(figure, left, 0.32, title or "frequency bands", size=12, weight="bold", max_width=width, smallest=9)
@@ -89,6 +93,8 @@ def bands_figure(
         if curve.interval is not None:
             low, high = curve.interval.detach().cpu().double()
             axes.stairs(high.numpy(), edges.numpy(), baseline=low.numpy(), fill=True, color=colour, alpha=0.18, lw=0)
+    if cutoff is not None and cutoff < last:
+        axes.axvline(cutoff, color=FAINT, linewidth=1.2, linestyle=":", label=f"cut-off {cutoff:g}")
     axes.margins(y=0.06)
     axes.use_sticky_edges = False
     axes.autoscale_view()
@@ -104,7 +110,7 @@ def bands_figure(
         else "radius (cycles over the shorter side)"
     )
     axes.set_ylabel(ylabel or f"drop in {score} without the band")
-    if len(curves) > 1:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=8, frameon=False)
     return figure
 

@@ -1,8 +1,8 @@
-"""Scores of a study against the number that is varied."""
+"""Scores of a study against the number that is varied, and of a search against the radius that is sought."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,4 +86,72 @@ def study_figure(
             axes.set(xlabel=axis, ylabel=score if not column else "")
             if not row:
                 axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class CutoffCurve:
+    """The scores of one method's maps by the radius they are filtered with.
+
+    Attributes:
+        points: by radius, in cycles over the shorter side, at least 1.
+        unfiltered: the score of the maps as they are.
+        best: the radius marked, one of the points.
+    """
+
+    points: Mapping[int, Estimate]
+    unfiltered: Estimate
+    best: int
+
+
+def cutoffs_figure(
+    curves: Mapping[str, CutoffCurve], *, title: str, score: str = "insertion − deletion", dpi: int = 120
+) -> Figure:
+    """Scores over the cut-off on a logarithmic axis, with standard errors, the best one ringed, a curve per method.
+
+    Args:
+        curves: by method, at least one.
+        title: the head.
+        score: label of the vertical axis.
+        dpi: pixels per inch of a figure of 6.4 x 4.2 inches.
+
+    Raises:
+        ValueError: no curve, one without points, or a best radius that is none of them.
+    """
+    if not curves:
+        raise ValueError("expected at least one curve, got none")
+    for name, curve in curves.items():
+        if curve.best not in curve.points:
+            raise ValueError(f"the best radius of {name!r}, {curve.best}, is none of {sorted(curve.points)}")
+    figure = new_figure(6.4, 4.2, dpi)
+    left, top, width, height = 0.95, 0.8, 5.2, 2.6
+    add_text(figure, left, 0.32, title, size=12, weight="bold", max_width=width, smallest=9)
+    words = "mean ± standard error over images; ringed: the best; dotted: the maps unfiltered"
+    add_text(figure, left, 0.57, words, size=9, colour=FAINT)
+    axes = framed_axes(figure, left, top, width, height)
+    axes.set_label("cut-offs")
+    for k, (name, curve) in enumerate(curves.items()):
+        radii, style = sorted(curve.points), line_style(k) | marker_style(k)
+        axes.errorbar(
+            radii,
+            [curve.points[radius].mean for radius in radii],
+            yerr=[curve.points[radius].standard_error or 0.0 for radius in radii],
+            **style,
+            markersize=4,
+            linewidth=1.6,
+            capsize=2,
+            label=f"{name}, best {curve.best}",
+        )
+        axes.plot(
+            [curve.best], [curve.points[curve.best].mean], linestyle="", marker="o", markersize=11,
+            markerfacecolor="none", markeredgecolor=style["color"], markeredgewidth=1.4,
+        )  # fmt: skip
+        axes.axhline(curve.unfiltered.mean, color=style["color"], linewidth=1.2, linestyle=":")
+    most = max(radius for curve in curves.values() for radius in curve.points)
+    axes.set_xscale("log", base=2)
+    ticks = [2**k for k in range(most.bit_length())]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="cut-off (cycles over the shorter side)", ylabel=score)
+    axes.legend(fontsize=8, frameon=False)
     return figure

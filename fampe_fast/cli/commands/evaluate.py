@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import METHOD_NAMES, PROTOCOL_NAMES, add_labels, add_method_options, add_model, method_names, positive
+from ..arguments import (
+    METHOD_NAMES,
+    PROTOCOL_NAMES,
+    add_labels,
+    add_method_options,
+    add_model,
+    method_names,
+    names_of,
+    positive,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,10 +150,4 @@ def _table(result: Evaluation, model: str) -> Table:
 
 
 def _metric_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METRIC_NAMES]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"unknown metric(s) {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(METRIC_NAMES)}"
-        )
-    return list(dict.fromkeys(names))
+    return names_of(text, METRIC_NAMES, "metric")

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import PROTOCOL_NAMES, STUDY_NAMES, add_batches, add_labels, add_model, key_value, positive
+from ..arguments import (
+    PROTOCOL_NAMES,
+    STUDY_NAMES,
+    add_batches,
+    add_labels,
+    add_model,
+    add_other_model,
+    key_value,
+    positive,
+)
 
 if TYPE_CHECKING:
     from ...pipelines.batches import Failure
@@ -27,9 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
     add_model(parser)
     group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
-    group.add_argument("--explorer", help="as --model")
-    group.add_argument("--explorer-weights", type=Path, help="as --weights")
-    group.add_argument("--explorer-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
+    add_other_model(group, "explorer")
     group = parser.add_argument_group("method")
     group.add_argument("--steps", type=positive, default=10, help="steps along the path (default: %(default)s)")
     group.add_argument("--samples", type=positive, default=20, help="samples per step (default: %(default)s)")
@@ -54,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...studies import Budget, define_study, run_study
     from ...studies.report import write_report
-    from ..chosen import classifier_of, explorer_of, labelled_images, targets_of
+    from ..chosen import classifier_of, labelled_images, other_classifier_of, targets_of
     from ..output import Bar, closing, console, estimate_text, print_failure
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
@@ -62,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     study = define_study(arguments.study, budget)
     paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
-    explorer = None if arguments.explorer is None else explorer_of(arguments)
+    explorer = other_classifier_of(arguments, "explorer")
     targets = targets_of(paths, labels, classifier)
     screen, errors = console(), Console(stderr=True)
     with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:

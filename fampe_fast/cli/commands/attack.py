@@ -1,0 +1,216 @@
+"""``attack``: which frequency bands fool a model on one's own images, and whether it carries over to another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import (
+    BAND_NAMES,
+    GRADIENT_NAMES,
+    add_batches,
+    add_labels,
+    add_model,
+    add_other_model,
+    band_names,
+    fraction,
+    key_value,
+    numbers,
+    positive,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from ...metrics import Estimate
+    from ...pipelines.attack_study import AttackStudy
+    from ...pipelines.batches import Failure
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Its arguments."""
+    parser = commands.add_parser(
+        "attack",
+        help="attack a folder's images in the low, the high and all frequencies",
+        description="Attack a folder's images within one band of frequencies at a time, and count how many of those "
+        "the model classified correctly it then does not. Without --labels the class attacked is the model's own first "
+        "choice, which is correct by definition; of a second model it is then the first one's choice that counts.",
+    )
+    add_labels(parser)
+    parser.add_argument("--out", type=Path, default=Path("fampe_attack"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--save-images",
+        action="store_true",
+        help="also write the images attacked on --model, as 8-bit PNG of the size that the model sees",
+    )
+    group = parser.add_argument_group("attack")
+    group.add_argument(
+        "--bands",
+        type=band_names,
+        default=list(BAND_NAMES),
+        help=f"comma-separated, of: {', '.join(BAND_NAMES)} (default: {','.join(BAND_NAMES)})",
+    )
+    group.add_argument(
+        "--cutoff",
+        type=float,
+        default=30.0,
+        help="between the low and the high band, cycles over the shorter side (default: %(default)s)",
+    )
+    group.add_argument(
+        "--eps", type=fraction, help="largest change of a value in pixel units, such as 8/255 (default: 8/255)"
+    )
+    group.add_argument("--attack-steps", type=positive, help="sign steps (default: 10)")
+    group.add_argument(
+        "--gradients",
+        choices=GRADIENT_NAMES,
+        default="plain",
+        help="at the image itself, or averaged over a method's samples (default: %(default)s)",
+    )
+    group.add_argument("--samples", type=positive, help="gradients per step (default: 1 for plain, else 20)")
+    group.add_argument("--seed", type=int, help="of the samples; plain gradients draw nothing (default: 0)")
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="any other field of the attack's configuration, repeatable: decay=0.5, input_diversity=True, ...",
+    )
+    group.add_argument(
+        "--rings",
+        type=positive,
+        default=16,
+        help="of equal width, in which the disturbance is measured (default: %(default)s)",
+    )
+    add_batches(group)
+    add_model(parser)
+    group = parser.add_argument_group(
+        "transfer", "another model of the same classes, attacked too; each is tried on what was made on the other"
+    )
+    add_other_model(group, "transfer-to", help="as --model; it is given the images as --model sees them")
+    group.add_argument("--transfer-to-mean", type=numbers, help="as --mean, which is not shared")
+    group.add_argument("--transfer-to-std", type=numbers, help="as --std, which is not shared")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Attack a folder's images."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from ...pipelines.attack import attack_files
+    from ...pipelines.attack_study import AttackSettings, attack_config
+    from ..chosen import classifier_of, labelled_images, other_classifier_of, targets_of
+    from ..output import Bar, closing, console, print_failure
+
+    given = {
+        "eps": arguments.eps,
+        "steps": arguments.attack_steps,
+        "samples": arguments.samples,
+        "seed": arguments.seed,
+    }
+    given = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
+    settings = AttackSettings(
+        tuple(arguments.bands), arguments.cutoff, attack_config(arguments.gradients, **given), arguments.rings
+    )
+    paths, labels = labelled_images(arguments)
+    classifier = classifier_of(arguments)
+    targets = targets_of(paths, labels, classifier)
+    other = other_classifier_of(
+        arguments, "transfer_to", mean=arguments.transfer_to_mean, std=arguments.transfer_to_std
+    )
+    screen, errors = console(), Console(stderr=True)
+    with Bar(errors, "attack", len(paths)) as advance:
+
+        def failed(failure: Failure) -> None:
+            print_failure(errors, failure)
+            advance()
+
+        study = attack_files(
+            classifier,
+            paths,
+            arguments.out,
+            settings,
+            targets=targets,
+            transfer_to=other,
+            save_images=arguments.save_images,
+            batch_size=arguments.batch_size,
+            internal_batch_size=arguments.internal_batch_size,
+            on_images=advance,
+            on_failure=failed,
+        )
+    count = len(study.records)
+    if count:
+        for table in _tables(study):
+            screen.print(table)
+        largest = study.largest_saved_change()
+        if largest is not None:
+            inside = "inside" if study.saved_stay_inside() else "outside"
+            screen.print(
+                f"images as 8-bit PNG: largest change {largest:.5f}, {inside} eps of {settings.config.eps:.5f}"
+                + ("" if largest else "; 8 bits leave nothing of an attack below 1/255"),
+                highlight=False,
+            )
+        for name in ("attack.json", "attack.png", *(["images"] if arguments.save_images else [])):
+            screen.print(f"wrote {escape(str(arguments.out / name))}", soft_wrap=True)
+    return closing(errors, count, len(paths))
+
+
+def _tables(study: AttackStudy) -> Iterator[Table]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..output import estimate_text
+
+    settings, name = study.settings, study.models[0]
+    config, bands, saved = settings.config, settings.bands, study.largest_saved_change() is not None
+
+    def text(estimate: Estimate | None) -> str:
+        return "none was right" if estimate is None else estimate_text(estimate)
+
+    right = study.confidence(None)
+    table = Table(
+        "band", "fooled", *(["fooled by PNG"] if saved else []), "confidence before", "after", "energy in the band",
+        *(["in PNG"] if saved else []),
+        title=f"{escape(name)}, right about {right.n if right else 0} of {len(study.records)} images: attacks of "
+        f"{config.eps:.4f} in {config.steps} steps, cut-off {settings.cutoff:g}",
+        caption="mean ± standard error; fooled and confidence: of the images it was right about",
+    )  # fmt: skip
+    for band in bands:
+        rounded = study.band_share_as_saved(band)
+        table.add_row(
+            band,
+            text(study.fooled(band, name, name)),
+            *([text(study.fooled_as_saved(band))] if saved else []),
+            text(right),
+            text(study.confidence(band)),
+            f"{study.band_share(band).mean:.5f}",  # the rest lies in its last decimals
+            *([] if rounded is None else [f"{rounded.mean:.5f}"]),
+        )
+    yield _right_aligned(table)
+    shares = [study.ring_shares(band).mean(0).tolist() for band in bands]
+    table = Table("radius", *bands, title="share of the perturbation's energy per ring")
+    for k, (low, high) in enumerate(zip(study.edges[:-1], study.edges[1:], strict=True)):
+        table.add_row(f"{low:.1f} to {high:.1f}", *(f"{share[k]:.4f}" for share in shares))
+    yield _right_aligned(table)
+    if len(study.models) == 1:
+        return
+    table = Table(
+        "band", "attacked", *(f"fools {escape(model)}" for model in study.models),
+        title="transfer: share fooled of the images each model was right about",
+        caption="right before: "
+        + ", ".join(f"{escape(model)} {estimate_text(study.accuracy(model))}" for model in study.models),
+    )  # fmt: skip
+    for band in bands:
+        for source in study.models:
+            table.add_row(band, escape(source), *(text(study.fooled(band, source, model)) for model in study.models))
+    yield _right_aligned(table, 2)
+
+
+def _right_aligned(table: Table, first: int = 1) -> Table:
+    for column in table.columns[first:]:
+        column.justify = "right"
+    return table
