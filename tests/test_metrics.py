@@ -468,8 +468,8 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
 def test_a_model_that_gives_something_else_than_logits_is_named() -> None:
     cases: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
         (lambda pixels: (pixels,), TypeError, "must return a tensor of logits .* got tuple"),
-        (lambda pixels: pixels.mean((1, 2, 3)), ValueError, r"\(B, classes\); for images \(2, 3, 8, 8\) it is \(2,\)"),
-        (lambda pixels: pixels, ValueError, r"it is \(2, 3, 8, 8\)"),
+        (lambda pixels: pixels.mean((1, 2, 3)), ValueError, r"\(B, classes\); for images \(8, 3, 8, 8\) it is \(8,\)"),
+        (lambda pixels: pixels, ValueError, r"it is \(8, 3, 8, 8\)"),
         (lambda pixels: pixels.mean((2, 3))[:1], ValueError, r"it is \(1, 3\)"),
         (
             lambda pixels: pixels.mean((2, 3)) / (pixels.amax((1, 2, 3)) > 0)[:, None],

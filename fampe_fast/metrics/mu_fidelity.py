@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -13,14 +13,13 @@ from torch import Tensor
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
-from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_range, check_targets
-from fampe_fast.model_care import Model, check_count, check_model, chunk_size, input_dtype, memory_format
+from fampe_fast.metrics.scoring import Compile, Score, Scorer, check_compile
+from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
+from fampe_fast.model_care import Model, check_count, check_model, chunk_size, memory_format
 from fampe_fast.progress import progress
 from fampe_fast.random_names import check_image_ids, check_seed
 
 __all__ = ["MuFidelity", "mu_fidelity"]
-
-Score = Literal["probability", "logit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +59,7 @@ def mu_fidelity(
     seed: int = 0,
     image_ids: Sequence[int] | Tensor | None = None,
     internal_batch_size: int | None = None,
+    compile: Compile = "auto",
     show_progress: bool = False,
 ) -> MuFidelity:
     """Rank correlation between the relevance of random subsets of an image and the score lost without them.
@@ -93,6 +93,7 @@ def mu_fidelity(
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
         internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
             scores do not depend on it, but for the rounding inside the model.
+        compile: the model's forward pass through ``torch.compile``, as in ``insertion_deletion``.
         show_progress: draw a progress bar on standard error.
 
     Returns:
@@ -102,13 +103,15 @@ def mu_fidelity(
         TypeError: an argument of the wrong type.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
             or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
-            finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit.
+            finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit,
+            CUDA graphs without a GPU.
     """
     check_images(images)
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
     chunk = chunk_size(internal_batch_size, images.device)
+    compile = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
     check_seed(seed)
     batch, _, height, width = images.shape
@@ -130,19 +133,26 @@ def mu_fidelity(
     layout = memory_format(model)
     images = images.detach().contiguous(memory_format=layout)
     relevance_of_cell = _whole_numbers(maps.detach().to(images.device), cell, cells)
-    relevance, left = [], []
+    row = torch.arange(batch * samples, device=images.device)
+    image, sample = row.div(samples, rounding_mode="floor"), row.remainder(samples)
+    relevance = []
+
+    def without_a_subset(part: slice) -> Tensor:
+        rows = image[part]
+        taken = _subsets(random_words(Stream.SUBSETS, seed, ids[rows], sample[part], cells), share, size)
+        relevance.append(torch.where(taken, relevance_of_cell[rows], 0).sum(1))
+        gone = taken[:, cell].reshape(-1, 1, height, width)
+        return torch.where(gone, substitute[rows], images[rows]).contiguous(memory_format=layout)
+
     with progress(batch * samples, "mu-fidelity", show_progress) as advance:
-        for begin in range(0, batch * samples, chunk):
-            row = torch.arange(begin, min(begin + chunk, batch * samples), device=images.device)
-            image, sample = row.div(samples, rounding_mode="floor"), row.remainder(samples)
-            taken = _subsets(random_words(Stream.SUBSETS, seed, ids[image], sample, cells), share, size)
-            relevance.append(torch.where(taken, relevance_of_cell[image], 0).sum(1).cpu())
-            gone = taken[:, cell].reshape(-1, 1, height, width)
-            shown = torch.where(gone, substitute[image], images[image]).contiguous(memory_format=layout)
-            left.append(_score(model, shown, classes, image, score))
-            advance(len(row))
-    lost = -torch.cat(left).reshape(batch, samples)
-    scores = rank_correlation(torch.cat(relevance).reshape(batch, samples), lost)
+        scorer = Scorer(model, classes, chunk=chunk, compile=compile, score=score, advance=advance)
+        left = scorer(image, without_a_subset)[0].cpu()
+    finite = left.isfinite()
+    if not bool(finite.all()):
+        bad = int(image.cpu()[~finite][0])
+        raise ValueError(f"the model's {score} of the target is not finite for image {bad}; expected finite logits")
+    lost = -left.reshape(batch, samples)
+    scores = rank_correlation(torch.cat(relevance).cpu().reshape(batch, samples), lost)
     return MuFidelity(scores.to(kind).to(images.device), grid_size, share, fixed_size, samples, score)
 
 
@@ -212,23 +222,3 @@ def _subsets(words: Tensor, share: float, size: int | None) -> Tensor:
         return words < round(share * 2**32)
     chosen = words.sort(dim=1, stable=True).indices[:, :size]
     return torch.zeros_like(words, dtype=torch.bool).scatter_(1, chosen, True)
-
-
-def _score(model: Model, pixels: Tensor, targets: Tensor, image: Tensor, score: Score) -> Tensor:
-    """(P,) on the CPU, in the type of the logits (float32 at least)."""
-    dtype = input_dtype(model)
-    with torch.inference_mode():
-        logits = model(pixels if dtype is None else pixels.to(dtype))
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(logits).__name__}")
-        if logits.ndim != 2 or len(logits) != len(pixels):
-            raise ValueError(
-                f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(logits.shape)}"
-            )
-        check_range(targets, logits.shape[1])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        found = (logits.softmax(1) if score == "probability" else logits).gather(1, targets[image, None])[:, 0].cpu()
-    if not bool(found.isfinite().all()):
-        bad = int(image.cpu()[~found.isfinite()][0])
-        raise ValueError(f"the model's {score} of the target is not finite for image {bad}; expected finite logits")
-    return found.clone()

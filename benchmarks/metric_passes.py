@@ -1,0 +1,252 @@
+"""How few model passes give the areas of insertion and deletion: schemes held against curves measured at every step.
+
+Full curves are measured once, for several methods, and kept with ``--curves``; every scheme then reads from them the
+steps it would have measured, so that a study of many schemes costs no further pass. Uniform grids and grids that are
+denser where curves begin, with the trapezoid rule or a monotone cubic (Fritsch and Carlson 1980, as scipy's
+``PchipInterpolator``), and the package's own refinement, by budget and by tolerance. Errors of areas are given per
+image and curve; those of means are the largest over methods and the two curves; differences are those of insertion
+minus deletion between two methods, image by image and in the mean. ``--half`` judges by every other image alone, so
+that what was chosen on one half can be confirmed on the other.
+
+    python benchmarks/metric_passes.py PHOTOS --labels labels.json --limit 16 --model ... --out results
+    python benchmarks/metric_passes.py --curves results/curves.pt --half second --out results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fampe_fast.cli.arguments import add_model, positive
+from fampe_fast.cli.chosen import classifier_of, labelled_images, targets_of
+from fampe_fast.images import load_images
+from fampe_fast.methods import create_method
+from fampe_fast.methods.registry import options_of
+from fampe_fast.metrics import PROTOCOLS, insertion_deletion
+from fampe_fast.metrics.refinement import refine
+
+METHODS = ("fampe", "saliency", "attexplore")
+BUDGETS = (9, 17, 25, 33, 49, 65)
+TOLERANCES = (0.02, 0.01, 0.005, 0.0025)
+
+
+class Approximation(NamedTuple):
+    """What a scheme makes of N full curves."""
+
+    curves: Tensor
+    passes: Tensor
+    error: Tensor | None = None
+
+
+Scheme = Callable[[Tensor], Approximation]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A scheme's errors, of areas in [0, 1].
+
+    Attributes:
+        scheme: its name.
+        passes: measured steps per curve, in the mean.
+        bias: mean error of an image's area.
+        rms: root mean square of it.
+        largest: of its absolute values.
+        mean: largest error of a method's mean area over the images.
+        difference_rms: of the difference between two methods, image by image.
+        difference_mean: largest error of its mean over the images.
+        estimate: the mean of the scheme's own estimates, where it makes any.
+        covered: the share of the areas whose error is at most the estimate.
+    """
+
+    scheme: str
+    passes: float
+    bias: float
+    rms: float
+    largest: float
+    mean: float
+    difference_rms: float
+    difference_mean: float
+    estimate: float | None = None
+    covered: float | None = None
+
+
+def area(curves: Tensor) -> Tensor:
+    return (curves[..., 1:] + curves[..., :-1]).mean(-1) / 2
+
+
+def fixed_grid(count: int, power: float = 1.0, *, cubic: bool = False) -> Scheme:
+    """The same steps for all curves: ``count`` of them at ``K * u^power``, u uniform."""
+
+    def scheme(curves: Tensor) -> Approximation:
+        last = curves.shape[1] - 1
+        grid = (torch.linspace(0, 1, count, dtype=torch.float64) ** power * last).round().long().unique()  # type: ignore[no-untyped-call]
+        number = torch.arange(last + 1)
+        if cubic:
+            from scipy.interpolate import PchipInterpolator  # type: ignore[import-untyped]
+
+            found = torch.from_numpy(PchipInterpolator(grid.numpy(), curves[:, grid].double().numpy(), axis=1)(number))
+        else:
+            right = torch.searchsorted(grid, number).clamp(min=1)
+            low, high = grid[right - 1], grid[right]
+            share = (number - low).double() / (high - low)
+            found = torch.lerp(curves[:, low].double(), curves[:, high].double(), share)
+        return Approximation(found, torch.full((len(curves),), len(grid)))
+
+    return scheme
+
+
+def refined(passes: int | None = None, tolerance: float | None = None) -> Scheme:
+    """The package's own way."""
+
+    def scheme(curves: Tensor) -> Approximation:
+        every = torch.arange(curves.shape[1]).expand(curves.shape)
+        found = refine(lambda wanted: curves, every, passes=passes, tolerance=tolerance)
+        return Approximation(found.curves, found.measured.sum(1), found.error)
+
+    return scheme
+
+
+def schemes() -> Iterator[tuple[str, Scheme]]:
+    for count in BUDGETS:
+        yield f"uniform, trapezoid, {count}", fixed_grid(count)
+        yield f"uniform, monotone cubic, {count}", fixed_grid(count, cubic=True)
+        yield f"u^1.5, trapezoid, {count}", fixed_grid(count, 1.5)
+        yield f"u^1.5, monotone cubic, {count}", fixed_grid(count, 1.5, cubic=True)
+        yield f"u^2, monotone cubic, {count}", fixed_grid(count, 2.0, cubic=True)
+        yield f"passes={count}", refined(count)
+    for tolerance in TOLERANCES:
+        yield f"tolerance={tolerance:g}", refined(tolerance=tolerance)
+
+
+def judge(name: str, scheme: Scheme, full: Tensor) -> Judgement:
+    """Compare with the full curves.
+
+    Args:
+        name: of the scheme.
+        scheme: makes curves of curves.
+        full: (M, N, 2, K + 1): methods, images, insertion and deletion, steps.
+    """
+    made = scheme(full.flatten(0, 2).double())
+    error = (area(made.curves) - area(full.flatten(0, 2).double())).reshape(full.shape[:3])
+    faithfulness = error[..., 0] - error[..., 1]
+    pairs = [faithfulness[a] - faithfulness[b] for a, b in combinations(range(len(full)), 2)]
+    differences = torch.stack(pairs) if pairs else faithfulness.new_zeros((1, 1))
+    covered = None if made.error is None else float((error.flatten().abs() <= made.error).double().mean())
+    return Judgement(
+        name,
+        float(made.passes.double().mean()),
+        float(error.mean()),
+        float(error.square().mean().sqrt()),
+        float(error.abs().max()),
+        float(error.mean(1).abs().max()),
+        float(differences.square().mean().sqrt()),
+        float(differences.mean(1).abs().max()),
+        None if made.error is None else float(made.error.mean()),
+        covered,
+    )
+
+
+def collect(model: nn.Module, images: Tensor, targets: Tensor, first: int, found: argparse.Namespace) -> Tensor:
+    """(M, B, 2, K + 1): the full curves of a batch, whose first image has the number ``first``."""
+    curves = []
+    for name in found.methods:
+        given = {"steps": found.steps, "samples": found.samples}
+        method = create_method(name, model, **{k: v for k, v in given.items() if k in options_of(name)})
+        ids = torch.arange(first, first + len(images))
+        maps = method.attribute(images, target=targets, image_ids=ids)
+        areas = insertion_deletion(
+            model, images, maps, targets, protocol=found.protocol, internal_batch_size=found.internal_batch_size
+        )
+        curves.append(torch.stack([areas.insertion_curves, areas.deletion_curves], 1).cpu())
+    return torch.stack(curves)
+
+
+def measured(arguments: argparse.Namespace) -> Tensor:
+    """(M, N, 2, K + 1), image by image, with a line of progress for each."""
+    paths, labels = labelled_images(arguments)
+    classifier = classifier_of(arguments)
+    targets = targets_of(paths, labels, classifier)
+    parts = []
+    for number, (path, image) in enumerate(load_images(paths, classifier.transform)):
+        if not isinstance(image, Tensor):
+            raise SystemExit(f"{path}: {image.reason}")
+        batch = image[None].to(classifier.mean.device)
+        with torch.no_grad():
+            target = classifier(batch).argmax(1) if targets is None else batch.new_tensor([targets[number]]).long()
+        parts.append(collect(classifier, batch, target, number, arguments))
+        print(f"{number + 1} of {len(paths)}: {path.name}", flush=True)
+    return torch.cat(parts, 1)
+
+
+def markdown(rows: list[Judgement], images: int, methods: int, protocol: str) -> str:
+    """A table, errors in thousandths."""
+    lines = [
+        f"Errors in thousandths of an area in [0, 1]; {images} images, {methods} methods, protocol `{protocol}`.",
+        "",
+        "| scheme | passes per curve | bias | RMS | largest | of a mean | of a difference (RMS) | of a mean difference "
+        "| own estimate | covers |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        numbers = (row.bias, row.rms, row.largest, row.mean, row.difference_rms, row.difference_mean)
+        errors = " | ".join(f"{1e3 * value:.2f}" for value in numbers)
+        own = "" if row.estimate is None or row.covered is None else f"{1e3 * row.estimate:.2f} | {row.covered:.0%}"
+        lines.append(f"| {row.scheme} | {row.passes:.1f} | {errors} | {own or ' | '} |")
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="Errors of insertion and deletion by number of model passes.")
+    found.add_argument(
+        "images", type=Path, nargs="?", metavar="DIR", help="a folder of images, unless --curves is given"
+    )
+    found.add_argument(
+        "--labels", type=Path, help="JSON or CSV from file name to class index (default: the first choice)"
+    )
+    found.add_argument("--limit", type=positive, help="only the first so many images")
+    add_model(found)
+    found.add_argument("--methods", nargs="+", default=list(METHODS), help="by name (%(default)s)")
+    found.add_argument("--steps", type=positive, default=5, help="of the path methods (%(default)s)")
+    found.add_argument("--samples", type=positive, default=8, help="of the path methods (%(default)s)")
+    found.add_argument("--protocol", choices=list(PROTOCOLS), default="rise")
+    found.add_argument("--internal-batch-size", type=positive, help="images per model pass")
+    found.add_argument("--curves", type=Path, help="curves of an earlier run, measured no more")
+    found.add_argument("--half", choices=("first", "second"), help="every other image, from the first or the second")
+    found.add_argument("--out", type=Path, required=True, help="folder of metric_passes.json, .md and curves.pt")
+    return found
+
+
+def main(given: list[str] | None = None) -> None:
+    command = parser()
+    arguments = command.parse_args(given)
+    arguments.command = "metric_passes"
+    if arguments.curves is None and arguments.images is None:
+        command.error("give a folder of images, or --curves")
+    if arguments.curves is not None:
+        kept = torch.load(arguments.curves, weights_only=True)
+    else:
+        kept = {"curves": measured(arguments), "methods": arguments.methods, "protocol": arguments.protocol}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.save(kept, arguments.out / "curves.pt")
+    full = kept["curves"]
+    if arguments.half is not None:
+        full = full[:, arguments.half == "second" :: 2]
+    rows = [judge(name, scheme, full) for name, scheme in schemes()]
+    about = {"protocol": kept["protocol"], "methods": kept["methods"], "images": full.shape[1], "half": arguments.half}
+    result = {**about, "schemes": [asdict(row) for row in rows]}
+    (arguments.out / "metric_passes.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    table = markdown(rows, full.shape[1], len(full), kept["protocol"])
+    (arguments.out / "metric_passes.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

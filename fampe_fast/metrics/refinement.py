@@ -1,0 +1,98 @@
+"""Curves measured where they move: the rest is interpolated, and the error of the area estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Refined", "refine"]
+
+FIRST = 9
+"""Points of the uniform grid that is measured first."""
+GROWTH = 0.5
+"""New points of a round, as a share of those there are: rounds are few, and each of them a batch."""
+REACH = 0.25
+"""What a neighbouring interval's slope counts in one that seems flat."""
+UNSEEN = 0.02
+"""How far a curve is taken to move between two points beyond what they show."""
+
+
+class Refined(NamedTuple):
+    """N curves over the steps 0 to K.
+
+    Attributes:
+        curves: (N, K + 1), as measured, and linear between.
+        measured: (N, K + 1) bool.
+        error: (N,), estimate of the area's error; 0 where every step is measured.
+    """
+
+    curves: Tensor
+    measured: Tensor
+    error: Tensor
+
+
+def refine(
+    measure: Callable[[Tensor], Tensor], shown: Tensor, *, passes: int | None = None, tolerance: float | None = None
+) -> Refined:
+    """Measure curves on a coarse grid, and then bisect, round by round, the intervals that matter most to their areas.
+
+    What matters of an interval of h steps is ``movement * (h - 1)``, twice the largest error that the trapezoid rule
+    makes there of a monotone curve. The movement is the difference of the interval's ends, or that of a quarter of
+    the steeper neighbour's slope, and a little for what cannot be seen. The estimate takes every interval for one jump
+    at a random place, independent of the others: ``2 * sqrt(sum of (movement * (h - 1))^2 / 12) / K``, two standard
+    deviations, which covered 92 to 98 % of the errors on photographs. It is no bound. A curve is refined by its
+    own values alone, whatever others are in the batch.
+
+    Args:
+        measure: is given (N, K + 1) bool, and gives the curves' values (N, K + 1) at all steps asked for so far.
+        shown: (N, K + 1) int64, for every step the one at which the curve took its value; only these are measured.
+        passes: at most this many measured steps per curve, at least 2; None is no limit.
+        tolerance: a curve is refined no more once the estimate is this or less; None refines to the limit.
+    """
+    count = shown.shape[1]
+    last = count - 1
+    number = torch.arange(count, device=shown.device)
+    limit = count if passes is None else min(passes, count)
+    grid = torch.linspace(0, last, min(FIRST, limit), dtype=torch.float64).round().long().to(shown.device)
+    wanted = torch.zeros_like(shown, dtype=torch.bool).scatter_(1, shown[:, grid], True)
+    taken = torch.zeros_like(wanted)
+    while True:
+        values = measure(wanted & ~taken).gather(1, shown)
+        taken |= wanted
+        known = taken.gather(1, shown)
+        # An interval has its place in the tables at its right end; 0 stands before the first.
+        latest = torch.where(known, number, 0).cummax(1).values
+        left = latest.roll(1, 1)
+        left[:, 0] = 0
+        right = torch.where(known, number, last).flip(1).cummin(1).values.flip(1)
+        weight = _weight(values, known, left, right)
+        error = 2 * (weight.square().sum(1) / 12).sqrt() / last
+        spent = taken.sum(1)
+        room = torch.minimum((GROWTH * spent).round().long().clamp(min=1), limit - spent)
+        if tolerance is not None:
+            room = torch.where(error <= tolerance, 0, room)
+        rank = torch.empty_like(shown)
+        rank.scatter_(1, weight.argsort(dim=1, descending=True, stable=True), number.expand_as(shown))
+        curve, end = ((rank < room[:, None]) & (weight > 0)).nonzero(as_tuple=True)
+        if len(curve) == 0:
+            share = (number - latest).to(values.dtype) / (right - latest).clamp(min=1)
+            between = torch.lerp(values.gather(1, latest), values.gather(1, right), share)
+            return Refined(torch.where(known, values, between), known, error)
+        middle = (left[curve, end] + end).div(2, rounding_mode="floor")
+        wanted[curve, shown[curve, middle]] = True
+
+
+def _weight(values: Tensor, known: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(N, K + 1): ``movement * (h - 1)`` of the interval that ends at a step, 0 at all other steps."""
+    number = torch.arange(values.shape[1], device=values.device)
+    width = (number - left).to(values.dtype)
+    change = torch.where(known, (values - values.gather(1, left)).abs(), 0)
+    slope = change / width.clamp(min=1)
+    after = right.roll(-1, 1)  # the next known step
+    after[:, -1] = 0  # where the slope is 0, as there is none
+    beside = torch.maximum(slope.gather(1, left), slope.gather(1, after))
+    movement = torch.maximum(change, REACH * width * beside) + UNSEEN
+    return torch.where(known, movement * (width - 1).clamp(min=0), 0)

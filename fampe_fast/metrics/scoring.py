@@ -1,0 +1,161 @@
+"""What the metrics ask of the model: probabilities or logits of many images, in chunks, plain or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fampe_fast.compilation import Compiled
+from fampe_fast.metrics.validation import check_range
+from fampe_fast.model_care import Model, input_dtype
+
+__all__ = ["Compile", "Score", "Scorer", "check_compile"]
+
+Score = Literal["probability", "logit"]
+Compile = Literal["auto", "off", "on", "graphs"]
+
+
+def check_compile(compile: object, device: torch.device) -> Compile:
+    """One of the four ways, and CUDA graphs for a GPU alone.
+
+    Raises:
+        ValueError: another value, or graphs for a device that has none.
+    """
+    if compile not in get_args(Compile):
+        raise ValueError(f"compile must be one of {', '.join(get_args(Compile))}; got {compile!r}")
+    if compile == "graphs" and device.type != "cuda":
+        raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
+    return compile  # type: ignore[return-value]
+
+
+class _Forward(NamedTuple):
+    """A model's scores of all classes, compiled in two ways; called with the model, the pixels and the model's type."""
+
+    any_size: Compiled
+    """One graph for every number of images from 2."""
+    graphed: Compiled
+    """A CUDA graph for every number of images."""
+
+
+# Shared by all calls that score with a model: compiling takes long.
+_FORWARD: WeakKeyDictionary[Any, dict[Score, _Forward]] = WeakKeyDictionary()
+
+
+def _forward_of(model: Model, score: Score) -> _Forward:
+    try:
+        known = _FORWARD.setdefault(model, {})
+    except TypeError:  # a callable that cannot be hashed or weakly referred to
+        known = {}
+    if score not in known:
+        # The model is an argument: a function that holds it would keep it alive in the table above.
+        def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
+            return _scores(model, pixels, dtype, score)
+
+        what = f"the scores of {type(model).__name__}"
+        known[score] = _Forward(Compiled(forward, what), Compiled(forward, what, mode="reduce-overhead"))
+    return known[score]
+
+
+def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score) -> Tensor:
+    """(P, classes), in the type of the logits, float32 at least."""
+    logits: object = model(pixels if dtype is None else pixels.to(dtype))
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(logits).__name__}")
+    if logits.ndim != 2 or len(logits) != len(pixels):
+        raise ValueError(
+            f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(logits.shape)}"
+        )
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    return logits.softmax(1, dtype=kind) if score == "probability" else logits.to(kind)
+
+
+class Scorer:
+    """The model's score of each row's target, in chunks, without waiting for the device between them."""
+
+    def __init__(
+        self,
+        model: Model,
+        targets: Tensor,
+        *,
+        chunk: int,
+        compile: Compile,
+        score: Score = "probability",
+        advance: Callable[[int], None],
+    ) -> None:
+        """Nothing is compiled before the first chunk.
+
+        Args:
+            model: in evaluation mode.
+            targets: (B,) int64, the images' classes, on their device.
+            chunk: images per model pass, at most.
+            compile: as ``check_compile`` has let pass; "auto" is on for all devices but a CPU.
+            score: what is taken of the model's output.
+            advance: told after each pass how many images went through.
+        """
+        self._model, self._targets, self._chunk, self._advance = model, targets, chunk, advance
+        self._dtype = input_dtype(model)
+        self._in_range = False
+        forward = _forward_of(model, score)
+        self._plain: Callable[..., Tensor] = forward.any_size.plain
+        if compile == "auto":
+            compile = "off" if targets.device.type == "cpu" else "on"
+        self._graphed = compile == "graphs"
+        self._compiled = None if compile == "off" else forward.graphed if self._graphed else forward.any_size
+
+    def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
+        """Scores of the rows that ``make`` gives for a slice of them, each for its image's target.
+
+        Args:
+            image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
+            make: gives the rows (p, C, H, W) of a slice, in the model's memory format.
+            shared: so many of the first rows are scored for all targets.
+
+        Returns:
+            (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
+        """
+        own, common = [], []
+        for begin in range(0, len(image_index), self._chunk):
+            part = slice(begin, begin + self._chunk)
+            with torch.inference_mode():
+                found = self._run(make(part))
+                if not self._in_range:
+                    check_range(self._targets, found.shape[1])
+                    self._in_range = True
+                own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
+                common.append(found[: max(shared - begin, 0), self._targets])
+            self._advance(len(found))
+        # Outside inference mode: tensors that callers may use freely.
+        return torch.cat(own), torch.cat(common)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        compiled = self._compiled
+        if compiled is None or not compiled.active:
+            return self._plain(self._model, pixels, self._dtype)
+        count = len(pixels)
+        pixels = _padded(pixels, _size(count, self._chunk, self._graphed))
+        if self._graphed:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        elif len(pixels) > 1:
+            torch._dynamo.maybe_mark_dynamic(pixels, 0)
+        found: Tensor = compiled(self._model, pixels, self._dtype)
+        return found[:count]
+
+
+def _size(count: int, chunk: int, graphed: bool) -> int:
+    """How many images a compiled pass for ``count`` shows, so that few graphs serve all."""
+    if graphed:  # a power of two below the chunk: a remainder costs less than twice itself, and captures few graphs
+        return min(chunk, 1 << (count - 1).bit_length())
+    return min(chunk, max(count, 2))  # a compiler takes a size of one for a constant
+
+
+def _padded(pixels: Tensor, count: int) -> Tensor:
+    """The last image repeated, in the same memory format."""
+    if count == len(pixels):
+        return pixels
+    channels_last = pixels.shape[1] > 1 and pixels.is_contiguous(memory_format=torch.channels_last)
+    index = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
+    return pixels[index].contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
