@@ -7,9 +7,9 @@ FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it
 Captum's integrated gradients and SmoothGrad with as many passes, T * N; and the bare model's forward and backward
 passes, channels-last, without parameter gradients, with the number of images per pass that is fastest on this machine.
 T * N of those are the bound. The package's methods run the model as ``load_classifier`` gives it, its batch
-normalisation folded; the others run it as published, and the bare passes both ways. Everything is called once to warm
-up; then come the repetitions, each of all methods in turn, so that a drift of the machine meets all alike; then every
-method's peak memory, in a process of its own.
+normalisation folded, and on a CPU keep freed memory; the others run it as published, and the bare passes both ways.
+Everything is called once to warm up; then come the repetitions, each of all methods in turn, so that a drift of the
+machine meets all alike; then every method's peak memory, in a process of its own.
 
 The first value of --batches, --samples, --sides and --steps makes the base case; the others vary one of them at a time
 (``--product``: all combinations). The result is a JSON file, a Markdown table and a picture.

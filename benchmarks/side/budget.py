@@ -27,7 +27,7 @@ _RULES = tuple(
         (re.escape(_MARK), FORWARD),
         (r"fampe_fast::(band_mix|dct_mix|irfft2|separable_transform|energy_cutoff|radial_mask)|aten::fft_", SAMPLING),
         (r"fampe_fast::diversify", DIVERSITY),
-        (r"fampe_fast::accumulate|aten::new_zeros|aten::zeros$", SUM),
+        (r"fampe_fast::accumulate|aten::(add_|index_add_|new_zeros|zeros)$", SUM),
         (r"fampe_fast::gradient_step", STEP),
         (r"autograd::engine::evaluate_function", BACKWARD),
         (r"aten::(contiguous|copy_|clone|to|_to_copy)$", COPIES),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.engine.precision import autocast, matrix_precision
 from fampe_fast.models import fold_batch_norm
 
@@ -112,19 +114,19 @@ class Way:
         precision: of the model.
         compile: off, on or graphs.
         enlarged: of the bare passes alone: on images of the size that input diversity shows.
-        folded: of the bare passes alone: with batch normalisation folded, as this package runs the model.
+        prepared: of the bare passes alone: as this package makes them, its normalisation folded, freed memory kept.
     """
 
     method: str
     precision: str = "fp32"
     compile: str = "off"
     enlarged: bool = False
-    folded: bool = False
+    prepared: bool = False
 
     def __str__(self) -> str:
         parts = [LABELS[self.method], self.precision]
         parts += {"off": [], "on": ["compiled"], "graphs": ["CUDA graphs"]}[self.compile]
-        return ", ".join(parts + ["norms folded"] * self.folded + ["enlarged images"] * self.enlarged)
+        return ", ".join(parts + ["as here"] * self.prepared + ["enlarged images"] * self.enlarged)
 
 
 Call = Callable[[], Any]
@@ -150,11 +152,6 @@ class Models:
         other = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True) if plain else model
         return cls(model, other, fold_batch_norm(model, image).to(memory_format=torch.channels_last))
 
-    @property
-    def folded(self) -> bool:
-        """Whether there was a normalisation to fold."""
-        return self.ours is not self.best
-
 
 def build(
     way: Way, case: Case, models: Models, chunk: int, images: Tensor, targets: Tensor, *, warm: bool = False
@@ -171,7 +168,7 @@ def build(
         warm: compile ahead what this package would compile in the course of its calls.
     """
     if way.method == BARE:
-        return _bare(way, case, models.ours if way.folded else models.best, chunk, images)
+        return _bare(way, case, models.ours if way.prepared else models.best, chunk, images)
     if way.method in OURS:
         return _ours(way, case, models.ours, chunk, images, targets, warm)
     if way.method == "public_attexplore":
@@ -262,6 +259,10 @@ def _bare(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor) ->
     parameters = list(model.parameters())
 
     def passes() -> None:
+        with kept_memory(pixels.device) if way.prepared else nullcontext():
+            run_passes()
+
+    def run_passes() -> None:
         wanted = [parameter.requires_grad for parameter in parameters]
         for parameter in parameters:
             parameter.requires_grad_(False)

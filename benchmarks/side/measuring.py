@@ -66,14 +66,14 @@ class Plan:
     memory: bool = True
     images: str | None = None
 
-    def bare_ways(self, case: Case, folded: bool) -> list[Way]:
-        """The bare passes: on images of the case's size, with input diversity on enlarged ones, and all also folded."""
+    def bare_ways(self, case: Case) -> list[Way]:
+        """Bare passes, as published and as here: on images of the case's size, with input diversity also enlarged."""
         precisions = dict.fromkeys((*self.precisions, *self.peer_precisions))
         sizes = (False, True) if case.diversity and {*OURS, "public_attexplore"} & {*self.methods} else (False,)
         return [
-            Way(BARE, precision, compiled, enlarged, fold)
+            Way(BARE, precision, compiled, enlarged, prepared)
             for precision in precisions
-            for fold in ((False, True) if folded else (False,))
+            for prepared in (False, True)
             for compiled in (self.compile if precision in self.precisions else ("off",))
             for enlarged in sizes
         ]
@@ -119,7 +119,7 @@ def measure(plan: Plan, deadline: float, say: Say) -> list[Row]:
     chunks: dict[tuple[int, str, int], int] = {}
     rows = []
     for case in plan.cases:
-        ways = [*plan.bare_ways(case, models.folded), *plan.ways()]
+        ways = [*plan.bare_ways(case), *plan.ways()]
         if time.monotonic() > deadline:
             rows += [Row.of(case, way, status=NOT_RUN) for way in ways]
             continue
@@ -207,7 +207,7 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
         if runner.way.method == BARE and runner.call is not None:
             images = bare_passes(case, runner.chunk, plan.device) * runner.chunk
             per_image = [seconds / images for seconds in runner.seconds]
-            key = runner.way.precision, runner.way.compile, runner.way.folded
+            key = runner.way.precision, runner.way.compile, runner.way.prepared
             bare.setdefault(key, {})[runner.way.enlarged] = per_image
     rows = []
     for runner in runners:
@@ -217,7 +217,7 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
             rows.append(row)
             continue
         if way.method == BARE:
-            seconds = bare[way.precision, way.compile, way.folded][way.enlarged]
+            seconds = bare[way.precision, way.compile, way.prepared][way.enlarged]
             rows.append(replace(row, pass_ms=tuple(1e3 * value for value in seconds)))
             continue
         assert runner.passes is not None

@@ -49,7 +49,7 @@ class Row:
         pass_ms: milliseconds per pass and image, one per repetition: the call's time over T * N * B, whatever the
             method wastes; for bare passes those really made.
         shares: of the bound, the bare passes of the same precision and compilation, in the same round.
-        shares_of_best: of the fastest bare passes of the same precision, compiled or not, folded or not.
+        shares_of_best: of the fastest bare passes of the same precision, compiled or not, as published or as here.
         forward_passes: per map, counted; None for bare passes.
         backward_passes: likewise.
         enlarged: share of the passes that saw images enlarged by input diversity; the bound has as many.
@@ -196,7 +196,7 @@ def markdown(rows: Sequence[Row], of: Machine) -> str:
         "",
         "Medians over the repetitions, quartiles in brackets. Bound: the bare model's passes, as many and on images of "
         "the same sizes, of the same precision and compilation, of the model as published; best: the fastest of the "
-        "same precision, compiled or not, its batch normalisation folded or not (this package folds it).",
+        "same precision, compiled or not, as published or as here: normalisation folded, freed memory kept.",
     ]
     if of.dry_run:
         lines += ["", "**Dry run at toy sizes: the figures mean nothing.**"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
 from ..engine.chunking import ChunkSize
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
@@ -135,8 +137,9 @@ class BandLimitedAttack:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size.
         """
         config = self.config
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), ExitStack() as stack:
             images = check_images(inputs, config.bounds)
+            stack.enter_context(kept_memory(images.device))
             check_model(self.forward_func, images)
             ids = check_image_ids(image_ids, images)
             chunks = ChunkSize((self.forward_func,), images, internal_batch_size, config.precision)

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
+from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
 from ..engine.chunking import ChunkSize
 from ..engine.config import PathConfig
@@ -172,12 +173,13 @@ class PathMethod(Generic[Config]):
                 check_model(self.explorer, images)
             ids = check_image_ids(image_ids, images)
             models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
-            chunks = ChunkSize(models, images, internal_batch_size, self.config.precision)
-            targets = resolve_targets(self.forward_func, images, target, chunks.size)
-            with progress(self.config.steps, type(self).__name__, show_progress) as advance, _advice(chunks, images):
-                loop, explorer = self._gradient_loop(), self._exploring_loop()
-                details = follow_path(loop, images, targets, ids, chunks, advance, explorer=explorer)
-            maps = self._map(details.attribution)
+            with kept_memory(images.device):
+                chunks = ChunkSize(models, images, internal_batch_size, self.config.precision)
+                targets = resolve_targets(self.forward_func, images, target, chunks.size)
+                loop, explorer, name = self._gradient_loop(), self._exploring_loop(), type(self).__name__
+                with progress(self.config.steps, name, show_progress) as advance, _advice(chunks, images):
+                    details = follow_path(loop, images, targets, ids, chunks, advance, explorer=explorer)
+                maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
 
     def _map(self, attribution: Tensor) -> Tensor:

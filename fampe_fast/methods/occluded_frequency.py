@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..cpu_memory import kept_memory
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
@@ -137,7 +138,8 @@ class OccludedFrequency:
         chunk = chunk_size(internal_batch_size, images.device)
         bands = self.bands_of(images)
         batch, count = len(images), self.bands
-        with progress(batch * (count + 1), "bands removed", show_progress) as advance:
+        label = "bands removed"
+        with progress(batch * (count + 1), label, show_progress) as advance, kept_memory(images.device):
             outputs = [self._output(images[start : start + chunk]) for start in range(0, batch, chunk)]
             whole = torch.cat(outputs) if batch else images.new_zeros(0, 1)
             # The outputs are at hand: the targets are checked against them and cost no pass of their own.

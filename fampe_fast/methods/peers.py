@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..cpu_memory import kept_memory
 from ..engine.targets import Target, Targets, resolve_targets
 from ..engine.validation import check_images
 from ..model_care import Model, check_count, check_model, chunk_size, frozen_parameters, memory_format
@@ -90,7 +91,11 @@ class CaptumMethod:
         chunk = chunk_size(internal_batch_size, images.device)
         targets = resolve_targets(self.forward_func, images, target)
         maps = torch.empty_like(images)
-        with progress(len(images), self.name, show_progress) as advance, frozen_parameters(self.forward_func):
+        with (
+            progress(len(images), self.name, show_progress) as advance,
+            frozen_parameters(self.forward_func),
+            kept_memory(images.device),
+        ):
             for index in range(len(images)):
                 maps[index] = self._one(images[index : index + 1], self._target(targets, index), ids[index], chunk)[0]
                 advance(1)

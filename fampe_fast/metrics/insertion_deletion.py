@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from fampe_fast.metrics.refinement import Refined, refine
 from fampe_fast.metrics.scoring import Compile, Scorer, check_compile
@@ -146,7 +147,8 @@ def insertion_deletion(
     changes, shown = _shown(torch.cat([first_step, first_step]), count)
     full = tolerance is None and (passes is None or passes > count)
     at_most = count if full or passes is None else min(passes, count)
-    with progress(2 * batch * at_most, "insertion and deletion", show_progress) as advance:
+    label = "insertion and deletion"
+    with progress(2 * batch * at_most, label, show_progress) as advance, kept_memory(images.device):
         scorer = Scorer(model, classes, chunk=chunk, compile=compile, advance=advance)
         sweep = _Sweep(scorer, images, first_step, shown[:, -1], chosen, colour)
         if full:

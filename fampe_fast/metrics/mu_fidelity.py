@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
@@ -144,7 +145,7 @@ def mu_fidelity(
         gone = taken[:, cell].reshape(-1, 1, height, width)
         return torch.where(gone, substitute[rows], images[rows]).contiguous(memory_format=layout)
 
-    with progress(batch * samples, "mu-fidelity", show_progress) as advance:
+    with progress(batch * samples, "mu-fidelity", show_progress) as advance, kept_memory(images.device):
         scorer = Scorer(model, classes, chunk=chunk, compile=compile, score=score, advance=advance)
         left = scorer(image, without_a_subset)[0].cpu()
     finite = left.isfinite()

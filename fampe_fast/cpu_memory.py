@@ -1,0 +1,81 @@
+"""Freed memory kept for the next pass: on a CPU giving it back and faulting it in again can cost as much as a model.
+
+A pass allocates and frees the same large blocks over and over. glibc takes those above a threshold straight from the
+system and gives them back at once, and the system clears every page before it hands it out anew. MobileNetV2's forward
+and backward passes of eight images take 22 ms each where the memory is kept, and 30 to 65 ms where it is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+VARIABLE = "FAMPE_FAST_KEEP_MEMORY"
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+# Kept: blocks up to a GiB come from the heap, and the heap does not shrink.
+_KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1}
+# Where glibc's own, adaptive thresholds arrive once large blocks have been freed.
+_USUAL = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+
+_lock = threading.Lock()
+_users = 0
+
+
+@contextmanager
+def kept_memory(device: torch.device) -> Iterator[None]:
+    """While this is open, memory that a CPU's tensors free stays with the process, for the tensors that come.
+
+    It is a setting of the whole process, and ends with the last block that asked for it; afterwards the C library gives
+    back what is free as it usually does. The peak is the same. Does nothing on other devices and systems, where
+    ``FAMPE_FAST_KEEP_MEMORY=0`` says so, and where the environment sets glibc's thresholds itself (``MALLOC_...``,
+    ``GLIBC_TUNABLES``).
+
+    Args:
+        device: of the images.
+    """
+    change = _mallopt() if device.type == "cpu" and _wanted() else None
+    if change is None:
+        yield
+        return
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _set(change, _KEEP)
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _set(change, _USUAL)
+
+
+def _wanted() -> bool:
+    own = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    return not own and os.environ.get(VARIABLE, "1") != "0"
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    found = getattr(ctypes.CDLL(None), "mallopt", None)
+    if found is not None:
+        found.argtypes, found.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    return found
+
+
+def _set(change: Callable[[int, int], int], values: dict[int, int]) -> None:
+    for name, value in values.items():
+        if not change(name, value):  # older versions take no larger threshold than their adaptive ones reach
+            change(name, _USUAL[name])
