@@ -1,0 +1,152 @@
+"""From the start of Python to the first map, part by part, in fresh processes.
+
+    python benchmarks/cold_start.py [--model mobilenetv2_100] [--compile off on] [--steps 10 --samples 20] --out results
+
+Every way runs twice, with the compilers' caches empty and with what the first run left there, and in each with and
+without ``warmup``. Medians over the repetitions, in seconds; the second map shows what is left when all is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fampe_fast.cli.arguments import positive
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+PARTS = ("import torch", "import fampe_fast", "load the model", "warmup", "first map", "second map")
+
+_SCRIPT = """
+import json, sys, time
+asked = json.loads(sys.argv[1])
+times, last = {}, time.perf_counter()
+
+def part(name):
+    global last
+    now = time.perf_counter()
+    times[name] = now - last
+    last = now
+
+import torch
+part("import torch")
+import fampe_fast
+from fampe_fast import FAMPE, load_classifier, load_embedded_classifier, warmup
+part("import fampe_fast")
+if asked["threads"]:
+    torch.set_num_threads(asked["threads"])
+device = torch.device(asked["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+if asked["model"] == "embedded":
+    model = load_embedded_classifier(device)
+else:
+    model = load_classifier(asked["model"], pretrained=False, device=device)
+part("load the model")
+method = FAMPE(model, steps=asked["steps"], samples=asked["samples"], compile=asked["compile"])
+if asked["warmup"]:
+    warmup(method)
+part("warmup")
+image = torch.rand(1, 3, *model.input_size, device=device)
+for name in ("first map", "second map"):
+    method.attribute(image, 0)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    part(name)
+print(json.dumps({"times": times, "device": str(device), "torch": torch.__version__}))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way; seconds by part, a list per repetition."""
+
+    compile: str
+    warmup: bool
+    cached: bool
+    seconds: dict[str, list[float]]
+
+    def median(self, part: str) -> float:
+        """Over the repetitions."""
+        return statistics.median(self.seconds[part])
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="Seconds from the start of Python to the first map.")
+    found.add_argument("--model", default="mobilenetv2_100", help="timm name, or 'embedded'; random weights")
+    found.add_argument("--compile", nargs="+", default=["off"], choices=("auto", "off", "on", "graphs"))
+    found.add_argument("--steps", type=positive, default=10, help="T (%(default)s)")
+    found.add_argument("--samples", type=positive, default=20, help="N (%(default)s)")
+    found.add_argument("--repetitions", type=positive, default=3, help="of each (%(default)s)")
+    found.add_argument("--device", help="default: a GPU if there is one")
+    found.add_argument("--threads", type=positive, help="of torch on the CPU")
+    found.add_argument("--out", type=Path, required=True, help="folder of cold_start.json and cold_start.md")
+    return found
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(given)
+    rows, machine = [], {}
+    for compiled in arguments.compile:
+        for warm in (False, True):
+            runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+            for _ in range(arguments.repetitions):
+                with tempfile.TemporaryDirectory() as caches:
+                    for cached in (False, True):
+                        machine = start(arguments, compiled, warm, Path(caches))
+                        runs[cached].append(machine.pop("times"))
+            for cached, found in runs.items():
+                row = Row(compiled, warm, cached, {part: [run[part] for run in found] for part in PARTS})
+                rows.append(row)
+                print(line(row), flush=True)
+    rows.sort(key=lambda row: (row.compile, row.cached))
+    what = (
+        f"{arguments.model} on {machine['device']}, torch {machine['torch']}, one image, T = {arguments.steps}, "
+        f"N = {arguments.samples}; medians of {arguments.repetitions}, in seconds."
+    )
+    head = f"| compile | caches | warmup() | {' | '.join(PARTS)} |\n{'|---' * (3 + len(PARTS))}|"
+    table = "\n".join([what, "", head, *map(line, rows)]) + "\n"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = {"what": what, "rows": [asdict(row) for row in rows]}
+    (arguments.out / "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / "cold_start.md").write_text(table, encoding="utf-8")
+    print(f"\n{table}")
+    return 0
+
+
+def start(arguments: argparse.Namespace, compiled: str, warm: bool, caches: Path) -> dict[str, object]:
+    """The parts' seconds in a process of its own, whose compilers keep what they make under ``caches``."""
+    asked = {name: getattr(arguments, name) for name in ("model", "steps", "samples", "device", "threads")}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, json.dumps({**asked, "compile": compiled, "warmup": warm})],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"a run failed:\n{done.stderr[-2000:]}")
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def line(row: Row) -> str:
+    caches, warm = "filled" if row.cached else "empty", "yes" if row.warmup else "no"
+    return f"| {row.compile} | {caches} | {warm} | " + " | ".join(f"{row.median(part):.2f}" for part in PARTS) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
