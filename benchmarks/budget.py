@@ -76,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     from side.budget import Marked, budget
     from side.contestants import Case, Models, ModelSpec, Way, build
-    from side.results import load_average, machine
+    from side.results import Quiet, machine
 
     if found.threads:
         torch.set_num_threads(found.threads)
     device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    load = load_average()
+    quiet = Quiet()
     rows = []
     for name in found.models:
         published = ModelSpec(name).load(device)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = Row(name, batch, precision, compiled, case.passes, budget(call, device, found.repetitions))
                     rows.append(row)
                     print(line(row), flush=True)
-    this = machine(device, ", ".join(found.models), (*load, *load_average()), found.dry_run)
+    this = machine(device, ", ".join(found.models), quiet, found.dry_run)
     words = re.findall(r"[a-z0-9]+", this.device.lower())
     file = out / f"budget_{'_'.join(words)}.json"
     out.mkdir(parents=True, exist_ok=True)
@@ -118,8 +118,8 @@ def markdown(rows: Sequence[Row], of: Machine, budget_of: str) -> str:
     ]
     if of.dry_run:
         lines += ["", "**Dry run at toy sizes: the figures mean nothing.**"]
-    elif of.was_loaded:
-        lines += ["", f"**The machine was loaded (load average {of.load[0]:.1f}): not a measurement to be kept.**"]
+    elif of.disturbed:
+        lines += ["", f"**Not a measurement to be kept: {of.disturbed}.**"]
     gpu = any(row.budget.launches for row in rows)
     titles = ["model", "batch", "precision", "loop", "ms per pass and image", *KINDS]
     titles += ["launches", "synchronisations", "transfers"] if gpu else []

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.cli.arguments import key_value, numbers, positive
+from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.model_care import chunk_size
 
@@ -35,7 +36,7 @@ if str(HERE) not in sys.path:
 
 from side.contestants import ModelSpec, load_images  # noqa: E402
 from side.measuring import timed  # noqa: E402
-from side.results import load_average, machine  # noqa: E402
+from side.results import Quiet, machine  # noqa: E402
 
 Call = Callable[[], object]
 APART = 0.1
@@ -111,10 +112,10 @@ def shown_images(model: nn.Module, call: Call) -> int:
 
 
 def bare_passes(model: Callable[[Tensor], Tensor], pixels: Tensor, images: int) -> Call:
-    """Forward passes of so many images, ``len(pixels)`` in each but the last."""
+    """Forward passes of so many images, ``len(pixels)`` in each but the last; freed memory kept, as the metric does."""
 
     def call() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), kept_memory(pixels.device):
             for begin in range(0, images, len(pixels)):
                 model(pixels[: images - begin])
 
@@ -221,7 +222,7 @@ def main(given: Sequence[str] | None = None) -> None:
     device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if found.threads:
         torch.set_num_threads(found.threads)
-    load = load_average()
+    quiet = Quiet()
     mean, std = ((value,) if isinstance(value, float) else value for value in (found.mean, found.std))
     model = ModelSpec(found.model, found.weights, mean, std, dict(found.model_arg)).load(device)
     rows = []
@@ -234,7 +235,7 @@ def main(given: Sequence[str] | None = None) -> None:
                     measure(model, images, passes or None, way, chunk, found.protocol, found.rounds, found.steps)
                 )
                 print(markdown(rows[-1:]).splitlines()[-1], flush=True)
-    this = machine(device, found.model, (*load, *load_average()), dry_run=False)
+    this = machine(device, found.model, quiet, dry_run=False)
     found.out.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": asdict(this),
@@ -243,8 +244,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "rows": [{**asdict(row), "disturbed": row.disturbed} for row in rows],
     }
     (found.out / "metrics.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    loads = ", ".join(f"{value:.1f}" for value in this.load)
-    about = f"{this.model} on {this.device}, {this.threads} thread(s), torch {this.torch}, load average {loads}\n\n"
+    about = f"{this.model} on {this.device}, {this.threads} thread(s), torch {this.torch}\n\n"
+    about += f"**Not a measurement to be kept: {this.disturbed}.**\n\n" if this.disturbed else ""
     (found.out / "metrics.md").write_text(about + markdown(rows), encoding="utf-8")
     print(about + markdown(rows))
 

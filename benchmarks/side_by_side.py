@@ -132,19 +132,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     from side.measuring import measure
     from side.plot import plot
-    from side.results import load_average, machine, markdown, write
+    from side.results import Quiet, machine, markdown, write
 
     if found.threads:
         torch.set_num_threads(found.threads)
     started = time.monotonic()
-    load = load_average()
+    quiet = Quiet()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - started:5.0f} s  {text}", flush=True)
 
     chosen = plan(found)
     rows = measure(chosen, started + 60 * found.minutes, say)
-    this = machine(chosen.device, found.model, (*load, *load_average()), found.dry_run)
+    this = machine(chosen.device, found.model, quiet, found.dry_run)
     words = re.findall(r"[a-z0-9]+", f"{found.model} {this.device}".lower())
     file = out / f"side_by_side_{'_'.join(words)}.json"
     write(rows, this, file)

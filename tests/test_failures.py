@@ -118,7 +118,7 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
         maps = method(model, **options).attribute(images, target=0)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the caller's
-    assert model.shown == [1, 8, *2 * [4, 4, 4]]  # the question, the attempt, two steps of twelve samples
+    assert model.shown == [1, 6, *2 * [4, 4, 4]]  # the question, the attempt (12 = 6 + 6), two steps of twelve samples
     torch.testing.assert_close(maps, expected)
     model.shown.clear()
     method(model, **options).attribute(images, target=0)  # another method of the same model
@@ -146,7 +146,8 @@ def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("fampe_fast.engine.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
         model.shown.clear()
         FAMPE(model, steps=1, samples=16).attribute(images, target=0)
-        assert max(model.shown) == chunk
+        assert len(model.shown) == -(-16 // chunk)
+        assert max(model.shown) <= chunk
         model.shown.clear()
         FAMPE(model, steps=1, samples=16).attribute(images, target=0, internal_batch_size=16)
         assert model.shown == [16]

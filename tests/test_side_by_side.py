@@ -24,7 +24,7 @@ from side.counting import Counted, MeanColour  # noqa: E402
 from side.measuring import Plan, measure  # noqa: E402
 from side.memory import resident_growth  # noqa: E402
 from side.public_attexplore import PublicAttEXplore, dct_2d, idct_2d  # noqa: E402
-from side.results import NOT_RUN, Machine, Row, Spread, markdown, read, write  # noqa: E402
+from side.results import NOT_RUN, Machine, Quiet, Row, Spread, markdown, read, write  # noqa: E402
 
 from fampe_fast import AttEXplore  # noqa: E402
 
@@ -272,12 +272,19 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     table = markdown(rows, HERE)
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
-    assert "loaded" not in table
+    assert "Not a measurement" not in table
 
 
-def test_a_loaded_machine_is_named() -> None:
+def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Machine("a processor", 2, 1, "2.0", "0.9", "net", "abc", "2026-01-01", (1.7, 0.1))
-    assert "The machine was loaded (load average 1.7)" in markdown([], loaded)
+    assert "Not a measurement to be kept: more was running at the start: load average 1.7" in markdown([], loaded)
+    shared = replace(HERE, stolen=0.42)
+    assert "42% of the processors' time went to other machines" in markdown([], shared)
+    ticks = iter(["cpu  100 0 50 900 9 1 0 10 0 0\n", "cpu  150 0 60 999 9 1 0 50 0 0\n", "", ""])
+    monkeypatch.setattr(Path, "read_text", lambda self: next(ticks))
+    quiet = Quiet()
+    assert quiet.stolen() == pytest.approx(40 / 100)  # of 50 + 10 + 40 that were not idle
+    assert Quiet().stolen() == 0
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -52,14 +52,14 @@ def run(classifier, photos: Path, out: Path, **options):
 
 def test_scores_are_those_of_the_methods_and_the_metric(classifier, photos: Path, tmp_path: Path) -> None:
     (photos / "1.png").write_bytes(b"nothing")  # a bad image costs that image, and moves no other one's random numbers
-    result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2)
+    result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2, metric_passes=3)
     assert result.files == ["0", "2"]
     assert [failure.path.name for failure in result.failures] == ["1.png"]
     last = classifier.transform(Image.open(photos / "2.png").convert("RGB"))[None]
     for outcome in result.outcomes:
         method = create_method(outcome.variant.method, classifier, **outcome.variant.options)
         maps = method.attribute(last, [6], image_ids=[2])
-        expected = insertion_deletion(classifier, last, maps, 6, steps=4)
+        expected = insertion_deletion(classifier, last, maps, 6, steps=4, passes=3)
         found = next(r for r in result.records if (r.file, r.variant) == ("2", outcome.variant.label))
         assert found.target == 6
         assert found.insertion == pytest.approx(float(expected.insertion), abs=2e-3)
@@ -100,9 +100,27 @@ def _close(got: list[Record], expected: list[Record]) -> bool:
     )
 
 
+def test_other_images_and_labels_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
+    paths, out = find_images([photos]), tmp_path / "out"
+
+    def go_on(paths: list[Path], targets: list[int] | None) -> int:
+        return len(run_study(SMALL, classifier, paths, out, targets=targets, metric_steps=2).records)
+
+    assert go_on(paths[:2], [4, 5]) == 2 * 3
+    with pytest.raises(ValueError, match="1 was scored for class 5, and its label is now 6: give another folder"):
+        go_on(paths[:2], [4, 6])
+    with pytest.raises(ValueError, match=r"other settings \(labelled\)"):
+        go_on(paths[:2], None)
+    with pytest.raises(ValueError, match="0 was image 1 of this folder's study, and is now not among them"):
+        go_on(paths[1:], [5, 6])
+    with pytest.raises(ValueError, match="0 was image 1 of this folder's study, and is now 3"):
+        go_on(paths[::-1], [6, 5, 4])
+    assert go_on(paths, [4, 5, 6]) == 3 * 3  # more of them, behind
+
+
 def test_another_study_is_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "new" / "records.jsonl"
-    Records(path, {"alpha": 1, "beta": [1, 2]}).add(Record("a", "v", 1, 0.5, 0.25))
+    Records(path, {"alpha": 1, "beta": [1, 2]}).add(Record("a", 0, "v", 1, 0.5, 0.25))
     assert ("a", "v") in Records(path, {"beta": [1, 2], "alpha": 1})
     with pytest.raises(ValueError, match=r"other settings \(alpha\): give another folder"):
         Records(path, {"alpha": 2, "beta": [1, 2]})

@@ -56,7 +56,7 @@ def plot(rows: Sequence[Row], of: Machine, path: Path) -> None:
         )
         _bars(axes[0], shown)
     title = f"{of.model} on {of.device}, torch {of.torch}"
-    warning = "DRY RUN, no measurement" if of.dry_run else "LOADED MACHINE, no measurement" if of.was_loaded else ""
+    warning = "DRY RUN, no measurement" if of.dry_run else "DISTURBED, no measurement" if of.disturbed else ""
     figure.suptitle(f"{title}\n{shown[0].case}" + (f"\n{warning}" if warning else ""), fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

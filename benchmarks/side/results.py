@@ -107,6 +107,8 @@ class Machine:
         date: UTC.
         load: the system's load average at the start and at the end, where there is one.
         dry_run: whether the figures mean nothing.
+        stolen: share of the processors' time in between that went to other machines on the same host, where the
+            system knows it.
     """
 
     device: str
@@ -119,11 +121,34 @@ class Machine:
     date: str
     load: tuple[float, ...] = ()
     dry_run: bool = False
+    stolen: float = 0.0
 
     @property
-    def was_loaded(self) -> bool:
-        """Whether more was running at the start than this: then the figures are of no use as measurements."""
-        return bool(self.load) and self.load[0] > 0.25 * self.cores
+    def disturbed(self) -> str:
+        """What makes the figures useless as measurements, or nothing."""
+        found = []
+        if self.load and self.load[0] > 0.25 * self.cores:
+            found.append(f"more was running at the start: load average {self.load[0]:.1f}")
+        if self.stolen > 0.1:
+            found.append(f"{self.stolen:.0%} of the processors' time went to other machines on the host")
+        return "; ".join(found)
+
+
+class Quiet:
+    """Watches, from its making on, what else goes on."""
+
+    def __init__(self) -> None:
+        self._load = load_average()
+        self._before = _processor_time()
+
+    def load(self) -> tuple[float, ...]:
+        """The load average then and now."""
+        return (*self._load, *load_average())
+
+    def stolen(self) -> float:
+        """The share of the time since then that went to other machines."""
+        stolen, total = (now - before for now, before in zip(_processor_time(), self._before, strict=True))
+        return stolen / total if total else 0.0
 
 
 def load_average() -> tuple[float, ...]:
@@ -131,8 +156,18 @@ def load_average() -> tuple[float, ...]:
     return (os.getloadavg()[0],) if hasattr(os, "getloadavg") else ()
 
 
-def machine(device: torch.device, model: str, load: tuple[float, ...], dry_run: bool) -> Machine:
-    """The one that runs this."""
+def _processor_time() -> tuple[int, int]:
+    """Ticks stolen from this machine, and all but the idle ones; zeros where the system does not tell."""
+    try:
+        ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+    user, nice, system, _, _, *interrupts, stolen = ticks  # idle, and waiting for input
+    return stolen, user + nice + system + sum(interrupts) + stolen
+
+
+def machine(device: torch.device, model: str, quiet: Quiet, dry_run: bool) -> Machine:
+    """The one that runs this, and what else it did meanwhile."""
     from importlib import metadata
 
     try:
@@ -148,8 +183,9 @@ def machine(device: torch.device, model: str, load: tuple[float, ...], dry_run: 
         model,
         commit(),
         datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        load,
+        quiet.load(),
         dry_run,
+        quiet.stolen(),
     )
 
 
@@ -200,8 +236,8 @@ def markdown(rows: Sequence[Row], of: Machine) -> str:
     ]
     if of.dry_run:
         lines += ["", "**Dry run at toy sizes: the figures mean nothing.**"]
-    elif of.was_loaded:
-        lines += ["", f"**The machine was loaded (load average {of.load[0]:.1f}): not a measurement to be kept.**"]
+    elif of.disturbed:
+        lines += ["", f"**Not a measurement to be kept: {of.disturbed}.**"]
     for case in dict.fromkeys(row.case for row in rows):
         lines += [
             "",

@@ -51,8 +51,8 @@ class PathConfig:
         bounds: smallest and largest pixel value.
         precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
         compile: the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA graphs), or
-            ``auto``: on for GPUs, off on a CPU, where it pays in long runs only (MobileNetV2 on 2 cores: 206 s to
-            compile, 16 s from torch's cache, for passes that are 15 to 40 % faster). It changes the model's last bits;
+            ``auto``: on for GPUs, off on a CPU, where it pays in long runs only (MobileNetV2 on 2 cores: 40 s to
+            compile, for passes that are some 10 % faster). It changes the model's last bits;
             a model that cannot be compiled runs as it is, with one warning.
     """
 

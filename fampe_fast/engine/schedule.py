@@ -66,11 +66,13 @@ class Schedule:
         return self._steps[step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """All pairs of a step, flattened with the image running fastest, cut every ``size`` rows."""
+        """All pairs of a step, flattened with the image running fastest, in few even parts of at most ``size`` rows."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
-            for first in range(start, stop, size):
-                flat = torch.arange(first, min(first + size, stop), device=self._device)
+            count = -(-(stop - start) // size)
+            for k in range(count):  # even parts: a small remainder costs more per row than the others
+                first, last = (start + (stop - start) * part // count for part in (k, k + 1))
+                flat = torch.arange(first, last, device=self._device)
                 position = flat // self._batch
                 rows = Rows(flat % self._batch, self._numbers[step][position])
                 yield Chunk(rows, self._placements[step][position] if diverse else None)

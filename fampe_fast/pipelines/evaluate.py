@@ -106,6 +106,7 @@ def evaluate_files(
     metrics: Sequence[str] = ("insertion_deletion",),
     protocol: str = "rise",
     metric_steps: int | None = None,
+    metric_passes: int | None = None,
     mu_fidelity_samples: int = 200,
     stability_samples: int = 10,
     metric_seed: int = 0,
@@ -129,6 +130,7 @@ def evaluate_files(
         metrics: of ``scoring.METRICS``; mu-fidelity and stability have their functions' defaults but for what is here.
         protocol: of insertion and deletion, by name.
         metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
+        metric_passes: at most so many of them are measured, the others interpolated; None measures all.
         mu_fidelity_samples: subsets per image and method, each a pass of the model.
         stability_samples: perturbed copies per image and method, each an attribution.
         metric_seed: of mu-fidelity's subsets and stability's perturbations; an image's id is its place in ``paths``.
@@ -145,7 +147,9 @@ def evaluate_files(
         OSError: the results cannot be written.
         ValueError: an unknown metric or protocol.
     """
-    measure = Measurement(tuple(metrics), protocol, metric_steps, mu_fidelity_samples, stability_samples, metric_seed)
+    measure = Measurement(
+        tuple(metrics), protocol, metric_steps, metric_passes, mu_fidelity_samples, stability_samples, metric_seed
+    )
     out.mkdir(parents=True, exist_ok=True)
     settings = {name: settings_of(classifier, method) for name, method in methods.items()}
     result = Evaluation(measure, settings, scores={name: Scores() for name in methods})

@@ -66,6 +66,7 @@ class Measurement:
         metrics: of ``METRICS``, at least one.
         protocol: of insertion and deletion, by name.
         metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
+        metric_passes: at most so many of them are measured, the others interpolated; None measures all.
         mu_fidelity_samples: subsets per image, each a pass of the model.
         stability_samples: perturbed copies per image, each an attribution.
         seed: of the subsets and perturbations.
@@ -77,6 +78,7 @@ class Measurement:
     metrics: tuple[str, ...] = ("insertion_deletion",)
     protocol: str = "rise"
     metric_steps: int | None = None
+    metric_passes: int | None = None
     mu_fidelity_samples: int = 200
     stability_samples: int = 10
     seed: int = 0
@@ -89,11 +91,13 @@ class Measurement:
         if check_count("mu_fidelity_samples", self.mu_fidelity_samples) < 2:
             raise ValueError("mu_fidelity_samples must be at least 2, got 1: one subset has no correlation")
         check_count("stability_samples", self.stability_samples)
+        if self.metric_passes is not None and check_count("metric_passes", self.metric_passes) < 2:
+            raise ValueError("metric_passes must be at least 2, the ends of a curve, got 1")
 
     def options(self) -> dict[str, dict[str, Any]]:
         """What each chosen metric is called with."""
         every: dict[str, dict[str, Any]] = {
-            "insertion_deletion": {"protocol": self.protocol, "steps": self.metric_steps},
+            "insertion_deletion": {"protocol": self.protocol, "steps": self.metric_steps, "passes": self.metric_passes},
             "mu_fidelity": {
                 "samples": self.mu_fidelity_samples,
                 "grid_size": 9,

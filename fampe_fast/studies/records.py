@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ class Record:
 
     Attributes:
         file: name of the image file.
+        position: its place among the study's images, which names it in the random stream.
         variant: label of the variant.
         target: class explained.
         insertion: area in [0, 1], higher is better.
@@ -22,6 +23,7 @@ class Record:
     """
 
     file: str
+    position: int
     variant: str
     target: int
     insertion: float
@@ -67,6 +69,9 @@ class Records:
     def __getitem__(self, key: tuple[str, str]) -> Record:
         """The record of a file and a variant."""
         return self._known[key]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._known.values())
 
     def add(self, record: Record) -> None:
         """Write one down at once."""

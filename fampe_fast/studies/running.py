@@ -74,6 +74,7 @@ def run_study(
     targets: Sequence[int] | None = None,
     protocol: str = "rise",
     metric_steps: int | None = None,
+    metric_passes: int | None = None,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     on_scores: Callable[[int], None] = lambda count: None,
@@ -93,6 +94,7 @@ def run_study(
         targets: the class of each file; None takes the model's own choice.
         protocol: of insertion and deletion, by name.
         metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
+        metric_passes: at most so many of them are measured, the others interpolated; None measures all.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
         on_scores: called with the number of scores (images times variants) just settled.
@@ -102,8 +104,8 @@ def run_study(
         The result over the images that all variants have scored.
 
     Raises:
-        ValueError: the folder holds a study with other settings, a variant's options are out of range, or an explorer
-            is missing.
+        ValueError: the folder holds a study with other settings, images or labels, a variant's options are out of
+            range, or an explorer is missing.
         TypeError: a variant's method does not have one of its options.
         OSError: the records cannot be written.
     """
@@ -112,11 +114,14 @@ def run_study(
         "study": study.name,
         "protocol": protocol,
         "metric_steps": metric_steps,
+        "metric_passes": metric_passes,
+        "labelled": targets is not None,
         "explorer": None if explorer is None else explorer.name,
         "variants": {label: settings_of(classifier, method) for label, method in methods.items()},
     }
     records = Records(out / "records.jsonl", settings)
     names = unique_names(paths)
+    _check_same_images(records, names, targets)
     result = StudyResult(study, protocol, settings)
     place = {path: position for position, path in enumerate(paths)}
     failed_positions: set[int] = set()
@@ -131,10 +136,12 @@ def run_study(
         maps = methods[label].attribute(
             batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
         )
-        areas = insertion_deletion(classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps)
+        areas = insertion_deletion(
+            classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps, passes=metric_passes
+        )
         columns = (chosen.tolist(), areas.insertion.tolist(), areas.deletion.tolist())
         return [
-            Record(names[position], label, *row)
+            Record(names[position], position, label, *row)
             for position, row in zip(batch.positions, zip(*columns, strict=True), strict=True)
         ]
 
@@ -158,6 +165,22 @@ def run_study(
             on_scores(len(whole.paths))
     _summarise(result, methods, records, names)
     return result
+
+
+def _check_same_images(records: Records, names: Sequence[str], targets: Sequence[int] | None) -> None:
+    """What was scored must be what would be scored now; images may be added behind."""
+    for record in records:
+        now = names[record.position] if record.position < len(names) else None
+        if now != record.file:
+            raise ValueError(
+                f"{record.file} was image {record.position + 1} of this folder's study, and is now "
+                f"{names.index(record.file) + 1 if record.file in names else 'not among them'}: give another folder"
+            )
+        if targets is not None and targets[record.position] != record.target:
+            raise ValueError(
+                f"{record.file} was scored for class {record.target}, and its label is now "
+                f"{targets[record.position]}: give another folder"
+            )
 
 
 def _method(variant: Variant, classifier: Classifier, explorer: Classifier | None) -> AttributionMethod:

@@ -53,6 +53,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
     parser.add_argument(
+        "--metric-passes",
+        type=positive,
+        help="measure at most so many of each curve's steps, where it moves, and interpolate the others",
+    )
+    parser.add_argument(
         "--mu-fidelity-samples",
         type=positive,
         default=200,
@@ -103,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             metrics=arguments.metrics,
             protocol=arguments.protocol,
             metric_steps=arguments.metric_steps,
+            metric_passes=arguments.metric_passes,
             mu_fidelity_samples=arguments.mu_fidelity_samples,
             stability_samples=arguments.stability_samples,
             metric_seed=arguments.seed or 0,

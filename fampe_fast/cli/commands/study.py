@@ -33,6 +33,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_labels(parser)
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
+    parser.add_argument(
+        "--metric-passes",
+        type=positive,
+        help="measure at most so many of each curve's steps, where it moves, and interpolate the others",
+    )
     parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
     add_model(parser)
     group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
@@ -86,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             targets=targets,
             protocol=arguments.protocol,
             metric_steps=arguments.metric_steps,
+            metric_passes=arguments.metric_passes,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_scores=advance,

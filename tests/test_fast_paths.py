@@ -1,0 +1,100 @@
+"""Every fast path against the plain one, on the real model: how far its maps and scores may move."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from fampe_fast import insertion_deletion, load_classifier
+from fampe_fast.images.generated import generate
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("the benchmarks, whose list of paths this needs, are not here", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import accuracy  # noqa: E402
+
+SIZES = {"steps": 2, "samples": 4}
+# Of the mean over the photographs; another seed moves it by some 0.01.
+SCORES = 0.02
+
+
+@pytest.fixture(scope="module")
+def plain(shared_dir, mobilenet, photographs, device):
+    """Images, targets, both models, and the plain path's maps and scores."""
+    from conftest import MODEL
+
+    published = load_classifier(
+        "mobilenetv2_100",
+        weights=shared_dir / "models" / MODEL,
+        mean=0.5,
+        std=0.5,
+        model_args={"pad_type": "same"},
+        fold_batch_norm=False,
+        device=device,
+    )
+    images, targets = (tensor.to(device) for tensor in photographs(4))
+    models = {False: published, True: copy.deepcopy(mobilenet).to(device)}
+    found = accuracy.explain(accuracy.PLAIN, "fampe", models, images, targets, **SIZES)
+    scores = insertion_deletion(published, images, found.maps, targets, steps=14, compile="off")
+    return images, targets, models, found, scores
+
+
+SLOW_ON_A_CPU = {
+    "compiled": "compiling the model takes minutes on a CPU; benchmarks/accuracy.py does it",
+    "fp16": "float16 convolutions are emulated on a CPU; benchmarks/accuracy.py runs them",
+}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", list(accuracy.LOWEST))
+def test_fast_paths_agree_with_the_plain_one(name: str, plain, device: torch.device) -> None:
+    way = accuracy.WAYS[name]
+    if device.type != "cuda" and (way.gpu or name in SLOW_ON_A_CPU):
+        pytest.skip(SLOW_ON_A_CPU.get(name, "needs a GPU"))
+    images, targets, models, expected, scores = plain
+    found = accuracy.explain(way, "fampe", models, images, targets, **SIZES)
+    assert min(accuracy.correlations(found.attribution, expected.attribution)) >= accuracy.LOWEST[name]
+    mine = insertion_deletion(models[False], images, found.maps, targets, steps=14, compile="off")
+    assert abs(float((mine.insertion - scores.insertion).mean())) < SCORES
+    assert abs(float((mine.deletion - scores.deletion).mean())) < SCORES
+
+
+@pytest.mark.shared
+def test_another_seed_would_not_pass(plain, device: torch.device) -> None:
+    """The thresholds are worth something: they lie above what different samples reach."""
+    images, targets, models, expected, _ = plain
+    found = accuracy.explain(accuracy.WAYS["another seed"], "fampe", models, images, targets, **SIZES)
+    assert min(accuracy.correlations(found.attribution, expected.attribution)) < min(accuracy.LOWEST.values())
+
+
+def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos, weights = tmp_path / "photos", tmp_path / "weights.pt"
+    photos.mkdir()
+    for k, image in enumerate(generate(2, seed=3).images):
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(photos / f"{k}.png")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    code = accuracy.main(
+        [str(photos), "--ways", "other chunks", "folded", "--steps", "1", "--samples", "2", "--metric-steps", "2",
+         "--model", "test_resnet", "--weights", str(weights), "--device", "cpu", "--out", str(tmp_path / "out")]
+    )  # fmt: skip
+    assert code == 0
+    rows = json.loads((tmp_path / "out" / "accuracy.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["other chunks", "folded"]
+    assert all(len(row["attribution"]) == 2 for row in rows)
+    assert "| folded |" in (tmp_path / "out" / "accuracy.md").read_text()
+
+
+def test_correlations_are_pearson_s() -> None:
+    a = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert accuracy.correlations(a, 2 * a + 1) == pytest.approx([1, 1])
+    assert accuracy.correlations(a, torch.stack([a[0], -a[1]])) == pytest.approx([1, -1])
