@@ -30,8 +30,7 @@ def shared_dir() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
-def mobilenet(shared_dir: Path):
+def _mobilenet(shared_dir: Path, **options: bool):
     from fampe_fast.models import load_classifier
 
     return load_classifier(
@@ -41,7 +40,19 @@ def mobilenet(shared_dir: Path):
         std=0.5,
         interpolation="bilinear",  # what the recorded probabilities were made with
         model_args={"pad_type": "same"},
+        **options,
     )
+
+
+@pytest.fixture(scope="session")
+def mobilenet(shared_dir: Path):
+    return _mobilenet(shared_dir)
+
+
+@pytest.fixture(scope="session")
+def published_mobilenet(shared_dir: Path):
+    """With the batch normalisation that ``load_classifier`` folds."""
+    return _mobilenet(shared_dir, fold_batch_norm=False)
 
 
 @pytest.fixture(scope="session")

@@ -194,19 +194,9 @@ def test_networks_that_people_use(name: str, kept: int) -> None:
 
 
 @pytest.mark.shared
-def test_the_real_classifier_says_the_same(shared_dir, mobilenet, photographs) -> None:
-    from conftest import MODEL
-
-    plain = load_classifier(
-        "mobilenetv2_100",
-        weights=shared_dir / "models" / MODEL,
-        mean=0.5,
-        std=0.5,
-        model_args={"pad_type": "same"},
-        fold_batch_norm=False,
-    )
-    assert norms(mobilenet) == 0 < norms(plain)
+def test_the_real_classifier_says_the_same(mobilenet, published_mobilenet, photographs) -> None:
+    assert norms(mobilenet) == 0 < norms(published_mobilenet)
     images, _ = photographs(4)
     with torch.no_grad():
-        expected, found = plain(images), mobilenet(images)
+        expected, found = published_mobilenet(images), mobilenet(images)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from fampe_fast import insertion_deletion, load_classifier
+from fampe_fast import insertion_deletion
 from fampe_fast.images.generated import generate
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -28,20 +28,10 @@ SCORES = 0.02
 
 
 @pytest.fixture(scope="module")
-def plain(shared_dir, mobilenet, photographs, device):
+def plain(mobilenet, published_mobilenet, photographs, device):
     """Images, targets, both models, and the plain path's maps and scores."""
-    from conftest import MODEL
-
-    published = load_classifier(
-        "mobilenetv2_100",
-        weights=shared_dir / "models" / MODEL,
-        mean=0.5,
-        std=0.5,
-        model_args={"pad_type": "same"},
-        fold_batch_norm=False,
-        device=device,
-    )
     images, targets = (tensor.to(device) for tensor in photographs(4))
+    published = copy.deepcopy(published_mobilenet).to(device)
     models = {False: published, True: copy.deepcopy(mobilenet).to(device)}
     found = accuracy.explain(accuracy.PLAIN, "fampe", models, images, targets, **SIZES)
     scores = insertion_deletion(published, images, found.maps, targets, steps=14, compile="off")

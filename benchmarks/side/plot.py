@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contestants import BARE
+from .contestants import BARE, Way
 from .results import Machine, Row
 
 # Okabe and Ito's colours, and a marker each: told apart without colour, too.
@@ -25,6 +25,12 @@ _AXES: dict[str, Callable[[Row], float]] = {
     "steps, T": lambda row: row.case.steps,
     "side (pixels)": lambda row: row.case.side,
 }
+
+
+def _style(way: Way) -> tuple[str, str]:
+    """Colour and marker; the bare passes as this package makes them are grey."""
+    colour, marker = _STYLES[way.method]
+    return ("0.6" if way.prepared else colour), marker
 
 
 def plot(rows: Sequence[Row], of: Machine, path: Path) -> None:
@@ -77,7 +83,7 @@ def _lines(axes: Sequence[Any], name: str, rows: Sequence[Row], leftmost: bool) 
     value = _AXES[name]
     for way in dict.fromkeys(row.way for row in rows):
         mine = sorted((row for row in rows if row.way == way), key=value)
-        colour, marker = _STYLES[way.method]
+        colour, marker = _style(way)
         style = {
             "color": colour,
             "marker": marker,
@@ -114,7 +120,7 @@ def _lines(axes: Sequence[Any], name: str, rows: Sequence[Row], leftmost: bool) 
 
 def _bars(axes: Sequence[Any], rows: Sequence[Row]) -> None:
     names = [str(row.way) for row in rows]
-    colours = [_STYLES[row.way.method][0] for row in rows]
+    colours = [_style(row.way)[0] for row in rows]
     spread = [row.per_pass for row in rows]
     errors = [[found.median - found.lower for found in spread], [found.upper - found.median for found in spread]]
     axes[0].barh(names, [found.median for found in spread], xerr=errors, color=colours, capsize=2)

@@ -60,15 +60,20 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, help="samples per step (default: 20)")
     group.add_argument("--passes", type=int, help="Captum's methods: passes per image (default: 50)")
     group.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    add_other_options(group, "the method's", "mode=modulate, include_dc=False, tau=0.8")
+    add_batches(group)
+
+
+def add_other_options(group: argparse._ActionsContainer, whose: str, examples: str) -> None:
+    """Fields of a configuration that have no argument of their own."""
     group.add_argument(
         "--option",
         action="append",
         default=[],
         type=key_value,
         metavar="KEY=VALUE",
-        help="any other field of the method's configuration, repeatable: mode=modulate, include_dc=False, tau=0.8, ...",
+        help=f"any other field of {whose} configuration, repeatable: {examples}, ...",
     )
-    add_batches(group)
 
 
 def add_batches(group: argparse._ActionsContainer) -> None:

@@ -63,11 +63,13 @@ def _grid(height: int, width: int) -> HermitianGrid:
     return HermitianGrid(*map(torch.clone, hermitian_grid(height, width)))
 
 
-# What enters a graph is cloned: of a view the compiler also guards the sizes of the whole, and compiles again for each.
+def _own(values: Tensor) -> Tensor:
+    """What enters a graph is a copy with strides of its own: else the compiler compiles again for those of a view."""
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def _one(values: Tensor, index: int) -> Tensor:
-    return values[index : index + 1].clone()
+    return _own(values[index : index + 1])
 
 
 @torch.no_grad()
@@ -88,10 +90,10 @@ def band_mix(
     parts = torch.view_as_real(spectrum.resolve_conj()).contiguous().flatten(2, 3)
     mixed = spectrum.new_empty((len(samples), channels, height * half))
     of_image: dict[int, tuple[Tensor, ...]] = {}
-    seed, step, grid = seed.clone(), step.clone(), _grid(height, width)
+    seed, step, grid = _own(seed), _own(step), _grid(height, width)
     for row, image in enumerate(image_index.tolist()):
         if image not in of_image:
-            low = radial_mask(cutoff[image : image + 1], height, width)[0].flatten(1).clone()
+            low = _own(radial_mask(cutoff[image : image + 1], height, width)[0].flatten(1))
             of_image[image] = _one(parts, image), low, _one(weights, image), _one(image_ids, image)
         values, low, numbers, name = of_image[image]
         real, imaginary = _mix(values, low, numbers, grid, name, _one(samples, row), seed, step, shared_multiplier)
@@ -114,7 +116,7 @@ def dct_mix(
     index = torch.arange(flat.shape[2])
     mixed = flat.new_empty((len(samples), *flat.shape[1:]))
     of_image: dict[int, tuple[Tensor, ...]] = {}
-    seed, step = seed.clone(), step.clone()
+    seed, step = _own(seed), _own(step)
     for row, image in enumerate(image_index.tolist()):
         if image not in of_image:
             of_image[image] = _one(flat, image), _one(weights, image), _one(image_ids, image)

@@ -13,9 +13,9 @@ from ..arguments import (
     add_labels,
     add_model,
     add_other_model,
+    add_other_options,
     band_names,
     fraction,
-    key_value,
     numbers,
     positive,
 )
@@ -71,14 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     group.add_argument("--samples", type=positive, help="gradients per step (default: 1 for plain, else 20)")
     group.add_argument("--seed", type=int, help="of the samples; plain gradients draw nothing (default: 0)")
-    group.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=key_value,
-        metavar="KEY=VALUE",
-        help="any other field of the attack's configuration, repeatable: decay=0.5, input_diversity=True, ...",
-    )
+    add_other_options(group, "the attack's", "decay=0.5, input_diversity=True")
     group.add_argument(
         "--rings",
         type=positive,
