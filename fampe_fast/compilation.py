@@ -5,11 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .errors import FampeWarning
+
+Compile = Literal["auto", "off", "on", "graphs"]
+
+
+def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
+    """What ``auto`` is on a device: off on a CPU, on elsewhere.
+
+    Raises:
+        ValueError: CUDA graphs for a device that has none.
+    """
+    if wanted == "graphs" and device.type != "cuda":
+        raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
+    if wanted == "auto":
+        return "off" if device.type == "cpu" else "on"
+    return wanted
 
 
 class Compiled:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..compilation import Compiled
+from ..compilation import Compiled, resolve_compile
 from ..model_care import Model, input_dtype, memory_format
 from .config import Loss, PathConfig
 from .placements import padded_size
@@ -135,10 +135,8 @@ class GradientLoop:
         return total[:count]
 
     def _choose(self, device: torch.device) -> Callable[..., None]:
-        wanted, graphs = self.config.compile, self._graphs
-        if wanted == "graphs" and device.type != "cuda":
-            raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
-        if wanted == "off" or (wanted == "auto" and device.type == "cpu"):
+        wanted, graphs = resolve_compile(self.config.compile, device), self._graphs
+        if wanted == "off":
             return graphs.add.plain
         if wanted == "graphs":
             return self._run_graphed if graphs.gradients.active else graphs.add.plain

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..compilation import Compile
 from ..model_care import check_count
 from ..random_names import check_seed
 
@@ -13,7 +14,6 @@ Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]
 Direction = Literal["descend", "ascend"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Compile = Literal["auto", "off", "on", "graphs"]
 
 
 def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:

@@ -54,14 +54,14 @@ def outputs(model: Model, images: Tensor, chunk: int) -> Tensor:
         TypeError, ValueError: as ``probe``.
     """
     with torch.no_grad():
-        return torch.cat([_checked(model, images[k : k + chunk]) for k in range(0, len(images), chunk)])
+        return torch.cat([output_of(model, images[k : k + chunk]) for k in range(0, len(images), chunk)])
 
 
 def _ask(model: Model, image: Tensor) -> Probed:
     if _compiled(model):
         # A pass with hooks would make it compile once more.
         with torch.no_grad():
-            return Probed(tuple(_checked(model, image).shape[1:]), None)
+            return Probed(tuple(output_of(model, image).shape[1:]), None)
     own = {tensor.untyped_storage().data_ptr() for tensor in _state_of(model)}
     saved: dict[int, int] = {}
 
@@ -76,11 +76,16 @@ def _ask(model: Model, image: Tensor) -> Probed:
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(remember, lambda kept: kept),
     ):
-        output = _checked(model, image.detach().clone().requires_grad_(True))
+        output = output_of(model, image.detach().clone().requires_grad_(True))
     return Probed(tuple(output.shape[1:]), sum(saved.values()))
 
 
-def _checked(model: Model, images: Tensor) -> Tensor:
+def output_of(model: Model, images: Tensor) -> Tensor:
+    """The model's output for images, in its type and memory format.
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
     output = model(images.to(input_dtype(model)).contiguous(memory_format=memory_format(model)))
     if not isinstance(output, Tensor):
         raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(output).__name__}")

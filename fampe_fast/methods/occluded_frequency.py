@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..cpu_memory import kept_memory
+from ..engine.probing import output_of, outputs
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
-from ..model_care import Model, check_count, check_model, chunk_size, input_dtype, memory_format
+from ..model_care import Model, check_count, check_model, chunk_size
 from ..progress import progress
 
 Score = Literal["probability", "logit"]
@@ -140,8 +141,7 @@ class OccludedFrequency:
         batch, count = len(images), self.bands
         label = "bands removed"
         with progress(batch * (count + 1), label, show_progress) as advance, kept_memory(images.device):
-            outputs = [self._output(images[start : start + chunk]) for start in range(0, batch, chunk)]
-            whole = torch.cat(outputs) if batch else images.new_zeros(0, 1)
+            whole = outputs(self.forward_func, images, chunk).float() if batch else images.new_zeros(0, 1)
             # The outputs are at hand: the targets are checked against them and cost no pass of their own.
             targets = resolve_targets(lambda pixels: whole[: len(pixels)], images, target)
             base = self._scores(targets.logits(whole), targets.classes, torch.arange(batch, device=images.device))
@@ -154,7 +154,7 @@ class OccludedFrequency:
                 rest = chosen - bands.of(image_index).project(chosen, band)
                 if self.clamp:
                     rest = rest.clamp(*self.bounds)
-                logits = targets.logits(self._output(rest))
+                logits = targets.logits(output_of(self.forward_func, rest).float())
                 drops[rows] = base[image_index] - self._scores(logits, targets.classes[image_index], image_index)
                 advance(len(rows))
         energy = bands.energy(images)
@@ -172,17 +172,6 @@ class OccludedFrequency:
             self.spacing,
             count + 1,
         )
-
-    def _output(self, pixels: Tensor) -> Tensor:
-        model = self.forward_func
-        output = model(pixels.to(input_dtype(model)).contiguous(memory_format=memory_format(model)))
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(output).__name__}")
-        if output.ndim < 2 or len(output) != len(pixels):
-            raise ValueError(
-                f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(output.shape)}"
-            )
-        return output.float()
 
     def _scores(self, logits: Tensor, classes: Tensor, image_index: Tensor) -> Tensor:
         values = logits.softmax(1) if self.score == "probability" else logits

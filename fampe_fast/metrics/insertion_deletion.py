@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from fampe_fast.metrics.refinement import Refined, refine
-from fampe_fast.metrics.scoring import Compile, Scorer, check_compile
+from fampe_fast.metrics.scoring import Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
 from fampe_fast.model_care import Model, check_count, check_model, chunk_size, memory_format
 from fampe_fast.ops import pixel_mask
@@ -130,7 +131,7 @@ def insertion_deletion(
     check_maps(maps, images)
     classes = check_targets(targets, images)
     chunk = chunk_size(internal_batch_size, images.device)
-    compile = check_compile(compile, images.device)
+    way = check_compile(compile, images.device)
     _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
     pixels = height * width
@@ -149,7 +150,7 @@ def insertion_deletion(
     at_most = count if full or passes is None else min(passes, count)
     label = "insertion and deletion"
     with progress(2 * batch * at_most, label, show_progress) as advance, kept_memory(images.device):
-        scorer = Scorer(model, classes, chunk=chunk, compile=compile, advance=advance)
+        scorer = Scorer(model, classes, chunk=chunk, compile=way, advance=advance)
         sweep = _Sweep(scorer, images, first_step, shown[:, -1], chosen, colour)
         if full:
             scores = sweep.measure(changes).gather(1, shown)

@@ -10,11 +10,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
-from fampe_fast.metrics.scoring import Compile, Score, Scorer, check_compile
+from fampe_fast.metrics.scoring import Score, Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
 from fampe_fast.model_care import Model, check_count, check_model, chunk_size, memory_format
 from fampe_fast.progress import progress
@@ -112,7 +113,7 @@ def mu_fidelity(
     check_maps(maps, images)
     classes = check_targets(targets, images)
     chunk = chunk_size(internal_batch_size, images.device)
-    compile = check_compile(compile, images.device)
+    way = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
     check_seed(seed)
     batch, _, height, width = images.shape
@@ -146,7 +147,7 @@ def mu_fidelity(
         return torch.where(gone, substitute[rows], images[rows]).contiguous(memory_format=layout)
 
     with progress(batch * samples, "mu-fidelity", show_progress) as advance, kept_memory(images.device):
-        scorer = Scorer(model, classes, chunk=chunk, compile=compile, score=score, advance=advance)
+        scorer = Scorer(model, classes, chunk=chunk, compile=way, score=score, advance=advance)
         left = scorer(image, without_a_subset)[0].cpu()
     finite = left.isfinite()
     if not bool(finite.all()):

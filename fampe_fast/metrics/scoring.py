@@ -9,27 +9,24 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fampe_fast.compilation import Compiled
+from fampe_fast.compilation import Compile, Compiled, resolve_compile
 from fampe_fast.metrics.validation import check_range
 from fampe_fast.model_care import Model, input_dtype
 
-__all__ = ["Compile", "Score", "Scorer", "check_compile"]
+__all__ = ["Score", "Scorer", "check_compile"]
 
 Score = Literal["probability", "logit"]
-Compile = Literal["auto", "off", "on", "graphs"]
 
 
-def check_compile(compile: object, device: torch.device) -> Compile:
-    """One of the four ways, and CUDA graphs for a GPU alone.
+def check_compile(compile: object, device: torch.device) -> Literal["off", "on", "graphs"]:
+    """What one of the four ways is on a device.
 
     Raises:
         ValueError: another value, or graphs for a device that has none.
     """
     if compile not in get_args(Compile):
         raise ValueError(f"compile must be one of {', '.join(get_args(Compile))}; got {compile!r}")
-    if compile == "graphs" and device.type != "cuda":
-        raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
-    return compile  # type: ignore[return-value]
+    return resolve_compile(compile, device)  # type: ignore[arg-type]
 
 
 class _Forward(NamedTuple):
@@ -82,7 +79,7 @@ class Scorer:
         targets: Tensor,
         *,
         chunk: int,
-        compile: Compile,
+        compile: Literal["off", "on", "graphs"],
         score: Score = "probability",
         advance: Callable[[int], None],
     ) -> None:
@@ -92,7 +89,7 @@ class Scorer:
             model: in evaluation mode.
             targets: (B,) int64, the images' classes, on their device.
             chunk: images per model pass, at most.
-            compile: as ``check_compile`` has let pass; "auto" is on for all devices but a CPU.
+            compile: as ``check_compile`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
         """
@@ -101,8 +98,6 @@ class Scorer:
         self._in_range = False
         forward = _forward_of(model, score)
         self._plain: Callable[..., Tensor] = forward.any_size.plain
-        if compile == "auto":
-            compile = "off" if targets.device.type == "cpu" else "on"
         self._graphed = compile == "graphs"
         self._compiled = None if compile == "off" else forward.graphed if self._graphed else forward.any_size
 

@@ -52,6 +52,15 @@ class Batch:
         ]
 
 
+def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> Tensor:
+    """(B,) int64: the targets of a batch among those of the whole run; where there are none, the model's own choice."""
+    if targets is not None:
+        return torch.tensor([targets[position] for position in batch.positions], device=batch.images.device)
+    with torch.no_grad():
+        found: Tensor = classifier(batch.images).argmax(1)
+    return found
+
+
 def device_of(classifier: Classifier) -> torch.device:
     """The device the classifier's normalisation, and with it the model, is on."""
     return classifier.mean.device

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..frequency.low_pass import filtered_map
@@ -21,7 +20,7 @@ from ..models.classifier import Classifier
 from ..plots.saving import save_figure, write_atomically
 from ..plots.studies import CutoffCurve, cutoffs_figure
 from ..progress import progress
-from .batches import Batch, Failure, one_by_one_on_error, read_batches
+from .batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,11 +218,7 @@ def tune_files(
     for name, method in methods.items():
 
         def work(batch: Batch, method: AttributionMethod = method) -> tuple[_Explained, list[float]]:
-            if targets is None:
-                with torch.no_grad():
-                    chosen = classifier(batch.images).argmax(1)
-            else:
-                chosen = torch.tensor([targets[k] for k in batch.positions], device=batch.images.device)
+            chosen = targets_of_batch(classifier, batch, targets)
             maps = method.attribute(
                 batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
             )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compilation import resolve_compile
 from ..engine.config import PathConfig
 from ..engine.placements import draw_placements
 from ..engine.targets import Target
@@ -212,6 +213,6 @@ def _forms(kernel: Any) -> int:
 def _why_nothing(method: PathMethod[Any], device: torch.device) -> str:
     wanted = method.config.compile
     backend, _ = backends.choice(device)
-    if backend == "reference" and (wanted == "off" or (wanted == "auto" and device.type == "cpu")):
+    if backend == "reference" and resolve_compile(wanted, device) == "off":
         return f"compile={wanted!r} on {device.type}, and the reference, which needs no compiler, serves there"
     return "all was compiled already"

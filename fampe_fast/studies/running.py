@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..methods.base import AttributionMethod
 from ..methods.registry import create_method
 from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
 from ..models.classifier import Classifier
-from ..pipelines.batches import Batch, Failure, one_by_one_on_error, read_batches
+from ..pipelines.batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
 from ..pipelines.explain import settings_of, unique_names
 from .design import Study, Variant
 from .records import Record, Records
@@ -132,7 +130,7 @@ def run_study(
         on_failure(failure)
 
     def score(label: str, batch: Batch) -> list[Record]:
-        chosen = _targets(classifier, batch, targets)
+        chosen = targets_of_batch(classifier, batch, targets)
         maps = methods[label].attribute(
             batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
         )
@@ -189,14 +187,6 @@ def _method(variant: Variant, classifier: Classifier, explorer: Classifier | Non
     if explorer is None:
         raise ValueError(f"the variant {variant.label!r} needs another model as its explorer")
     return create_method(variant.method, classifier, **variant.options, explorer=explorer)
-
-
-def _targets(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> torch.Tensor:
-    if targets is not None:
-        return torch.tensor([targets[position] for position in batch.positions], device=batch.images.device)
-    with torch.no_grad():
-        found: torch.Tensor = classifier(batch.images).argmax(1)
-    return found
 
 
 def _part(batch: Batch, keep: list[int]) -> Batch:

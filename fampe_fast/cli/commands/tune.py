@@ -142,6 +142,8 @@ def _usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dic
         words += ["--weights", str(arguments.weights)]
     for key, value in arguments.model_arg:
         words += ["--model-arg", _key_value(key, value)]
+    if arguments.keep_batch_norm:
+        words.append("--keep-batch-norm")
     for name in ("mean", "std"):
         value = getattr(arguments, name)
         if value is not None:
