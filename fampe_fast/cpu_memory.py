@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -34,30 +34,30 @@ _users = 0
 def kept_memory(device: torch.device) -> Iterator[None]:
     """While this is open, memory that a CPU's tensors free stays with the process, for the tensors that come.
 
-    It is a setting of the whole process, and ends with the last block that asked for it; afterwards the C library gives
-    back what is free as it usually does. The peak is the same. Does nothing on other devices and systems, where
+    It is a setting of the whole process, and ends with the last block that asked for it: what is free then goes back to
+    the system. The peak is the same. Does nothing on other devices and systems, where
     ``FAMPE_FAST_KEEP_MEMORY=0`` says so, and where the environment sets glibc's thresholds itself (``MALLOC_...``,
     ``GLIBC_TUNABLES``).
 
     Args:
         device: of the images.
     """
-    change = _mallopt() if device.type == "cpu" and _wanted() else None
-    if change is None:
+    allocator = _glibc() if device.type == "cpu" and _wanted() else None
+    if allocator is None:
         yield
         return
     global _users
     with _lock:
         _users += 1
         if _users == 1:
-            _set(change, _KEEP)
+            _keep(allocator)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if _users == 0:
-                _set(change, _USUAL)
+                _give_back(allocator)
 
 
 def _wanted() -> bool:
@@ -66,16 +66,21 @@ def _wanted() -> bool:
 
 
 @cache
-def _mallopt() -> Callable[[int, int], int] | None:
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    found = getattr(ctypes.CDLL(None), "mallopt", None)
-    if found is not None:
-        found.argtypes, found.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    return found
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
-def _set(change: Callable[[int, int], int], values: dict[int, int]) -> None:
+def _keep(allocator: ctypes.CDLL) -> None:
+    _set(allocator, _KEEP)
+
+
+def _give_back(allocator: ctypes.CDLL) -> None:
+    _set(allocator, _USUAL)
+    # The threshold only looks at the heap's end: one small block that lives there would hold all that is free below it.
+    allocator.malloc_trim(0)
+
+
+def _set(allocator: ctypes.CDLL, values: dict[int, int]) -> None:
     for name, value in values.items():
-        if not change(name, value):  # older versions take no larger threshold than their adaptive ones reach
-            change(name, _USUAL[name])
+        if not allocator.mallopt(name, value):  # older versions take no larger threshold than their adaptive ones reach
+            allocator.mallopt(name, _USUAL[name])
