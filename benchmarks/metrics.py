@@ -223,8 +223,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if found.threads:
         torch.set_num_threads(found.threads)
     quiet = Quiet()
-    mean, std = ((value,) if isinstance(value, float) else value for value in (found.mean, found.std))
-    model = ModelSpec(found.model, found.weights, mean, std, dict(found.model_arg)).load(device)
+    model = ModelSpec(found.model, found.weights, found.mean, found.std, dict(found.model_arg)).load(device)
     rows = []
     for batch in found.batches:
         images = load_images(found.images, batch, found.side, model).to(device)

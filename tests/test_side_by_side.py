@@ -300,6 +300,14 @@ def test_sizes_are_varied_one_at_a_time_around_the_first() -> None:
     assert not any(case.diversity for case in side_by_side.cases(found))
 
 
+@pytest.mark.parametrize(("given", "mean"), [("0.5", [0.5, 0.5, 0.5]), ("0.1,0.2,0.3", [0.1, 0.2, 0.3])])
+def test_the_model_is_loaded_as_the_command_line_says(given: str, mean: list[float]) -> None:
+    found = side_by_side.parser().parse_args(["--model", "mobilenetv2_050", "--mean", given, "--std", "0.5"])
+    model = side_by_side.plan(found).model.load(CPU)
+    assert model.mean.flatten().tolist() == pytest.approx(mean)
+    assert model.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
 def test_a_dry_run_measures_tabulates_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("captum")
     assert side_by_side.main(["--dry-run", "--no-memory", "--out", str(tmp_path)]) == 0

@@ -46,8 +46,8 @@ class ModelSpec:
 
     name: str
     weights: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def load(self, device: torch.device) -> nn.Module:
@@ -67,7 +67,7 @@ class ModelSpec:
                 device=device,
                 model_args=self.arguments,
                 fold_batch_norm=False,
-                **{name: value[0] if len(value) == 1 else value for name, value in given.items()},
+                **given,
             )
         return model.to(memory_format=torch.channels_last)
 
