@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from .errors import FampeWarning
+from .errors import warn
 
 Compile = Literal["auto", "off", "on", "graphs"]
 
@@ -64,11 +64,9 @@ class Compiled:
             self.active = False
             result = self.plain(*args)  # raises what is the caller's mistake and not the compiler's
             reason = " ".join(str(error).split())
-            warnings.warn(
+            warn(
                 f"torch.compile failed for {self._what}, which now runs uncompiled: "
-                f"{type(error).__name__}: {reason[:300]}",
-                FampeWarning,
-                stacklevel=2,
+                f"{type(error).__name__}: {reason[:300]}"
             )
             return result
 

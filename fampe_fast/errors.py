@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class FampeWarning(UserWarning):
     """Something the caller should know, though the result stands (a zero gradient, a fallback taken)."""
+
+
+def warn(message: str) -> None:
+    """Give a ``FampeWarning`` that names the line which called the package, however deep inside it the reason lies."""
+    level, frame = 2, sys._getframe(1)
+    # torch's decorators stand between the package's own functions.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (_PACKAGE, "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FampeWarning, stacklevel=level)
 
 
 class ImageReadError(ValueError):

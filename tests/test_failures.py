@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models_for_tests import Smooth, some_images
 from torch import Tensor
 
-from fampe_fast import FAMPE, AttEXplore
+from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, insertion_deletion, mu_fidelity
 from fampe_fast.attacks import BandLimitedAttack
-from fampe_fast.engine.chunking import free_memory
-from fampe_fast.engine.probing import probe
+from fampe_fast.chunking import free_memory
 from fampe_fast.errors import BackendUnavailableError, FampeWarning
 from fampe_fast.ops import backends
+from fampe_fast.probing import probe
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +104,11 @@ class Large(Smooth):
 
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
 def test_too_little_memory_names_what_to_change(method: type) -> None:
-    explain = method(Large(3), steps=1, samples=10)
-    message = r"with 4 samples of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
-    with pytest.warns(FampeWarning, match="going on with 4"), pytest.raises(torch.OutOfMemoryError, match=message):
+    explain = method(Large(2), steps=1, samples=10)
+    message = r"with 3 images of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
+    with pytest.warns(FampeWarning, match="going on with 3"), pytest.raises(torch.OutOfMemoryError, match=message):
         explain.attribute(some_images(2), target=0, internal_batch_size=8)
-    assert explain.attribute(some_images(2), target=0, internal_batch_size=3).shape == (2, 3, 24, 24)
+    assert explain.attribute(some_images(2), target=0, internal_batch_size=2).shape == (2, 3, 24, 24)
 
 
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
@@ -114,20 +116,62 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
     images, options = some_images(2), {"steps": 2, "samples": 6, "input_diversity": False}
     expected = method(Smooth(), **options).attribute(images, target=0, internal_batch_size=4)
     model = Large(5)
-    with pytest.warns(FampeWarning, match=r"out of memory with 8 samples .* going on with 4, in later calls") as caught:
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3, in later calls") as caught:
         maps = method(model, **options).attribute(images, target=0)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the caller's
-    assert model.shown == [1, 6, *2 * [4, 4, 4]]  # the question, the attempt (12 = 6 + 6), two steps of twelve samples
+    assert model.shown == [1, 6, *2 * [3, 3, 3, 3]]  # the question, the attempt (12 = 6 + 6), two steps
     torch.testing.assert_close(maps, expected)
     model.shown.clear()
     method(model, **options).attribute(images, target=0)  # another method of the same model
-    assert model.shown == 2 * [4, 4, 4]
-    model.shown.clear()
-    method(model, **options).attribute(images, target=0, internal_batch_size=3)
     assert model.shown == 2 * [3, 3, 3, 3]
-    with pytest.warns(FampeWarning, match="going on with 4"):  # other images may need less
+    model.shown.clear()
+    method(model, **options).attribute(images, target=0, internal_batch_size=2)
+    assert model.shown == 2 * [2, 2, 2, 2, 2, 2]
+    with pytest.warns(FampeWarning, match="going on with 3"):  # other images may need less
         method(model, **options).attribute(some_images(2, height=16, width=16), target=0)
+
+
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_half_is_half_of_what_was_tried(chunk: int | None) -> None:
+    """Six samples fill no chunk of eight, let alone of 64: half of either would try the same six again."""
+    model = Large(4)
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3"):
+        FAMPE(model, steps=1, samples=6).attribute(some_images(1), target=0, internal_batch_size=chunk)
+    assert model.shown[-3:] == [6, 3, 3]
+
+
+def _mu_fidelity(model: torch.nn.Module, **options: Any) -> Tensor:
+    images = some_images(3)
+    return mu_fidelity(model, images, images, [0, 1, 2], grid_size=4, samples=7, **options).scores
+
+
+def _curves(model: torch.nn.Module, **options: Any) -> Tensor:
+    images = some_images(3)
+    found = insertion_deletion(model, images, images, [0, 1, 2], mean=0.5, steps=5, **options)
+    return torch.cat([found.insertion_curves, found.deletion_curves])
+
+
+def _drops(model: torch.nn.Module, **options: Any) -> Tensor:
+    return OccludedFrequency(model, bands=4)(some_images(3), [0, 1, 2], **options).drops
+
+
+@pytest.mark.parametrize("score", [_mu_fidelity, _curves, _drops])
+def test_what_only_scores_goes_on_with_half_as_well(score: Callable[..., Tensor]) -> None:
+    """And counts no row twice; passes that keep gradients have a size of their own."""
+    model = Large(5)
+    with pytest.warns(FampeWarning, match=r"out of memory with 8 images .* going on with 4, in later calls") as caught:
+        found = score(model)
+    assert caught[0].filename == __file__  # the caller's, and not the package's
+    torch.testing.assert_close(found, score(Smooth()))
+    model.shown.clear()
+    torch.testing.assert_close(score(model), found)
+    assert max(model.shown) == 4
+    FAMPE(model, steps=1, samples=5).attribute(some_images(1), target=0)
+    assert model.shown[-1] == 5
+    message = r"out of memory with [12] images of \(3, 24, 24\) per model pass: give a smaller internal_batch_size"
+    with pytest.warns(FampeWarning, match="going on with"), pytest.raises(torch.OutOfMemoryError, match=message):
+        score(Large(0), internal_batch_size=4)
 
 
 def test_attacks_go_on_with_half_as_well() -> None:
@@ -143,7 +187,7 @@ def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPat
     model, images = Large(100), some_images(1)
     each = 2 * probe(model, images).saved_bytes + 8 * images[0].numel() * 4
     for room, chunk in ((2.5, 2), (0.1, 1), (7.9, 7), (1000, 8)):
-        monkeypatch.setattr("fampe_fast.engine.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
+        monkeypatch.setattr("fampe_fast.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
         model.shown.clear()
         FAMPE(model, steps=1, samples=16).attribute(images, target=0)
         assert len(model.shown) == -(-16 // chunk)
@@ -205,8 +249,11 @@ def test_a_gpu_that_is_full_says_so() -> None:
             wasted = torch.empty(2**50 if len(pixels) > 3 else 1, dtype=torch.uint8, device=pixels.device)
             return super().forward(pixels) + 0 * wasted[0]
 
-    explain = FAMPE(Hungry().cuda(), steps=1, samples=4, compile="off")
-    with pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size"):
+    explain = FAMPE(Hungry().cuda(), steps=1, samples=8, compile="off")
+    with (
+        pytest.warns(FampeWarning, match="out of memory with 16 images .* going on with 8"),
+        pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size"),
+    ):
         explain.attribute(some_images(2).cuda(), target=0)
 
 

@@ -15,9 +15,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
-from ..engine.chunking import ChunkSize
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from ..engine.path import follow_path
 from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
@@ -142,7 +142,8 @@ class BandLimitedAttack:
             stack.enter_context(kept_memory(images.device))
             check_model(self.forward_func, images)
             ids = check_image_ids(image_ids, images)
-            chunks = ChunkSize((self.forward_func,), images, internal_batch_size, config.precision)
+            chunks = ChunkSize.for_gradients((self.forward_func,), images, internal_batch_size, config.precision)
+            stack.enter_context(chunks.advice())
             targets = resolve_targets(self.forward_func, images, target, chunks.size)
             loop = GradientLoop(self.forward_func, _sampler_of(config), config)
             constraint = _BandConstraint(self, self.step_projections)

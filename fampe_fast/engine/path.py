@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import FampeWarning
+from ..chunking import ChunkSize
+from ..errors import warn
 from ..frequency.low_pass import low_pass
 from ..model_care import frozen_parameters
 from .aggregation import GradientLoop
-from .chunking import ChunkSize
 from .samplers import Prepared, Stream
 from .schedule import Schedule
 from .targets import Targets
@@ -98,7 +97,9 @@ def follow_path(
     schedule = Schedule(config, batch, height, width, device)
 
     def gradients(of: GradientLoop, spectrum: Tensor, prepared: Prepared, step: int) -> Tensor:
-        total = chunks.run(lambda size: of(spectrum, prepared, targets, stream, schedule, step, size))
+        total = chunks.run(
+            lambda size: of(spectrum, prepared, targets, stream, schedule, step, size), schedule.most_rows
+        )
         if config.gradient_cutoff is not None:
             total = low_pass(total, config.gradient_cutoff)
         return total if constraint is None else constraint.gradient(total)
@@ -158,4 +159,4 @@ def _warn_of_unusable(scale: Tensor, image_ids: Tensor) -> None:
     ):
         if bool(flags.any()):
             ids = image_ids[flags].tolist()
-            warnings.warn(f"the gradient of image(s) {ids[:5]} {what}", FampeWarning, stacklevel=4)
+            warn(f"the gradient of image(s) {ids[:5]} {what}")

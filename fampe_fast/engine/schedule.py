@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..chunking import even_parts
 from .config import PathConfig
 from .placements import draw_placements
 from .samplers import Rows
@@ -61,6 +62,12 @@ class Schedule:
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)
 
+    @property
+    def most_rows(self) -> int:
+        """The rows of one kind, diversified or not, that a step cuts into chunks: the most of all steps."""
+        samples = self._numbers.shape[1]
+        return self._batch * max(max(plain, samples - plain) for plain in self._plain)
+
     def step_number(self, step: int) -> Tensor:
         """A step's number as a () int64 tensor on the device."""
         return self._steps[step]
@@ -69,8 +76,8 @@ class Schedule:
         """All pairs of a step, flattened with the image running fastest, in few even parts of at most ``size`` rows."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
-            count = -(-(stop - start) // size)
-            for k in range(count):  # even parts: a small remainder costs more per row than the others
+            count = even_parts(stop - start, size)
+            for k in range(count):
                 first, last = (start + (stop - start) * part // count for part in (k, k + 1))
                 flat = torch.arange(first, last, device=self._device)
                 position = flat // self._batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model_care import Model
-from .probing import outputs, probe
+from ..probing import outputs, probe
 
 Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | None
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
-from ..engine.chunking import ChunkSize
 from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.samplers import Sampler
@@ -174,10 +173,10 @@ class PathMethod(Generic[Config]):
             ids = check_image_ids(image_ids, images)
             models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
             with kept_memory(images.device):
-                chunks = ChunkSize(models, images, internal_batch_size, self.config.precision)
+                chunks = ChunkSize.for_gradients(models, images, internal_batch_size, self.config.precision)
                 targets = resolve_targets(self.forward_func, images, target, chunks.size)
                 loop, explorer, name = self._gradient_loop(), self._exploring_loop(), type(self).__name__
-                with progress(self.config.steps, name, show_progress) as advance, _advice(chunks, images):
+                with progress(self.config.steps, name, show_progress) as advance, chunks.advice():
                     details = follow_path(loop, images, targets, ids, chunks, advance, explorer=explorer)
                 maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
@@ -188,18 +187,6 @@ class PathMethod(Generic[Config]):
         if cutoff is None:
             return attribution
         return two_scale_map(attribution, cutoff).expand_as(attribution).contiguous()
-
-
-@contextmanager
-def _advice(chunks: ChunkSize, images: Tensor) -> Iterator[None]:
-    """Say what to do when the memory does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"out of memory with {chunks.size} samples of {tuple(images.shape[1:])} per model pass: give a smaller "
-            f"internal_batch_size, or fewer than {len(images)} images at a time if 1 is still too many. {error}"
-        ) from error
 
 
 def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:

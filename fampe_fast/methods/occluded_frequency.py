@@ -5,18 +5,20 @@ Wang, Yang, Shrivastava, Rawal and Ding, "Towards Frequency-Based Explanation fo
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
-from ..engine.probing import output_of, outputs
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
-from ..model_care import Model, check_count, check_model, chunk_size
+from ..model_care import Model, check_count, check_model
+from ..probing import output_of, outputs
 from ..progress import progress
 
 Score = Literal["probability", "logit"]
@@ -122,7 +124,8 @@ class OccludedFrequency:
             inputs: (B, C, H, W), floating-point, values in ``bounds``, at least 8 x 8 pixels.
             target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
                 several output dimensions a tuple (class, place...).
-            internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU.
+            internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved, once, with a warning,
+                where a pass runs out of memory, and remembered for the model.
             show_progress: show a bar on standard error.
 
         Returns:
@@ -130,33 +133,45 @@ class OccludedFrequency:
 
         Raises:
             TypeError: inputs, target or chunk size of a wrong type.
+            torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
                 target out of range or of wrong length, too many bands for the size, or a model output that is not
                 (B, classes) or not finite (naming the image).
         """
         images = check_images(inputs, self.bounds)
         check_model(self.forward_func, images)
-        chunk = chunk_size(internal_batch_size, images.device)
+        chunks = ChunkSize.for_scores(self.forward_func, images, internal_batch_size)
         bands = self.bands_of(images)
         batch, count = len(images), self.bands
         label = "bands removed"
-        with progress(batch * (count + 1), label, show_progress) as advance, kept_memory(images.device):
-            whole = outputs(self.forward_func, images, chunk).float() if batch else images.new_zeros(0, 1)
+        bar = progress(batch * (count + 1), label, show_progress)
+        with bar as advance, kept_memory(images.device), chunks.advice():
+            whole = images.new_zeros(0, 1)
+            if batch:
+                whole = chunks.run(lambda size: outputs(self.forward_func, images, size), batch).float()
             # The outputs are at hand: the targets are checked against them and cost no pass of their own.
             targets = resolve_targets(lambda pixels: whole[: len(pixels)], images, target)
             base = self._scores(targets.logits(whole), targets.classes, torch.arange(batch, device=images.device))
             advance(batch)
             drops = images.new_zeros(batch * count)
-            for start in range(0, batch * count, chunk):
-                rows = torch.arange(start, min(start + chunk, batch * count), device=images.device)
+
+            def without_bands(start: int, size: int) -> tuple[Tensor, Tensor]:
+                rows = torch.arange(start, min(start + size, batch * count), device=images.device)
                 image_index, band = rows // count, rows % count
                 chosen = images[image_index]
                 rest = chosen - bands.of(image_index).project(chosen, band)
                 if self.clamp:
                     rest = rest.clamp(*self.bounds)
-                logits = targets.logits(output_of(self.forward_func, rest).float())
+                return rows, targets.logits(output_of(self.forward_func, rest).float())
+
+            start = 0
+            while start < batch * count:
+                ask = functools.partial(without_bands, start)
+                rows, logits = chunks.run(ask, min(chunks.size, batch * count - start))
+                image_index = rows // count
                 drops[rows] = base[image_index] - self._scores(logits, targets.classes[image_index], image_index)
                 advance(len(rows))
+                start += len(rows)
         energy = bands.energy(images)
         total = energy.sum(1, keepdim=True)
         flat = (images.amax((-2, -1)) == images.amin((-2, -1))).all(1).cpu() & (not self.include_dc)

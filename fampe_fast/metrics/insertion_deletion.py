@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from fampe_fast.metrics.refinement import Refined, refine
 from fampe_fast.metrics.scoring import Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_count, check_model, chunk_size, memory_format
+from fampe_fast.model_care import Model, check_count, check_model, memory_format
 from fampe_fast.ops import pixel_mask
 from fampe_fast.progress import progress
 
@@ -109,7 +110,8 @@ def insertion_deletion(
         mean: the colour that the model's normalisation maps to zero, one number or one per channel, for protocols that
             change pixels to it (`rise`); None takes `model.mean`, which every `Classifier` has.
         internal_batch_size: images per model pass; None is 8 on a CPU and 64 elsewhere. The scores do not depend on it,
-            but for the rounding inside the model.
+            but for the rounding inside the model. Where a pass runs out of memory, it is halved, once, with a warning,
+            and remembered for the model.
         compile: the model's forward pass through ``torch.compile``: "on", "off", "graphs" (with CUDA graphs), or
             "auto": on for GPUs, off on a CPU. It changes the model's last bits; a model that cannot be compiled runs as
             it is, with one warning.
@@ -120,6 +122,7 @@ def insertion_deletion(
 
     Raises:
         TypeError: an argument of the wrong type, integer images or maps, floating-point targets.
+        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
             or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
             finite, an unknown protocol, a mean colour that is asked for and not known, a budget or tolerance out of
@@ -130,7 +133,7 @@ def insertion_deletion(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    chunk = chunk_size(internal_batch_size, images.device)
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size)
     way = check_compile(compile, images.device)
     _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
@@ -149,8 +152,9 @@ def insertion_deletion(
     full = tolerance is None and (passes is None or passes > count)
     at_most = count if full or passes is None else min(passes, count)
     label = "insertion and deletion"
-    with progress(2 * batch * at_most, label, show_progress) as advance, kept_memory(images.device):
-        scorer = Scorer(model, classes, chunk=chunk, compile=way, advance=advance)
+    bar = progress(2 * batch * at_most, label, show_progress)
+    with bar as advance, kept_memory(images.device), chunks.advice():
+        scorer = Scorer(model, classes, chunks=chunks, compile=way, advance=advance)
         sweep = _Sweep(scorer, images, first_step, shown[:, -1], chosen, colour)
         if full:
             scores = sweep.measure(changes).gather(1, shown)

@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics.draws import Stream, random_words
@@ -17,7 +18,7 @@ from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, m
 from fampe_fast.metrics.rank_correlation import rank_correlation
 from fampe_fast.metrics.scoring import Score, Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_count, check_model, chunk_size, memory_format
+from fampe_fast.model_care import Model, check_count, check_model, memory_format
 from fampe_fast.progress import progress
 from fampe_fast.random_names import check_image_ids, check_seed
 
@@ -94,7 +95,7 @@ def mu_fidelity(
         seed: of the subsets, 64 bits.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
         internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
-            scores do not depend on it, but for the rounding inside the model.
+            scores do not depend on it, but for the rounding inside the model. Halved as in ``insertion_deletion``.
         compile: the model's forward pass through ``torch.compile``, as in ``insertion_deletion``.
         show_progress: draw a progress bar on standard error.
 
@@ -103,6 +104,7 @@ def mu_fidelity(
 
     Raises:
         TypeError: an argument of the wrong type.
+        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
             or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
             finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit,
@@ -112,7 +114,7 @@ def mu_fidelity(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    chunk = chunk_size(internal_batch_size, images.device)
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size)
     way = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
     check_seed(seed)
@@ -137,24 +139,25 @@ def mu_fidelity(
     relevance_of_cell = _whole_numbers(maps.detach().to(images.device), cell, cells)
     row = torch.arange(batch * samples, device=images.device)
     image, sample = row.div(samples, rounding_mode="floor"), row.remainder(samples)
-    relevance = []
+    relevance: dict[int, Tensor] = {}
 
     def without_a_subset(part: slice) -> Tensor:
         rows = image[part]
         taken = _subsets(random_words(Stream.SUBSETS, seed, ids[rows], sample[part], cells), share, size)
-        relevance.append(torch.where(taken, relevance_of_cell[rows], 0).sum(1))
+        relevance[part.start] = torch.where(taken, relevance_of_cell[rows], 0).sum(1)
         gone = taken[:, cell].reshape(-1, 1, height, width)
         return torch.where(gone, substitute[rows], images[rows]).contiguous(memory_format=layout)
 
-    with progress(batch * samples, "mu-fidelity", show_progress) as advance, kept_memory(images.device):
-        scorer = Scorer(model, classes, chunk=chunk, compile=way, score=score, advance=advance)
+    bar = progress(batch * samples, "mu-fidelity", show_progress)
+    with bar as advance, kept_memory(images.device), chunks.advice():
+        scorer = Scorer(model, classes, chunks=chunks, compile=way, score=score, advance=advance)
         left = scorer(image, without_a_subset)[0].cpu()
     finite = left.isfinite()
     if not bool(finite.all()):
         bad = int(image.cpu()[~finite][0])
         raise ValueError(f"the model's {score} of the target is not finite for image {bad}; expected finite logits")
     lost = -left.reshape(batch, samples)
-    scores = rank_correlation(torch.cat(relevance).cpu().reshape(batch, samples), lost)
+    scores = rank_correlation(torch.cat([*relevance.values()]).cpu().reshape(batch, samples), lost)
     return MuFidelity(scores.to(kind).to(images.device), grid_size, share, fixed_size, samples, score)
 
 

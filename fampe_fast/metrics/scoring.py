@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile, Compiled, resolve_compile
 from fampe_fast.metrics.validation import check_range
 from fampe_fast.model_care import Model, input_dtype
@@ -78,7 +80,7 @@ class Scorer:
         model: Model,
         targets: Tensor,
         *,
-        chunk: int,
+        chunks: ChunkSize,
         compile: Literal["off", "on", "graphs"],
         score: Score = "probability",
         advance: Callable[[int], None],
@@ -88,12 +90,12 @@ class Scorer:
         Args:
             model: in evaluation mode.
             targets: (B,) int64, the images' classes, on their device.
-            chunk: images per model pass, at most.
+            chunks: images per model pass.
             compile: as ``check_compile`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
         """
-        self._model, self._targets, self._chunk, self._advance = model, targets, chunk, advance
+        self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
         self._dtype = input_dtype(model)
         self._in_range = False
         forward = _forward_of(model, score)
@@ -106,32 +108,38 @@ class Scorer:
 
         Args:
             image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
-            make: gives the rows (p, C, H, W) of a slice, in the model's memory format.
+            make: gives the rows (p, C, H, W) of a slice, in the model's memory format; asked again for fewer where the
+                pass ran out of memory.
             shared: so many of the first rows are scored for all targets.
 
         Returns:
             (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
         """
         own, common = [], []
-        for begin in range(0, len(image_index), self._chunk):
-            part = slice(begin, begin + self._chunk)
+        begin, rows = 0, len(image_index)
+        while begin < rows:
             with torch.inference_mode():
-                found = self._run(make(part))
+                ask = functools.partial(self._pass, make, begin)
+                found = self._chunks.run(ask, min(self._chunks.size, rows - begin))
                 if not self._in_range:
                     check_range(self._targets, found.shape[1])
                     self._in_range = True
-                own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
+                end = begin + len(found)
+                own.append(found.gather(1, self._targets[image_index[begin:end], None])[:, 0])
                 common.append(found[: max(shared - begin, 0), self._targets])
             self._advance(len(found))
+            begin = end
         # Outside inference mode: tensors that callers may use freely.
         return torch.cat(own), torch.cat(common)
 
-    def _run(self, pixels: Tensor) -> Tensor:
+    def _pass(self, make: Callable[[slice], Tensor], begin: int, size: int) -> Tensor:
+        """Scores of all classes for the rows from ``begin`` on, ``size`` of them or what is left."""
+        pixels = make(slice(begin, begin + size))
         compiled = self._compiled
         if compiled is None or not compiled.active:
             return self._plain(self._model, pixels, self._dtype)
         count = len(pixels)
-        pixels = _padded(pixels, _size(count, self._chunk, self._graphed))
+        pixels = _padded(pixels, _size(count, size, self._graphed))
         if self._graphed:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         elif len(pixels) > 1:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..model_care import Model, frozen_parameters, input_dtype, memory_format
+from .model_care import Model, frozen_parameters, input_dtype, memory_format
 
 
 class Probed(NamedTuple):

@@ -1,0 +1,167 @@
+"""How many images a model pass takes: asked for, or as many as fit; halved once where they did not."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .errors import warn
+from .model_care import Model, chunk_size
+from .probing import probe
+
+Result = TypeVar("Result")
+
+# Of the free memory; the rest is for workspaces and fragmentation.
+_SHARE = 0.8
+# The backward pass holds gradients of activations beside what the forward pass has saved.
+_BESIDE = 2
+# Spectrum, sample, gradient and their like, in units of a sample.
+_OWN = 8
+
+# The largest chunk that fitted after one that did not, by model and kind of pass.
+_FITTING: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+
+
+class ChunkSize:
+    """Images per model pass, for one run.
+
+    Attributes:
+        size: how many at most.
+    """
+
+    def __init__(self, models: tuple[Model, ...], images: Tensor, size: int, kind: Hashable) -> None:
+        """Take a size, or what was found to fit before.
+
+        Args:
+            models: whose passes they are.
+            images: (B, C, H, W), what the passes are made of.
+            size: images per pass, if they fit.
+            kind: of pass; what fitted is remembered for each.
+        """
+        self._models = models
+        self._images = tuple(images.shape)
+        self._device = images.device
+        self._key = images.device, self._images[1:], kind
+        self._halved = False
+        self.size = min([size, *(known[self._key] for known in self._known() if self._key in known)])
+
+    @classmethod
+    def for_gradients(
+        cls, models: tuple[Model, ...], images: Tensor, asked: int | None, precision: str = "fp32"
+    ) -> ChunkSize:
+        """For forward and backward passes over samples of images.
+
+        Args:
+            models: whose passes they are.
+            images: (B, C, H, W), what will be explained.
+            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory.
+            precision: of the passes.
+
+        Raises:
+            TypeError, ValueError: a choice that is no whole number of at least 1, or models that ``probe`` refuses.
+        """
+        size = chunk_size(asked, images.device)
+        if asked is None and len(images):
+            size = min(size, *(_that_fit(model, images) or size for model in models))
+        return cls(models, images, size, precision)
+
+    @classmethod
+    def for_scores(cls, model: Model, images: Tensor, asked: int | None) -> ChunkSize:
+        """For forward passes, which keep nothing.
+
+        Args:
+            model: whose passes they are.
+            images: (B, C, H, W), whose variants will be scored.
+            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere.
+
+        Raises:
+            TypeError, ValueError: a choice that is no whole number of at least 1.
+        """
+        return cls((model,), images, chunk_size(asked, images.device), "scores")
+
+    def run(self, call: Callable[[int], Result], rows: int) -> Result:
+        """The result of a call that takes the size; where it runs out of memory, with half of it, once in a run.
+
+        Args:
+            call: makes passes of at most so many images.
+            rows: how many it cuts into passes, evenly (``even_parts``).
+
+        Raises:
+            torch.OutOfMemoryError: the memory does not suffice for half of it either.
+        """
+        try:
+            return call(self.size)
+        except torch.OutOfMemoryError:
+            tried = -(-rows // even_parts(rows, self.size))
+            if self._halved or tried == 1:
+                raise
+        # Out here the traceback, which holds the call's tensors, is gone.
+        self._halve(tried)
+        return call(self.size)
+
+    @contextmanager
+    def advice(self) -> Iterator[None]:
+        """Say what to change where the memory does not suffice.
+
+        Raises:
+            torch.OutOfMemoryError: in place of the one that says how many bytes were missing.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            batch, *shape = self._images
+            raise torch.OutOfMemoryError(
+                f"out of memory with {self.size} images of {tuple(shape)} per model pass: give a smaller "
+                f"internal_batch_size, or fewer than {batch} images at a time if 1 is still too many. {error}"
+            ) from error
+
+    def _halve(self, tried: int) -> None:
+        self._halved = True
+        self.size = tried // 2
+        for known in self._known():
+            known[self._key] = self.size
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        warn(
+            f"out of memory with {tried} images per model pass: going on with {self.size}, in later calls with this "
+            f"model as well (internal_batch_size={self.size} spares the attempt)"
+        )
+
+    def _known(self) -> list[dict[Hashable, int]]:
+        return [_FITTING.setdefault(model, {}) for model in self._models if isinstance(model, nn.Module)]
+
+
+def even_parts(rows: int, size: int) -> int:
+    """Into how many parts of at most ``size`` rows are cut; even ones, as a small remainder costs more per row."""
+    return -(-rows // size)
+
+
+def _that_fit(model: Model, images: Tensor) -> int | None:
+    """As many samples as the free memory holds, at least one; None where that is not known."""
+    saved, free = probe(model, images).saved_bytes, free_memory(images.device)
+    if saved is None or free is None:
+        return None
+    each = _BESIDE * saved + _OWN * images[0].numel() * 4
+    return max(1, int(_SHARE * free / each))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still hand out; None where it does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "cpu":
+        try:
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return None
