@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from .training import BandMixAugmentation, LowPassAugmentation
 
 __version__ = "0.1.0"
+
+# From a checkout's folder Python finds this package there before an installed one, and two of its parts lie beside it.
+if not (Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 _HOMES = {
     "AttEXplore": "methods.attexplore",

@@ -98,7 +98,9 @@ class ChunkSize:
         """
         try:
             return call(self.size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             tried = -(-rows // even_parts(rows, self.size))
             if self._halved or tried == 1:
                 raise
@@ -115,7 +117,9 @@ class ChunkSize:
         """
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             batch, *shape = self._images
             raise torch.OutOfMemoryError(
                 f"out of memory with {self.size} images of {tuple(shape)} per model pass: give a smaller "
@@ -142,6 +146,11 @@ class ChunkSize:
 def even_parts(rows: int, size: int) -> int:
     """Into how many parts of at most ``size`` rows are cut; even ones, as a small remainder costs more per row."""
     return -(-rows // size)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is torch's for want of memory, which on a CPU has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _that_fit(model: Model, images: Tensor) -> int | None:

@@ -139,6 +139,8 @@ def test_evaluate_prints_a_table_and_writes_scores_and_a_sheet(
     assert scores["protocol"] == "per_pixel"
     assert [image["file"] for image in scores["images"]] == [f"object_{k}.png" for k in range(3)]
     assert scores["failures"][0]["file"] == "broken.png"
+    assert [method["passes"] for method in scores["methods"].values()] == [2, 1, 3, 3]
+    assert len(str(scores["fingerprint"])) == 16
     for name in ("fampe", "saliency", "smoothgrad", "integrated_gradients"):
         areas = [image["insertion"][name] for image in scores["images"]]
         summary = scores["summary"][name]["insertion"]
@@ -210,11 +212,35 @@ def test_doctor_reports_a_backend_that_cannot_run(
     assert "'nonsense': unknown" in capsys.readouterr().out
 
 
+def test_a_backend_that_cannot_run_ends_a_command_before_its_images(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "nonsense")
+    out = tmp_path / "out"
+    assert main(["explain", str(photos), "--model", str(model_file), "--out", str(out), *QUICK]) == UNUSABLE
+    assert capsys.readouterr().err.count("'nonsense': unknown") == 1
+    assert not out.exists()
+
+
+def test_an_own_models_classes_and_size_can_be_told(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = [f"kind {k}" for k in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    out = tmp_path / "out"
+    told = ["--class-names", str(tmp_path / "names.txt"), "--input-size", "72"]
+    assert main(["explain", str(photos), "--model", str(model_file), "--out", str(out), *told, *QUICK]) == DONE
+    assert "kind " in capsys.readouterr().out
+    assert np.load(out / "object_0.npz")["image"].shape == (3, 72, 72)
+
+
 UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "{model}", "--alpha", "1.5"], r"alpha must be in [0, 1], got 1.5"),
     (["explain", "{photos}", "--model", "{model}", "--steps", "0"], "steps must be at least 1, got 0"),
     (["explain", "{photos}", "--model", "{model}", "--option", "mode=mixed"], "mode must be one of"),
-    (["explain", "{photos}", "--model", "{model}", "--option", "speed=9"], "no such option(s): speed"),
+    (["explain", "{photos}", "--model", "{model}", "--option", "speed=9"], "no such option(s): speed; known are"),
+    (["explain", "{photos}", "--model", "{model}", "--option", "eps=0/255"], "eps must be in (0, inf], got 0.0"),
+    (["explain", "{photos}", "--model", "{model}", "--class-names", "{photos}/names.txt"], "names.txt"),
     (["explain", "{photos}", "--model", "{model}", "--method", "saliency", "--alpha", "1"], "no such option(s): alpha"),
     (["explain", "{photos}", "--model", "no_such_net", "--weights", "{model}"], "no_such_net"),
     (["explain", "{photos}", "--model", "{photos}/nothing.pt"], "nothing.pt"),

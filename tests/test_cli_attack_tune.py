@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from fampe_fast import TunedCutoff, create_method
 from fampe_fast.attacks import BandLimitedAttack, disturbance
 from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
+from fampe_fast.cli.chosen import other_classifier_of
+from fampe_fast.cli.parser import parse
 from fampe_fast.frequency import filtered_map, low_pass
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate, insertion_deletion
@@ -546,6 +548,9 @@ UNUSABLE_ARGUMENTS = [
     (["attack", "{photos}", "--samples", "5"], "5 times the same one"),
     (["attack", "{photos}", "--rings", "9999"], "bands"),
     (["attack", "{photos}", "--transfer-to-weights", "{model}"], "name it with --transfer-to"),
+    (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg belongs to a model"),
+    (["study", "explorer", "{photos}", "--explorer-mean", "0.5"], "name it with --explorer"),
+    (["study", "alpha", "{photos}", "--option", "samples=3"], "use --samples"),
     (["attack", "{photos}/object_0.png"], "attack takes a folder of images"),
     (["attack", "{empty}"], "no images in the directory"),
     (["attack", "{photos}", "--labels", "{few_labels}"], "2 of 3 images have no label"),
@@ -555,6 +560,16 @@ UNUSABLE_ARGUMENTS = [
     (["tune", "{photos}", "--out", "{photos}/cutoffs.txt"], "a file name ending in .json"),
     (["tune", "{photos}", "--out", "{list}"], "is not a file of tuned cut-offs"),
 ]
+
+
+@pytest.mark.parametrize("command", [["attack", "photos"], ["study", "explorer", "photos"]], ids=["attack", "study"])
+def test_the_other_model_has_a_normalisation_of_its_own(command: list[str], model_file: Path) -> None:
+    option = {"attack": "transfer-to", "study": "explorer"}[command[0]]
+    model = ["--model", str(model_file), "--mean", "0.1", "--std", "0.2"]
+    other = [f"--{option}", str(model_file), f"--{option}-mean", "0.3,0.4,0.5", f"--{option}-std", "0.6"]
+    found = other_classifier_of(parse([*command, *model, *other]), option.replace("-", "_"))
+    assert found.mean.flatten().tolist() == pytest.approx([0.3, 0.4, 0.5])
+    assert found.std.flatten().tolist() == pytest.approx([0.6, 0.6, 0.6])
 
 
 @pytest.mark.parametrize(("arguments", "message"), UNUSABLE_ARGUMENTS, ids=[case[1] for case in UNUSABLE_ARGUMENTS])

@@ -90,15 +90,19 @@ def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch
 class Large(Smooth):
     """Has memory for so many images; remembers how many it was shown."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
         super().__init__()
         self.most = most
+        self.error = error
         self.shown: list[int] = []
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.shown.append(len(pixels))
         if len(pixels) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            where = (
+                "DefaultCPUAllocator: can't allocate memory:" if self.error is RuntimeError else "CUDA out of memory."
+            )
+            raise self.error(f"{where} Tried to allocate 20.00 MiB.")
         return super().forward(pixels)
 
 
@@ -130,6 +134,30 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
     assert model.shown == 2 * [2, 2, 2, 2, 2, 2]
     with pytest.warns(FampeWarning, match="going on with 3"):  # other images may need less
         method(model, **options).attribute(some_images(2, height=16, width=16), target=0)
+
+
+def test_a_cpus_want_of_memory_is_known_by_its_message() -> None:
+    images = some_images(2)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
+        torch.empty(2**50)  # what torch itself says
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3"):
+        FAMPE(Large(4, RuntimeError), steps=1, samples=3).attribute(images, target=0)
+    with (
+        pytest.warns(FampeWarning, match="going on with 3"),
+        pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size.*DefaultCPUAllocator"),
+    ):
+        FAMPE(Large(2, RuntimeError), steps=1, samples=3).attribute(images, target=0)
+
+
+def test_other_errors_of_a_model_are_passed_on() -> None:
+    class Broken(Smooth):
+        def forward(self, pixels: Tensor) -> Tensor:
+            if len(pixels) > 1:
+                raise RuntimeError("the model's own mistake")
+            return super().forward(pixels)
+
+    with pytest.raises(RuntimeError, match="^the model's own mistake"):
+        FAMPE(Broken(), steps=1, samples=3).attribute(some_images(2), target=0)
 
 
 @pytest.mark.parametrize("chunk", [None, 64])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,21 @@ def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> N
     assert output[2] == "True"
 
 
+def test_a_checkout_works_where_another_copy_is_installed() -> None:
+    """Python started in the folder finds the package there first, without the parts that installing puts into it."""
+    output = run(
+        """
+        import sys
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+        import fampe_fast, fampe_fast.reference, fampe_fast.kernels
+        print(fampe_fast.__file__, fampe_fast.reference.__file__, fampe_fast.kernels.__file__)
+        """,
+        ROOT,
+    ).split()
+    folders = ("fampe_fast", "reference", "kernels")
+    assert [Path(file).parent for file in output] == [ROOT / name for name in folders]
+
+
 def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("fampe-fast")
     if not command.exists():
@@ -197,6 +213,43 @@ def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
         fampe_fast.register_backend("triton", {})
     with pytest.raises(ValueError, match=r"unknown primitives \['fft'\]"):
         fampe_fast.register_backend("mine", {"fft": radial_mask})
+
+
+class Offer:
+    """An entry point, as ``importlib.metadata`` gives it."""
+
+    value = "their_package:register"
+
+    def __init__(self, register: Callable[[], None]) -> None:
+        self.load = lambda: register
+
+
+def test_a_backend_of_another_package_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:
+        fampe_fast.register_backend("theirs", {"radial_mask": lambda cutoff, *size: (cutoff + 1, cutoff + 2)})
+
+    def fail() -> None:
+        raise OSError("no such library")
+
+    offers = {"theirs": register, "broken": fail}
+    monkeypatch.setattr(
+        backends,
+        "entry_points",
+        lambda group, name: [Offer(offers[name])] if group == "fampe_fast.backends" and name in offers else [],
+    )
+    try:
+        monkeypatch.setenv(backends.VARIABLE, "theirs")
+        assert [float(mask) for mask in fampe_fast.ops.radial_mask(torch.ones(1), 8, 9)] == [2, 3]
+        monkeypatch.setenv(backends.VARIABLE, "broken")
+        with pytest.raises(BackendUnavailableError, match="their_package:register failed: OSError.*no such library"):
+            backends.choice("cpu")
+        monkeypatch.setenv(backends.VARIABLE, "nobodys")
+        with pytest.raises(BackendUnavailableError, match=r"known are auto, .*entry point in the group"):
+            backends.choice("cpu")
+    finally:
+        backends._BACKENDS.pop("theirs", None)
+        backends._choice.cache_clear()
+        backends._resolve.cache_clear()
 
 
 def test_a_failing_compiler_costs_a_warning_and_no_result(monkeypatch: pytest.MonkeyPatch) -> None:

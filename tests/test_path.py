@@ -14,7 +14,7 @@ import torch
 from models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig, create_method
+from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig, FORGrad, create_method
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.placements import Placement, draw_placements, padded_size
 from fampe_fast.engine.samplers import BandMixSampler, DCTSampler, Rows, Stream
@@ -637,6 +637,9 @@ def test_it_stands_where_captum_takes_an_attribution() -> None:
         smoothed = tunnel.attribute(images, nt_samples=3, stdevs=0.01, target=1)
         assert smoothed.shape == images.shape
         assert pearson(smoothed, method.attribute(images, 1)) > 0.9
+        for other in (FORGrad(method, 5), create_method("saliency", Smooth())):
+            maps = captum.NoiseTunnel(other).attribute(images, nt_samples=2, stdevs=0.01, target=1)
+            assert maps.shape == images.shape
         values = sensitivity_max(method.attribute, images, target=1, perturb_radius=0.01, n_perturb_samples=2)
     assert values.shape == (2,)
     assert (values > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import find_images
 from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
+from fampe_fast.methods.passes import passes_of
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.plots.studies import StudyLine, study_figure
 from fampe_fast.studies import STUDIES, Budget, Study, Variant, define_study, run_study
@@ -118,6 +120,19 @@ def test_other_images_and_labels_are_not_mixed_in(classifier, photos: Path, tmp_
     assert go_on(paths, [4, 5, 6]) == 3 * 3  # more of them, behind
 
 
+def test_another_models_scores_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
+    """Of the same name and shapes: its weights or its normalisation are others."""
+    paths, out = find_images([photos])[:1], tmp_path / "out"
+    run_study(SMALL, classifier, paths, out, metric_steps=2)
+    retrained, renormalised = copy.deepcopy(classifier), copy.deepcopy(classifier)
+    next(retrained.parameters()).data[0].mul_(1.001)
+    renormalised.mean.add_(0.001)
+    for other in (retrained, renormalised):
+        with pytest.raises(ValueError, match=r"other settings \(fingerprint\): give another folder"):
+            run_study(SMALL, other, paths, out, metric_steps=2)
+    assert len(run_study(SMALL, copy.deepcopy(classifier), paths, out, metric_steps=2).records) == 3
+
+
 def test_another_study_is_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "new" / "records.jsonl"
     Records(path, {"alpha": 1, "beta": [1, 2]}).add(Record("a", 0, "v", 1, 0.5, 0.25))
@@ -194,7 +209,11 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
     reference, *others = study.variants
     assert reference.method == "attexplore"
     plain = create_method("fampe", classifier, steps=3, samples=4, seed=5, eps=0.05).config
-    if name in ("methods", "explorer"):
+    if name in ("methods", "peers", "explorer"):
+        if name == "peers":
+            pytest.importorskip("captum")
+            passes = [passes_of(create_method(v.method, classifier, **v.options)) for v in study.variants]
+            assert passes == [12, 12, 20, 10, 10, 12, 12, 1]
         assert "fampe" in [variant.label for variant in others]
         assert any(variant.explored for variant in others) == (name == "explorer")
         for variant in others:

@@ -1,4 +1,8 @@
-"""The command ``fampe-fast``. Exit codes: 0 all done, 1 some images failed, 2 nothing could start, 130 interrupted."""
+"""The command ``fampe-fast``.
+
+Exit codes: 0 all done, 1 some images failed (doctor: a fault), 2 nothing could start or every image failed, 130
+interrupted.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 PLAIN_NAMES = ("fampe", "fampe_published", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
 METHOD_NAMES = (*PLAIN_NAMES, *(f"forgrad_{name}" for name in PLAIN_NAMES))
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
-STUDY_NAMES = ("methods", "alpha", "cutoff", "budget", "noise", "explorer")
+STUDY_NAMES = ("methods", "peers", "alpha", "cutoff", "budget", "noise", "explorer")
 BAND_NAMES = ("low", "high", "all")
 GRADIENT_NAMES = ("plain", "fampe", "attexplore")
 
@@ -36,20 +36,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mean", type=numbers, help="one number or three, comma-separated, in [0, 1]")
     group.add_argument("--std", type=numbers, help="one number or three, comma-separated")
+    group.add_argument("--input-size", type=positive, help="pixels a side to show images in (default: the model's)")
+    group.add_argument("--class-names", type=Path, help="text file, a name per line (default: the model's)")
     group.add_argument("--interpolation", help="filter the images are resized with, such as bilinear or bicubic")
     group.add_argument(
         "--keep-batch-norm", action="store_true", help="do not fold batch normalisation into the convolutions before it"
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
 
 
 def add_other_model(group: argparse._ActionsContainer, name: str, *, help: str = "as --model") -> None:
-    """Another classifier: ``--NAME``, ``--NAME-weights`` and ``--NAME-arg``."""
+    """Another classifier: ``--NAME``, ``--NAME-weights``, ``--NAME-arg``, ``--NAME-mean`` and ``--NAME-std``."""
     group.add_argument(f"--{name}", help=help)
     group.add_argument(f"--{name}-weights", type=Path, help="as --weights")
     group.add_argument(
         f"--{name}-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="as --model-arg"
     )
+    group.add_argument(f"--{name}-mean", type=numbers, help="as --mean, which is not shared")
+    group.add_argument(f"--{name}-std", type=numbers, help="as --std, which is not shared")
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -151,11 +155,15 @@ def band_names(text: str) -> list[str]:
 
 
 def key_value(text: str) -> tuple[str, object]:
-    """``KEY=VALUE``, the value a Python literal or a word."""
+    """``KEY=VALUE``, the value a Python literal, a fraction or a word."""
     key, separator, value = text.partition("=")
     if not separator or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
+        pass
+    try:
+        return key, float(Fraction(value))  # as in eps=8/255
+    except (ValueError, ZeroDivisionError):
         return key, value  # a word, as in pad_type=same

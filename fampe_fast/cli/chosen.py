@@ -12,17 +12,21 @@ from ..images import find_images
 from ..methods.registry import options_of
 from ..models import load_classifier
 from ..models.classifier import Classifier
+from ..ops.backends import choice
 from ..pipelines.labels import labels_of, read_labels
 
 
 def classifier_of(arguments: argparse.Namespace) -> Classifier:
     """The classifier, loaded."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    choice(device)  # a backend that cannot run ends the command here, and not once for every image
     return load_classifier(
         arguments.model,
         weights=arguments.weights,
         mean=arguments.mean,
         std=arguments.std,
+        input_size=arguments.input_size,
+        class_names=None if arguments.class_names is None else _lines_of(arguments.class_names),
         interpolation=arguments.interpolation,
         device=device,
         model_args=dict(arguments.model_arg),
@@ -30,18 +34,24 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
     )
 
 
-def other_classifier_of(arguments: argparse.Namespace, name: str, **instead: Any) -> Classifier | None:
-    """The classifier of ``--NAME``, ``--NAME-weights`` and ``--NAME-arg``; None where it is not given.
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
 
-    What else there is to a model it has in common with the first one, but for ``instead``: ``mean``, ``std``...
+
+def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier | None:
+    """The classifier of ``--NAME`` and of what begins with it; None where it is not given.
+
+    What else there is to a model (how images are shown to it, the device) it has in common with the first one.
     """
-    model, weights, model_arg = (getattr(arguments, name + part) for part in ("", "_weights", "_arg"))
+    own = {part: getattr(arguments, f"{name}_{part}") for part in ("weights", "arg", "mean", "std")}
+    model = getattr(arguments, name)
     if model is None:
-        if weights is not None or model_arg:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}-weights and --{option}-arg belong to a model: name it with --{option}")
+        option = name.replace("_", "-")
+        for part, value in own.items():
+            if value not in (None, []):
+                raise ValueError(f"--{option}-{part} belongs to a model: name it with --{option}")
         return None
-    other = {"model": model, "weights": weights, "model_arg": model_arg, **instead}
+    other = {"model": model, "model_arg": own.pop("arg"), **own}
     return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
 
 
@@ -51,7 +61,8 @@ def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict
     chosen = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
     unused = [name for name in chosen if not any(name in options_of(method) for method in methods)]
     if unused:
-        raise ValueError(f"{', '.join(methods)}: no such option(s): {', '.join(unused)}")
+        known = sorted({name for method in methods for name in options_of(method)})
+        raise ValueError(f"{', '.join(methods)}: no such option(s): {', '.join(unused)}; known are {', '.join(known)}")
     return {method: {k: v for k, v in chosen.items() if k in options_of(method)} for method in methods}
 
 

@@ -21,7 +21,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fampe-fast",
         description="Frequency-aware attribution maps: what an image classifier looked at.",
-        epilog="Exit codes: 0 all done, 1 some images failed, 2 nothing could start, 130 interrupted.",
+        epilog="Exit codes: 0 all done, 1 some images failed (doctor: a fault), 2 nothing could start or every image "
+        "failed, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"fampe-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

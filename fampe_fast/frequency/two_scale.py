@@ -13,12 +13,12 @@ from .low_pass import check_cutoff
 
 
 def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
-    """``sqrt(F^2 + S^2)``: F the evidence summed over the channels, S its Gaussian low-pass.
+    """``sign(q) sqrt|q|`` of ``q = F|F| + S|S|``: F the evidence summed over the channels, S its Gaussian low-pass.
 
     A pixel's own evidence is precise but noisy, its neighbourhood's is steady but blurred; in the root
     of the squares the larger of the two decides. Peaks come first, which deletion looks at, and then the area around
-    them, which insertion needs. Chosen on half of the photographs and confirmed on the other (``docs/results.md``).
-    Negative evidence keeps its sign: the squares are ``F |F|`` and ``S |S|``.
+    them, which insertion needs. Negative evidence keeps its sign. Chosen on half of the photographs and confirmed on
+    the other (``docs/results.md``).
 
     Args:
         maps: (B, C, H, W), floating-point, finite; summed over the channels, signs kept.

@@ -26,7 +26,7 @@ from ..random_names import check_image_ids
 Config = TypeVar("Config", bound=PathConfig)
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     """Captum's NoiseTunnel calls ``attribute.__wrapped__``, which its own methods have from a logging decorator."""
 
     @functools.wraps(function)
@@ -124,7 +124,7 @@ class PathMethod(Generic[Config]):
         return_details: Literal[True],
     ) -> tuple[Tensor, PathDetails]: ...
 
-    @_wrapped
+    @wrapped
     def attribute(
         self,
         inputs: Tensor,

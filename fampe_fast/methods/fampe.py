@@ -13,10 +13,13 @@ from .base import PathMethod, configured
 class FAMPE(PathMethod[FAMPEConfig]):
     """Attribution by exploring the model around an image with frequency-aware perturbations.
 
-    Each sample weighs the low and the high band of the image's spectrum by alpha and 1 - alpha; the two are told apart
-    by a Gaussian whose radius holds the share tau of the spectral energy. The averaged, smoothed and normalised loss
-    gradients drive T sign steps, and the map collects step times gradient (A. Yavari et al., "Frequency-Aware
-    Model Parameter Explorer", 2025; on AttEXplore, Zhu et al., ICLR 2024).
+    The low and the high band of the image's spectrum are told apart by a Gaussian whose radius holds the share tau of
+    the spectral energy. Each sample is the whole image with white noise, its coefficients multiplied by random numbers
+    around 1 that vary with the weights alpha and 1 - alpha of their bands. The averaged, smoothed and normalised loss
+    gradients drive T sign steps, the attribution collects step times gradient, and the map joins its peaks with the
+    area they lie in (``frequency.two_scale_map``). ``FAMPEConfig.published()`` is the method as its authors describe
+    it: the samples weigh the image's own bands by alpha and 1 - alpha, some are resized, and the map is the attribution
+    (A. Yavari et al., "Frequency-Aware Model Parameter Explorer", 2025; on AttEXplore, Zhu et al., ICLR 2024).
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, check_cutoff, filtered_map, low_pass
 from ..model_care import Model
+from .base import wrapped
 
 
 class FORGrad:
@@ -47,6 +48,7 @@ class FORGrad:
         """False: a filtered map need not sum to anything."""
         return False
 
+    @wrapped
     def attribute(
         self,
         inputs: Tensor,

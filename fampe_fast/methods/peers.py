@@ -15,6 +15,7 @@ from ..engine.validation import check_images
 from ..model_care import Model, check_count, check_model, chunk_size, frozen_parameters, memory_format
 from ..progress import progress
 from ..random_names import check_image_ids
+from .base import wrapped
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 
@@ -72,9 +73,19 @@ class CaptumMethod:
             self._method = attr.Saliency(self._logits)
         self._tunnel = attr.NoiseTunnel(self._method) if name == "smoothgrad" else None
 
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """What Captum's method says."""
+        return bool(getattr(self._method, "multiplies_by_inputs", False))
+
+    def has_convergence_delta(self) -> bool:
+        """False: the delta is Captum's to compute, on its own method."""
+        return False
+
     def _logits(self, pixels: Tensor) -> Tensor:
         return self.forward_func(pixels.contiguous(memory_format=self._layout))
 
+    @wrapped
     def attribute(
         self,
         inputs: Tensor,

@@ -115,5 +115,5 @@ def _unavailable(what: str, where: str, error: Exception, cache: str) -> Weights
         f"the pretrained weights of {what} are not in {cache} and could not be downloaded from {where}: "
         f"{first_line(error)}. "
         "Either pass weights=PATH (--weights PATH) with a checkpoint of this model, or fill the cache on a machine "
-        "with network access and copy it here, or pass pretrained=False for random weights"
+        "with network access and copy it here, or (in Python) pass pretrained=False for random weights"
     )

@@ -190,7 +190,7 @@ def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]
         return url_file(str(config["url"]), what=what), bool(config.get("custom_load"))
     raise WeightsUnavailableError(
         f"timm has no pretrained weights for {what}. Pass weights=PATH (--weights PATH) with a checkpoint of this "
-        "model, or pretrained=False for random weights"
+        "model, or (in Python) pretrained=False for random weights"
     )
 
 
@@ -221,7 +221,7 @@ def _check_pretrained_classes(label: str, have: int | None, asked: int | None) -
     if asked is not None and have is not None and asked != have:
         raise ValueError(
             f"the pretrained weights of {label} have {have} classes; num_classes={asked} would leave the classifier "
-            "untrained. Pass weights=PATH of a model with that many classes, or pretrained=False"
+            "untrained. Pass weights=PATH of a model with that many classes, or (in Python) pretrained=False"
         )
 
 

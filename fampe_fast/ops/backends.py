@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ import torch
 from ..errors import BackendUnavailableError
 
 VARIABLE = "FAMPE_FAST_BACKEND"
+# The group of entry points that other packages offer their backends in.
+PLUGINS = "fampe_fast.backends"
 # Each primitive and the file that holds it, in ``reference`` and in ``kernels`` alike.
 OPS = {
     "radial_mask": "radial_mask",
@@ -129,6 +131,14 @@ def register_backend(
         ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; the reference serves the others.
         device_types: the kinds of tensors it takes, as ``torch.device.type`` names them ("cpu", "cuda", "xpu", ...).
 
+    A package whose entry point ``name`` in the group ``fampe_fast.backends`` is a function without arguments that
+    registers itself is found by the variable in any process, the command line's included.
+
+    The functions are called with positional arguments, on views of any strides. They change nothing but
+    ``accumulate``'s total, return new tensors in the layouts that ``ops.library`` promises (contiguous; channels-last
+    frames from ``diversify`` where asked), and must be capturable for ``compile="graphs"``. ``band_mix`` and
+    ``dct_mix`` also serve their own gradients. ``fampe_fast.testing`` holds them to the results.
+
     Raises:
         ValueError: the name is taken by the package, or an op is unknown.
     """
@@ -161,12 +171,25 @@ def implementation(op: str, device: torch.device) -> Implementation:
     return _resolve(op, os.environ.get(VARIABLE, "auto"), device.type, os.environ.get("TRITON_INTERPRET"))
 
 
+def _load_plugin(name: str) -> None:
+    for found in entry_points(group=PLUGINS, name=name):
+        try:
+            found.load()()
+        except Exception as error:
+            raise BackendUnavailableError(f"{VARIABLE}={name!r}: {found.value} failed: {error!r}") from error
+
+
 @cache
 def _choice(wanted: str, device_type: str, interpret: str | None) -> tuple[str, str]:
     if wanted != "auto":
+        if wanted not in _BACKENDS:
+            _load_plugin(wanted)
         backend = _BACKENDS.get(wanted)
         if backend is None:
-            raise BackendUnavailableError(f"{VARIABLE}={wanted!r}: unknown; known are auto, {', '.join(_BACKENDS)}")
+            raise BackendUnavailableError(
+                f"{VARIABLE}={wanted!r}: unknown; known are auto, {', '.join(_BACKENDS)}; another must be registered "
+                f"in this process (register_backend) or be an entry point in the group {PLUGINS!r}"
+            )
         reason = backend.obstacle(device_type)
         if reason is not None:
             raise BackendUnavailableError(f"{VARIABLE}={wanted!r} cannot run: {reason}")

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..methods.base import AttributionMethod
+from ..methods.passes import passes_of
 from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.classifier import Classifier
+from ..models.identity import identity_of
 from ..plots import contact_sheet, save_figure
 from ..plots.saving import write_atomically
 from .batches import Batch, Failure, one_by_one_on_error, read_batches
@@ -27,7 +29,8 @@ class Evaluation:
 
     Attributes:
         measurement: what is measured.
-        settings: of the methods, by name.
+        model: name and fingerprint.
+        settings: of the methods, by name, with the passes of the model that each makes for an image.
         paths: images scored with every method.
         targets: the class of each.
         probabilities: the model's for that class.
@@ -36,6 +39,7 @@ class Evaluation:
     """
 
     measurement: Measurement
+    model: dict[str, object]
     settings: dict[str, dict[str, object]]
     paths: list[Path] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
@@ -68,6 +72,7 @@ class Evaluation:
             {
                 **({"protocol": self.protocol} if "insertion" in self._measured() else {}),
                 "metrics": self.measurement.options(),
+                **self.model,
                 "methods": self.settings,
                 "summary": {
                     name: {key: vars(estimate) for key, estimate in row.items()} for name, row in self.summary().items()
@@ -151,8 +156,8 @@ def evaluate_files(
         tuple(metrics), protocol, metric_steps, metric_passes, mu_fidelity_samples, stability_samples, metric_seed
     )
     out.mkdir(parents=True, exist_ok=True)
-    settings = {name: settings_of(classifier, method) for name, method in methods.items()}
-    result = Evaluation(measure, settings, scores={name: Scores() for name in methods})
+    settings = {name: {**settings_of(method), "passes": passes_of(method)} for name, method in methods.items()}
+    result = Evaluation(measure, identity_of(classifier), settings, scores={name: Scores() for name in methods})
     sheet: list[tuple[Tensor, dict[str, Tensor], str]] = []
 
     def failed(failure: Failure) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..methods.base import AttributionMethod, PathMethod
 from ..methods.forgrad import FORGrad
 from ..models.classifier import Classifier
+from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
 from ..plots.saving import write_atomically
 from .batches import Batch, Failure, one_by_one_on_error, read_batches
@@ -82,6 +83,7 @@ def explain_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     names = unique_names(paths)
+    settings = {**identity_of(classifier), **settings_of(method)}
     done: list[Explanation] = []
 
     def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
@@ -115,22 +117,22 @@ def explain_files(
                     out / f"{names[position]}.png",
                     out / f"{names[position]}.npz",
                 )
-                _write(result, batch.images[k], maps[k], settings_of(classifier, method))
+                _write(result, batch.images[k], maps[k], settings)
                 done.append(result)
                 on_result(result)
     return done
 
 
-def settings_of(classifier: Classifier, method: AttributionMethod) -> dict[str, object]:
-    """The model, the method and its configuration, for a record."""
-    settings: dict[str, object] = {"model": classifier.name, "method": getattr(method, "name", type(method).__name__)}
+def settings_of(method: AttributionMethod) -> dict[str, object]:
+    """The method and its configuration, for a record."""
+    settings: dict[str, object] = {"method": getattr(method, "name", type(method).__name__)}
     config = getattr(method, "config", None)
     if config is not None:
         settings["config"] = dataclasses.asdict(config)
     elif hasattr(method, "passes"):
         settings["config"] = {"passes": method.passes, "noise": getattr(method, "noise", None)}
     elif isinstance(method, FORGrad):
-        settings |= {"map_cutoff": method.cutoff, "filtered": settings_of(classifier, method.method)}
+        settings |= {"map_cutoff": method.cutoff, "filtered": settings_of(method.method)}
     return settings
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..methods.occluded_frequency import FrequencyOcclusion, OccludedFrequency
 from ..models.classifier import Classifier
+from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
 from ..plots.saving import write_atomically
@@ -138,7 +139,7 @@ def occlude_files(
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, object] = {
-        "model": classifier.name,
+        **identity_of(classifier),
         "method": method.name,
         "bands": method.bands,
         "spacing": method.spacing,

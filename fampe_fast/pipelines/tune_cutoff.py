@@ -50,7 +50,7 @@ class TunedCutoff:
     forward_passes: int
 
     def save(self, path: str | Path) -> None:
-        """Add to a JSON file, in place of an earlier outcome of the same model and method; the file stays whole."""
+        """Add to a JSON file, in place of an earlier outcome of the same two names; the file stays whole."""
         path = Path(path)
         known = _read(path) if path.exists() else {}
         known[_key(self.model, self.method)] = asdict(self)
@@ -59,6 +59,12 @@ class TunedCutoff:
     @classmethod
     def load(cls, path: str | Path, model: str, method: str) -> TunedCutoff:
         """Read the outcome of a model and a method.
+
+        Args:
+            path: what ``save`` wrote.
+            model: name of the model, as ``tune_cutoff`` recorded it: ``classifier.name``, or ``model_name``.
+            method: name of the method: its ``name``, or its class ("FAMPE", whatever its configuration), or
+                ``method_name``; the command line's are those of ``--method`` ("fampe").
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -55,6 +55,23 @@ def _methods(budget: Budget) -> Study:
     )  # fmt: skip
 
 
+def _peers(budget: Budget) -> Study:
+    passes, cheap = budget.steps * budget.samples, {"steps": 5, "samples": 2}
+    return Study(
+        "peers", "Which method, at the same number of passes and at fewer?",
+        (
+            budget.baseline(),
+            budget.fampe("fampe"),
+            budget.fampe("fampe, T=10, N=2", steps=10, samples=2),
+            budget.fampe("fampe, T=5, N=2", **cheap),
+            Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), **cheap}),
+            Variant("integrated_gradients", "integrated_gradients", {"passes": passes}),
+            Variant("smoothgrad", "smoothgrad", {"passes": passes, "seed": budget.seed}),
+            Variant("saliency", "saliency"),
+        ),
+    )  # fmt: skip
+
+
 def _explorer(budget: Budget) -> Study:
     variants = [
         Variant(f"{name}, other explorer", name, path, explored=True)
@@ -115,6 +132,7 @@ def _noise(budget: Budget) -> Study:
 
 STUDIES: Mapping[str, Callable[[Budget], Study]] = {
     "methods": _methods,
+    "peers": _peers,
     "alpha": _alpha,
     "cutoff": _cutoff,
     "budget": _budget,

@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..methods.base import AttributionMethod
+from ..methods.passes import passes_of
 from ..methods.registry import create_method
 from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
 from ..models.classifier import Classifier
+from ..models.identity import identity_of
 from ..pipelines.batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
 from ..pipelines.explain import settings_of, unique_names
 from .design import Study, Variant
@@ -114,8 +117,10 @@ def run_study(
         "metric_steps": metric_steps,
         "metric_passes": metric_passes,
         "labelled": targets is not None,
-        "explorer": None if explorer is None else explorer.name,
-        "variants": {label: settings_of(classifier, method) for label, method in methods.items()},
+        "version": __version__,
+        **identity_of(classifier),
+        "explorer": None if explorer is None else identity_of(explorer),
+        "variants": {label: settings_of(method) for label, method in methods.items()},
     }
     records = Records(out / "records.jsonl", settings)
     names = unique_names(paths)
@@ -220,13 +225,3 @@ def _summarise(
                 paired_difference(deletion, first[1]),
             )
         )
-
-
-def passes_of(method: Any) -> int:
-    """Forward and backward passes of the model per image; 1 for a method that does not say."""
-    while hasattr(method, "method"):  # filters stand around the method that makes the passes
-        method = method.method
-    config = getattr(method, "config", None)
-    if config is not None:
-        return int(config.steps * config.samples) * (1 if getattr(method, "explorer", None) is None else 2)
-    return 1 if getattr(method, "name", "") == "saliency" else int(getattr(method, "passes", 1))

@@ -16,7 +16,6 @@ from ..arguments import (
     add_other_options,
     band_names,
     fraction,
-    numbers,
     positive,
 )
 
@@ -84,8 +83,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "transfer", "another model of the same classes, attacked too; each is tried on what was made on the other"
     )
     add_other_model(group, "transfer-to", help="as --model; it is given the images as --model sees them")
-    group.add_argument("--transfer-to-mean", type=numbers, help="as --mean, which is not shared")
-    group.add_argument("--transfer-to-std", type=numbers, help="as --std, which is not shared")
     parser.set_defaults(run=run)
 
 
@@ -112,9 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
     targets = targets_of(paths, labels, classifier)
-    other = other_classifier_of(
-        arguments, "transfer_to", mean=arguments.transfer_to_mean, std=arguments.transfer_to_std
-    )
+    other = other_classifier_of(arguments, "transfer_to")
     screen, errors = console(), Console(stderr=True)
     with Bar(errors, "attack", len(paths)) as advance:
 

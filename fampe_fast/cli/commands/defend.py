@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..arguments import positive
+from ..arguments import fraction, positive
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--test-images", type=positive, help="generated for the accuracies")
     parser.add_argument("--cutoff", type=float, help="between the low and the high band, cycles over the side")
     parser.add_argument("--probability", type=float, help="that a training image is augmented")
-    parser.add_argument("--eps", type=float, help="radius of the attacks in pixel units, such as 0.0157 for 4/255")
+    parser.add_argument("--eps", type=fraction, help="radius of the attacks in pixel units, such as 4/255")
     parser.add_argument("--attack-steps", type=positive, help="of the attacks")
     parser.add_argument("--out", type=Path, default=Path("fampe_defend"), help="folder (default: %(default)s)")
     parser.set_defaults(run=run)

@@ -143,13 +143,14 @@ def _table(result: Evaluation, model: str) -> Table:
     first = next(iter(result.scores), "")
     protocol = f", protocol {result.protocol}" if areas else ""
     table = Table("method", title=f"{count} images, {model}{protocol}, mean ± standard error")
-    for head in (*columns.values(), *(f"{short} vs {first}" for short in compared.values()), "s / image"):
+    for head in (*columns.values(), *(f"{short} vs {first}" for short in compared.values()), "passes", "s / image"):
         table.add_column(head, justify="right")
     for name, row in summary.items():
         table.add_row(
             name,
             *(estimate_text(row[key]) for key in columns),
             *("" if name == first else estimate_text(row[f"{key}_minus_first"], signed=True) for key in compared),
+            str(result.settings[name]["passes"]),
             f"{result.scores[name].seconds / count:.2f}",
         )
     return table

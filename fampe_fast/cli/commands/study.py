@@ -27,8 +27,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "study",
         choices=STUDY_NAMES,
-        help="what is varied: the method and its parts, alpha, the cut-off between the bands, steps and samples, sigma "
-        "and rho, the model that decides the steps",
+        help="what is varied: FAMPE's parts, the method (also Captum's) and its passes, alpha, the cut-off between "
+        "the bands, steps and samples, sigma and rho, the model that decides the steps",
     )
     add_labels(parser)
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
@@ -52,7 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=[],
         type=key_value,
         metavar="KEY=VALUE",
-        help="a field of FAMPE's configuration for all variants that do not vary it, repeatable",
+        help="a field of FAMPE's configuration for all its variants that do not vary it, repeatable; the lines of "
+        "AttEXplore keep theirs",
     )
     add_batches(group)
     parser.set_defaults(run=run)
@@ -70,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..output import Bar, closing, console, estimate_text, print_failure
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
+    for name in ("steps", "samples", "seed"):
+        if name in dict(arguments.option):
+            raise ValueError(f"--option {name}: every line of a study has the same, use --{name}")
     budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
     study = define_study(arguments.study, budget)
     paths, labels = labelled_images(arguments)
