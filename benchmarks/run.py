@@ -1,6 +1,6 @@
 """Measure every Triton kernel on this machine's GPU, after its tests have passed there.
 
-    python benchmarks/run.py [--quick] [--minutes 9] [--out benchmarks/results]
+    python benchmarks/run.py [--quick] [--minutes 8] [--out benchmarks/results]
     python benchmarks/run.py --dry-run
 
 First the GPU tests run; if one fails there is no figure, and the results file says so. Then each kernel is compared
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> Chosen:
     parser = argparse.ArgumentParser(description="Measure the Triton kernels on this machine's GPU.")
     parser.add_argument("--dry-run", action="store_true", help="the same on the CPU at toy sizes, by the interpreter")
     parser.add_argument("--quick", action="store_true", help="the most important size alone, in three minutes")
-    parser.add_argument("--minutes", type=float, help="after which nothing new is begun (9, quick: 3)")
+    parser.add_argument("--minutes", type=float, help="after which nothing new is begun (8, quick: 3)")
     parser.add_argument("--out", type=Path, help=f"folder of results.json and plots ({COMMITTED.name}/ beside this)")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="only these")
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None) -> Chosen:
     return Chosen(
         found.dry_run,
         out,
-        found.minutes or (3 if found.quick else 9),
+        found.minutes or (3 if found.quick else 8),
         found.kernels and tuple(found.kernels),
         tuple(found.providers),
         found.sizes and tuple(found.sizes),
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = chosen.out / "results.json"
     say(f"{this.device}, torch {this.torch}, triton {this.triton}, commit {this.commit}")
     say("tests first ...")
-    failed = gate.failure(gate.checks(chosen.dry_run), timeout=max(60.0, 45 * chosen.minutes))
+    failed = gate.failure(gate.checks(chosen.dry_run), timeout=max(240.0, 45 * chosen.minutes))
     if failed is not None:
         say(f"the tests failed on this build: NO speed is reported\n{failed}")
         record = Machine(this, tests=f"failed: {failed.splitlines()[0]}")
@@ -121,8 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         sizes = (USUAL,) if chosen.quick else SIZES
     wanted = cases([primitive(name) for name in chosen.kernels] if chosen.kernels else PRIMITIVES, sizes)
-    # In a dry run one case shows the way: counting compiles, and nothing here is as fast as a floor.
-    work = counted_work(wanted[:1] if chosen.dry_run else wanted, device, say)
     bench = Bench(device, timer, this, ceilings(bandwidth, device), seconds=0.3)
 
     results = Results(machines=(Machine(this, "passed", bandwidth.copy, bandwidth.write),))
@@ -135,15 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return found
 
     # The whole model comes right after the most important size.
+    # Counting compiles; in a dry run one case shows the way: nothing there is as fast as a floor.
     usual = [case for case in wanted if case[1] == case[0].fitted(sizes[0])]
     rest = [case for case in wanted if case not in usual]
-    rows = tuple(measure(usual, chosen.providers, work, bench, deadline, say))
-    results = kept(replace(results, rows=rows))
+    work = counted_work(usual[:1] if chosen.dry_run else usual, device, say)
+    for row in measure(usual, chosen.providers, work, bench, deadline, say):
+        results = kept(replace(results, rows=(*results.rows, row)))
     if chosen.end_to_end:
-        results = kept(replace(results, end_to_end=tuple(measure_end_to_end(plan, device, this, deadline, say))))
+        for whole in measure_end_to_end(plan, device, this, deadline, say):
+            results = kept(replace(results, end_to_end=(*results.end_to_end, whole)))
+    work = {} if chosen.dry_run else counted_work(rest, device, say)
     for row in measure(rest, chosen.providers, work, bench, deadline, say):
-        results = replace(results, rows=(*results.rows, row))
-    kept(results)
+        results = kept(replace(results, rows=(*results.rows, row)))
 
     picture = chosen.out / (_slug(this.device) + ".png")
     plot(results.rows, bandwidth, this, picture)

@@ -74,11 +74,11 @@ class Compiled:
         with warnings.catch_warnings():
             # Spectra only pass through; what works on them is not the compiler's.
             warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
-            self._compiled = torch.compile(_with_code_of_its_own(self.plain), fullgraph=True, **self._options)
+            self._compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)
             return self._compiled(*args)
 
 
-def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     """The compiler counts and limits its graphs per code object, which all closures of one function share."""
     if not isinstance(function, FunctionType):
         return function

@@ -151,6 +151,35 @@ def test_a_copy_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     assert fold_batch_norm(model, X) is model
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_coarser_products_do_not_hinder_it() -> None:
+    """torch allows a GPU's convolutions tf32 unless told otherwise, which moves logits by more than a fold may."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(12)]
+    model = used(head(nn.Conv2d(3, 16, 1), *blocks, channels=16)).float().cuda()
+    assert norms(fold_batch_norm(model, X.float().cuda())) == 0
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_products_are_compared_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's test shows, seen without one: the switch is off around both passes."""
+    seen: list[bool] = []
+
+    class Watched(nn.Sequential):
+        def forward(self, pixels: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super().forward(pixels)
+
+    model = Watched(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    assert norms(fold_batch_norm(model, X.float())) == 0
+    assert len(seen) >= 2
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_a_model_without_normalisation_is_returned_as_it_is() -> None:
     model = head(nn.Conv2d(3, 4, 3)).eval()
     assert fold_batch_norm(model, X.float()) is model

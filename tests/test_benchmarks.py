@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +34,7 @@ from gpu.primitives import PRIMITIVES, primitive  # noqa: E402
 from gpu.report import Loss, bars, losses, speed_ups  # noqa: E402
 from gpu.results import Machine, Results, Row, read, write  # noqa: E402
 from gpu.sizes import USUAL, Size, size_from_text  # noqa: E402
-from gpu.timing import CPUTimer, summarise  # noqa: E402
+from gpu.timing import CPUTimer, compare, summarise  # noqa: E402
 
 H100 = Build("NVIDIA H100", "2.11.0", "3.6.0", "abc", "2026-01-01")
 MI300 = Build("AMD MI300X", "2.11.0", "3.6.0", "abc", "2026-01-01")
@@ -133,6 +135,22 @@ def test_sizes_come_in_their_order_and_once_per_primitive() -> None:
 def test_quartiles() -> None:
     timing = summarise([5.0, 1.0, 4.0, 2.0, 3.0], [7.0, 9.0, 8.0])
     assert (timing.lower, timing.median, timing.upper, timing.repetitions, timing.host) == (2, 3, 4, 5, 8)
+
+
+def test_calls_are_timed_in_turns_and_one_that_fails_costs_itself() -> None:
+    """The second round meets whatever the first one did not; a call that fails in either has no time."""
+    order: list[str] = []
+
+    def call(name: str) -> None:
+        order.append(name)
+        if name == "fragile" and order.count(name) == 2:
+            raise torch.OutOfMemoryError("full")
+
+    calls = {name: partial(call, name) for name in ("kernel", "fragile", "eager")}
+    found = compare(CPUTimer(), calls, 0.0, lambda name: suppress(torch.OutOfMemoryError))
+    assert order == ["kernel", "fragile", "eager"] * 2
+    assert set(found) == {"kernel", "eager"}
+    assert found["kernel"].repetitions == 2
 
 
 # Results --------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -38,6 +39,11 @@ def test_every_event_is_counted_once_under_the_work_it_belongs_to() -> None:
         event("autograd::engine::evaluate_function: ConvolutionBackward0", 40),
         step, region, mix, inside, event("aten::cross_entropy_loss", 3),
     ]  # fmt: skip
+    # A profile of a GPU also lists its kernels and, under the marks' names, when it worked on them.
+    for name in ("void cudnn::kernel", "fampe_fast budget: forward"):
+        kernel = event(name, 1000)
+        kernel.device_type = DeviceType.CUDA
+        events.append(kernel)
     for factor, on_device in ((1, False), (10, True)):
         spent = sort_events(events, on_device=on_device)
         assert spent == {

@@ -118,7 +118,8 @@ def test_shells_are_exact_up_to_large_sizes(size: tuple[int, int], device: torch
     keep |= torch.rand(keep.shape, generator=torch.Generator().manual_seed(0)) < 1e5 / keep.numel()
     rows, columns, expected = (t[keep].to(device) for t in (rows, columns, expected))
     got = torch.full_like(rows, -1)
-    shell_kernel[(triton.cdiv(len(got), 65536),)](rows, columns, got, len(got), *size, BLOCK=65536)
+    block = 65536 if device.type == "cpu" else 1024  # the interpreter's fewer programs, a GPU's registers
+    shell_kernel[(triton.cdiv(len(got), block),)](rows, columns, got, len(got), *size, BLOCK=block)
     assert torch.equal(got.long(), expected)
 
 

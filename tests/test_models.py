@@ -786,6 +786,8 @@ class TestModules:
         clf = load_classifier(_net(), device="cuda", mean=0.5)
         assert {t.device.type for t in [*clf.parameters(), *clf.buffers()]} == {"cuda"}
         assert clf(torch.rand(1, 3, 9, 9, device="cuda")).is_cuda
+        weights = [p for p in clf.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[-1] > 1]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
         assert load_classifier(_net().cuda()).mean.is_cuda
 
 

@@ -89,7 +89,11 @@ def measure_end_to_end(
 def best_throughput(
     model: Any, plan: EndToEndPlan, chunks: Sequence[int], precision: str, device: torch.device
 ) -> tuple[float, int]:
-    """Forward and backward passes per second of the bare model, gradients for its input alone, and the best chunk."""
+    """Forward and backward passes per second of the bare, uncompiled model, gradients for its input alone, and the best
+    chunk; tf32 as FAMPE has it in that precision, which is not torch's default.
+    """
+    from fampe_fast.engine.precision import matrix_precision
+
     best = (0.0, chunks[0])
     for chunk in chunks:
         pixels = torch.rand(chunk, 3, plan.side, plan.side, device=device)
@@ -101,7 +105,8 @@ def best_throughput(
                 loss = model(pixels).float().logsumexp(1).sum()
             torch.autograd.grad(loss, pixels)
 
-        seconds = _median_seconds(passes, plan.repetitions, device)[1]
+        with matrix_precision(precision, device):  # type: ignore[arg-type]
+            seconds = _median_seconds(passes, plan.repetitions, device)[1]
         best = max(best, (chunk / seconds, chunk))
     return best
 

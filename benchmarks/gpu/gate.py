@@ -39,7 +39,7 @@ def checks(dry_run: bool) -> list[Check]:
     rest = [f"--ignore={file}" for file in files]
     return [
         Check((*pytest, *parallel, *map(str, files), "-m", "not shared")),
-        Check((*pytest, str(tests), *rest, "-m", "gpu and not shared"), may_be_empty=True),
+        Check((*pytest, *parallel, str(tests), *rest, "-m", "gpu and not shared"), may_be_empty=True),
     ]
 
 

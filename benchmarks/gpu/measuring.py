@@ -132,11 +132,12 @@ def measure_case(
                         raise ArithmeticError(f"relative error {error:.2g} against the reference")
                     calls[f"{provider} {label}"] = (provider, raw)
         del expected
-        timings, peaks = {}, {}
+        peaks = {}
         for label, (provider, call) in calls.items():
             with guarded(provider):
                 peaks[label] = bench.timer.peak_bytes(call)
-                timings |= compare(bench.timer, {label: call}, bench.seconds)
+        timed = {label: calls[label][1] for label in peaks}
+        timings = compare(bench.timer, timed, bench.seconds, lambda label: guarded(calls[label][0]))
     rows = []
     for provider in providers:
         labels = [label for label in timings if calls[label][0] == provider]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,16 +55,29 @@ class Timer(Protocol):
         """Device memory that a call allocates at its peak, results included; None where that is not counted."""
 
 
-def compare(timer: Timer, calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
-    """Time several calls in two rounds, so that a drift of the machine meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def compare(
+    timer: Timer,
+    calls: dict[str, Call],
+    seconds: float,
+    guarded: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> dict[str, Timing]:
+    """Time several calls in two rounds, so that a drift of the machine meets all of them.
+
+    Args:
+        timer: of this machine.
+        calls: by name.
+        seconds: of repetitions, per call.
+        guarded: opened around a call's repetitions with its name; where it swallows an error, the call has no timing.
+    """
+    times: dict[str, list[list[float]]] = {name: [] for name in calls}
     host: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(2):
         for name, call in calls.items():
-            device_us, host_us = timer.sample(call, seconds / 2)
-            times[name] += device_us
-            host[name] += host_us
-    return {name: summarise(times[name], host[name]) for name in calls}
+            with guarded(name):
+                device_us, host_us = timer.sample(call, seconds / 2)
+                times[name].append(device_us)
+                host[name] += host_us
+    return {name: summarise([*itertools.chain(*times[name])], host[name]) for name in calls if len(times[name]) == 2}
 
 
 class GPUTimer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 FORWARD, BACKWARD, COMPILED = "model, forward", "model, backward", "model, compiled"
@@ -34,6 +35,7 @@ _RULES = tuple(
     )
 )
 _SYNCHRONISATIONS = re.compile(r"(cuda|hip)\w*Synchronize$")
+_OWN_WAITS = 2  # before and after the call
 _COPIES_OF_DEVICE = re.compile(r"Memcpy (HtoD|DtoH)")
 
 
@@ -100,7 +102,7 @@ def budget(call: Callable[[], Any], device: torch.device, repetitions: int = 3) 
         sorted(times)[len(times) // 2],
         share,
         sum(len(event.kernels) for event in events),
-        sum(count for name, count in names.items() if _SYNCHRONISATIONS.search(name)),
+        max(0, sum(count for name, count in names.items() if _SYNCHRONISATIONS.search(name)) - _OWN_WAITS),
         sum(count for name, count in names.items() if _COPIES_OF_DEVICE.search(name)),
     )
 
@@ -109,7 +111,8 @@ def sort_events(events: Sequence[Any], *, on_device: bool) -> Counter[str]:
     """Microseconds by kind of work, each event counted once."""
     spent: Counter[str] = Counter()
     for event in events:
-        if event.cpu_parent is None:
+        # A GPU's kernels are listed, too; their time is also that of the operators that launched them.
+        if event.cpu_parent is None and getattr(event, "device_type", DeviceType.CPU) == DeviceType.CPU:
             _sort(event, OTHER, on_device, spent)
     return spent
 

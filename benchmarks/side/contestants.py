@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fampe_fast.compilation import with_code_of_its_own
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.engine.precision import autocast, matrix_precision
 from fampe_fast.models import fold_batch_norm
@@ -246,15 +247,30 @@ def bare_passes(case: Case, chunk: int, device: torch.device) -> int:
     return -(-min(case.passes, 64 if device.type == "cpu" else 1024) // chunk)
 
 
+def _call_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def call(pixels: Tensor) -> Tensor:
+        found: Tensor = model(pixels)
+        return found
+
+    return with_code_of_its_own(call)  # torch compiles each code object eight times at most
+
+
 def _bare(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor) -> Call:
     side = case.enlarged if way.enlarged else case.side
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(chunk, images.shape[1], side, side, generator=generator).to(images.device)
     pixels = pixels.contiguous(memory_format=torch.channels_last).requires_grad_(True)
-    run = model
+    run: Callable[[Tensor], Tensor] = model
     if way.compile != "off":
         options = {"mode": "reduce-overhead"} if way.compile == "graphs" else {}
-        run = torch.compile(model, fullgraph=True, dynamic=False, **options)
+        compiled = torch.compile(_call_of(model), fullgraph=True, dynamic=False, **options)
+
+        def run(pixels: Tensor) -> Tensor:
+            if way.compile == "graphs":  # or a pass takes the last one's output for one that is still wanted
+                torch.compiler.cudagraph_mark_step_begin()
+            found: Tensor = compiled(pixels)
+            return found
+
     count = bare_passes(case, chunk, images.device)
     parameters = list(model.parameters())
 

@@ -58,7 +58,8 @@ class Schedule:
                 [[places[n] or (0, 0, 0, 0) for n in order] for places, order in zip(drawn, orders, strict=True)]
             )
             self._plain = [sum(of is None for of in places) for places in drawn]
-        self._steps = torch.arange(config.steps, device=device)
+        # Every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.
+        self._steps = torch.arange(2 * config.steps, device=device).div(2, rounding_mode="floor")
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)
 
@@ -70,7 +71,7 @@ class Schedule:
 
     def step_number(self, step: int) -> Tensor:
         """A step's number as a () int64 tensor on the device."""
-        return self._steps[step]
+        return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
         """All pairs of a step, flattened with the image running fastest, in few even parts of at most ``size`` rows."""

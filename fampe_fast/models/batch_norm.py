@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
+
+from fampe_fast.matrix_precision import tensor_float32
 
 __all__ = ["fold_batch_norm"]
 
@@ -52,7 +55,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     if not any(_foldable_norm(module) for module in model.modules()):
         return model
     folded = copy.deepcopy(model)
-    with torch.no_grad():
+    # tf32, which torch allows a GPU's convolutions by default, moves logits by more than a fold may.
+    with torch.no_grad(), tensor_float32(False) if example.is_cuda else nullcontext():
         expected = model(example)
         names = {module: name for name, module in folded.named_modules()}
         pairs = _pairs(folded, example)

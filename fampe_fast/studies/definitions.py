@@ -56,15 +56,15 @@ def _methods(budget: Budget) -> Study:
 
 
 def _peers(budget: Budget) -> Study:
-    passes, cheap = budget.steps * budget.samples, {"steps": 5, "samples": 2}
+    passes = budget.steps * budget.samples
     return Study(
         "peers", "Which method, at the same number of passes and at fewer?",
         (
             budget.baseline(),
             budget.fampe("fampe"),
             budget.fampe("fampe, T=10, N=2", steps=10, samples=2),
-            budget.fampe("fampe, T=5, N=2", **cheap),
-            Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), **cheap}),
+            budget.fampe("fampe, T=5, N=2", steps=5, samples=2),
+            Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), "steps": 5, "samples": 2}),
             Variant("integrated_gradients", "integrated_gradients", {"passes": passes}),
             Variant("smoothgrad", "smoothgrad", {"passes": passes, "seed": budget.seed}),
             Variant("saliency", "saliency"),
