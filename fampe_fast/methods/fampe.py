@@ -19,7 +19,7 @@ class FAMPE(PathMethod[FAMPEConfig]):
     gradients drive T sign steps, the attribution collects step times gradient, and the map joins its peaks with the
     area they lie in (``frequency.two_scale_map``). ``FAMPEConfig.published()`` is the method as its authors describe
     it: the samples weigh the image's own bands by alpha and 1 - alpha, some are resized, and the map is the attribution
-    (A. Yavari et al., "Frequency-Aware Model Parameter Explorer", 2025; on AttEXplore, Zhu et al., ICLR 2024).
+    (Yavari et al., "Frequency-Aware Model Parameter Explorer", arXiv 2510.03245; on AttEXplore, Zhu et al., ICLR 2024).
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation
