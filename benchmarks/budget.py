@@ -98,15 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = Row(name, batch, precision, compiled, case.passes, budget(call, device, found.repetitions))
                     rows.append(row)
                     print(line(row), flush=True)
-    this = machine(device, ", ".join(found.models), quiet, found.dry_run)
-    words = re.findall(r"[a-z0-9]+", this.device.lower())
+                    # After every row: what was measured survives whatever comes.
+                    this = machine(device, ", ".join(found.models), quiet, found.dry_run)
+                    file = write(rows, this, f"T = {found.steps}, N = {found.samples}", out)
+    print(f"\n{file.with_suffix('.md').read_text(encoding='utf-8')}\n{file}")
+    return 0
+
+
+def write(rows: Sequence[Row], of: Machine, budget_of: str, out: Path) -> Path:
+    """JSON and a table beside it; the file's path."""
+    words = re.findall(r"[a-z0-9]+", of.device.lower())
     file = out / f"budget_{'_'.join(words)}.json"
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": asdict(this), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    table = markdown(rows, this, f"T = {found.steps}, N = {found.samples}")
-    file.with_suffix(".md").write_text(table, encoding="utf-8")
-    print(f"\n{table}\n{file}")
-    return 0
+    file.write_text(json.dumps({"machine": asdict(of), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    file.with_suffix(".md").write_text(markdown(rows, of, budget_of), encoding="utf-8")
+    return file
 
 
 def markdown(rows: Sequence[Row], of: Machine, budget_of: str) -> str:

@@ -40,6 +40,7 @@ if str(HERE) not in sys.path:
 if TYPE_CHECKING:
     from side.contestants import Case
     from side.measuring import Plan
+    from side.results import Machine, Row
 
 METHODS = ("fampe", "attexplore", "public_attexplore", "integrated_gradients", "smoothgrad")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -143,15 +144,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{time.monotonic() - started:5.0f} s  {text}", flush=True)
 
     chosen = plan(found)
-    rows = measure(chosen, started + 60 * found.minutes, say)
-    this = machine(chosen.device, found.model, quiet, found.dry_run)
-    words = re.findall(r"[a-z0-9]+", f"{found.model} {this.device}".lower())
-    file = out / f"side_by_side_{'_'.join(words)}.json"
-    write(rows, this, file)
-    table = markdown(rows, this)
-    file.with_suffix(".md").write_text(table, encoding="utf-8")
+
+    def keep(rows: Sequence[Row]) -> tuple[Machine, Path]:
+        this = machine(chosen.device, found.model, quiet, found.dry_run)
+        words = re.findall(r"[a-z0-9]+", f"{found.model} {this.device}".lower())
+        file = out / f"side_by_side_{'_'.join(words)}.json"
+        write(rows, this, file)
+        file.with_suffix(".md").write_text(markdown(rows, this), encoding="utf-8")
+        return this, file
+
+    rows = measure(chosen, started + 60 * found.minutes, say, keep)
+    this, file = keep(rows)
     plot(rows, this, file.with_suffix(".png"))
-    print(f"\n{table}\n{file}")
+    print(f"\n{markdown(rows, this)}\n{file}")
     broken = [row for row in rows if row.status.startswith("failed")]
     for row in broken:
         print(f"FAILED: {row.case}: {row.way}: {row.status}")

@@ -211,6 +211,17 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     assert kept == [*forth, *forth[::-1]] * 2
 
 
+def test_rows_are_handed_over_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run which is ended keeps what it has measured."""
+    Clock(monkeypatch)
+    cases = tuple(Case(batch=batch, side=32, steps=1, samples=2, diversity=False) for batch in (1, 2))
+    plan = Plan(ModelSpec("embedded"), CPU, cases, methods=("fampe",), chunks=(1,), repetitions=2, memory=False)
+    kept: list[list[int]] = []
+    rows = measure(plan, float("inf"), lambda text: None, lambda so_far: kept.append([r.case.batch for r in so_far]))
+    assert kept == [[1] * 3, [1] * 3 + [2] * 3]
+    assert all(row.measured for row in rows)
+
+
 def test_nothing_is_begun_when_the_time_is_up() -> None:
     case = Case(batch=1, side=32, steps=1, samples=1, diversity=False)
     plan = Plan(ModelSpec("embedded"), CPU, (case,), methods=("fampe",))

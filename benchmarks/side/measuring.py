@@ -112,8 +112,10 @@ def timed(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def measure(plan: Plan, deadline: float, say: Say) -> list[Row]:
-    """One row per case and way."""
+def measure(
+    plan: Plan, deadline: float, say: Say, keep: Callable[[list[Row]], object] = lambda rows: None
+) -> list[Row]:
+    """One row per case and way; ``keep`` is given all rows so far after every case, should the run be ended."""
     model, side = plan.model.load(plan.device), plan.cases[0].side
     models = Models.of(model, torch.rand(1, 3, side, side, device=plan.device))
     chunks: dict[tuple[int, str, int], int] = {}
@@ -137,6 +139,7 @@ def measure(plan: Plan, deadline: float, say: Say) -> list[Row]:
         runners = [_warm(_Runner(way, best[way.precision]), case, models, images, targets, say) for way in ways]
         _repeat(runners, plan, deadline, say)
         rows += _rows(runners, case, plan)
+        keep(rows)
         del runners
         _forget(plan.device)
     if not plan.memory:
