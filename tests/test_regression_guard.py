@@ -49,7 +49,7 @@ RECORDED: dict[str, dict[str, float]] = {
     # ... of a step besides its chunks: spectrum, a new sum, the step itself.
     "operators per step": {"FAMPE": 3, "AttEXplore": 3},
     # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing.
-    "operators per call": {"FAMPE": 78, "AttEXplore": 57},
+    "operators per call": {"FAMPE": 79, "AttEXplore": 58},
     # Host operators that draw the placements of input diversity, of all steps at once.
     "operators per call of placements": {"FAMPE": 164, "AttEXplore": 164},
     # New memory per sample, in units of the sample (C * H * W * 4 bytes), the model's gradient among it, at 32 x 32.
