@@ -117,14 +117,14 @@ def printed_by(script: str) -> list[int]:
 
 @needs_glibc
 def test_kept_memory_is_not_faulted_in_again() -> None:
-    """Counts page faults, which are the same on every machine."""
+    """Counts page faults, over so many blocks that it does not matter if the heap has to grow for one more of them."""
     usual, kept = printed_by("""
         import resource, torch
         from fampe_fast.cpu_memory import kept_memory
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in range(4):
+            for _ in range(24):
                 torch.ones(16 << 20).add_(1)  # 64 MiB, more than glibc ever keeps by itself
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -137,7 +137,7 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
     """)
     if usual < 100:
         pytest.skip("this allocator keeps such blocks by itself")
-    assert kept < 0.05 * usual
+    assert kept < 0.1 * usual
 
 
 @needs_glibc
