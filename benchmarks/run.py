@@ -133,9 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return found
 
     # The whole model comes right after the most important size.
-    # Counting compiles; in a dry run one case shows the way: nothing there is as fast as a floor.
     usual = [case for case in wanted if case[1] == case[0].fitted(sizes[0])]
     rest = [case for case in wanted if case not in usual]
+    # Counting compiles; in a dry run one case shows the way: nothing there is as fast as a floor.
     work = counted_work(usual[:1] if chosen.dry_run else usual, device, say)
     for row in measure(usual, chosen.providers, work, bench, deadline, say):
         results = kept(replace(results, rows=(*results.rows, row)))

@@ -108,6 +108,24 @@ class ChunkSize:
         self._halve(tried)
         return call(self.size)
 
+    def each(self, rows: int, call: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
+        """The results of a call for one part of the rows after another, which runs as in ``run``.
+
+        Args:
+            rows: how many there are.
+            call: makes one pass of a slice of them; asked again for fewer where it ran out of memory.
+        """
+        begin = 0
+        while begin < rows:
+
+            def one(size: int, begin: int = begin) -> Result:
+                return call(slice(begin, min(begin + size, rows)))
+
+            found = self.run(one, min(self.size, rows - begin))
+            end = min(begin + self.size, rows)
+            yield slice(begin, end), found
+            begin = end
+
     @contextmanager
     def advice(self) -> Iterator[None]:
         """Say what to change where the memory does not suffice.

@@ -5,7 +5,6 @@ Wang, Yang, Shrivastava, Rawal and Ding, "Towards Frequency-Based Explanation fo
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -155,8 +154,8 @@ class OccludedFrequency:
             advance(batch)
             drops = images.new_zeros(batch * count)
 
-            def without_bands(start: int, size: int) -> tuple[Tensor, Tensor]:
-                rows = torch.arange(start, min(start + size, batch * count), device=images.device)
+            def without_bands(part: slice) -> tuple[Tensor, Tensor]:
+                rows = torch.arange(part.start, part.stop, device=images.device)
                 image_index, band = rows // count, rows % count
                 chosen = images[image_index]
                 rest = chosen - bands.of(image_index).project(chosen, band)
@@ -164,14 +163,10 @@ class OccludedFrequency:
                     rest = rest.clamp(*self.bounds)
                 return rows, targets.logits(output_of(self.forward_func, rest).float())
 
-            start = 0
-            while start < batch * count:
-                ask = functools.partial(without_bands, start)
-                rows, logits = chunks.run(ask, min(chunks.size, batch * count - start))
+            for _, (rows, logits) in chunks.each(batch * count, without_bands):
                 image_index = rows // count
                 drops[rows] = base[image_index] - self._scores(logits, targets.classes[image_index], image_index)
                 advance(len(rows))
-                start += len(rows)
         energy = bands.energy(images)
         total = energy.sum(1, keepdim=True)
         flat = (images.amax((-2, -1)) == images.amin((-2, -1))).all(1).cpu() & (not self.include_dc)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -115,31 +114,29 @@ class Scorer:
         Returns:
             (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
         """
-        own, common = [], []
-        begin, rows = 0, len(image_index)
-        while begin < rows:
+
+        def ask(part: slice) -> Tensor:
             with torch.inference_mode():
-                ask = functools.partial(self._pass, make, begin)
-                found = self._chunks.run(ask, min(self._chunks.size, rows - begin))
+                return self._run(make(part))
+
+        own, common = [], []
+        for part, found in self._chunks.each(len(image_index), ask):
+            with torch.inference_mode():
                 if not self._in_range:
                     check_range(self._targets, found.shape[1])
                     self._in_range = True
-                end = begin + len(found)
-                own.append(found.gather(1, self._targets[image_index[begin:end], None])[:, 0])
-                common.append(found[: max(shared - begin, 0), self._targets])
+                own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
+                common.append(found[: max(shared - part.start, 0), self._targets])
             self._advance(len(found))
-            begin = end
         # Outside inference mode: tensors that callers may use freely.
         return torch.cat(own), torch.cat(common)
 
-    def _pass(self, make: Callable[[slice], Tensor], begin: int, size: int) -> Tensor:
-        """Scores of all classes for the rows from ``begin`` on, ``size`` of them or what is left."""
-        pixels = make(slice(begin, begin + size))
+    def _run(self, pixels: Tensor) -> Tensor:
         compiled = self._compiled
         if compiled is None or not compiled.active:
             return self._plain(self._model, pixels, self._dtype)
         count = len(pixels)
-        pixels = _padded(pixels, _size(count, size, self._graphed))
+        pixels = _padded(pixels, _size(count, self._chunks.size, self._graphed))
         if self._graphed:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         elif len(pixels) > 1:
