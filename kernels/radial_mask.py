@@ -18,8 +18,11 @@ def low_pass(squared, cutoff):
 
     2^x instead of e^x saves a multiplication; the reference divides each squared radius, here the scalar is divided, so
     the exponent x carries one more rounding. That moves L by at most x * e^-x * 2^-24 < 2^-25.
+
+    NVIDIA's exp2 may be off by 2 ulp, also above 1: cut off there, L and 1 - L stay within [0, 1].
     """
-    return tl.exp2(squared * tl.div_rn(-0.7213475204444817, cutoff * cutoff))  # -log2(e) / 2
+    low = tl.exp2(squared * tl.div_rn(-0.7213475204444817, cutoff * cutoff))  # -log2(e) / 2
+    return tl.minimum(low, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["batch", "run", "height", "width", "groups"])

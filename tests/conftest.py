@@ -71,6 +71,12 @@ def photographs(shared_dir: Path, mobilenet) -> Callable[[int], tuple[torch.Tens
 
 
 @pytest.fixture(scope="session")
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, one program after the other."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(scope="session")
 def triton_runs(device: torch.device) -> None:
     """Skip, saying why, where Triton kernels can run on neither a GPU nor the CPU."""
     from fampe_fast.ops.backends import triton_obstacle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -28,9 +29,9 @@ def scene(device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def few_programs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_programs(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after the other: long ones, then, which changes no bit."""
-    if device.type == "cpu":
+    if interpreted:
         monkeypatch.setattr("fampe_fast.kernels.launch.ENOUGH_PROGRAMS", 1)
         monkeypatch.setattr("fampe_fast.kernels.gradient_step.ENOUGH_PROGRAMS", 1)
 
@@ -64,3 +65,26 @@ def test_scores_are_those_of_the_reference_to_the_bit(scene, monkeypatch: pytest
         scores.append(insertion_deletion(clf, images, maps, targets, steps=6))
     assert torch.equal(scores[0].insertion_curves, scores[1].insertion_curves)
     assert torch.equal(scores[0].deletion_curves, scores[1].deletion_curves)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("method", [FAMPE, published, AttEXplore])
+def test_maps_of_photographs_are_those_of_the_reference(
+    method: Any, interpreted: bool, device: torch.device, mobilenet, photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference itself, on photographs moved by half an ulp, agrees with itself to 0.996."""
+    if interpreted:
+        pytest.skip("Triton's interpreter takes 20 minutes for one photograph; test_compiled_code runs this test")
+    images, labels = (tensor.to(device) for tensor in photographs(2))
+    clf = copy.deepcopy(mobilenet).to(device)
+    results = {}
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv("FAMPE_FAST_BACKEND", backend)
+        explain = method(clf, steps=2, samples=4, compile="off")
+        results[backend] = explain.attribute(images, labels, return_details=True)
+    (expected, plain), (maps, details) = results["reference"], results["triton"]
+    for got, want in zip(maps, expected, strict=True):
+        assert torch.corrcoef(torch.stack([got.flatten(), want.flatten()]))[0, 1] > 0.99
+    if details.cutoff is not None:
+        assert torch.equal(details.cutoff, plain.cutoff)
+    torch.testing.assert_close(details.gradient_scale, plain.gradient_scale, rtol=0.02, atol=0)

@@ -52,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DEVICE",
         help="where to test them, e.g. cpu, cuda, cuda:1 (default: a GPU where there is one that the backend takes)",
     )
+    group.addoption(
+        "--fampe-large",
+        action="store_true",
+        help="run the large cases on a CPU too, for a backend that does not take minutes there",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,8 +115,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per backend, check and case; a check concerns a backend that provides all its primitives."""
     if "fampe_trial" in metafunc.fixturenames:
         parameters = []
+        large = metafunc.config.getoption("fampe_large", False)
         for name, target in targets(metafunc.config).items():
-            small_only = pytest.mark.skipif(target.device.type == "cpu", reason="needs a GPU: takes a CPU minutes")
+            small_only = pytest.mark.skipif(
+                target.device.type == "cpu" and not large, reason="needs a GPU: takes a CPU minutes (--fampe-large)"
+            )
             for check in registered():
                 if not set(check.primitives) <= set(target.primitives):
                     continue

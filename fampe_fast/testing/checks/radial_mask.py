@@ -9,27 +9,35 @@ import torch
 
 from ...reference.radial_mask import radial_mask as reference
 from ..arguments import call, single_and_exact
-from ..error_rule import EPSILON, assert_same, assert_true
+from ..error_rule import EPSILON, assert_as_accurate, assert_same, assert_true
 from ..primitives import Primitives
 from ..registry import check
 from ..shapes import Case
 from ..statistics import assert_near
-from .common import EDGES, LARGE, SMALL, assert_accurate_and_fresh, assert_any_strides, assert_repeatable
+from .common import EDGES, LARGE, SMALL, assert_any_strides, assert_fresh, assert_repeatable
 
 CUTOFFS = (1e-3, 1.0, 2.5, 40.0, 1e6)
 
 
 @check("radial_mask", cases=(*SMALL, *EDGES, *LARGE))
 def check_radial_mask_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule, range, complement, dtype, shape and layout, in poisoned memory."""
+    """Error rule, range, complement, dtype, shape and layout, in poisoned memory.
+
+    Both masks are shares of 1, so the plane that sets the scale of errors is the two of them side by side: where the
+    cut-off lies far outside of the image the largest ``1 - L`` is below any rounding of L.
+    """
     arguments: dict[str, Any] = {
         "cutoff": torch.tensor(CUTOFFS, device=device),
         "height": case.height,
         "width": case.width,
     }
     masks = call(ops.radial_mask, arguments)
-    for got, single, exact in zip(masks, *single_and_exact(reference, arguments), strict=True):
-        assert_accurate_and_fresh(got, single, exact, arguments, device)
+    singles, exacts = single_and_exact(reference, arguments)
+    got_both, single_both, exact_both = (torch.cat(pair, -1) for pair in (masks, singles, exacts))
+    assert_as_accurate(got_both, single_both, exact_both)
+    for got in masks:
+        assert_true(got.dtype == torch.float32, f"result is {got.dtype}, expected torch.float32")
+        assert_fresh(got, arguments, device)
         assert_true(bool((got >= 0).all() and (got <= 1).all()), "a mask leaves [0, 1]")
     low, high = masks
     assert_same(high, 1 - low, "the high mask against 1 - low")
