@@ -21,12 +21,39 @@ _SIZES = ["channels", "height", "width", "row_stride", "channel_stride", "y_stri
 
 
 @triton.jit
-def _source(target, size, resized):
-    """Of pixel ``target`` of a side resized from ``size``: the two source pixels and the weight of the second."""
+def _inverse(divisor):
+    """What ``_divide`` needs of a divisor, a positive scalar; once per program: a division has 20 instructions."""
+    return 0xFFFFFFFF // divisor.to(tl.uint32)
+
+
+@triton.jit
+def _divide(number, divisor, inverse):
+    """Quotient and rest, exactly, of integers 0 <= number < 2^31: the product's upper half is short by one at most."""
+    quotient = tl.umulhi(number.to(tl.uint32), inverse).to(tl.int32)
+    rest = number - quotient * divisor
+    short = rest >= divisor
+    return tl.where(short, quotient + 1, quotient), tl.where(short, rest - divisor, rest)
+
+
+@triton.jit
+def _reciprocal(divisor):
+    """1 / divisor, rounded to nearest."""
+    return tl.div_rn(1.0, divisor.to(tl.float32))
+
+
+@triton.jit
+def _source(target, size, resized, inverse, reciprocal):
+    """Of pixel ``target`` of a side resized from ``size``: the two source pixels and the weight of the second.
+
+    The weight is rounded once, without a division: a quotient from the rounded ``reciprocal`` of ``2 resized``,
+    corrected by what is left of the dividend, is the rounded quotient (P. Markstein, IBM J. Res. Dev. 34, 1990).
+    """
     position = tl.maximum((2 * target + 1) * size - resized, 0)
-    first = tl.minimum(position // (2 * resized), size - 1)
-    weight = (position - first * (2 * resized)).to(tl.float32) / (2 * resized).to(tl.float32)
-    return first, tl.minimum(first + 1, size - 1), weight
+    first, rest = _divide(position, 2 * resized, inverse)
+    dividend = rest.to(tl.float32)
+    quotient = dividend * reciprocal
+    left = tl.fma(-quotient, (2 * resized).to(tl.float32), dividend)
+    return tl.minimum(first, size - 1), tl.minimum(first + 1, size - 1), tl.fma(left, reciprocal, quotient)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "frame_height", "frame_width"])
@@ -53,18 +80,17 @@ def _diversify(
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
     if CHANNELS_LAST:
-        pixel = element // channels
-        channel = element - pixel * channels
+        pixel, channel = _divide(element, channels, _inverse(channels))
     else:
-        channel = element // frame
-        pixel = element - channel * frame
+        channel, pixel = _divide(element, frame, _inverse(frame))
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
-    y = pixel // frame_width - tl.load(placements_ptr + 4 * row + 2).to(tl.int32)
-    x = pixel % frame_width - tl.load(placements_ptr + 4 * row + 3).to(tl.int32)
+    y, x = _divide(pixel, frame_width, _inverse(frame_width))
+    y -= tl.load(placements_ptr + 4 * row + 2).to(tl.int32)
+    x -= tl.load(placements_ptr + 4 * row + 3).to(tl.int32)
     filled = inside & (y >= 0) & (y < resized_height) & (x >= 0) & (x < resized_width)
-    y0, y1, down = _source(y, height, resized_height)
-    x0, x1, across = _source(x, width, resized_width)
+    y0, y1, down = _source(y, height, resized_height, _inverse(2 * resized_height), _reciprocal(2 * resized_height))
+    x0, x1, across = _source(x, width, resized_width, _inverse(2 * resized_width), _reciprocal(2 * resized_width))
     plane = samples_ptr + row * row_stride + channel * channel_stride.to(tl.int64)
     upper = plane + y0 * y_stride.to(tl.int64)
     lower = plane + y1 * y_stride.to(tl.int64)
@@ -78,10 +104,11 @@ def _diversify(
 
 
 @triton.jit
-def _first_reader(pixel, size, resized):
+def _first_reader(pixel, size, resized, inverse):
     """The first pixel of a resized side whose source lies less than one pixel from ``pixel``."""
-    # floor((resized * (2 pixel - 1) + size) / (2 size)), shifted by whole sides: division rounds towards zero.
-    return tl.maximum((resized * (2 * pixel - 1) + (2 * resized + 1) * size) // (2 * size) - resized, 0)
+    # floor((resized * (2 pixel - 1) + size) / (2 size)), shifted by whole sides: none of it is negative.
+    first, _ = _divide(resized * (2 * pixel - 1) + (2 * resized + 1) * size, 2 * size, inverse)
+    return tl.maximum(first - resized, 0)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -106,26 +133,26 @@ def _diversify_adjoint(
     row = (tl.program_id(0) // blocks).to(tl.int64)
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
-    channel = element // pixels
-    pixel = element - channel * pixels
-    y = pixel // width
-    x = pixel - y * width
+    channel, pixel = _divide(element, pixels, _inverse(pixels))
+    y, x = _divide(pixel, width, _inverse(width))
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
     top = tl.load(placements_ptr + 4 * row + 2)
     left = tl.load(placements_ptr + 4 * row + 3)
     plane = gradient_ptr + row * row_stride + channel * channel_stride.to(tl.int64) + top * y_stride + left * x_stride
-    first_down = _first_reader(y, height, resized_height)
-    first_across = _first_reader(x, width, resized_width)
+    first_down = _first_reader(y, height, resized_height, _inverse(2 * height))
+    first_across = _first_reader(x, width, resized_width, _inverse(2 * width))
+    inverse_height, reciprocal_height = _inverse(2 * resized_height), _reciprocal(2 * resized_height)
+    inverse_width, reciprocal_width = _inverse(2 * resized_width), _reciprocal(2 * resized_width)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(READERS_DOWN):
         target_y = first_down + i
-        y0, y1, down = _source(target_y, height, resized_height)
+        y0, y1, down = _source(target_y, height, resized_height, inverse_height, reciprocal_height)
         share_y = tl.where(y0 == y, 1 - down, 0.0) + tl.where(y1 == y, down, 0.0)
         line = tl.zeros((BLOCK,), tl.float32)
         for j in tl.static_range(READERS_ACROSS):
             target_x = first_across + j
-            x0, x1, across = _source(target_x, width, resized_width)
+            x0, x1, across = _source(target_x, width, resized_width, inverse_width, reciprocal_width)
             share_x = tl.where(x0 == x, 1 - across, 0.0) + tl.where(x1 == x, across, 0.0)
             there = inside & (target_y < resized_height) & (target_x < resized_width)
             place = target_y * y_stride.to(tl.int64) + target_x * x_stride.to(tl.int64)

@@ -17,6 +17,7 @@ import triton.language as tl  # noqa: E402
 
 from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
+from fampe_fast.kernels.diversify import _divide, _inverse, _reciprocal, _source  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
 from fampe_fast.kernels.philox import ROUNDS, philox4x32, split_seed, to_uniform  # noqa: E402
@@ -121,6 +122,56 @@ def test_shells_are_exact_up_to_large_sizes(size: tuple[int, int], device: torch
     block = 65536 if interpreted else 1024  # fewer programs for the interpreter, few registers for a GPU
     shell_kernel[(triton.cdiv(len(got), block),)](rows, columns, got, len(got), *size, BLOCK=block)
     assert torch.equal(got.long(), expected)
+
+
+# Input diversity ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["size", "resized"])
+def source_kernel(first_ptr, second_ptr, weight_ptr, size, resized, BLOCK: tl.constexpr):
+    target = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first, second, weight = _source(target, size, resized, _inverse(2 * resized), _reciprocal(2 * resized))
+    tl.store(first_ptr + target, first, mask=target < resized)
+    tl.store(second_ptr + target, second, mask=target < resized)
+    tl.store(weight_ptr + target, weight, mask=target < resized)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [(1, 1), (1, 9), (9, 1), (8, 8), (224, 224), (224, 257), (299, 343), (2048, 2355), (4093, 4096)],
+)
+def test_source_pixels_are_exact_and_their_weights_rounded_once(size: int, resized: int, device: torch.device) -> None:
+    first, second = (torch.full((resized,), -1, dtype=torch.int32, device=device) for _ in range(2))
+    weight = torch.full((resized,), -1.0, device=device)
+    source_kernel[(triton.cdiv(resized, 1024),)](first, second, weight, size, resized, BLOCK=1024)
+    position = torch.clamp((2 * torch.arange(resized) + 1) * size - resized, min=0)
+    whole = position // (2 * resized)
+    assert torch.equal(first.cpu().long(), whole)
+    assert torch.equal(second.cpu().long(), torch.clamp(whole + 1, max=size - 1))
+    assert torch.equal(weight.cpu(), (position - whole * 2 * resized).float() / (2 * resized))
+
+
+@triton.jit
+def divide_kernel(number_ptr, divisor_ptr, quotient_ptr, rest_ptr, BLOCK: tl.constexpr):
+    divisor = tl.load(divisor_ptr + tl.program_id(0))
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    quotient, rest = _divide(tl.load(number_ptr + k), divisor, _inverse(divisor))
+    tl.store(quotient_ptr + k, quotient)
+    tl.store(rest_ptr + k, rest)
+
+
+def test_division_by_multiplication_is_exact(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    divisors = torch.tensor([1, 2, 3, 7, 448, 514, 50176, 65537, 2**24 - 1, 2**30, 2**31 - 1])
+    numbers = torch.randint(0, 2**31, (len(divisors), 64), generator=generator)
+    multiples = numbers[:, :20] // divisors[:, None] * divisors[:, None]
+    numbers[:, :20], numbers[:, 20:40] = multiples, (multiples - 1).clamp(min=0)
+    numbers[:, 40], numbers[:, 41], numbers[:, 42] = 0, 2**31 - 1, divisors
+    quotient, rest = (torch.empty(numbers.shape, dtype=torch.int32, device=device) for _ in range(2))
+    arguments = (numbers.to(device, torch.int32), divisors.to(device, torch.int32), quotient, rest)
+    divide_kernel[(len(divisors),)](*arguments, BLOCK=64)
+    assert torch.equal(quotient.cpu().long(), numbers // divisors[:, None])
+    assert torch.equal(rest.cpu().long(), numbers % divisors[:, None])
 
 
 # Blocks, grids and tiles ----------------------------------------------------------------------------------------------
