@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import traffic
+
 Words = NDArray[Any]
 
 
@@ -69,9 +71,11 @@ class GlobalMemory:
 
     Args:
         tensors: of the launch.
+        kernel: its name.
     """
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], kernel: str = "kernel") -> None:
+        self._kernel = kernel
         found = {tensor.data_ptr(): Buffer(tensor) for tensor in sorted(tensors, key=lambda t: t.nbytes)}
         self._buffers = sorted((b for b in found.values() if b.end > b.first), key=lambda buffer: buffer.first)
 
@@ -93,6 +97,7 @@ class GlobalMemory:
     ) -> list[Words]:
         """``count`` words of ``width`` bytes from each address."""
         buffer, offsets = self._offsets(addresses, width, count, text)
+        traffic.note(self._kernel, "ld", addresses, threads)
         for offset in range(0, width * count, min(width, buffer.unit)):
             buffer.note_read(offsets + offset, threads, text)
         return [buffer.words[width][offsets // width + k] for k in range(count)]
@@ -102,6 +107,7 @@ class GlobalMemory:
     ) -> None:
         """Consecutive words of ``width`` bytes to each address."""
         buffer, offsets = self._offsets(addresses, width, len(values), text)
+        traffic.note(self._kernel, "st", addresses, threads)
         words = buffer.words[width]
         for k, value in enumerate(values):
             place = offsets // width + k

@@ -71,6 +71,6 @@ def _launch(compiled: Any, approximation: Approximation, *launch: Any) -> None:
     ]
     tensors = [value for value in values if isinstance(value, Tensor)]
     arguments = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
-    run(
-        _parse(compiled.asm["ptx"]), programs, arguments, GlobalMemory(tensors), compiled.metadata.shared, approximation
-    )
+    program = _parse(compiled.asm["ptx"])
+    memory = GlobalMemory(tensors, program.name.lstrip("_"))
+    run(program, programs, arguments, memory, compiled.metadata.shared, approximation)
