@@ -3,7 +3,8 @@
 A program owns a stretch of an image's memory and a run of rows. While the rows show one image, as they do when they
 come image by image, it reads both images and the steps once, keeps them in registers, and does nothing per row but
 compare and write: the write of the batch is all the memory traffic there is, in accesses of 16 bytes where the size
-allows. The reads of the images, once per image and program, have the width of one element: their strides are any.
+allows. So are the reads, once per image and program, of images that lie in memory as the batch does; others may have
+any strides and are read element by element, where the lanes of a warp touch four times as many sectors at a time.
 """
 
 # No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
@@ -60,10 +61,13 @@ def _pixel_mask(
     finish_row,
     finish_column,
     CHANNELS_LAST: tl.constexpr,
+    START_DENSE: tl.constexpr,  # whether the images lie in memory as the batch does
+    FINISH_DENSE: tl.constexpr,
+    WHOLE_GROUPS: tl.constexpr,  # whether GROUP divides H * W
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    count = groups * GROUP  # tells the compiler what a row's length is divisible by, hence how wide it may store
+    count = groups * GROUP  # tells the compiler what a row's length is divisible by, hence how wide it may access
     blocks = tl.cdiv(count, BLOCK)
     first = tl.program_id(0) // blocks * run
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
@@ -72,6 +76,11 @@ def _pixel_mask(
     if CHANNELS_LAST:
         pixel = element // channels
         channel = element - pixel * channels
+    elif WHOLE_GROUPS:
+        # In groups, so that the compiler sees that pixels follow each other within one.
+        group = tl.program_id(0) % blocks * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)[None, :]
+        channel = group // (pixels // GROUP)
+        pixel = (group - channel * (pixels // GROUP)) * GROUP + tl.arange(0, GROUP)[:, None]
     else:
         channel = element // pixels
         pixel = element - channel * pixels
@@ -85,6 +94,8 @@ def _pixel_mask(
         channel * finish_channel.to(tl.int64) + row * finish_row.to(tl.int64) + column * finish_column.to(tl.int64)
     )
 
+    # Said so that the compiler sees what it is divisible by.
+    plane = pixels // GROUP * GROUP if WHOLE_GROUPS and not CHANNELS_LAST else pixels
     image = tl.full((), -1, tl.int32)
     start = tl.zeros((GROUP, BLOCK // GROUP), start_ptr.dtype.element_ty)
     finish = start
@@ -97,9 +108,15 @@ def _pixel_mask(
         if wanted != image:
             image = wanted
             where = image.to(tl.int64)
-            start = tl.load(start_ptr + where * start_image + start_place, mask=inside, other=0)
-            finish = tl.load(finish_ptr + where * finish_image + finish_place, mask=inside, other=0)
-            first_step = tl.load(first_step_ptr + where * pixels + pixel, mask=inside, other=0)
+            if START_DENSE:
+                start = tl.load(start_ptr + where * count + element, mask=inside, other=0)
+            else:
+                start = tl.load(start_ptr + where * start_image + start_place, mask=inside, other=0)
+            if FINISH_DENSE:
+                finish = tl.load(finish_ptr + where * count + element, mask=inside, other=0)
+            else:
+                finish = tl.load(finish_ptr + where * finish_image + finish_place, mask=inside, other=0)
+            first_step = tl.load(first_step_ptr + where * plane + pixel, mask=inside, other=0)
         step = tl.minimum(tl.maximum(tl.load(step_ptr), -0x80000000), 0x7FFFFFFF).to(tl.int32)
         shown = tl.where(first_step <= step, finish, start)
         tl.store(out_ptr + element, shown, mask=inside)
@@ -177,7 +194,15 @@ def pixel_mask(
         like=start,
         warps=4,
         CHANNELS_LAST=memory_format == torch.channels_last,
+        START_DENSE=_lies_as(start, memory_format),
+        FINISH_DENSE=_lies_as(finish, memory_format),
+        WHOLE_GROUPS=height * width % group == 0,
         GROUP=group,
         BLOCK=block,
     )
     return out
+
+
+def _lies_as(images: Tensor, memory_format: torch.memory_format) -> bool:
+    """Whether the images follow each other in memory, each in this format."""
+    return images.is_contiguous(memory_format=memory_format)

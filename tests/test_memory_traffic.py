@@ -63,6 +63,23 @@ def test_the_sum_of_gradients_reads_each_once() -> None:
     assert 5 * PIXELS <= loads.moved <= 5 * PIXELS + 6 * SECTOR  # four gradients of every image, and the sum so far
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_masking_reads_images_once_for_all_rows_of_a_program(channels_last: bool) -> None:
+    """Both images, and the steps: once if contiguous; a pixel's three channels share one, which stretches may part."""
+    entry = primitive("pixel_mask")
+    arguments = entry.arguments(SIZE, torch.device("cpu"))
+    if channels_last:
+        arguments |= {name: arguments[name].to(memory_format=torch.channels_last) for name in ("start", "finish")}
+    with counting() as counts:
+        entry.kernel()(**arguments, run=4)
+    loads, stores = counts["pixel_mask", "ld"], counts["pixel_mask", "st"]
+    images, steps = 2 * PIXELS, PIXELS if not channels_last else PIXELS // 3
+    assert images + steps <= loads.moved
+    # Channels last, the four elements of a thread are read one by one, so up to four times the steps' sectors.
+    assert loads.moved <= images + (steps if not channels_last else 4 * PIXELS // 2)
+    assert stores.moved == 4 * PIXELS
+
+
 def test_the_cut_off_reads_the_spectrum_once() -> None:
     """Rows of 49 coefficients begin anywhere in a sector: a stretch of them touches one sector more than it fills."""
     loads = traffic("energy_cutoff")["tile_energy", "ld"]
