@@ -32,7 +32,8 @@ pytestmark = [
 AT_LEAST = {
     "test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
-    "test_memory_traffic.py": 12,
+    "test_memory_traffic.py": 14,
+    "test_large_offsets.py": 9,
     "test_equivalence.py": 140,
 }
 """Tests that must have run, and not been skipped."""
@@ -44,6 +45,7 @@ AT_LEAST = {
         ("test_kernels.py", "sm_90"),
         ("test_backends_end_to_end.py", "sm_90"),
         ("test_memory_traffic.py", "sm_90"),
+        ("test_large_offsets.py", "sm_90"),
         ("test_equivalence.py", "sm_90"),
         ("test_equivalence.py", "sm_80,-1"),
         ("test_equivalence.py", "sm_100,1"),

@@ -20,12 +20,11 @@ from .instructions import (
     joined,
     typed,
 )
-from .memory import GlobalMemory, IllegalAccessError, SharedMemory
+from .memory import GlobalMemory, IllegalAccessError, SharedMemory, VirtualMemory
 from .program import Instruction, Program
 
 Words = NDArray[Any]
 WARP = 32
-_SPECIAL = ("%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x", "%laneid")
 _ZERO = ("%tid.y", "%tid.z", "%ctaid.y", "%ctaid.z")
 _REGISTERS = {"%p": "pred", "%rs": "b16", "%rd": "b64", "%r": "b32", "%f": "b32", "%fd": "b64"}
 
@@ -38,10 +37,11 @@ def run(
     program: Program,
     programs: int,
     arguments: Sequence[float | int | bool],
-    memory: GlobalMemory,
+    memory: GlobalMemory | VirtualMemory,
     shared_bytes: int,
     approximation: Approximation,
     lanes: int = 16384,
+    only: Sequence[int] | None = None,
 ) -> None:
     """Execute a launch.
 
@@ -53,6 +53,7 @@ def run(
         shared_bytes: per program.
         approximation: of the inexact instructions.
         lanes: threads that go side by side, whole programs.
+        only: numbers of the programs to execute, all by default.
 
     Raises:
         IllegalAccessError: see ``memory``.
@@ -63,8 +64,9 @@ def run(
     given = [*arguments, *([0] * (len(program.parameters) - len(arguments)))]
     parameters = [bits_of(value, kind) for value, kind in zip(given, program.parameters, strict=True)]
     with np.errstate(all="ignore"):
-        for first in range(0, programs, together):
-            some = np.arange(first, min(first + together, programs), dtype=np.uint32)[:, None]
+        chosen = range(programs) if only is None else only
+        for first in range(0, len(chosen), together):
+            some = np.array(chosen[first : first + together], dtype=np.uint32)[:, None]
             _Threads(program, some, programs, parameters, memory, shared_bytes, approximation).run()
 
 
@@ -77,7 +79,7 @@ class _Threads:
         ids: NDArray[np.uint32],
         count: int,
         parameters: list[Words],
-        memory: GlobalMemory,
+        memory: GlobalMemory | VirtualMemory,
         shared_bytes: int,
         approximation: Approximation,
     ) -> None:
@@ -128,9 +130,7 @@ class _Threads:
 
     def _read(self, operand: str, kind: str) -> Words:
         if operand.startswith("%"):
-            if operand not in self.registers:
-                return self._unwritten(operand)
-            return self.registers[operand]
+            return self.registers[operand] if operand in self.registers else self._unwritten(operand)
         if operand == "global_smem":
             return np.zeros((1, 1), np.uint32 if kind.endswith("32") else np.uint64)
         return immediate(operand, kind)
@@ -259,9 +259,6 @@ class _Threads:
             self._move_matrices(instruction, active, mask)
             return
         if not mask.any():
-            if opcode[0] == "ld":
-                for name in operands[:-1]:
-                    self._write(name, np.zeros((1, 1), DTYPE_OF_WIDTH[_width(opcode)]), mask)
             return
         width = _width(opcode)
         threads = self.thread[mask] if space == "global" else self.row[mask]
@@ -303,9 +300,6 @@ class _Threads:
                 whole = np.zeros(self.shape, np.uint32)
                 (whole[mask],) = self.shared.load(places, self.row[mask], 4, 1, instruction.text)
                 self._write(name, whole, active)
-
-
-DTYPE_OF_WIDTH = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def _width(opcode: tuple[str, ...]) -> int:

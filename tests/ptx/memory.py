@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,47 @@ class GlobalMemory:
             words[place] = value
             if (words[place] != value).any():
                 raise IllegalAccessError(f"two threads write different values to one place: {text}")
+
+
+class VirtualMemory:
+    """Tensors of any size that take no memory: reads give a number that the tensor is full of, writes are noted.
+
+    Args:
+        tensors: by name; they may be on the meta device.
+        full_of: the number by tensor's name, 0 for the others.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], full_of: Mapping[str, int]) -> None:
+        self.addresses = {name: (k + 1) << 44 for k, name in enumerate(tensors)}
+        self._ends = {name: self.addresses[name] + tensor.nbytes for name, tensor in tensors.items()}
+        self._full_of = full_of
+        self.written: dict[str, int] = {}
+        """Of each tensor that was written to, how many bytes lie behind the last one written."""
+
+    def _tensor(self, addresses: NDArray[np.int64], size: int, text: str) -> str:
+        if (addresses % size).any():
+            raise IllegalAccessError(f"address that is not a multiple of {size} bytes: {text}")
+        low, high = int(addresses.min()), int(addresses.max()) + size
+        for name, first in self.addresses.items():
+            if first <= low and high <= self._ends[name]:
+                return name
+        raise IllegalAccessError(f"illegal address {low:#x} to {high:#x}: {text}")
+
+    def load(
+        self, addresses: NDArray[np.int64], threads: NDArray[np.int64], width: int, count: int, text: str
+    ) -> list[Words]:
+        """As of ``GlobalMemory``."""
+        name = self._tensor(addresses, width * count, text)
+        return [np.full(len(addresses), self._full_of.get(name, 0), f"u{width}") for _ in range(count)]
+
+    def store(
+        self, addresses: NDArray[np.int64], threads: NDArray[np.int64], values: list[Words], width: int, text: str
+    ) -> None:
+        """As of ``GlobalMemory``."""
+        size = width * len(values)
+        name = self._tensor(addresses, size, text)
+        left = self._ends[name] - int(addresses.max()) - size
+        self.written[name] = min(left, self.written.get(name, left))
 
 
 class SharedMemory:
