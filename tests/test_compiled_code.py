@@ -33,7 +33,7 @@ AT_LEAST = {
     "test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
     "test_memory_traffic.py": 14,
-    "test_large_offsets.py": 9,
+    "test_large_offsets.py": 12,
     "test_equivalence.py": 140,
 }
 """Tests that must have run, and not been skipped."""
