@@ -16,13 +16,15 @@ from fampe_fast import FAMPE, AttEXplore, FORGrad, warmup
 from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.peers import CaptumMethod
 from fampe_fast.ops import compiled
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import mix_arguments
 
 
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are made and no code is generated; the mixes are as in a new process."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    for name in ("_mix", "_dct_mix"):
+    for name in ("_mix", "_shared_mix", "_dct_mix"):
         kept = getattr(compiled, name)
         monkeypatch.setattr(compiled, name, type(kept)(kept._compiled.plain, f"the {name} of a test"))
     counters.clear()
@@ -52,6 +54,20 @@ def test_after_it_nothing_is_left_to_compile(monkeypatch: pytest.MonkeyPatch) ->
         for batch in (1, 3):
             other.attribute(some_images(batch), target=1)
     assert graphs() == 2
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_a_mix_has_three_graphs_at_most() -> None:
+    """torch gives a function up after eight; a warning that it did would fail this test."""
+    for shared in (False, True):
+        with compiled.compiled_at_once():
+            for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+                for size in (Case(8, 8), Case(12, 20, channels=1), Case(1, 1, channels=1), Case(9, 9, channels=2)):
+                    with mode():
+                        arguments = mix_arguments(size, torch.device("cpu"), shared_multiplier=shared)
+                        mixed = compiled.band_mix(**arguments)
+                    assert not mixed.is_inference()
+    assert graphs() == 6
 
 
 @needs_compiler

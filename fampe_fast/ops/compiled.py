@@ -41,14 +41,29 @@ class _CompiledWhenWorthwhile:
         return call(values, *args)
 
 
-_mix = _CompiledWhenWorthwhile(mix_rows, "the band mix")
+_rows: Callable[..., tuple[Tensor, Tensor]] = mix_rows
+
+
+def _apart(*args: Any) -> tuple[Tensor, Tensor]:
+    return _rows(*args, shared_multiplier=False)
+
+
+def _shared(*args: Any) -> tuple[Tensor, Tensor]:
+    return _rows(*args, shared_multiplier=True)
+
+
+# The compiler allows a function eight graphs and then gives it up for good. The mix has three, since one channel and
+# one coefficient are constants to it; what would double them has a function of its own (this), or is kept out (the
+# mode of inference, below).
+_mix = _CompiledWhenWorthwhile(_apart, "the band mix")
+_shared_mix = _CompiledWhenWorthwhile(_shared, "the band mix with a shared multiplier")
 _dct_mix = _CompiledWhenWorthwhile(dct_mix_rows, "the DCT mix")
 
 
 @contextmanager
 def compiled_at_once() -> Iterator[None]:
     """A mix that is called in here is compiled then, and stays so."""
-    mixes = (_mix, _dct_mix)
+    mixes = (_mix, _shared_mix, _dct_mix)
     for mix in mixes:
         mix.at_once = True
     try:
@@ -72,6 +87,7 @@ def _one(values: Tensor, index: int) -> Tensor:
     return _own(values[index : index + 1])
 
 
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def band_mix(
     spectrum: Tensor,
@@ -91,16 +107,18 @@ def band_mix(
     mixed = spectrum.new_empty((len(samples), channels, height * half))
     of_image: dict[int, tuple[Tensor, ...]] = {}
     seed, step, grid = _own(seed), _own(step), _grid(height, width)
+    mix = _shared_mix if shared_multiplier else _mix
     for row, image in enumerate(image_index.tolist()):
         if image not in of_image:
             low = _own(radial_mask(cutoff[image : image + 1], height, width)[0].flatten(1))
             of_image[image] = _one(parts, image), low, _one(weights, image), _one(image_ids, image)
         values, low, numbers, name = of_image[image]
-        real, imaginary = _mix(values, low, numbers, grid, name, _one(samples, row), seed, step, shared_multiplier)
+        real, imaginary = mix(values, low, numbers, grid, name, _one(samples, row), seed, step)
         torch.complex(real[0], imaginary[0], out=mixed[row])
     return mixed.view(len(samples), channels, height, half)
 
 
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def dct_mix(
     spectrum: Tensor,
