@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p fampe_fast.testing.plugin``): ``--fampe-backend``, ``--fampe-device`` and their fixtures.
+"""A pytest plugin (``-p fampe_fast.testing.plugin``): ``--fampe-backend``, ``-device`` and ``-large``, and fixtures.
 
 A test that takes ``fampe_trial`` runs once for every check, case and backend; one that takes ``fampe_primitives``
 gets a backend's functions, once for every backend, and ``fampe_device`` says where its tensors belong.
