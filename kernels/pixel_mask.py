@@ -194,15 +194,10 @@ def pixel_mask(
         like=start,
         warps=4,
         CHANNELS_LAST=memory_format == torch.channels_last,
-        START_DENSE=_lies_as(start, memory_format),
-        FINISH_DENSE=_lies_as(finish, memory_format),
+        START_DENSE=start.is_contiguous(memory_format=memory_format),
+        FINISH_DENSE=finish.is_contiguous(memory_format=memory_format),
         WHOLE_GROUPS=height * width % group == 0,
         GROUP=group,
         BLOCK=block,
     )
     return out
-
-
-def _lies_as(images: Tensor, memory_format: torch.memory_format) -> bool:
-    """Whether the images follow each other in memory, each in this format."""
-    return images.is_contiguous(memory_format=memory_format)

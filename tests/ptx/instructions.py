@@ -153,32 +153,27 @@ def _fused(a: Words, b: Words, c: Words) -> Words:
     return np.where(even & (lost != 0) & np.isfinite(total), odd, total).astype(np.float32)
 
 
+_TO_WHOLE: dict[str, Callable[[Words], Words]] = {
+    "rni": np.rint,
+    "rzi": np.trunc,
+    "rmi": np.floor,
+    "rpi": np.ceil,
+}
+
+
 def _to_integer(a: Words, dtype: Any, rounding: str) -> Words:
-    whole = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[rounding](a.astype(np.float64))
+    whole = _TO_WHOLE[rounding](a.astype(np.float64))
     limits = np.iinfo(dtype)
     inside = np.where(np.isnan(whole), 0, np.clip(whole, float(limits.min), float(limits.max)))
     top = inside >= float(limits.max)  # which float64 rounds up
     return np.where(top, limits.max, np.where(top, 0, inside).astype(dtype)).astype(dtype)
 
 
-def _to_bfloat16(a: Words) -> Words:
-    bits = np.ascontiguousarray(a.astype(np.float32)).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(a), 0x7FFF, rounded).astype(np.uint16)
-
-
 def convert(opcode: tuple[str, ...], sources: list[Words]) -> Words:
     """``cvt``: between the last two types named."""
     to, source = opcode[-2:]
     modifiers = set(opcode[1:-2])
-    rounding = next((m for m in modifiers if m in ("rni", "rzi", "rmi", "rpi")), None)
-    if to == "bf16" and len(sources) == 1:
-        return _to_bfloat16(typed(sources[0], source))
-    if to == "bf16x2":
-        high, low = (_to_bfloat16(typed(part, source)).astype(np.uint32) for part in sources)
-        return (high << np.uint32(16)) | low
-    if source == "bf16":
-        return (sources[0].astype(np.uint32) << np.uint32(16)).view(np.float32)
+    rounding = next((m for m in modifiers if m in _TO_WHOLE), None)
     value = typed(sources[0], source)
     if "ftz" in modifiers and source == "f32":
         value = _flush(value)
@@ -186,8 +181,7 @@ def convert(opcode: tuple[str, ...], sources: list[Words]) -> Words:
     if value.dtype.kind == "f" and target.kind in "iu":
         return _to_integer(value, target, rounding or "rzi")
     if rounding is not None:
-        whole = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[rounding]
-        value = whole(value)
+        value = _TO_WHOLE[rounding](value)
     return value.astype(target)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,30 @@ class Buffer:
         return self._writer, self._reader
 
 
+class _Region(NamedTuple):
+    first: int
+    end: int
+    name: str
+
+
+_Place = TypeVar("_Place", Buffer, _Region)
+
+
+def _accessed(places: Iterable[_Place], addresses: NDArray[np.int64], size: int, text: str) -> _Place:
+    """The one place that holds ``size`` bytes from every address on.
+
+    Raises:
+        IllegalAccessError: none does, or an address is not a multiple of ``size``.
+    """
+    if (addresses % size).any():
+        raise IllegalAccessError(f"address that is not a multiple of {size} bytes: {text}")
+    low, high = int(addresses.min()), int(addresses.max()) + size
+    for place in places:
+        if place.first <= low and high <= place.end:
+            return place
+    raise IllegalAccessError(f"illegal address {low:#x} to {high:#x}, outside of every tensor: {text}")
+
+
 class GlobalMemory:
     """The tensors that a launch was given; every other address is illegal.
 
@@ -80,24 +104,15 @@ class GlobalMemory:
         found = {tensor.data_ptr(): Buffer(tensor) for tensor in sorted(tensors, key=lambda t: t.nbytes)}
         self._buffers = sorted((b for b in found.values() if b.end > b.first), key=lambda buffer: buffer.first)
 
-    def _buffer(self, addresses: NDArray[np.int64], width: int, text: str) -> Buffer:
-        low, high = int(addresses.min()), int(addresses.max()) + width
-        for buffer in self._buffers:
-            if buffer.first <= low and high <= buffer.end:
-                return buffer
-        raise IllegalAccessError(f"illegal address {low:#x} to {high:#x}, outside of every tensor: {text}")
-
-    def _offsets(self, addresses: NDArray[np.int64], width: int, count: int, text: str) -> tuple[Buffer, Words]:
-        if (addresses % (width * count)).any():
-            raise IllegalAccessError(f"address that is not a multiple of {width * count} bytes: {text}")
-        buffer = self._buffer(addresses, width * count, text)
+    def _offsets(self, addresses: NDArray[np.int64], size: int, text: str) -> tuple[Buffer, Words]:
+        buffer = _accessed(self._buffers, addresses, size, text)
         return buffer, addresses - buffer.base
 
     def load(
         self, addresses: NDArray[np.int64], threads: NDArray[np.int64], width: int, count: int, text: str
     ) -> list[Words]:
         """``count`` words of ``width`` bytes from each address."""
-        buffer, offsets = self._offsets(addresses, width, count, text)
+        buffer, offsets = self._offsets(addresses, width * count, text)
         traffic.note(self._kernel, "ld", addresses, threads)
         for offset in range(0, width * count, min(width, buffer.unit)):
             buffer.note_read(offsets + offset, threads, text)
@@ -107,7 +122,7 @@ class GlobalMemory:
         self, addresses: NDArray[np.int64], threads: NDArray[np.int64], values: list[Words], width: int, text: str
     ) -> None:
         """Consecutive words of ``width`` bytes to each address."""
-        buffer, offsets = self._offsets(addresses, width, len(values), text)
+        buffer, offsets = self._offsets(addresses, width * len(values), text)
         traffic.note(self._kernel, "st", addresses, threads)
         words = buffer.words[width]
         for k, value in enumerate(values):
@@ -130,35 +145,26 @@ class VirtualMemory:
 
     def __init__(self, tensors: Mapping[str, Tensor], full_of: Mapping[str, int]) -> None:
         self.addresses = {name: (k + 1) << 44 for k, name in enumerate(tensors)}
-        self._ends = {name: self.addresses[name] + tensor.nbytes for name, tensor in tensors.items()}
+        self._regions = [_Region(first, first + tensors[name].nbytes, name) for name, first in self.addresses.items()]
         self._full_of = full_of
         self.written: dict[str, int] = {}
         """Of each tensor that was written to, how many bytes lie behind the last one written."""
-
-    def _tensor(self, addresses: NDArray[np.int64], size: int, text: str) -> str:
-        if (addresses % size).any():
-            raise IllegalAccessError(f"address that is not a multiple of {size} bytes: {text}")
-        low, high = int(addresses.min()), int(addresses.max()) + size
-        for name, first in self.addresses.items():
-            if first <= low and high <= self._ends[name]:
-                return name
-        raise IllegalAccessError(f"illegal address {low:#x} to {high:#x}: {text}")
 
     def load(
         self, addresses: NDArray[np.int64], threads: NDArray[np.int64], width: int, count: int, text: str
     ) -> list[Words]:
         """As of ``GlobalMemory``."""
-        name = self._tensor(addresses, width * count, text)
-        return [np.full(len(addresses), self._full_of.get(name, 0), f"u{width}") for _ in range(count)]
+        region = _accessed(self._regions, addresses, width * count, text)
+        return [np.full(len(addresses), self._full_of.get(region.name, 0), f"u{width}") for _ in range(count)]
 
     def store(
         self, addresses: NDArray[np.int64], threads: NDArray[np.int64], values: list[Words], width: int, text: str
     ) -> None:
         """As of ``GlobalMemory``."""
         size = width * len(values)
-        name = self._tensor(addresses, size, text)
-        left = self._ends[name] - int(addresses.max()) - size
-        self.written[name] = min(left, self.written.get(name, left))
+        region = _accessed(self._regions, addresses, size, text)
+        left = region.end - int(addresses.max()) - size
+        self.written[region.name] = min(left, self.written.get(region.name, left))
 
 
 class SharedMemory:
