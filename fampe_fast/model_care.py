@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .checks import check_count
+
 Model = nn.Module | Callable[[Tensor], Tensor]
 
 
@@ -34,20 +36,6 @@ def check_model(model: Model, images: Tensor) -> None:
                 f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
                 "move one of them with .to(device)"
             )
-
-
-def check_count(name: str, value: object) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        TypeError: not a whole number.
-        ValueError: below 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_count, check_cutoff, check_image_ids
 from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
@@ -23,10 +24,9 @@ from ..engine.path import follow_path
 from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
-from ..frequency.low_pass import check_cutoff, low_pass
-from ..model_care import Model, check_count, check_model
+from ..frequency.low_pass import low_pass
+from ..model_care import Model, check_model
 from ..progress import progress
-from ..random_names import check_image_ids
 
 Band = Literal["low", "high", "all"]
 
@@ -93,13 +93,11 @@ class BandLimitedAttack:
     ) -> None:
         if not callable(model):
             raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
-        if band not in get_args(Band):
-            raise ValueError(f"band must be one of {', '.join(get_args(Band))}; got {band!r}")
         if config is not None and not isinstance(config, PathConfig):
             raise TypeError(f"config must be a PathConfig, got {type(config).__name__}")
         self.forward_func = model
-        self.band: Band = band
-        self.cutoff = check_cutoff(cutoff)
+        self.band: Band = check_choice("band", band, get_args(Band))
+        self.cutoff = check_cutoff("cutoff", cutoff)
         self.config = dataclasses.replace(DEFAULT_CONFIG if config is None else config, direction="ascend")
         self.step_projections = check_count("step_projections", step_projections)
         self.final_projections = check_count("final_projections", final_projections)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from ..checks import (
+    LARGEST,
+    LARGEST_CUTOFF,
+    check_bounds,
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_gaussian_cutoff,
+    check_number,
+    check_seed,
+)
 from ..compilation import Compile
-from ..model_care import check_count
-from ..random_names import check_seed
 
 Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]
@@ -16,17 +26,16 @@ Direction = Literal["descend", "ascend"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
-def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    above = value > low if open_low else value >= low
-    if not (above and value <= high and math.isfinite(value)):
-        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}], got {value!r}")
+# Spacings of float32 near the largest pixel that one step of the path covers at least: the map is then right to 3 %.
+_SPACINGS = 16
+# A momentum that has grown by so many decimal digits leaves float32 room for the gradients and their sum.
+_MOMENTUM_DIGITS = 25
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+def _settle(config: object, **values: object) -> None:
+    """Put checked values in the place of what was given."""
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +81,42 @@ class PathConfig:
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        check_count("samples", self.samples)
-        _check_number("eps", self.eps, 0, math.inf, open_low=True)
-        _check_number("decay", self.decay, 0, math.inf)
+        _settle(
+            self,
+            steps=check_count("steps", self.steps),
+            samples=check_count("samples", self.samples),
+            eps=check_number("eps", self.eps, 0, open_low=True, largest=LARGEST),
+            decay=check_number("decay", self.decay, 0),
+            smoothing=check_flag("smoothing", self.smoothing),
+            input_diversity=check_flag("input_diversity", self.input_diversity),
+            direction=check_choice("direction", self.direction, get_args(Direction)),
+            loss=check_choice("loss", self.loss, get_args(Loss)),
+            precision=check_choice("precision", self.precision, get_args(Precision)),
+            compile=check_choice("compile", self.compile, get_args(Compile)),
+            seed=check_seed(self.seed),
+            bounds=check_bounds(self.bounds),
+        )
         if self.gradient_cutoff is not None:
-            _check_number("gradient_cutoff", self.gradient_cutoff, 0, math.inf)
+            cutoff = check_number("gradient_cutoff", self.gradient_cutoff, 0, largest=LARGEST_CUTOFF)
+            _settle(self, gradient_cutoff=cutoff)
         if self.area_cutoff is not None:
-            _check_number("area_cutoff", self.area_cutoff, 0, math.inf, open_low=True)
-        _check_choice("direction", self.direction, ("descend", "ascend"))
-        _check_choice("loss", self.loss, ("cross_entropy", "softmax_twice"))
-        _check_choice("precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
-        _check_choice("compile", self.compile, ("auto", "off", "on", "graphs"))
-        check_seed(self.seed)
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
+            _settle(self, area_cutoff=check_gaussian_cutoff("area_cutoff", self.area_cutoff, None))
+        self._check_arithmetic()
+
+    def _check_arithmetic(self) -> None:
+        """Refuse numbers that are right one by one, and together leave what float32 can hold."""
+        unit = min(1.0, max(abs(bound) for bound in self.bounds))
+        smallest = self.steps * unit * _SPACINGS * 2.0**-24
+        if self.eps < smallest:
+            raise ValueError(
+                f"eps must be at least {smallest:.2g} for {self.steps} steps, below which float32 pixels hardly move; "
+                f"got {self.eps!r}"
+            )
+        if self.decay > 1 and (self.steps - 1) * math.log10(self.decay) > _MOMENTUM_DIGITS:
+            raise ValueError(
+                f"decay must be at most {10 ** (_MOMENTUM_DIGITS / (self.steps - 1)):.3g} for {self.steps} steps, "
+                f"beyond which the momentum overflows float32; got {self.decay!r}"
+            )
 
 
 # What FAMPE's authors take over from AttEXplore and this package's default leaves out.
@@ -122,14 +152,18 @@ class FAMPEConfig(PathConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("mode", self.mode, ("mix", "modulate", "allpass"))
-        _check_number("alpha", self.alpha, 0, 1)
-        _check_number("rho", self.rho, 0, 1)
-        _check_number("sigma", self.sigma, 0, math.inf)
-        _check_number("tau", self.tau, 0, 1, open_low=True)
-        _check_number("gain", self.gain, 0, math.inf, open_low=True)
+        _settle(
+            self,
+            mode=check_choice("mode", self.mode, get_args(Mode)),
+            alpha=check_fraction("alpha", self.alpha),
+            rho=check_fraction("rho", self.rho),
+            sigma=check_number("sigma", self.sigma, 0, largest=LARGEST),
+            tau=check_number("tau", self.tau, 0, 1, open_low=True),
+            include_dc=check_flag("include_dc", self.include_dc),
+            gain=check_number("gain", self.gain, 0, open_low=True, largest=LARGEST),
+        )
         if self.cutoff is not None:
-            _check_number("cutoff", self.cutoff, 0, math.inf, open_low=True)
+            _settle(self, cutoff=check_gaussian_cutoff("cutoff", self.cutoff, None))
 
     @classmethod
     def published(cls, **overrides: Any) -> FAMPEConfig:
@@ -167,5 +201,8 @@ class AttEXploreConfig(PathConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number("rho", self.rho, 0, 1)
-        _check_number("sigma", self.sigma, 0, math.inf)
+        _settle(
+            self,
+            rho=check_fraction("rho", self.rho),
+            sigma=check_number("sigma", self.sigma, 0, largest=LARGEST),
+        )

@@ -12,9 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..model_care import check_count
+from ..checks import check_choice, check_count, check_cutoff
 from ..reference.radius import multiplicity, signed_frequencies
-from .low_pass import check_cutoff
 
 Spacing = Literal["width", "energy"]
 
@@ -25,9 +24,8 @@ def check_spacing(spacing: object) -> Spacing:
     Raises:
         ValueError: another value.
     """
-    if spacing not in get_args(Spacing):
-        raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}; got {spacing!r}")
-    return spacing  # type: ignore[return-value]
+    found: Spacing = check_choice("spacing", spacing, get_args(Spacing))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +177,7 @@ def bands_between(
         ValueError: edges that are not ascending, not finite, not above 0, or none.
     """
     height, width = check_count("height", height), check_count("width", width)
-    radii = [check_cutoff(edge) for edge in edges]
+    radii = [check_cutoff("edges", edge) for edge in edges]
     if not radii or radii[0] <= 0 or any(a >= b for a, b in pairwise(radii)):
         raise ValueError(f"edges must be ascending radii above 0, got {list(edges)}")
     grid = _grid(height, width)

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..checks import check_cutoff
 from ..reference.radius import squared_radius
 
 DEFAULT_CUTOFF = 15.0
 """Cycles over the shorter side; what the paper finds for the gradient of a ResNet-50 at 224 pixels is of this order."""
-
-
-def check_cutoff(cutoff: object) -> float:
-    """A radius in cycles over the shorter side.
-
-    Raises:
-        TypeError: no number.
-        ValueError: negative, NaN or infinite.
-    """
-    if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
-        raise TypeError(f"the cut-off must be a number, got {cutoff!r} ({type(cutoff).__name__})")
-    if not (cutoff >= 0 and math.isfinite(cutoff)):
-        raise ValueError(f"the cut-off must be finite and not negative, got {cutoff!r}")
-    return float(cutoff)
 
 
 def low_pass(values: Tensor, cutoff: float) -> Tensor:
@@ -40,9 +26,9 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
 
     Raises:
         TypeError: ``values`` is not real and floating-point, or the cut-off is no number.
-        ValueError: fewer than two dimensions, an empty side, or a cut-off that is negative or not finite.
+        ValueError: fewer than two dimensions, an empty side, or a cut-off that is negative, not finite or above 1e15.
     """
-    cutoff = check_cutoff(cutoff)
+    cutoff = check_cutoff("cutoff", cutoff)
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"values must be a real floating-point tensor, got {kind}")

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
+from ..checks import check_image_ids
 from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
@@ -21,7 +22,6 @@ from ..engine.validation import check_images
 from ..frequency.two_scale import two_scale_map
 from ..model_care import Model, check_model
 from ..progress import progress
-from ..random_names import check_image_ids
 
 Config = TypeVar("Config", bound=PathConfig)
 

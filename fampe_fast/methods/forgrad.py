@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_cutoff
 from ..engine.targets import Target
-from ..frequency.low_pass import DEFAULT_CUTOFF, check_cutoff, filtered_map, low_pass
+from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..model_care import Model
 from .base import wrapped
 
@@ -36,7 +37,7 @@ class FORGrad:
         if not callable(getattr(method, "attribute", None)):
             raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
         self.method = method
-        self.cutoff = check_cutoff(cutoff)
+        self.cutoff = check_cutoff("cutoff", cutoff)
         self.forward_func = getattr(method, "forward_func", None)
 
     @property
@@ -111,7 +112,7 @@ class LowPassGradients(nn.Module):
         if not callable(model):
             raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
         self.model = model
-        self.cutoff = check_cutoff(cutoff)
+        self.cutoff = check_cutoff("cutoff", cutoff)
         self.training = model.training if isinstance(model, nn.Module) else False
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checks import check_bounds, check_choice, check_count, check_flag
 from ..chunking import ChunkSize
 from ..cpu_memory import kept_memory
 from ..engine.targets import Target, resolve_targets
 from ..engine.validation import check_images
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
-from ..model_care import Model, check_count, check_model
+from ..model_care import Model, check_model
 from ..probing import output_of, outputs
 from ..progress import progress
 
@@ -89,17 +90,13 @@ class OccludedFrequency:
     ) -> None:
         if not callable(model):
             raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
-        if score not in get_args(Score):
-            raise ValueError(f"score must be one of {', '.join(get_args(Score))}; got {score!r}")
-        if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {bounds!r}")
         self.forward_func = model
         self.bands = check_count("bands", bands)
         self.spacing = check_spacing(spacing)
-        self.score: Score = score
-        self.include_dc = include_dc
-        self.clamp = clamp
-        self.bounds = bounds
+        self.score: Score = check_choice("score", score, get_args(Score))
+        self.include_dc = check_flag("include_dc", include_dc)
+        self.clamp = check_flag("clamp", clamp)
+        self.bounds = check_bounds(bounds)
 
     def bands_of(self, images: Tensor) -> RadialBands:
         """The bands that are removed from images (B, C, H, W); see ``frequency.bands`` for what is raised."""

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_image_ids
 from ..cpu_memory import kept_memory
 from ..engine.targets import Target, Targets, resolve_targets
 from ..engine.validation import check_images
-from ..model_care import Model, check_count, check_model, chunk_size, frozen_parameters, memory_format
+from ..model_care import Model, check_model, chunk_size, frozen_parameters, memory_format
 from ..progress import progress
-from ..random_names import check_image_ids
 from .base import wrapped
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_args
 
+from ..checks import check_cutoff
 from ..engine.config import AttEXploreConfig, FAMPEConfig
 from ..frequency.low_pass import DEFAULT_CUTOFF
 from ..model_care import Model
@@ -61,7 +62,7 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
             f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(options_of(name)))}"
         )
     if name.startswith(_FILTERED):
-        cutoff = options.pop("map_cutoff", DEFAULT_CUTOFF)
+        cutoff = check_cutoff("map_cutoff", options.pop("map_cutoff", DEFAULT_CUTOFF))
         plain = name.removeprefix(_FILTERED)
         if plain == "saliency":
             options["absolute"] = False  # the filter wants the signs

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import check_count, check_positive
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
@@ -16,7 +16,7 @@ from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Su
 from fampe_fast.metrics.refinement import Refined, refine
 from fampe_fast.metrics.scoring import Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_count, check_model, memory_format
+from fampe_fast.model_care import Model, check_model, memory_format
 from fampe_fast.ops import pixel_mask
 from fampe_fast.progress import progress
 
@@ -135,7 +135,7 @@ def insertion_deletion(
     classes = check_targets(targets, images)
     chunks = ChunkSize.for_scores(model, images, internal_batch_size)
     way = check_compile(compile, images.device)
-    _check_budget(passes, tolerance)
+    passes, tolerance = _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
     pixels = height * width
     step = -(-pixels // check_count("steps", steps)) if steps is not None else chosen.step or width
@@ -176,15 +176,11 @@ def _area(curves: Tensor) -> Tensor:
     return (curves[:, 1:] + curves[:, :-1]).mean(1) / 2
 
 
-def _check_budget(passes: int | None, tolerance: float | None) -> None:
-    if passes is not None and check_count("passes", passes) < 2:
+def _check_budget(passes: object, tolerance: object) -> tuple[int | None, float | None]:
+    budget = None if passes is None else check_count("passes", passes)
+    if budget is not None and budget < 2:
         raise ValueError("passes must be at least 2, the ends of a curve, got 1")
-    if tolerance is None:
-        return
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number or None, got {tolerance!r}")
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be finite and above 0, got {tolerance}")
+    return budget, None if tolerance is None else check_positive("tolerance", tolerance, kind="a number or None")
 
 
 def _first_step(maps: Tensor, ranking: str, step: int) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import LARGEST, check_number
 from fampe_fast.metrics.validation import check_finite
 
 __all__ = ["pointing_game", "relevance_mass"]
@@ -56,8 +55,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0) -> Ten
         TypeError: maps that are not floating-point tensors, masks that are not bool tensors.
         ValueError: shapes that do not fit, NaN or infinity, an empty mask (naming the image), a negative tolerance.
     """
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance must be finite and at least 0 pixels, got {tolerance}")
+    tolerance = check_number("tolerance", tolerance, 0, expected="finite and at least 0 pixels", largest=LARGEST)
     relevance, inside = _checked(maps, masks)
     height, width = maps.shape[-2:]
     place = relevance.argmax(1)

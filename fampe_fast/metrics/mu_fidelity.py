@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -10,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import check_choice, check_count, check_image_ids, check_number, check_seed
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
@@ -18,9 +18,8 @@ from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, m
 from fampe_fast.metrics.rank_correlation import rank_correlation
 from fampe_fast.metrics.scoring import Score, Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_count, check_model, memory_format
+from fampe_fast.model_care import Model, check_model, memory_format
 from fampe_fast.progress import progress
-from fampe_fast.random_names import check_image_ids, check_seed
 
 __all__ = ["MuFidelity", "mu_fidelity"]
 
@@ -117,15 +116,19 @@ def mu_fidelity(
     chunks = ChunkSize.for_scores(model, images, internal_batch_size)
     way = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
-    check_seed(seed)
+    seed = check_seed(seed)
     batch, _, height, width = images.shape
+    grid_size = None if grid_size is None else check_count("grid_size", grid_size)
     cell = _cell_of_pixel(height, width, grid_size).to(images.device)
     cells = int(cell[-1]) + 1
-    share = _check_share(subset_percent)
-    if check_count("samples", samples) < 2:
+    expected = "a fraction above 0 and below 1"
+    share = check_number("subset_percent", subset_percent, 0, 1, open_low=True, expected=expected)
+    if share == 1:
+        raise ValueError(f"subset_percent must be {expected}, got {subset_percent!r}")
+    samples = check_count("samples", samples)
+    if samples < 2:
         raise ValueError("samples must be at least 2, got 1: one subset has no correlation")
-    if score not in get_args(Score):
-        raise ValueError(f"score must be one of {list(get_args(Score))}, got {score!r}")
+    score = check_choice("score", score, get_args(Score))
     if fixed_size and cells < 2:
         raise ValueError("subsets of one size need at least 2 cells to choose from, got 1")
     size = min(max(1, round(share * cells)), cells - 1) if fixed_size else None
@@ -165,7 +168,7 @@ def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
     """(H*W,) int64, row by row: nearest neighbour with half-pixel centres, in whole numbers."""
     if grid_size is None:
         return torch.arange(height * width)
-    if check_count("grid_size", grid_size) > min(height, width):
+    if grid_size > min(height, width):
         raise ValueError(
             f"grid_size must be at most {min(height, width)} for images of {height} x {width} pixels, got {grid_size}; "
             "None takes single pixels"
@@ -173,14 +176,6 @@ def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
     row = ((2 * torch.arange(height) + 1) * grid_size).div(2 * height, rounding_mode="floor")
     column = ((2 * torch.arange(width) + 1) * grid_size).div(2 * width, rounding_mode="floor")
     return (row[:, None] * grid_size + column).flatten()
-
-
-def _check_share(subset_percent: object) -> float:
-    if isinstance(subset_percent, bool) or not isinstance(subset_percent, (int, float)):
-        raise TypeError(f"subset_percent must be a number, got {subset_percent!r}")
-    if not (math.isfinite(subset_percent) and 0 < subset_percent < 1):
-        raise ValueError(f"subset_percent must be a fraction above 0 and below 1, got {subset_percent}")
-    return float(subset_percent)
 
 
 def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import check_count, check_number, check_positive, check_whole
+
 __all__ = ["PROTOCOLS", "GaussianBlur", "Protocol", "SolidColour", "Substrate", "resolve_protocol"]
 
 Ranking = Literal["pixel", "channel_union"]
@@ -33,11 +35,16 @@ class SolidColour:
     def __post_init__(self) -> None:
         if self.value is None:
             return
-        numbers = self.value if isinstance(self.value, tuple) else (self.value,)
-        if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
-            raise TypeError(f"a colour must be a number, a tuple of numbers or None, got {self.value!r}")
-        if not all(0 <= v <= 1 for v in numbers):
+        kind, several = "a number, a tuple of numbers or None", isinstance(self.value, tuple)
+        if several and not self.value:
+            raise TypeError(f"a colour must be {kind}, got ()")
+        numbers = [
+            check_number("a colour", number, kind=kind)
+            for number in (self.value if isinstance(self.value, tuple) else (self.value,))
+        ]
+        if not all(0 <= number <= 1 for number in numbers):
             raise ValueError(f"a colour must lie in [0, 1], the units of pixels, got {self.value!r}")
+        object.__setattr__(self, "value", tuple(numbers) if several else numbers[0])
 
     @property
     def needs_mean(self) -> bool:
@@ -76,10 +83,11 @@ class GaussianBlur:
     padding: SolidColour = SolidColour()
 
     def __post_init__(self) -> None:
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and at least 1, got {self.kernel_size}")
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma must be finite and above 0, got {self.sigma}")
+        size = check_whole("kernel_size", self.kernel_size)
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 1, got {size}")
+        object.__setattr__(self, "kernel_size", size)
+        object.__setattr__(self, "sigma", check_positive("sigma", self.sigma))
 
     @property
     def needs_mean(self) -> bool:
@@ -147,10 +155,7 @@ class Protocol:
                 )
         if self.step is None:
             return
-        if isinstance(self.step, bool) or not isinstance(self.step, int):
-            raise TypeError(f"step must be a whole number of pixels or None, got {self.step!r}")
-        if self.step < 1:
-            raise ValueError(f"step must be at least 1 pixel, got {self.step}")
+        object.__setattr__(self, "step", check_count("step", self.step, unit="pixel"))
 
     @property
     def needs_mean(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,12 +10,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import (
+    LARGEST,
+    check_count,
+    check_flag,
+    check_image_ids,
+    check_positive,
+    check_seed,
+)
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.rank_correlation import rank_correlation, ranks
 from fampe_fast.metrics.validation import check_finite, check_images, check_targets
-from fampe_fast.model_care import check_count
 from fampe_fast.progress import progress
-from fampe_fast.random_names import check_image_ids, check_seed
 from fampe_fast.reference.philox import to_uniform
 
 __all__ = ["Stability", "stability"]
@@ -108,15 +113,12 @@ def stability(
         check_images(images)
     classes = check_targets(targets, images)
     ids = check_image_ids(image_ids, images)
-    check_seed(seed)
-    check_count("samples", samples)
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
-        raise TypeError(f"radius must be a number, got {radius!r}")
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"radius must be finite and above 0, in pixel units, got {radius}")
+    seed, samples = check_seed(seed), check_count("samples", samples)
+    radius = check_positive("radius", radius, expected="finite and above 0, in pixel units", largest=LARGEST)
     for name, value, known in (("reduce", reduce, get_args(Reduce)), ("distance", distance, get_args(Distance))):
         if value not in known:
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+    normalise = check_flag("normalise", normalise)
     kind = torch.promote_types(images.dtype, torch.float32)
     distances = torch.zeros((len(images), samples), dtype=kind)
     if len(images):
@@ -135,7 +137,7 @@ def stability(
                 advance(1)
     scores = distances.mean(1) if reduce == "mean" else distances.amax(1)
     device = images.device
-    return Stability(scores.to(device), distances.to(device), float(radius), reduce, distance, normalise)
+    return Stability(scores.to(device), distances.to(device), radius, reduce, distance, normalise)
 
 
 def _options(method: Any, ids: Tensor, ids_given: bool, internal_batch_size: int | None) -> dict[str, Any]:

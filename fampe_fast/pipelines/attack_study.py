@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ..attacks.band_limited import DEFAULT_CONFIG, Band
 from ..attacks.transfer import fooled_share
+from ..checks import check_count, check_cutoff
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
-from ..frequency.low_pass import check_cutoff
 from ..metrics import Estimate, mean_and_error
-from ..model_care import check_count
 from ..plots.bands import BandCurve
 from .batches import Failure
 from .occlude import bootstrap_interval
@@ -86,8 +85,8 @@ class AttackSettings:
         unknown = [band for band in self.bands if band not in BANDS]
         if unknown or not self.bands:
             raise ValueError(f"unknown band(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(BANDS)}")
-        check_cutoff(self.cutoff)
-        check_count("rings", self.rings)
+        object.__setattr__(self, "cutoff", check_cutoff("cutoff", self.cutoff))
+        object.__setattr__(self, "rings", check_count("rings", self.rings))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ and so which attack fools it, is up to its training.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from ..attacks import BandLimitedAttack, compare_reliance, transfer_rates
 from ..attacks.band_limited import Band
+from ..checks import LARGEST, check_count, check_fraction, check_gaussian_cutoff, check_number, check_positive
 from ..engine.config import PathConfig
-from ..frequency.low_pass import check_cutoff
 from ..images.generated import BANDS, band_texture, generate
 from ..metrics import Estimate, mean_and_error
-from ..model_care import Model, check_count
+from ..model_care import Model
 from ..models.classifier import Classifier
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
@@ -76,22 +75,21 @@ class DefenceSettings:
     attack_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "test_images", "train_steps", "batch_size", "attack_steps"):
-            check_count(name, getattr(self, name))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be a whole number, got {self.seed!r}")
-        if not 0 <= self.seed < 2**31:
+        checked: dict[str, object] = {
+            name: check_count(name, getattr(self, name))
+            for name in ("train_images", "test_images", "train_steps", "batch_size", "attack_steps")
+        }
+        checked["size"] = check_count("size", self.size, at_least=64)
+        checked["seed"] = check_count("seed", self.seed, at_least=0)
+        if self.seed >= 2**31:
             raise ValueError(f"seed must be in [0, 2^31), got {self.seed}")
-        if not 0 < self.contrast <= 0.125:
-            raise ValueError(f"contrast must be in (0, 0.125], got {self.contrast!r}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate!r}")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps must be above 0 and finite, got {self.eps!r}")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {self.probability!r}")
-        if check_cutoff(self.cutoff) == 0:  # the band mix has no Gaussian of radius 0
-            raise ValueError("cutoff must be above 0, got 0")
+        checked["contrast"] = check_number("contrast", self.contrast, 0, 0.125, open_low=True)
+        checked["learning_rate"] = check_positive("learning_rate", self.learning_rate)
+        checked["eps"] = check_positive("eps", self.eps, largest=LARGEST)
+        checked["probability"] = check_fraction("probability", self.probability)
+        checked["cutoff"] = check_gaussian_cutoff("cutoff", self.cutoff)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import check_count, check_seed
 from ..methods.base import AttributionMethod
 from ..metrics import insertion_deletion, mu_fidelity, stability
 from ..metrics.protocols import resolve_protocol
-from ..model_care import Model, check_count
+from ..model_care import Model
 
 METRICS = ("insertion_deletion", "mu_fidelity", "stability")
 
@@ -88,10 +89,13 @@ class Measurement:
         if unknown or not self.metrics:
             raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(METRICS)}")
         resolve_protocol(self.protocol)
-        if check_count("mu_fidelity_samples", self.mu_fidelity_samples) < 2:
+        for name in ("metric_steps", "metric_passes", "mu_fidelity_samples", "stability_samples"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        if self.mu_fidelity_samples < 2:
             raise ValueError("mu_fidelity_samples must be at least 2, got 1: one subset has no correlation")
-        check_count("stability_samples", self.stability_samples)
-        if self.metric_passes is not None and check_count("metric_passes", self.metric_passes) < 2:
+        if self.metric_passes == 1:
             raise ValueError("metric_passes must be at least 2, the ends of a curve, got 1")
 
     def options(self) -> dict[str, dict[str, Any]]:

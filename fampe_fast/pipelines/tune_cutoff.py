@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..checks import check_count
 from ..frequency.low_pass import filtered_map
 from ..methods.base import AttributionMethod
 from ..metrics import Estimate, insertion_deletion, mean_and_error
 from ..metrics.protocols import resolve_protocol
-from ..model_care import Model, check_count
+from ..model_care import Model
 from ..models.classifier import Classifier
 from ..plots.saving import save_figure, write_atomically
 from ..plots.studies import CutoffCurve, cutoffs_figure
@@ -136,7 +137,7 @@ def tune_cutoff(
         TypeError: a method without ``attribute``, batches that are not pairs of tensors.
         ValueError: no images, images of different sizes, or metrics that refuse their arguments.
     """
-    check_count("metric_steps", metric_steps)
+    metric_steps = check_count("metric_steps", metric_steps)
     if not callable(getattr(method, "attribute", None)):
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
     judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size)
@@ -202,7 +203,7 @@ def tune_files(
         ValueError: a file of another name or content, an unknown protocol, too few steps.
         OSError: the results cannot be written.
     """
-    check_count("metric_steps", metric_steps)
+    metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
     if out.suffix.lower() != ".json" or out.is_dir():
         raise ValueError(f"expected a file name ending in .json for the cut-offs, got {str(out)!r}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_count
 from ..compilation import resolve_compile
 from ..engine.config import PathConfig
 from ..engine.placements import draw_placements
@@ -23,7 +24,7 @@ from ..errors import FampeWarning
 from ..methods.base import PathMethod
 from ..methods.fampe import FAMPE
 from ..methods.forgrad import FORGrad
-from ..model_care import check_count, chunk_size
+from ..model_care import chunk_size
 from ..ops import backends
 
 __all__ = ["WarmUp", "warmup"]

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fampe_fast.checks import LARGEST, check_number
+
 FloatArray = NDArray[np.floating[Any]]
 
 # Opacity of the map over the image is MAX_OPACITY * |value| ** power: zero stays the image itself, the strongest values
@@ -106,10 +108,8 @@ def scale_map(
         TypeError: not a real tensor.
         ValueError: a shape, a value or a parameter outside of what is described here.
     """
-    if not (math.isfinite(percentile) and 0.0 < percentile <= 100.0):
-        raise ValueError(f"expected percentile in (0, 100], got {percentile}")
-    if not (math.isfinite(smoothing) and smoothing >= 0.0):
-        raise ValueError(f"expected smoothing >= 0 (pixels), got {smoothing}")
+    percentile = check_number("percentile", percentile, 0, 100, open_low=True)
+    smoothing = check_number("smoothing", smoothing, 0, expected="finite and not negative, in pixels", largest=LARGEST)
     values = to_single_channel(attribution)
     peak = float(np.abs(values).max())
     if signed is None:

@@ -17,7 +17,7 @@ from fampe_fast.plots.colours import (
     overlay_rgb,
     scale_map,
 )
-from fampe_fast.plots.spectrum import check_cutoff, draw_spectrum, label_spectrum, spectrum_caption
+from fampe_fast.plots.spectrum import checked_cutoff, draw_spectrum, label_spectrum, spectrum_caption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ def explanation_figure(
         TypeError: something that is not a tensor of the kind described.
         ValueError: shapes that do not fit, or values outside of what is described.
     """
-    radius = check_cutoff(cutoff)
+    radius = checked_cutoff(cutoff)
     rgb, raw, smooth, outline = _prepare(image, attribution, mask, percentile, signed, smoothing)
     sigma = default_smoothing(*raw.values.shape) if smoothing is None else smoothing
     width, height = _fit(rgb.shape[1], rgb.shape[0], _PANEL)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fampe_fast.checks import check_positive
 from fampe_fast.plots.canvas import FAINT, INK, add_axes, add_text, new_figure
 from fampe_fast.plots.colours import FloatArray, image_to_rgb
 
@@ -64,7 +65,7 @@ def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> Non
     """
     from matplotlib.patches import Rectangle
 
-    radius = check_cutoff(cutoff)
+    radius = checked_cutoff(cutoff)
     spectrum = log_amplitude(image)
     height, width = spectrum.shape
     shorter = min(height, width)
@@ -152,24 +153,17 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
     add_text(figure, left + width / 2, line + 0.17, "cycles per shorter side", size=8.5, colour=INK, align="center")
 
 
-def check_cutoff(cutoff: float | None) -> float | None:
-    """The cut-off as a number.
-
-    Args:
-        cutoff: a number above 0, a tensor of one element, or None.
-
-    Returns:
-        The number, or None.
+def checked_cutoff(cutoff: object) -> float | None:
+    """Take the radius of the circle, a number above 0 or a tensor of one element; None where there is none.
 
     Raises:
+        TypeError: no number.
         ValueError: not finite or not above 0.
     """
-    if cutoff is None:
-        return None
-    radius = float(cutoff)
-    if not (math.isfinite(radius) and radius > 0.0):
-        raise ValueError(f"expected a cut-off radius above 0, got {radius}")
-    return radius
+    expected = "a cut-off radius above 0"
+    if isinstance(cutoff, Tensor) and cutoff.numel() == 1:
+        cutoff = cutoff.reshape(())
+    return None if cutoff is None else check_positive("cutoff", cutoff, expected=expected, kind=expected)
 
 
 def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..frequency.low_pass import check_cutoff
+from ..checks import (
+    LARGEST,
+    LARGEST_CUTOFF,
+    check_flag,
+    check_fraction,
+    check_gaussian_cutoff,
+    check_interval,
+    check_number,
+    check_seed,
+)
 from ..reference.radius import squared_radius
 
 
@@ -19,12 +28,12 @@ class _FrequencyAugmentation(nn.Module):
 
     def __init__(self, probability: float, clamp: bool, seed: int, generator: torch.Generator | None) -> None:
         super().__init__()
-        self.probability = _fraction("probability", probability)
-        self.clamp = clamp
+        self.probability = check_fraction("probability", probability)
+        self.clamp = check_flag("clamp", clamp)
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"the generator must be on the CPU, got one on {generator.device}")
         # On the CPU, so that every device draws the same.
-        self._generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self._generator = torch.Generator().manual_seed(check_seed(seed)) if generator is None else generator
 
     def forward(self, images: Tensor) -> Tensor:
         """Augment a batch in train mode; in eval mode it passes as it is.
@@ -100,7 +109,7 @@ class LowPassAugmentation(_FrequencyAugmentation):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(probability, clamp, seed, generator)
-        self.cutoff = _interval("cutoff", cutoff)
+        self.cutoff = check_interval("cutoff", cutoff, largest=LARGEST_CUTOFF)
 
     def _draw(self, count: int) -> tuple[Tensor, ...]:
         return (self._between(self.cutoff, count),)
@@ -159,17 +168,12 @@ class BandMixAugmentation(_FrequencyAugmentation):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(probability, clamp, seed, generator)
-        self.alpha = _interval("alpha", alpha)
-        _fraction("alpha", self.alpha[1])
-        self.rho = _fraction("rho", rho)
-        self.sigma = check_cutoff(sigma)
-        self.cutoff = None if cutoff is None else check_cutoff(cutoff)
-        if self.cutoff == 0:
-            raise ValueError("cutoff must be above 0, got 0")
-        self.tau = _fraction("tau", tau)
-        if tau == 0:
-            raise ValueError("tau must be above 0, got 0")
-        self.keep_mean = keep_mean
+        self.alpha = check_interval("alpha", alpha, 1)
+        self.rho = check_fraction("rho", rho)
+        self.sigma = check_number("sigma", sigma, 0, expected="finite and not negative", largest=LARGEST)
+        self.cutoff = None if cutoff is None else check_gaussian_cutoff("cutoff", cutoff)
+        self.tau = check_number("tau", tau, 0, 1, open_low=True, expected="above 0 and at most 1")
+        self.keep_mean = check_flag("keep_mean", keep_mean)
 
     def _draw(self, count: int) -> tuple[Tensor, ...]:
         return self._between(self.alpha, count), torch.randint(-(2**63), 2**63 - 1, (), generator=self._generator)
@@ -206,23 +210,3 @@ class BandMixAugmentation(_FrequencyAugmentation):
             f"alpha={self.alpha}, rho={self.rho}, sigma={self.sigma}, cutoff={self.cutoff}, tau={self.tau}, "
             f"probability={self.probability}"
         )
-
-
-def _fraction(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
-    return float(value)
-
-
-def _interval(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = value if isinstance(value, tuple) else (value, value)
-    for end in (low, high):
-        if isinstance(end, bool) or not isinstance(end, (int, float)):
-            raise TypeError(f"{name} must be a number or two, got {value!r}")
-        if not 0 <= end < float("inf"):
-            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    if low > high:
-        raise ValueError(f"{name} must be (lowest, highest), got {value!r}")
-    return float(low), float(high)

@@ -1,0 +1,299 @@
+"""Checks of single arguments: each takes a name and a value and gives the plain Python value, or says what is wrong.
+
+NumPy's scalars, arrays and tensors of no dimensions are taken wherever a number is; what comes back is an ``int``, a
+``float``, a ``bool`` or a ``str``, so that settings compare equal and can be written as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+LARGEST = 1e12
+"""Of sizes in pixel units and factors on a spectrum: products of two, summed over an image, stay finite in float32."""
+
+SMALLEST_CUTOFF, LARGEST_CUTOFF = 1e-15, 1e15
+"""Of Gaussians in cycles over the shorter side: float32 holds their squares and reciprocals, all frequencies times."""
+
+_LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
+_T = TypeVar("_T", bound=str)
+
+
+def check_whole(name: str, value: object, *, unit: str = "") -> int:
+    """Take a whole number of any sign, of a unit if the message is to name one.
+
+    Raises:
+        TypeError: not a whole number; a bool and a float are none.
+    """
+    number = _index(_plain(value))
+    if number is not None:
+        return number
+    of_what = f" of {unit}s" if unit else ""
+    raise TypeError(f"{name} must be a whole number{of_what}, got {_shown(value)}")
+
+
+def check_count(name: str, value: object, *, at_least: int = 1, unit: str = "") -> int:
+    """Take a whole number of at least 1, or of another bound.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below the bound.
+    """
+    count = check_whole(name, value, unit=unit)
+    if count < at_least:
+        raise ValueError(f"{name} must be at least {at_least}{unit and f' {unit}'}, got {count}")
+    return count
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    expected: str | None = None,
+    kind: str = "a number",
+    largest: float = math.inf,
+) -> float:
+    """Take a finite real number in [low, high].
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        low: the smallest value.
+        high: the largest value.
+        open_low: exclude ``low`` itself.
+        expected: what to say was expected; default: the interval.
+        kind: what to say was expected where the type is wrong.
+        largest: a technical limit below ``high``, with a message of its own: what float32 has room for.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: NaN, infinite, or out of range.
+    """
+    number = _real(value)
+    if number is None:
+        raise TypeError(f"{name} must be {kind}, got {_shown(value)}")
+    inside = (number > low if open_low else number >= low) and number <= high
+    if not (inside and math.isfinite(number)):
+        interval = f"in {'(' if open_low else '['}{low:g}, {high:g}]" if math.isfinite(number) else "finite"
+        raise ValueError(f"{name} must be {expected or interval}, got {_plain(value)!r:.80}")
+    if number > largest:
+        raise ValueError(f"{name} must be at most {largest:g}, beyond which float32 overflows, got {_plain(value)!r}")
+    return number
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Take a number in [0, 1].
+
+    Raises:
+        TypeError: no real number.
+        ValueError: NaN or out of range.
+    """
+    return check_number(name, value, 0, 1)
+
+
+def check_positive(name: str, value: object, **options: Any) -> float:
+    """Take a number above 0; ``options`` as of ``check_number``.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: NaN, infinite, or not above 0.
+    """
+    return check_number(name, value, 0, open_low=True, **{"expected": "finite and above 0", **options})
+
+
+def check_cutoff(name: str, value: object) -> float:
+    """Take a radius in cycles over the shorter side, 0 or more.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: negative, NaN, infinite, or above ``LARGEST_CUTOFF``.
+    """
+    return check_number(name, value, 0, expected="finite and not negative", largest=LARGEST_CUTOFF)
+
+
+def check_gaussian_cutoff(name: str, value: object, expected: str | None = "above 0") -> float:
+    """Take the radius of a Gaussian band in cycles over the shorter side, above 0.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        expected: what to say was expected of a number that is not above 0; None: the interval.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: not above 0, NaN, infinite, or outside [``SMALLEST_CUTOFF``, ``LARGEST_CUTOFF``], where float32
+            loses its square.
+    """
+    cutoff = check_number(name, value, 0, open_low=True, expected=expected, largest=LARGEST_CUTOFF)
+    if cutoff < SMALLEST_CUTOFF:
+        raise ValueError(
+            f"{name} must be at least {SMALLEST_CUTOFF:g}, below which float32 loses its square, got {_plain(value)!r}"
+        )
+    return cutoff
+
+
+def check_interval(
+    name: str, value: object, high: float = math.inf, *, largest: float = math.inf
+) -> tuple[float, float]:
+    """Take an interval (lowest, highest) of numbers in [0, high], or one number that is both.
+
+    Raises:
+        TypeError: neither a number nor two.
+        ValueError: NaN, infinite, negative, above ``high`` or ``largest``, or the larger number first.
+    """
+    ends = _pair(value)
+    if ends is None:
+        ends = (value, value)
+    for end in ends:
+        if _real(end) is None:
+            raise TypeError(f"{name} must be a number or two, got {_shown(value)}")
+    expected = "finite and not negative" if high == math.inf else None
+    first, last = (check_number(name, end, 0, high, expected=expected, largest=largest) for end in ends)
+    if first > last:
+        raise ValueError(f"{name} must be (lowest, highest), got {value!r}")
+    return first, last
+
+
+def check_bounds(bounds: object) -> tuple[float, float]:
+    """Take the smallest and the largest pixel value.
+
+    Raises:
+        TypeError: not two numbers.
+        ValueError: not two, not finite, not ascending, or beyond what float32 has room for.
+    """
+    pair = _pair(bounds)
+    if pair is None:
+        error = ValueError if isinstance(bounds, Sequence) and not isinstance(bounds, str) else TypeError
+        raise error(f"bounds must be (lower, upper) with lower < upper, got {bounds!r}")
+    lower, upper = (_real(end) for end in pair)
+    if lower is None or upper is None:
+        raise TypeError(f"bounds must be (lower, upper), two numbers, got {bounds!r}")
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"bounds must be (lower, upper) with lower < upper, both finite, got {bounds!r}")
+    if max(-lower, upper) > LARGEST:
+        raise ValueError(
+            f"bounds must lie in [{-LARGEST:g}, {LARGEST:g}], beyond which float32 overflows, got {bounds!r}"
+        )
+    if torch.tensor(lower, dtype=torch.float32) == torch.tensor(upper, dtype=torch.float32):
+        raise ValueError(f"bounds must be (lower, upper) with lower < upper in float32, got {bounds!r}")
+    return lower, upper
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Take True or False.
+
+    Raises:
+        TypeError: anything else.
+    """
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+    return plain
+
+
+def check_choice(name: str, value: object, choices: Sequence[_T]) -> _T:
+    """Take one of several words.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if isinstance(value, str):
+        for choice in choices:
+            if value == choice:
+                return choice
+    raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Take a whole number of 64 bits.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: outside [-2^63, 2^63).
+    """
+    number = check_whole(name, seed)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+    return number
+
+
+def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) -> Tensor:
+    """Take image ids as (B,) int64 on the images' device; None numbers them from 0.
+
+    Args:
+        image_ids: a sequence, an array or a tensor of B whole numbers.
+        images: (B, ...), whose ids they are.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not one per image, or outside [0, 2^32 - 2].
+    """
+    batch = len(images)
+    if image_ids is None:
+        return torch.arange(batch, dtype=torch.long, device=images.device)
+    given: Any = image_ids
+    if isinstance(given, (str, bytes)) or not (hasattr(given, "tolist") or isinstance(given, Sequence)):
+        raise TypeError(f"image_ids must be integers, one per image, got {_shown(given)}")
+    if hasattr(given, "tolist"):
+        shape = tuple(given.shape)
+        values = given.tolist() if shape else [given]
+    else:
+        values = list(given)
+        shape = (len(values),)
+    if shape != (batch,):
+        raise ValueError(f"image_ids must have one entry per image, ({batch},), got shape {shape}")
+    try:
+        ids = [check_whole("image_ids", value) for value in values]
+    except TypeError as error:
+        kind = f"{given.dtype}" if hasattr(given, "dtype") else f"{list(values)!r:.80}"
+        raise TypeError(f"image_ids must be integers, got {kind}") from error
+    if ids and not 0 <= min(ids) <= max(ids) <= _LARGEST_ID:
+        raise ValueError(f"image_ids must lie in [0, 2^32 - 2], got {min(ids)} to {max(ids)}")
+    return torch.tensor(ids, dtype=torch.long, device=images.device)
+
+
+def _plain(value: object) -> object:
+    """The Python value of a NumPy scalar, or of an array or a tensor of no dimensions; others as they are."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "shape", None) == () else value
+
+
+def _real(value: object) -> float | None:
+    """A real number as a float, infinite where it is too large for one; None for anything else."""
+    plain = _plain(value)
+    number = plain if isinstance(plain, numbers.Real) and not isinstance(plain, bool) else _index(plain)
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf  # type: ignore[operator]
+
+
+def _index(plain: object) -> int | None:
+    """What has an ``__index__`` as an int; None for the rest, for a bool, and for tensors of one dimension and more."""
+    if isinstance(plain, bool) or getattr(plain, "shape", ()) != ():
+        return None
+    try:
+        return operator.index(plain)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _pair(value: object) -> tuple[object, object] | None:
+    """The two entries of a sequence, an array or a tensor; None where there are not two."""
+    entries: Any = value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return (entries[0], entries[1]) if len(entries) == 2 else None
+    return (entries[0], entries[1]) if getattr(value, "shape", None) == (2,) else None
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.80} ({type(value).__name__})"
