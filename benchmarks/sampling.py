@@ -91,7 +91,7 @@ class Sampled:
     def _gradients(self, mixed: Tensor) -> Tensor:
         samples = ops.irfft2(mixed, self._size[1]).contiguous(memory_format=torch.channels_last).requires_grad_()
         classes = torch.full((len(samples),), self._target)
-        loss = objective(self._model(samples), classes, self._config.loss)
+        loss, _ = objective(self._model(samples), classes, self._config)
         return torch.autograd.grad(loss, samples)[0]
 
 

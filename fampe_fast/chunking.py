@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .errors import warn
 from .model_care import Model, chunk_size
-from .probing import probe
+from .out_of_memory import is_out_of_memory, with_advice
+from .probing import Probed, probe
 
 Result = TypeVar("Result")
 
@@ -54,7 +55,12 @@ class ChunkSize:
 
     @classmethod
     def for_gradients(
-        cls, models: tuple[Model, ...], images: Tensor, asked: int | None, precision: str = "fp32"
+        cls,
+        models: tuple[Model, ...],
+        images: Tensor,
+        asked: int | None,
+        precision: str = "fp32",
+        probed: Sequence[Probed] | None = None,
     ) -> ChunkSize:
         """For forward and backward passes over samples of images.
 
@@ -63,28 +69,36 @@ class ChunkSize:
             images: (B, C, H, W), what will be explained.
             asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory.
             precision: of the passes.
+            probed: what is known of the models, where they have been probed.
 
         Raises:
             TypeError, ValueError: a choice that is no whole number of at least 1, or models that ``probe`` refuses.
         """
         size = chunk_size(asked, images.device)
-        if asked is None and len(images):
-            size = min(size, *(_that_fit(model, images) or size for model in models))
+        if len(images):
+            found = [probe(model, images) for model in models] if probed is None else probed
+            size = min(_at_most(size, asked, one) for one in found)
+            if asked is None:
+                size = min(size, *(_that_fit(one, images) or size for one in found))
         return cls(models, images, size, precision)
 
     @classmethod
-    def for_scores(cls, model: Model, images: Tensor, asked: int | None) -> ChunkSize:
+    def for_scores(cls, model: Model, images: Tensor, asked: int | None, probed: Probed | None = None) -> ChunkSize:
         """For forward passes, which keep nothing.
 
         Args:
             model: whose passes they are.
             images: (B, C, H, W), whose variants will be scored.
             asked: the caller's choice; None for 8 on a CPU and 64 elsewhere.
+            probed: what is known of the model, where it has been probed.
 
         Raises:
-            TypeError, ValueError: a choice that is no whole number of at least 1.
+            TypeError, ValueError: a choice that is no whole number of at least 1, or a model that ``probe`` refuses.
         """
-        return cls((model,), images, chunk_size(asked, images.device), "scores")
+        size = chunk_size(asked, images.device)
+        if len(images):
+            size = _at_most(size, asked, probe(model, images) if probed is None else probed)
+        return cls((model,), images, size, "scores")
 
     def run(self, call: Callable[[int], Result], rows: int) -> Result:
         """The result of a call that takes the size; where it runs out of memory, with half of it, once in a run.
@@ -99,7 +113,7 @@ class ChunkSize:
         try:
             return call(self.size)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             tried = -(-rows // even_parts(rows, self.size))
             if self._halved or tried == 1:
@@ -136,13 +150,9 @@ class ChunkSize:
         try:
             yield
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            batch, *shape = self._images
-            raise torch.OutOfMemoryError(
-                f"out of memory with {self.size} images of {tuple(shape)} per model pass: give a smaller "
-                f"internal_batch_size, or fewer than {batch} images at a time if 1 is still too many. {error}"
-            ) from error
+            raise with_advice(error, self.size, self._images) from error
 
     def _halve(self, tried: int) -> None:
         self._halved = True
@@ -161,19 +171,31 @@ class ChunkSize:
         return [_FITTING.setdefault(model, {}) for model in self._models if isinstance(model, nn.Module)]
 
 
+def _at_most(size: int, asked: int | None, probed: Probed) -> int:
+    """The size; 1 for a model that takes one image at a time.
+
+    Raises:
+        ValueError: more was asked for than 1 of such a model.
+    """
+    if not probed.single:
+        return size
+    if asked is not None and asked > 1:
+        raise ValueError(
+            f"the model takes one image at a time ({probed.single}), and internal_batch_size is {asked}: give 1"
+        )
+    if asked is None:
+        warn(f"the model takes one image at a time ({probed.single}): every pass is of one (internal_batch_size=1)")
+    return 1
+
+
 def even_parts(rows: int, size: int) -> int:
     """Into how many parts of at most ``size`` rows are cut; even ones, as a small remainder costs more per row."""
     return -(-rows // size)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is torch's for want of memory, which on a CPU has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _that_fit(model: Model, images: Tensor) -> int | None:
+def _that_fit(probed: Probed, images: Tensor) -> int | None:
     """As many samples as the free memory holds, at least one; None where that is not known."""
-    saved, free = probe(model, images).saved_bytes, free_memory(images.device)
+    saved, free = probed.saved_bytes, free_memory(images.device)
     if saved is None or free is None:
         return None
     each = _BESIDE * saved + _OWN * images[0].numel() * 4

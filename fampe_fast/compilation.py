@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from types import FunctionType
@@ -12,6 +13,8 @@ import torch
 from .errors import warn
 
 Compile = Literal["auto", "off", "on", "graphs"]
+
+_FILTERING = threading.RLock()
 
 
 def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
@@ -71,7 +74,8 @@ class Compiled:
             return result
 
     def _first_call(self, *args: Any) -> Any:
-        with warnings.catch_warnings():
+        # The filters belong to the whole process: two threads that both kept and put them back would mix them up.
+        with _FILTERING, warnings.catch_warnings():
             # Spectra only pass through; what works on them is not the compiler's.
             warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
             self._compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)

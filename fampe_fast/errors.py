@@ -16,8 +16,9 @@ class FampeWarning(UserWarning):
 def warn(message: str) -> None:
     """Give a ``FampeWarning`` that names the line which called the package, however deep inside it the reason lies."""
     level, frame = 2, sys._getframe(1)
-    # torch's decorators stand between the package's own functions.
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (_PACKAGE, "torch"):
+    # torch's and contextlib's decorators stand between the package's own functions.
+    between = (_PACKAGE, "torch", "contextlib")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, FampeWarning, stacklevel=level)
 

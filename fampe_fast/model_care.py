@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +25,8 @@ def check_model(model: Model, images: Tensor) -> None:
         raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
     if not isinstance(model, nn.Module):
         return
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    # A frozen TorchScript module has no such flag.
+    training = [name or type(model).__name__ for name, module in model.named_modules() if _in_training(module)]
     if training:
         raise ValueError(
             f"the model is in training mode ({len(training)} modules, {training[0]!r} first), where dropout and batch "
@@ -36,6 +38,10 @@ def check_model(model: Model, images: Tensor) -> None:
                 f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
                 "move one of them with .to(device)"
             )
+
+
+def _in_training(module: nn.Module) -> bool:
+    return bool(getattr(module, "training", False))
 
 
 def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
@@ -62,12 +68,36 @@ def memory_format(model: Model) -> torch.memory_format:
 
 @contextmanager
 def frozen_parameters(model: Model) -> Iterator[None]:
-    """Keep the parameters out of the graph, so that no pass computes or stores anything for their gradients."""
-    trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    """Keep the parameters out of the graph, so that no pass computes or stores anything for their gradients.
+
+    Several threads may hold one model's parameters frozen: the last to leave gives ``requires_grad`` back.
+    """
+    mine = []
+    with _FREEZING:
+        for parameter in model.parameters() if isinstance(model, nn.Module) else ():
+            if id(parameter) in _FROZEN or (parameter.requires_grad and not parameter.is_inference()):
+                _FROZEN.setdefault(id(parameter), _Frozen(parameter)).holders += 1
+                parameter.requires_grad_(False)
+                mine.append(id(parameter))
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        with _FREEZING:
+            for key in mine:
+                frozen = _FROZEN[key]
+                frozen.holders -= 1
+                if not frozen.holders:
+                    del _FROZEN[key]
+                    frozen.parameter.requires_grad_(True)
+
+
+class _Frozen:
+    """A parameter that was trainable, and how many blocks hold it frozen."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.holders = 0
+
+
+_FREEZING = threading.Lock()
+_FROZEN: dict[int, _Frozen] = {}

@@ -124,7 +124,7 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
         maps = method(model, **options).attribute(images, target=0)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the caller's
-    assert model.shown == [1, 6, *2 * [3, 3, 3, 3]]  # the question, the attempt (12 = 6 + 6), two steps
+    assert model.shown == [2, 1, 6, *2 * [3, 3, 3, 3]]  # two questions, the attempt (12 = 6 + 6), two steps
     torch.testing.assert_close(maps, expected)
     model.shown.clear()
     method(model, **options).attribute(images, target=0)  # another method of the same model
@@ -156,8 +156,21 @@ def test_other_errors_of_a_model_are_passed_on() -> None:
                 raise RuntimeError("the model's own mistake")
             return super().forward(pixels)
 
+    images, broken = some_images(2), Broken()
+    with pytest.warns(FampeWarning, match="one image at a time .*RuntimeError: the model's own mistake"):
+        maps = FAMPE(broken, steps=1, samples=3).attribute(images, target=0)
+    torch.testing.assert_close(maps, FAMPE(Smooth(), steps=1, samples=3).attribute(images, target=0))
+    with pytest.raises(ValueError, match="one image .*the model's own mistake.*internal_batch_size is 4: give 1"):
+        FAMPE(broken, steps=1, samples=3).attribute(images, target=0, internal_batch_size=4)
+
+    class BrokenLater(Smooth):
+        def forward(self, pixels: Tensor) -> Tensor:
+            if len(pixels) > 2:
+                raise RuntimeError("the model's own mistake")
+            return super().forward(pixels)
+
     with pytest.raises(RuntimeError, match="^the model's own mistake"):
-        FAMPE(Broken(), steps=1, samples=3).attribute(some_images(2), target=0)
+        FAMPE(BrokenLater(), steps=1, samples=3).attribute(images, target=0)
 
 
 @pytest.mark.parametrize("chunk", [None, 64])
@@ -198,8 +211,13 @@ def test_what_only_scores_goes_on_with_half_as_well(score: Callable[..., Tensor]
     FAMPE(model, steps=1, samples=5).attribute(some_images(1), target=0)
     assert model.shown[-1] == 5
     message = r"out of memory with [12] images of \(3, 24, 24\) per model pass: give a smaller internal_batch_size"
-    with pytest.warns(FampeWarning, match="going on with"), pytest.raises(torch.OutOfMemoryError, match=message):
+    with pytest.raises(torch.OutOfMemoryError, match=message):
         score(Large(0), internal_batch_size=4)
+    known = Large(1)
+    probe(known, some_images(1))
+    known.most = 0
+    with pytest.warns(FampeWarning, match="going on with"), pytest.raises(torch.OutOfMemoryError, match=message):
+        score(known, internal_batch_size=4)
 
 
 def test_attacks_go_on_with_half_as_well() -> None:
@@ -207,7 +225,7 @@ def test_attacks_go_on_with_half_as_well() -> None:
     with pytest.warns(FampeWarning, match="going on with 2"):
         attacked = BandLimitedAttack(model)(some_images(4), target=0, internal_batch_size=4)
     assert attacked.images.shape == (4, 3, 24, 24)
-    assert max(model.shown[2:]) == 2
+    assert max(model.shown[3:]) == 2
 
 
 def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +258,7 @@ def test_what_a_pass_keeps_is_counted() -> None:
 
 def test_a_model_is_asked_again_once_its_head_or_its_images_are_others() -> None:
     model = Large(100)
-    for expected, size in ((1, 24), (0, 24), (1, 16)):
+    for expected, size in ((2, 24), (0, 24), (2, 16)):
         model.shown.clear()
         probe(model, some_images(1, height=size, width=size))
         assert len(model.shown) == expected

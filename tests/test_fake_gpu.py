@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_leaves
 from fampe_fast import FAMPE, AttEXplore
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.engine import aggregation, path, schedule
+from fampe_fast.engine.request import Request
 from fampe_fast.engine.targets import Targets
 from fampe_fast.metrics.scoring import Scorer
 from fampe_fast.ops import pixel_mask
+from fampe_fast.probing import NOT_PROBED
 
 
 def fake_gpus_work() -> bool:
@@ -87,8 +89,8 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Sizes of what the model was shown; its gradients are of that size."""
     shown: list[torch.Size] = []
 
-    def gradient(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        assert loss(inputs).device.type == "cuda"
+    def gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Tensor, with_factor: bool) -> Tensor:
+        assert loss(inputs)[0].device.type == "cuda"
         shown.append(inputs.shape)
         return torch.empty_like(inputs)
 
@@ -119,7 +121,7 @@ def on_fake_gpu(gradients: list[torch.Size]) -> Iterator[None]:
 
 def walk(method: Any) -> tuple[path.PathDetails, list[str]]:
     images = torch.empty(BATCH, 3, SIDE, SIDE, device="cuda")
-    targets = Targets(torch.zeros(BATCH, dtype=torch.long, device="cuda"), ())
+    targets = Targets(torch.zeros(BATCH, dtype=torch.long, device="cuda"), None)
     crossings = Crossings()
     steps: list[int] = []
 
@@ -129,16 +131,17 @@ def walk(method: Any) -> tuple[path.PathDetails, list[str]]:
         steps.append(done)
 
     loops = method._gradient_loop(), method._exploring_loop()
+    models = 1 if loops[1] is None else 2
+    request = Request(
+        images,
+        torch.arange(BATCH, device="cuda"),
+        targets,
+        ChunkSize((), images, 4, "test"),
+        (NOT_PROBED,) * models,
+        (True,) * models,
+    )
     try:
-        details = path.follow_path(
-            loops[0],
-            images,
-            targets,
-            torch.arange(BATCH, device="cuda"),
-            ChunkSize((), images, 4, "test"),
-            on_step,
-            explorer=loops[1],
-        )
+        details = path.follow_path(loops[0], request, on_step, explorer=loops[1])
     finally:
         if steps:
             crossings.__exit__(None, None, None)
@@ -180,8 +183,8 @@ def test_scores_are_collected_without_asking_for_a_value() -> None:
     index, step = (torch.zeros(11, dtype=torch.long, device="cuda") for _ in range(2))
     targets = torch.zeros(BATCH, dtype=torch.long, device="cuda")
     passes: list[int] = []
-    chunks = ChunkSize.for_scores(colours, images, 4)
-    scorer = Scorer(colours, targets, chunks=chunks, compile="off", advance=passes.append)
+    chunks = ChunkSize.for_scores(colours, images, 4, NOT_PROBED)
+    scorer = Scorer(colours, targets, chunks=chunks, probed=NOT_PROBED, compile="off", advance=passes.append)
     scorer._in_range = True  # the targets are compared with the first pass's classes, once
     with Crossings() as crossings:
         own, common = scorer(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_for_tests import Smooth, some_images
+from models_for_tests import Smooth, asked, some_images
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,7 +195,7 @@ def test_area_of_a_power_of_the_share_of_lit_pixels(power: int, exact: float) ->
     """Every order of the pixels of a white image gives (k / K)^power, whose trapezoids are exact but for 1 / K^2."""
     images = torch.ones(2, 1, 120, 4, dtype=torch.float64)
     maps = torch.randn(2, 1, 120, 4, generator=torch.Generator().manual_seed(0))
-    model = Share(torch.ones(1, 120, 4, dtype=torch.float64), power)
+    model = asked(Share(torch.ones(1, 120, 4, dtype=torch.float64), power), images)
     found = insertion_deletion(model, images, maps, 1, protocol="per_pixel", passes=17)
     shown = sum(map(len, model.seen))
     assert shown == 2 * 2 * 15 + 2 + 1
@@ -250,7 +250,7 @@ def test_steps_that_change_nothing_cost_nothing() -> None:
     """Three channels of unlike order have changed every pixel long before the last step: the rest is known."""
     images, maps = pictures(1)
     maps[:, 1:] = -maps[:, :1]  # what comes last in one channel comes first in the others
-    model = Share(torch.rand(3, 40, 6, dtype=torch.float64))
+    model = asked(Share(torch.rand(3, 40, 6, dtype=torch.float64)), images)
     found = insertion_deletion(model, images, maps, 1, protocol="attexplore", tolerance=1e-9)
     assert found.insertion_measured.all()
     assert sum(map(len, model.seen)) == 2 * 19 + 2
@@ -273,7 +273,7 @@ def test_neither_batch_nor_chunk_changes_the_curves(chunk: int) -> None:
 
 def test_two_colours_are_shown_once_each() -> None:
     images, maps = pictures()
-    model = Share(torch.rand(3, 40, 6, dtype=torch.float64))
+    model = asked(Share(torch.rand(3, 40, 6, dtype=torch.float64)), images)
     protocol = Protocol("two colours", "pixel", SolidColour(0.25), SolidColour((0.1, 0.2, 0.3)))
     found = insertion_deletion(model, images, maps, [0, 1, 1], protocol=protocol, internal_batch_size=1)
     assert sum(map(len, model.seen)) == 2 * 3 * 39 + 3 + 2

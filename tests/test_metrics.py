@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from models_for_tests import asked
 from torch import Tensor, nn
 
 from fampe_fast.metrics import (
@@ -282,7 +283,7 @@ def test_one_channel_of_map_serves_all_channels(name: str) -> None:
 def test_no_image_is_shown_twice_and_no_batch_is_too_large(name: str, chunk: int) -> None:
     batch, height = 3, 8
     images, maps = pictures(batch, 3, height, 9)
-    model = Oracle(torch.rand(3, height, 9, dtype=torch.float64))
+    model = asked(Oracle(torch.rand(3, height, 9, dtype=torch.float64)), images)
     result = insertion_deletion(model, images, maps, 1, protocol=name, mean=MEAN, internal_batch_size=chunk)
     assert max(map(len, model.batches)) <= chunk
     shown = torch.cat(model.batches).flatten(1)
@@ -467,10 +468,14 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
 
 def test_a_model_that_gives_something_else_than_logits_is_named() -> None:
     cases: list[tuple[Callable[[Tensor], object], type[Exception], str]] = [
-        (lambda pixels: (pixels,), TypeError, "must return a tensor of logits .* got tuple"),
-        (lambda pixels: pixels.mean((1, 2, 3)), ValueError, r"\(B, classes\); for images \(8, 3, 8, 8\) it is \(8,\)"),
+        (
+            lambda pixels: (pixels, pixels),
+            TypeError,
+            r"a tensor of logits .* got tuple of Tensor \(1, 3, 8, 8\)",
+        ),
+        (lambda pixels: pixels.mean((1, 2, 3)), ValueError, r"\(B, classes\); for images \(1, 3, 8, 8\) it is \(1,\)"),
         (lambda pixels: pixels, ValueError, r"it is \(8, 3, 8, 8\)"),
-        (lambda pixels: pixels.mean((2, 3))[:1], ValueError, r"it is \(1, 3\)"),
+        (lambda pixels: torch.cat([pixels.mean((2, 3))] * 2), ValueError, r"it is \(2, 3\)"),
         (
             lambda pixels: pixels.mean((2, 3)) / (pixels.amax((1, 2, 3)) > 0)[:, None],
             ValueError,

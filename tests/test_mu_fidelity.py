@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models_for_tests import Constant, some_images
+from models_for_tests import Constant, asked, some_images
 from torch import Tensor, nn
 
 from fampe_fast.metrics import GaussianBlur, SolidColour, mu_fidelity
@@ -113,7 +113,8 @@ def naive_value(model: nn.Module, image: Tensor, target: int, score: str) -> flo
 @pytest.mark.parametrize("score", ["probability", "logit"])
 @pytest.mark.parametrize(("grid_size", "fixed_size"), [(9, False), (5, True), (None, False), (None, True)])
 def test_scores_equal_the_naive_loop(size, score: str, grid_size: int | None, fixed_size: bool) -> None:
-    model, images = Recorder(size[0]), some_images(3, *size).double()
+    images = some_images(3, *size).double()
+    model = asked(Recorder(size[0]), images)
     maps = (torch.randn(images.shape, generator=torch.Generator().manual_seed(1)) * 4).round().double() / 4
     options = {"grid_size": grid_size, "fixed_size": fixed_size, "score": score, "samples": 30, "subset_percent": 0.3}
     result = mu_fidelity(model, images, maps, [2, 0, 3], internal_batch_size=7, **options)
@@ -127,7 +128,8 @@ def test_scores_equal_the_naive_loop(size, score: str, grid_size: int | None, fi
 
 def test_ties_share_their_rank() -> None:
     """Few cells and a map of two values: most subsets tie, and scipy ranks them the same."""
-    model, images = Recorder(1), some_images(2, 1, 12, 12).double()
+    images = some_images(2, 1, 12, 12).double()
+    model = asked(Recorder(1), images)
     maps = torch.zeros_like(images)
     maps[..., :6, :] = 0.1  # no binary fraction: sums in another order would not tie
     scores = mu_fidelity(model, images, maps, 1, grid_size=3, samples=60).scores
@@ -179,7 +181,7 @@ def test_subsets_are_cells_of_a_nearest_neighbour_grid(height: int, width: int, 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.9])
 def test_every_pixel_is_taken_with_the_probability_asked_for(share: float) -> None:
     images = torch.ones(4, 1, 24, 24)
-    model = Linear(torch.zeros(1, 24, 24))
+    model = asked(Linear(torch.zeros(1, 24, 24)), images)
     mu_fidelity(model, images, images, 0, grid_size=None, samples=50, subset_percent=share, seed=3)
     taken = (torch.cat(model.shown) == 0).double().flatten(1)
     count, error = taken.numel(), math.sqrt(share * (1 - share))
@@ -194,7 +196,7 @@ def test_every_pixel_is_taken_with_the_probability_asked_for(share: float) -> No
 
 def test_subsets_of_one_size_have_it_and_any_cell_may_be_in_them() -> None:
     images = torch.ones(3, 1, 16, 16)
-    model = Linear(torch.zeros(1, 16, 16))
+    model = asked(Linear(torch.zeros(1, 16, 16)), images)
     mu_fidelity(model, images, images, 0, grid_size=8, fixed_size=True, samples=100, subset_percent=0.3)
     taken = (torch.cat(model.shown) == 0)[:, 0, ::2, ::2].flatten(1)
     assert taken.sum(1).unique().tolist() == [19]  # of 64
@@ -233,14 +235,15 @@ def test_more_samples_begin_with_the_same_ones() -> None:
     images = torch.ones(1, 1, 9, 9)
     shown = []
     for samples in (5, 11):
-        model = Linear(torch.zeros(1, 9, 9))
+        model = asked(Linear(torch.zeros(1, 9, 9)), images)
         mu_fidelity(model, images, images, 0, samples=samples)
         shown.append(torch.cat(model.shown))
     assert torch.equal(shown[0], shown[1][:5])
 
 
 def test_the_model_sees_samples_images_in_chunks_and_its_parameters_and_the_caller_are_left_alone() -> None:
-    model, images = Recorder(), some_images(3, 3, 12, 12).double().requires_grad_()
+    images = some_images(3, 3, 12, 12).double().requires_grad_()
+    model = asked(Recorder(), images)
     state = torch.get_rng_state()
     result = mu_fidelity(model, images, images.detach(), 1, samples=10, internal_batch_size=4)
     assert [len(batch) for batch in model.shown] == [4] * 7 + [2]
@@ -266,7 +269,7 @@ def test_the_model_sees_samples_images_in_chunks_and_its_parameters_and_the_call
 )
 def test_what_is_taken_turns_into_the_baseline_and_the_rest_stays(baseline, expected) -> None:
     images = some_images(2, 3, 18, 18)
-    model = Linear(torch.zeros(3, 18, 18))
+    model = asked(Linear(torch.zeros(3, 18, 18)), images)
     model.mean = torch.tensor([0.4, 0.5, 0.6])
     mu_fidelity(model, images, images, 0, samples=20, baseline=baseline)
     substitute, shown = expected(images), torch.cat(model.shown)
@@ -320,7 +323,7 @@ IMAGES = some_images(2, 3, 12, 12)
         ({"internal_batch_size": 0}, ValueError, "internal_batch_size must be at least 1"),
         ({"model": nn.Dropout()}, ValueError, "training mode"),
         ({"model": lambda pixels: pixels}, ValueError, r"output must be \(B, classes\)"),
-        ({"model": lambda pixels: [pixels]}, TypeError, "must return a tensor of logits"),
+        ({"model": lambda pixels: [pixels, pixels]}, TypeError, "must return a tensor of logits"),
     ],
 )
 def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:
@@ -400,6 +403,8 @@ def test_scores_of_the_real_model_equal_scipys(mobilenet, photographs) -> None:
     maps = images - 0.5
     score = float(mu_fidelity(model, images, maps, labels, samples=24, baseline=SolidColour(0.5)).scores)
     hook.remove()
+    shown, logits = shown[-3:], logits[-3:]  # before them the model is asked what its output is like
+    assert [len(batch) for batch in shown] == [8, 8, 8]
     taken = (torch.cat(shown) != images).any(1)
     relevance = [math.fsum(maps[0].sum(0).double()[mask].tolist()) for mask in taken]
     left = torch.cat(logits).softmax(1)[:, labels[0]]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig, FORGrad, create_method
 from fampe_fast.engine.aggregation import objective
+from fampe_fast.engine.config import PathConfig
 from fampe_fast.engine.placements import Placement, draw_placements, padded_size
 from fampe_fast.engine.samplers import BandMixSampler, DCTSampler, Rows, Stream
 from fampe_fast.engine.schedule import Schedule
@@ -99,9 +100,13 @@ def test_losses_are_the_written_formulas() -> None:
     logits = torch.randn(4, 6, dtype=torch.float64)
     classes = torch.tensor([0, 5, 2, 2])
     picked = torch.arange(4), classes
-    torch.testing.assert_close(objective(logits, classes, "cross_entropy"), -logits.softmax(1).log()[picked].sum())
+    value, factor = objective(logits, classes, PathConfig())
+    torch.testing.assert_close(value, -logits.softmax(1).log()[picked].sum())
+    assert factor is None
     twice = logits.softmax(1).softmax(1).softmax(1)
-    torch.testing.assert_close(objective(logits, classes, "softmax_twice"), -twice.log()[picked].sum())
+    value, factor = objective(logits, classes, PathConfig(loss="softmax_twice"))
+    torch.testing.assert_close(value, -twice.log()[picked].sum())
+    assert factor is None
 
 
 # --- AttEXplore against its formulas ---------------------------------------------------------------------------------
@@ -475,7 +480,7 @@ def test_bad_models_are_named() -> None:
     with pytest.raises(ValueError, match=r"output must be \(B, classes\).* it is \(3, 4\)"):
         FAMPE(lambda pixels: pixels.new_zeros(3, 4)).attribute(images, target=0)
     with pytest.raises(TypeError, match="tensor of logits .*got dict"):
-        FAMPE(lambda pixels: {"logits": pixels}).attribute(images, target=0)
+        FAMPE(lambda pixels: {"scores": pixels}).attribute(images, target=0)
 
 
 BAD_NUMBERS = [

@@ -51,6 +51,7 @@ def test_smoothgrad_is_the_mean_gradient_and_depends_on_seed_and_id_alone() -> N
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
     options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "fampe_published", "attexplore")) else {"passes": 2}
+    options = {} if name.endswith("saliency") else options
     images = some_images(2)
     method = create_method(name, Smooth(), **options)
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)
@@ -75,7 +76,7 @@ def test_wrong_names_and_options_are_named() -> None:
 
 def test_a_missing_captum_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ImportError, match=r"pip install 'fampe_fast\[peers\]'"):
+    with pytest.raises(ImportError, match="not installed: pip install captum$"):
         create_method("saliency", Smooth())
 
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count, check_cutoff, check_image_ids
-from ..chunking import ChunkSize
-from ..cpu_memory import kept_memory
+from ..checks import check_choice, check_count, check_cutoff
 from ..engine.aggregation import GradientLoop
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from ..engine.path import follow_path
+from ..engine.request import prepared
 from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
-from ..engine.targets import Target, resolve_targets
-from ..engine.validation import check_images
+from ..engine.targets import Target
 from ..frequency.low_pass import low_pass
-from ..model_care import Model, check_model
+from ..model_care import Model
 from ..progress import progress
 
 Band = Literal["low", "high", "all"]
@@ -135,21 +132,23 @@ class BandLimitedAttack:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size.
         """
         config = self.config
-        with torch.inference_mode(False), ExitStack() as stack:
-            images = check_images(inputs, config.bounds)
-            stack.enter_context(kept_memory(images.device))
-            check_model(self.forward_func, images)
-            ids = check_image_ids(image_ids, images)
-            chunks = ChunkSize.for_gradients((self.forward_func,), images, internal_batch_size, config.precision)
-            stack.enter_context(chunks.advice())
-            targets = resolve_targets(self.forward_func, images, target, chunks.size)
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=config.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+            precision=config.precision,
+            input_diversity=config.input_diversity,
+        ) as request:
             loop = GradientLoop(self.forward_func, _sampler_of(config), config)
             constraint = _BandConstraint(self, self.step_projections)
             with progress(config.steps, f"attack, {self.band} band", show_progress) as advance:
-                details = follow_path(loop, images, targets, ids, chunks, advance, constraint)
-            final = _BandConstraint(self, self.final_projections).images(details.perturbed, images)
-        share = self.band_share(final - images)
-        return AdversarialImages(final, targets.classes, share, config.steps * config.samples)
+                details = follow_path(loop, request, advance, constraint)
+            final = _BandConstraint(self, self.final_projections).images(details.perturbed, request.images)
+            share = self.band_share(final - request.images)
+        return AdversarialImages(final, request.targets.classes, share, config.steps * config.samples)
 
     def band_share(self, perturbation: Tensor) -> Tensor:
         """The share of a perturbation's energy in the band, (B,) float64 on the CPU; 1 for one of zero."""

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..chunking import ChunkSize
+from ..isolation import isolated
 from ..metrics import Estimate, mean_and_error
-from ..model_care import Model, check_model, chunk_size, input_dtype, memory_format
+from ..model_care import Model, check_model
+from ..outputs import is_right, probabilities
+from ..probing import NOT_PROBED, call, probe
 from .band_limited import AdversarialImages
 
 Attack = Callable[[Tensor, Tensor], AdversarialImages]
@@ -20,7 +24,8 @@ class Answers:
     """What a model says of images whose class is known; on the CPU.
 
     Attributes:
-        right: (B,) bool, whether its first choice is the class.
+        right: (B,) bool, whether its first choice is the class, or, of independent classes, the class's probability
+            1/2 or more.
         probability: (B,) float64, its probability of the class.
     """
 
@@ -84,7 +89,7 @@ def transfer_rates(
         )
     for model in models.values():
         check_model(model, images)
-    chunk = chunk_size(internal_batch_size, images.device)
+    chunk = internal_batch_size
     before = {name: answers_of(model, images, classes, chunk) for name, model in models.items()}
     rates: dict[str, dict[str, Estimate | None]] = {}
     passes = 0
@@ -96,7 +101,7 @@ def transfer_rates(
 
 
 def attack_and_ask(
-    attack: Attack, models: Mapping[str, Model], images: Tensor, classes: Tensor, chunk: int
+    attack: Attack, models: Mapping[str, Model], images: Tensor, classes: Tensor, chunk: int | None
 ) -> tuple[AdversarialImages, dict[str, Answers]]:
     """Attack images and ask models what they then see.
 
@@ -120,23 +125,36 @@ def attack_and_ask(
     return found, {name: answers_of(model, found.images, classes, chunk) for name, model in models.items()}
 
 
-@torch.no_grad()
-def answers_of(model: Model, images: Tensor, classes: Tensor, chunk: int) -> Answers:
-    """What a model says of images (B, C, H, W) of the classes (B,), ``chunk`` at a time.
+def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_size: int | None = None) -> Answers:
+    """Ask a model about images of known classes.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, C, H, W), any values.
+        classes: (B,) int64.
+        internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved, once, with a warning,
+            where a pass runs out of memory.
 
     Raises:
         ValueError: a class that the model does not have, or a probability that is NaN.
     """
     right, probability = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, dtype=torch.float64)]
-    for start in range(0, len(images), chunk):
-        rows = slice(start, start + chunk)
-        pixels = images[rows].to(input_dtype(model)).contiguous(memory_format=memory_format(model))
-        logits = model(pixels)
-        known = logits.shape[1]
-        if int(classes[rows].max()) >= known:
-            raise ValueError(f"class {int(classes[rows].max())} is out of range: the model has {known} classes")
-        right.append((logits.argmax(1) == classes[rows]).cpu())
-        probability.append(logits.float().softmax(1).gather(1, classes[rows, None])[:, 0].cpu().double())
+    with isolated():
+        probed = probe(model, images) if len(images) else NOT_PROBED
+        known = probed.shape[0] if probed.shape else 0
+        if len(images) and int(classes.max()) >= known:
+            raise ValueError(f"class {int(classes.max())} is out of range: the model has {known} classes")
+        chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
+
+        def ask(part: slice) -> tuple[Tensor, Tensor]:
+            output, own = call(model, images[part], probed), classes[part]
+            chance = probabilities(output, probed.reading).gather(1, own[:, None])[:, 0]
+            return is_right(output, own, probed.reading).cpu(), chance.cpu().double()
+
+        with chunks.advice():
+            for _, (answer, chance) in chunks.each(len(images), ask):
+                right.append(answer)
+                probability.append(chance)
     found = Answers(torch.cat(right), torch.cat(probability))
     bad = found.probability.isnan()
     if bool(bad.any()):

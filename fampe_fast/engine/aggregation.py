@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
 from ..compilation import Compiled, resolve_compile
 from ..model_care import Model, input_dtype, memory_format
-from .config import Loss, PathConfig
-from .placements import padded_size
+from ..outputs import Reading, cross_entropy, log_odds, softmax_twice
+from ..probing import Probed, answer
+from .config import PathConfig
+from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, matrix_precision
 from .samplers import Prepared, Sampler, Stream
 from .schedule import Chunk, Schedule
@@ -30,13 +31,18 @@ class Batch(NamedTuple):
     targets: Targets
 
 
-class ModelInput(NamedTuple):
-    """How the model wants its samples."""
+class ModelForm(NamedTuple):
+    """How the model wants its samples, and how its output is read."""
 
     dtype: torch.dtype | None
     channels_last: bool
     height: int
     width: int
+    reading: Reading
+    writes_input: bool
+    resize_back: tuple[Tensor, ...]
+    """Matrices (H, frame height) and (W, frame width) for a model that does not take input diversity's larger frames;
+    empty for others."""
 
 
 class Graphs(NamedTuple):
@@ -65,10 +71,10 @@ def _graphs_of(model: Model, sampler: Sampler, config: PathConfig) -> Graphs:
 
 def _make_graphs(sampler: Sampler, config: PathConfig, what: str) -> Graphs:
     # The model is an argument: a function that holds it would keep it alive in the table above.
-    def gradients(model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelInput) -> Tensor:
+    def gradients(model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm) -> Tensor:
         return _chunk_gradients(model, sampler, config, batch, chunk, step, form)
 
-    def add(total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelInput) -> None:
+    def add(total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm) -> None:
         ops.accumulate(total, gradients(model, batch, chunk, step, form), chunk.rows.image_index)
 
     # What a CUDA graph returns is overwritten by its next run, and it may not write to its inputs: there the sum is
@@ -105,6 +111,7 @@ class GradientLoop:
         schedule: Schedule,
         step: int,
         chunk_size: int,
+        form: ModelForm,
     ) -> Tensor:
         """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W).
 
@@ -119,20 +126,47 @@ class GradientLoop:
             schedule: the order of the samples.
             step: t.
             chunk_size: samples per model pass.
+            form: as from ``form``.
         """
-        form = ModelInput(input_dtype(self.model), memory_format(self.model) == torch.channels_last, *schedule.size)
         plain = self._graphs.add.plain
         run = self._choose(spectrum.device)
         count, number = len(spectrum), schedule.step_number(step)
         batch = Batch(spectrum, prepared, stream, targets)
         if run is not plain and count == 1:  # a compiler takes a size of one for a constant
             batch = _twice(batch)
-        total = torch.zeros((len(batch.spectrum), spectrum.shape[1], *schedule.size), device=spectrum.device)
+        shape = (len(batch.spectrum), spectrum.shape[1], *schedule.size)
+        total = torch.zeros(shape, dtype=torch.float32, device=spectrum.device)
         with matrix_precision(self.config.precision, spectrum.device):
             for chunk in schedule.chunks(step, chunk_size):
                 single = len(chunk.rows.samples) == 1 < chunk_size
                 (plain if single else run)(total, self.model, batch, chunk, number, form)
         return total[:count]
+
+    def form(self, probed: Probed, height: int, width: int, device: torch.device, takes_frames: bool) -> ModelForm:
+        """Say how the model wants samples of one size.
+
+        Args:
+            probed: what is known of the model.
+            height: H of the images, in pixels.
+            width: W of the images, in pixels.
+            device: where the samples are.
+            takes_frames: whether the model takes input diversity's larger frames.
+
+        Raises:
+            ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not.
+        """
+        if self.config.loss == "softmax_twice" and probed.reading in ("sigmoid", "independent"):
+            raise ValueError(
+                "loss='softmax_twice' is of classes that exclude each other, and the model's are independent "
+                "(output='sigmoid', or probabilities that do not sum to 1): use loss='cross_entropy'"
+            )
+        back: tuple[Tensor, ...] = ()
+        if not takes_frames:
+            back = tuple(resize_matrix(padded_size(size), size, device) for size in (height, width))
+        channels_last = memory_format(self.model) == torch.channels_last
+        return ModelForm(
+            input_dtype(self.model), channels_last, height, width, probed.reading, probed.writes_input, back
+        )
 
     def _choose(self, device: torch.device) -> Callable[..., None]:
         wanted, graphs = resolve_compile(self.config.compile, device), self._graphs
@@ -143,14 +177,14 @@ class GradientLoop:
         return self._run_compiled if graphs.add.active else graphs.add.plain
 
     def _run_compiled(
-        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelInput
+        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm
     ) -> None:
         torch._dynamo.maybe_mark_dynamic(total, 0)
         _mark_dynamic(batch, chunk)
         self._graphs.add(total, model, batch, chunk, step, form)
 
     def _run_graphed(
-        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelInput
+        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm
     ) -> None:
         _mark_dynamic(batch, chunk)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -164,54 +198,97 @@ def _chunk_gradients(
     batch: Batch,
     chunk: Chunk,
     step: Tensor,
-    form: ModelInput,
+    form: ModelForm,
 ) -> Tensor:
     """Gradients of the chunk's samples, float32 (P, C, H, W)."""
     samples = sampler.draw(batch.spectrum, batch.prepared, chunk.rows, batch.stream, step, form.width)
-    classes = batch.targets.classes[chunk.rows.image_index]
+    image_index = chunk.rows.image_index
+    classes = batch.targets.classes[image_index]
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
 
-    def loss(inputs: Tensor) -> Tensor:
+    def loss(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        shown = inputs.to(form.dtype)
+        if form.writes_input:  # a leaf must not be written to
+            shown = shown.clone()
         with autocast(config.precision, inputs.device):
-            output = model(inputs.to(form.dtype))
-        logits = batch.targets.logits(output).float()
-        value, scale = objective(logits, classes, config.loss), LOSS_SCALE.get(config.precision)
-        return value if scale is None else value * scale  # a factor of 1 would cost two launches per chunk
+            output = answer(model, shown)
+        return objective(batch.targets.logits(output, image_index), classes, config, form.reading)
+
+    def gradient(inputs: Tensor) -> Tensor:
+        return _gradient(loss, inputs, _has_factor(config))
 
     if chunk.placements is None:
-        layout = torch.channels_last if form.channels_last else torch.contiguous_format
-        return _gradient(loss, samples.contiguous(memory_format=layout))
+        return gradient(samples.contiguous(memory_format=layout))
     frame = padded_size(form.height), padded_size(form.width)
-    shown = ops.diversify(samples, chunk.placements, *frame, form.channels_last)
-    return ops.diversify_adjoint(_gradient(loss, shown), chunk.placements, form.height, form.width)
+    if not form.resize_back:
+        shown = ops.diversify(samples, chunk.placements, *frame, form.channels_last)
+        return ops.diversify_adjoint(gradient(shown), chunk.placements, form.height, form.width)
+    down, across = form.resize_back
+    framed = ops.diversify(samples, chunk.placements, *frame, False)
+    own_size = ops.separable_transform(framed, down, across).contiguous(memory_format=layout)
+    back = ops.separable_transform(gradient(own_size).contiguous(), down.T, across.T)
+    return ops.diversify_adjoint(back, chunk.placements, form.height, form.width)
 
 
-def _gradient(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # which traces this one and not the other
-        traced: Tensor = torch.func.grad(loss)(inputs)
-        return traced
-    leaf = inputs.detach().requires_grad_(True)
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
-    return gradient
+def _gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Tensor, with_factor: bool) -> Tensor:
+    """The gradient of a loss's sum, each row times its factor, if it has one."""
+    factor: Tensor | None = None
+    gradient: Tensor | None
+    if torch.compiler.is_compiling():  # which traces these and not the other
+        if with_factor:
+            gradient, factor = torch.func.grad(loss, has_aux=True)(inputs)
+        else:
+            gradient = torch.func.grad(lambda shown: loss(shown)[0])(inputs)
+    else:
+        leaf = inputs.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value, factor = loss(leaf)
+            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    if gradient is None:
+        raise ValueError("the model's output has no gradient with respect to the image: it detaches on the way")
+    return gradient if factor is None else gradient * factor[:, None, None, None]
 
 
-def objective(logits: Tensor, classes: Tensor, loss: Loss) -> Tensor:
-    """The loss summed over the rows, so that a sample's gradient does not depend on how many share its chunk."""
-    if loss == "softmax_twice":
-        logits = logits.softmax(1).softmax(1)
-    return F.cross_entropy(logits, classes, reduction="sum")
+def _has_factor(config: PathConfig) -> bool:
+    return config.loss == "cross_entropy" and config.precision in LOSS_SCALE
+
+
+def objective(
+    output: Tensor, classes: Tensor, config: PathConfig, reading: Reading = "softmax"
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the loss summed over the rows, so that a sample's gradient does not depend on how many share its chunk.
+
+    Args:
+        output: (P, classes), the model's.
+        classes: (P,) int64, the targets.
+        config: its loss and precision.
+        reading: how the output is read.
+
+    Returns:
+        A sum, (), and a factor, (P,), or None for 1: the loss's gradient is the sum's with every row times its factor.
+        Where the model runs in float16, whose smallest number a sure model's gradients lie below, the factor holds
+        what is small.
+    """
+    scale = LOSS_SCALE.get(config.precision)
+    if config.loss == "softmax_twice":
+        value = softmax_twice(output, classes, reading).sum()
+        return (value if scale is None else value * scale), None  # a factor of 1 would cost two launches per chunk
+    if scale is None or not _has_factor(config):
+        return cross_entropy(output, classes, reading).sum(), None
+    odds = log_odds(output, classes, reading)
+    return -scale * odds.sum(), (-odds.detach()).sigmoid()
 
 
 def _twice(batch: Batch) -> Batch:
     def two(values: Tensor) -> Tensor:
         return torch.cat([values, values])
 
-    cutoff = batch.prepared.cutoff
+    cutoff, places = batch.prepared.cutoff, batch.targets.places
     return Batch(
         two(batch.spectrum),
         batch.prepared._replace(weights=two(batch.prepared.weights), cutoff=None if cutoff is None else two(cutoff)),
         batch.stream._replace(image_ids=two(batch.stream.image_ids)),
-        batch.targets._replace(classes=two(batch.targets.classes)),
+        Targets(two(batch.targets.classes), None if places is None else two(places)),
     )
 
 
@@ -219,6 +296,6 @@ def _mark_dynamic(batch: Batch, chunk: Chunk) -> None:
     """Tell the compiler that the numbers of images and of rows change from call to call."""
     per_image = (batch.spectrum, batch.prepared.weights, batch.prepared.cutoff, batch.stream.image_ids)
     per_row = (chunk.rows.image_index, chunk.rows.samples, chunk.placements)
-    for tensor in (*per_image, batch.targets.classes, *per_row):
+    for tensor in (*per_image, *batch.targets, *per_row):
         if tensor is not None and len(tensor) > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

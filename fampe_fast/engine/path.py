@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..chunking import ChunkSize
 from ..errors import warn
 from ..frequency.low_pass import low_pass
 from ..model_care import frozen_parameters
 from .aggregation import GradientLoop
+from .request import Request
 from .samplers import Prepared, Stream
 from .schedule import Schedule
-from .targets import Targets
 
 _RADIUS = 3
 
@@ -57,17 +56,14 @@ class Constraint(Protocol):
 
 def smoothing_kernel(device: torch.device) -> Tensor:
     """Seven values of the normal density at -3..3, summing to 1."""
-    points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64)
+    points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64, device="cpu")
     density = torch.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
     return (density / density.sum()).float().to(device)
 
 
 def follow_path(
     loop: GradientLoop,
-    images: Tensor,
-    targets: Targets,
-    image_ids: Tensor,
-    chunks: ChunkSize,
+    request: Request,
     on_step: Callable[[int], None] = lambda done: None,
     constraint: Constraint | None = None,
     explorer: GradientLoop | None = None,
@@ -76,10 +72,7 @@ def follow_path(
 
     Args:
         loop: sums the gradients of a model, in evaluation mode and on the images' device, over a step's samples.
-        images: x_0, float32 (B, C, H, W), inside ``config.bounds``.
-        targets: of the images.
-        image_ids: (B,) int64 in [0, 2^32 - 2].
-        chunks: samples per model pass.
+        request: x_0, targets and ids of the images, samples per model pass, and what is known of the models.
         on_step: called with 1 after every step.
         constraint: of the images; the attribution then is that of the steps before they were brought into it.
         explorer: another model's gradients, which decide the steps in place of the loop's own.
@@ -88,17 +81,25 @@ def follow_path(
         The details, the attribution among them. Warns (``FampeWarning``) of images whose gradient was zero at every
         step, whose map is zero, and of those whose gradient was not finite at some step.
     """
-    device, config = images.device, loop.config
-    stream = Stream(torch.tensor(config.seed, device=device), image_ids)
-    kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, device=device)
+    images, config = request.images, loop.config
+    device = images.device
+    stream = Stream(torch.tensor(config.seed, device=device), request.image_ids)
+    kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, dtype=torch.float32, device=device)
     # The one place that decides the direction: a negative step climbs the loss.
     step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
     batch, _, height, width = images.shape
     schedule = Schedule(config, batch, height, width, device)
+    forms = {
+        of: of.form(probed, height, width, device, takes_frames)
+        for of, probed, takes_frames in zip(
+            (loop, explorer) if explorer else (loop,), request.probed, request.takes_frames, strict=True
+        )
+    }
 
     def gradients(of: GradientLoop, spectrum: Tensor, prepared: Prepared, step: int) -> Tensor:
-        total = chunks.run(
-            lambda size: of(spectrum, prepared, targets, stream, schedule, step, size), schedule.most_rows
+        total = request.chunks.run(
+            lambda size: of(spectrum, prepared, request.targets, stream, schedule, step, size, forms[of]),
+            schedule.most_rows,
         )
         if config.gradient_cutoff is not None:
             total = low_pass(total, config.gradient_cutoff)
@@ -120,7 +121,9 @@ def follow_path(
         )
 
     current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
-    guide, scales = momentum, []
+    guide = momentum
+    # Made before the loop: small results kept from every step would lie between the large blocks that are freed.
+    gradient_scale = torch.empty(config.steps, batch, dtype=torch.float32, device=device)
     with (
         torch.no_grad(),
         frozen_parameters(loop.model),
@@ -138,14 +141,13 @@ def follow_path(
                 attribution = attribution - math.copysign(1, step_size) * (arrived - current) * own.momentum
             momentum = own.momentum
             current = arrived if constraint is None else constraint.images(arrived, images)
-            scales.append(own.scale)
+            gradient_scale[step] = own.scale
             if step + 1 < config.steps:
                 spectrum = loop.sampler.transform(current)
             on_step(1)
-    gradient_scale = torch.stack(scales)
-    _warn_of_unusable(gradient_scale, image_ids)
+    _warn_of_unusable(gradient_scale, request.image_ids)
     passes = config.steps * config.samples * (1 if explorer is None else 2)
-    return PathDetails(targets.classes, attribution, prepared.cutoff, current, gradient_scale, passes)
+    return PathDetails(request.targets.classes, attribution, prepared.cutoff, current, gradient_scale, passes)
 
 
 def _warn_of_unusable(scale: Tensor, image_ids: Tensor) -> None:

@@ -6,9 +6,11 @@ which images share a batch, and a chunk keeps one shape.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..reference.philox import philox4x32, split_seed
 
@@ -44,15 +46,36 @@ def draw_placements(seed: int, steps: int, samples: int, height: int, width: int
     Returns:
         T lists of N placements; those of a step do not depend on the number of steps or samples.
     """
-    step, number = torch.arange(steps)[:, None], torch.arange(samples)
-    reserved = torch.tensor(_RESERVED)
-    words = philox4x32((reserved, number, step, reserved), split_seed(torch.tensor(seed)))
+    with torch.device("cpu"):  # whatever the process's default device is
+        step, number = torch.arange(steps)[:, None], torch.arange(samples)
+        reserved = torch.tensor(_RESERVED)
+        words = philox4x32((reserved, number, step, reserved), split_seed(torch.tensor(seed)))
     unit = (torch.stack(words, -1).double() * 2.0**-32).tolist()
     return [
         # The first word decides, three are left for the place.
         [_place(u[1:], height, width) if u[0] < 0.5 else None for u in of_step]
         for of_step in unit
     ]
+
+
+@lru_cache(maxsize=16)
+def resize_matrix(size: int, new_size: int, device: torch.device) -> Tensor:
+    """Weights of a bilinear resize of one side (half-pixel centres), (new_size, size) float32; every row sums to 1.
+
+    A model of one image size gets the frames of input diversity in its own size, as in the later public code of
+    AttEXplore's authors (LMBTough/LA, ``DIResize``).
+    """
+    with torch.inference_mode(False):
+        places = torch.arange(new_size, dtype=torch.float64, device="cpu")
+        centres = ((places + 0.5) * (size / new_size) - 0.5).clamp(min=0)
+        lower = centres.floor().long()
+        upper = (lower + 1).clamp(max=size - 1)
+        share = centres - lower
+        weights = torch.zeros(new_size, size, dtype=torch.float64, device="cpu")
+        row = torch.arange(new_size, device="cpu")
+        weights[row, lower] += 1 - share
+        weights[row, upper] += share
+        return weights.to(device, torch.float32)
 
 
 def _place(unit: list[float], height: int, width: int) -> Placement:

@@ -143,9 +143,10 @@ class DCTSampler:
 
 
 def _for_every_image(numbers: tuple[float, ...], images: Tensor) -> Tensor:
-    return torch.tensor([numbers], device=images.device).repeat(len(images), 1)
+    return torch.tensor([numbers], dtype=torch.float32, device=images.device).repeat(len(images), 1)
 
 
 @lru_cache(maxsize=16)
 def _dct(size: int, device: torch.device) -> Tensor:
-    return dct_matrix(size, device)
+    with torch.inference_mode(False):  # it is kept for calls outside, too
+        return dct_matrix(size, device)

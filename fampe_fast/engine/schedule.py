@@ -45,17 +45,18 @@ class Schedule:
         self._batch = batch
         self._device = device
         self._plain = [config.samples] * config.steps
-        numbers = torch.arange(config.samples).repeat(config.steps, 1)
-        placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long)
+        numbers = torch.arange(config.samples, device="cpu").repeat(config.steps, 1)
+        placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long, device="cpu")
         if config.input_diversity:
             drawn = draw_placements(config.seed, config.steps, config.samples, height, width)
             orders = [
                 [number for diverse in (False, True) for number, of in enumerate(places) if (of is not None) == diverse]
                 for places in drawn
             ]
-            numbers = torch.tensor(orders)
+            numbers = torch.tensor(orders, device="cpu")
             placements = torch.tensor(
-                [[places[n] or (0, 0, 0, 0) for n in order] for places, order in zip(drawn, orders, strict=True)]
+                [[places[n] or (0, 0, 0, 0) for n in order] for places, order in zip(drawn, orders, strict=True)],
+                device="cpu",
             )
             self._plain = [sum(of is None for of in places) for places in drawn]
         # Every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.

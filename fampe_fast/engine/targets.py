@@ -1,17 +1,19 @@
-"""Which output of the model is explained: Captum's target conventions, checked before any work."""
+"""Resolve which output of the model is explained: Captum's target conventions, checked before any work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model_care import Model
-from ..probing import outputs, probe
+from ..probing import Probed, outputs, probe
 
-Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | None
+Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | NDArray[Any] | None
 
 
 class Targets(NamedTuple):
@@ -19,26 +21,44 @@ class Targets(NamedTuple):
 
     classes: Tensor
     """(B,) int64."""
-    place: tuple[int, ...]
-    """Indices of the output's dimensions after (B, classes)."""
+    places: Tensor | None
+    """(B, D) int64: indices of the output's D dimensions after (B, classes); None for most models, which have none."""
 
-    def logits(self, output: Tensor) -> Tensor:
-        """(P, classes) of a model's output (P, classes, ...)."""
-        if not self.place:
+    def logits(self, output: Tensor, image_index: Tensor) -> Tensor:
+        """Read the scores of all classes at the images' places.
+
+        Args:
+            output: (P, classes, ...), a model's.
+            image_index: (P,) int64, the image a row belongs to.
+
+        Returns:
+            (P, classes).
+        """
+        if self.places is None:
             return output
-        index: tuple[slice | int, ...] = (slice(None), slice(None), *self.place)
+        row = torch.arange(len(output), device=output.device)
+        index = (row, slice(None), *self.places[image_index].unbind(1))
         return output[index]
 
+    def of(self, index: int) -> int | tuple[int, ...]:
+        """One image's target, as Captum takes it."""
+        place = [] if self.places is None else self.places[index].tolist()
+        chosen = int(self.classes[index])
+        return (chosen, *place) if place else chosen
 
-def resolve_targets(model: Model, images: Tensor, target: Target, chunk: int | None = None) -> Targets:
+
+def resolve_targets(
+    model: Model, images: Tensor, target: Target, chunk: int | None = None, probed: Probed | None = None
+) -> Targets:
     """Check a target and bring it into one form.
 
     Args:
         model: the classifier.
         images: (B, C, H, W).
-        target: None for the model's own argmax; an int for all images; a list or a tensor (B,) of ints; for a model
-            with several output dimensions a tuple (class, place...).
+        target: None for the model's own argmax; an int for all images; a list, an array or a tensor (B,) of ints; for a
+            model with several output dimensions a tuple (class, place...), or a list of B tuples.
         chunk: images per forward pass where the argmax is asked for; None for all at once.
+        probed: what is known of the model, where it has been probed.
 
     Returns:
         ``Targets``, on the images' device.
@@ -47,66 +67,102 @@ def resolve_targets(model: Model, images: Tensor, target: Target, chunk: int | N
         TypeError: a target of another type.
         ValueError: wrong length, out of range, or a tuple that does not fit the output's dimensions.
     """
-    batch = len(images)
+    batch, device = len(images), images.device
     if target is None:
         if batch == 0:
-            return Targets(torch.zeros(0, dtype=torch.long, device=images.device), ())
-        output = outputs(model, images, chunk or batch)
-        if output.ndim != 2:
-            raise ValueError(
-                f"the model's output is {tuple(output.shape)}, not (B, classes): give target as a tuple "
-                f"(class, {', '.join('index' for _ in output.shape[2:])})"
-            )
-        return Targets(output.argmax(1), ())
-    classes, place = _split(target, batch, images.device)
+            return Targets(torch.zeros(0, dtype=torch.long, device=device), None)
+        return first_choices(outputs(model, images, chunk or batch, probed))
+    indices = _indices(target, batch).to(device)
+    # No views: a compiler guards what they are views of.
+    targets = Targets(indices[:, 0].clone(), indices[:, 1:].clone() if indices.shape[1] > 1 else None)
     if batch == 0:
-        return Targets(classes, place)
-    shape = probe(model, images).shape
-    if len(shape) != 1 + len(place):
+        return targets
+    shape = (probe(model, images) if probed is None else probed).shape
+    if len(shape) != indices.shape[1]:
         raise ValueError(
-            f"target {_shorten(target)} names {1 + len(place)} of the output's dimensions, and the output for one "
+            f"target {_shorten(target)} names {indices.shape[1]} of the output's dimensions, and the output for one "
             f"image is {shape}: expected {'an index' if len(shape) == 1 else f'a tuple of {len(shape)}'}"
         )
-    for size, index in zip(shape[1:], place, strict=True):
-        if not -size <= index < size:
-            raise ValueError(f"target {_shorten(target)} is out of range: the model's output is {shape}")
-    wrong = (classes < 0) | (classes >= shape[0])
+    wrong = (indices[:, 0] < 0) | (indices[:, 0] >= shape[0])
     if bool(wrong.any()):
         where = int(wrong.nonzero()[0])
         raise ValueError(
-            f"target {int(classes[where])} (image {where}) is out of range: the model has {shape[0]} classes, "
+            f"target {int(indices[where, 0])} (image {where}) is out of range: the model has {shape[0]} classes, "
             f"expected 0 to {shape[0] - 1}"
         )
-    return Targets(classes, place)
+    sizes = torch.tensor(shape, device=device)
+    if bool(((indices < -sizes) | (indices >= sizes)).any()):
+        raise ValueError(f"target {_shorten(target)} is out of range: the model's output is {shape}")
+    return targets
 
 
-def _split(target: Target, batch: int, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    place: tuple[int, ...] = ()
-    if isinstance(target, tuple):
-        if not target or not all(_is_index(index) for index in target):
-            raise TypeError(f"a tuple target must hold ints (class, place...), got {target!r}")
-        indices = [int(index) for index in target]  # type: ignore[arg-type]
-        target, place = indices[0], tuple(indices[1:])
-    if _is_index(target):
-        return torch.full((batch,), int(target), dtype=torch.long, device=device), place  # type: ignore[arg-type]
+def first_choices(output: Tensor) -> Targets:
+    """Take the model's own argmax of its output (B, classes) as the targets.
+
+    Raises:
+        ValueError: an output of more dimensions, which has no argmax of its own.
+    """
+    if output.ndim != 2:
+        raise ValueError(
+            f"the model's output is {tuple(output.shape)}, not (B, classes): give target as a tuple "
+            f"(class, {', '.join('index' for _ in output.shape[2:])})"
+        )
+    return Targets(output.argmax(1), None)
+
+
+def _indices(target: Target, batch: int) -> Tensor:
+    """(B, 1 + D) int64: class and place of every image, on the target's device."""
+    if isinstance(target, np.ndarray):
+        if target.dtype.kind not in "iu":
+            raise TypeError(f"target must hold integers, got an array of {target.dtype}")
+        target = torch.as_tensor(target.astype(np.int64))
     if isinstance(target, Tensor):
         if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
             raise TypeError(f"target must hold integers, got a tensor of {target.dtype}")
-        values = target.to(device, torch.long, copy=True)
-        values = values.expand(batch) if values.numel() == 1 and values.ndim <= 1 else values
-    elif isinstance(target, Sequence) and not isinstance(target, str) and all(_is_index(index) for index in target):
-        values = torch.tensor([int(index) for index in target], dtype=torch.long, device=device)  # type: ignore[arg-type]
+        values = target.detach().to(torch.long, copy=True)
+        values = values.reshape(1).expand(batch) if values.numel() == 1 and values.ndim <= 1 else values
+    elif isinstance(target, tuple):
+        if not target or not all(_is_index(index) for index in target):
+            raise TypeError(f"a tuple target must hold ints (class, place...), got {target!r}")
+        return torch.tensor([int(index) for index in target]).expand(batch, -1)  # type: ignore[arg-type]
+    elif _is_index(target):
+        return torch.full((batch, 1), int(target), dtype=torch.long)  # type: ignore[arg-type]
+    elif isinstance(target, Sequence) and not isinstance(target, str):
+        return _of_a_list(target, batch)
     else:
-        raise TypeError(
-            f"target must be None, an int, a list or tensor of ints, or a tuple of ints, got {_shorten(target)}"
-        )
+        raise TypeError(_expected(target))
     if values.shape != (batch,):
         raise ValueError(f"target must have one entry per image, ({batch},), got shape {tuple(values.shape)}")
-    return values, place
+    return values[:, None]
+
+
+def _of_a_list(target: Sequence[Any], batch: int) -> Tensor:
+    rows = [entry if isinstance(entry, tuple) else (entry,) for entry in target]
+    if not all(_is_index(index) for row in rows for index in row):
+        raise TypeError(_expected(target))
+    if len(rows) != batch:
+        raise ValueError(f"target must have one entry per image, ({batch},), got shape ({len(rows)},)")
+    if not rows:
+        return torch.zeros((0, 1), dtype=torch.long)
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"target {_shorten(target)}: expected tuples of one length, got {sorted(lengths)}")
+    return torch.tensor([[int(index) for index in row] for row in rows], dtype=torch.long).reshape(batch, -1)
+
+
+def _expected(target: object) -> str:
+    return (
+        "target must be None, an int, a list, array or tensor of ints, a tuple of ints, or a list of tuples, got "
+        f"{_shorten(target)}"
+    )
 
 
 def _is_index(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    if isinstance(value, Tensor):  # as in a list of entries of a tensor
+        return value.ndim == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return hasattr(value, "__index__")
 
 
 def _shorten(value: object) -> str:

@@ -7,31 +7,37 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
-import torch
 from torch import Tensor
 
-from ..checks import check_image_ids
-from ..chunking import ChunkSize
-from ..cpu_memory import kept_memory
 from ..engine.aggregation import GradientLoop
 from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
+from ..engine.request import prepared
 from ..engine.samplers import Sampler
-from ..engine.targets import Target, resolve_targets
-from ..engine.validation import check_images
+from ..engine.targets import Target
 from ..frequency.two_scale import two_scale_map
-from ..model_care import Model, check_model
+from ..model_care import Model
 from ..progress import progress
 
 Config = TypeVar("Config", bound=PathConfig)
 
 
-def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Captum's NoiseTunnel calls ``attribute.__wrapped__``, which its own methods have from a logging decorator."""
+def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method's ``attribute`` take its input in a tuple of one, as Captum passes it, and give the map back in one.
+
+    Captum's NoiseTunnel calls ``attribute.__wrapped__``, which its own methods have from a logging decorator.
+    """
 
     @functools.wraps(function)
+    def unpacked(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (isinstance(inputs, tuple) and len(inputs) == 1):
+            return function(self, inputs, *args, **kwargs)
+        found = function(self, inputs[0], *args, **kwargs)
+        return ((found[0],), *found[1:]) if isinstance(found, tuple) else (found,)
+
+    @functools.wraps(unpacked)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+        return unpacked(*args, **kwargs)
 
     return call
 
@@ -124,7 +130,7 @@ class PathMethod(Generic[Config]):
         return_details: Literal[True],
     ) -> tuple[Tensor, PathDetails]: ...
 
-    @wrapped
+    @captum_call
     def attribute(
         self,
         inputs: Tensor,
@@ -162,23 +168,22 @@ class PathMethod(Generic[Config]):
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
                 target out of range or of wrong length, a model whose output is not (B, classes).
         """
-        if isinstance(inputs, tuple) and len(inputs) == 1:  # Captum passes one input as a tuple, and wants one back
-            options = {"image_ids": image_ids, "internal_batch_size": internal_batch_size}
-            return (self.attribute(inputs[0], target, show_progress=show_progress, **options),)  # type: ignore
-        with torch.inference_mode(False):  # a caller's inference mode would keep the samples out of the graph
-            images = check_images(inputs, self.config.bounds)
-            check_model(self.forward_func, images)
-            if self.explorer is not None:
-                check_model(self.explorer, images)
-            ids = check_image_ids(image_ids, images)
-            models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
-            with kept_memory(images.device):
-                chunks = ChunkSize.for_gradients(models, images, internal_batch_size, self.config.precision)
-                targets = resolve_targets(self.forward_func, images, target, chunks.size)
-                loop, explorer, name = self._gradient_loop(), self._exploring_loop(), type(self).__name__
-                with progress(self.config.steps, name, show_progress) as advance, chunks.advice():
-                    details = follow_path(loop, images, targets, ids, chunks, advance, explorer=explorer)
-                maps = self._map(details.attribution)
+        config = self.config
+        models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
+        with prepared(
+            models,
+            inputs,
+            target,
+            bounds=config.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+            precision=config.precision,
+            input_diversity=config.input_diversity,
+        ) as request:
+            loop, explorer, name = self._gradient_loop(), self._exploring_loop(), type(self).__name__
+            with progress(config.steps, name, show_progress) as advance:
+                details = follow_path(loop, request, advance, explorer=explorer)
+            maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
 
     def _map(self, attribution: Tensor) -> Tensor:

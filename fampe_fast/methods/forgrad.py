@@ -17,7 +17,7 @@ from ..checks import check_cutoff
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..model_care import Model
-from .base import wrapped
+from .base import captum_call
 
 
 class FORGrad:
@@ -49,7 +49,7 @@ class FORGrad:
         """False: a filtered map need not sum to anything."""
         return False
 
-    @wrapped
+    @captum_call
     def attribute(
         self,
         inputs: Tensor,

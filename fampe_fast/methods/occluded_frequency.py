@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_bounds, check_choice, check_count, check_flag
-from ..chunking import ChunkSize
-from ..cpu_memory import kept_memory
-from ..engine.targets import Target, resolve_targets
-from ..engine.validation import check_images
+from ..engine.request import prepared
+from ..engine.targets import Target
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
-from ..model_care import Model, check_model
-from ..probing import output_of, outputs
+from ..model_care import Model
+from ..outputs import Reading, probabilities, scores
+from ..probing import call
 from ..progress import progress
 
 Score = Literal["probability", "logit"]
@@ -62,7 +61,8 @@ class OccludedFrequency:
         bands: K, how many.
         spacing: ``width``: rings of one width from DC to the corner of the spectrum, the same for all images of a size;
             ``energy``: rings that share each image's own energy evenly.
-        score: ``probability``: of the softmax; ``logit``: the target's output as it is.
+        score: ``probability``: of the target, as the model's output is read; ``logit``: the target's logit, or the
+            logarithm of its probability where the model gives probabilities.
         include_dc: let the first band hold DC, the mean of the image; else no band does.
         clamp: clip what remains into ``bounds``, as for a model that takes nothing else.
         bounds: smallest and largest pixel value.
@@ -105,7 +105,6 @@ class OccludedFrequency:
         height, width = images.shape[-2:]
         return equal_width_bands(height, width, self.bands, include_dc=self.include_dc, device=images.device)
 
-    @torch.no_grad()
     def __call__(
         self,
         inputs: Tensor,
@@ -134,22 +133,28 @@ class OccludedFrequency:
                 target out of range or of wrong length, too many bands for the size, or a model output that is not
                 (B, classes) or not finite (naming the image).
         """
-        images = check_images(inputs, self.bounds)
-        check_model(self.forward_func, images)
-        chunks = ChunkSize.for_scores(self.forward_func, images, internal_batch_size)
-        bands = self.bands_of(images)
-        batch, count = len(images), self.bands
-        label = "bands removed"
-        bar = progress(batch * (count + 1), label, show_progress)
-        with bar as advance, kept_memory(images.device), chunks.advice():
-            whole = images.new_zeros(0, 1)
-            if batch:
-                whole = chunks.run(lambda size: outputs(self.forward_func, images, size), batch).float()
-            # The outputs are at hand: the targets are checked against them and cost no pass of their own.
-            targets = resolve_targets(lambda pixels: whole[: len(pixels)], images, target)
-            base = self._scores(targets.logits(whole), targets.classes, torch.arange(batch, device=images.device))
-            advance(batch)
-            drops = images.new_zeros(batch * count)
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            internal_batch_size=internal_batch_size,
+            gradients=False,
+        ) as request:
+            images, targets, (probed,) = request.images, request.targets, request.probed
+            bands = self.bands_of(images)
+            batch, count = len(images), self.bands
+            every = torch.arange(batch, device=images.device)
+            base, drops = images.new_zeros(batch), images.new_zeros(batch * count)
+
+            def score(output: Tensor, image_index: Tensor) -> Tensor:
+                found = targets.logits(output, image_index)
+                return self._scores(found, targets.classes[image_index], image_index, probed.reading)
+
+            def whole(part: slice) -> Tensor:
+                if request.output is not None:
+                    return score(request.output[part], every[part])
+                return score(call(self.forward_func, images[part], probed), every[part])
 
             def without_bands(part: slice) -> tuple[Tensor, Tensor]:
                 rows = torch.arange(part.start, part.stop, device=images.device)
@@ -158,12 +163,16 @@ class OccludedFrequency:
                 rest = chosen - bands.of(image_index).project(chosen, band)
                 if self.clamp:
                     rest = rest.clamp(*self.bounds)
-                return rows, targets.logits(output_of(self.forward_func, rest).float())
+                return rows, score(call(self.forward_func, rest, probed), image_index)
 
-            for _, (rows, logits) in chunks.each(batch * count, without_bands):
-                image_index = rows // count
-                drops[rows] = base[image_index] - self._scores(logits, targets.classes[image_index], image_index)
-                advance(len(rows))
+            chunks = request.chunks
+            with progress(batch * (count + 1), "bands removed", show_progress) as advance:
+                for part, found in chunks.each(batch, whole):
+                    base[part] = found
+                    advance(len(found))
+                for _, (rows, found) in chunks.each(batch * count, without_bands):
+                    drops[rows] = base[rows // count] - found
+                    advance(len(rows))
         energy = bands.energy(images)
         total = energy.sum(1, keepdim=True)
         flat = (images.amax((-2, -1)) == images.amin((-2, -1))).all(1).cpu() & (not self.include_dc)
@@ -180,10 +189,10 @@ class OccludedFrequency:
             count + 1,
         )
 
-    def _scores(self, logits: Tensor, classes: Tensor, image_index: Tensor) -> Tensor:
-        values = logits.softmax(1) if self.score == "probability" else logits
+    def _scores(self, output: Tensor, classes: Tensor, image_index: Tensor, reading: Reading) -> Tensor:
+        values = probabilities(output, reading) if self.score == "probability" else scores(output, reading)
         chosen = values.gather(1, classes[:, None])[:, 0]
         strange = ~chosen.isfinite()
         if bool(strange.any()):
             raise ValueError(f"the model's output is NaN or infinite for image {int(image_index[strange][0])}")
-        return chosen
+        return chosen.float()

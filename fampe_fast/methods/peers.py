@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_image_ids
-from ..cpu_memory import kept_memory
-from ..engine.targets import Target, Targets, resolve_targets
-from ..engine.validation import check_images
-from ..model_care import Model, check_model, chunk_size, frozen_parameters, memory_format
+from ..checks import check_bounds, check_count, check_number, check_seed
+from ..engine.request import Request, prepared
+from ..engine.targets import Target
+from ..errors import warn
+from ..model_care import Model, frozen_parameters
+from ..probing import call
 from ..progress import progress
-from .base import wrapped
+from .base import captum_call
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 
@@ -25,29 +28,40 @@ def _captum() -> ModuleType:
         import captum.attr
     except ImportError as error:
         raise ImportError(
-            "integrated_gradients, smoothgrad and saliency come from Captum, which is not installed: "
-            "pip install 'fampe_fast[peers]'"
+            "integrated_gradients, smoothgrad and saliency come from Captum, which is not installed: pip install captum"
         ) from error
     module: ModuleType = captum.attr
     return module
 
 
+PEER_OPTIONS: dict[PeerName, frozenset[str]] = {
+    "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
+    "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
+    "saliency": frozenset({"bounds", "absolute"}),
+}
+"""The options each method takes."""
+
+
 class CaptumMethod:
     """One of Captum's methods, image by image, so that a map does not depend on its batch.
 
+    It explains the model's output for the target as it is: a logit, or a probability where the model gives those.
+
     Args:
         model: classifier in pixel space, in evaluation mode.
-        name: ``integrated_gradients`` (black baseline, Gauss-Legendre), ``smoothgrad`` (squared gradients off, absolute
-            value off) or ``saliency`` (absolute gradient).
-        passes: forward and backward passes per image; ``saliency`` needs one and ignores it.
-        noise: standard deviation of SmoothGrad's noise, in pixel units.
-        seed: of SmoothGrad's noise; with the image's id it names the image's stream.
+        name: ``integrated_gradients`` (black baseline, Gauss-Legendre), ``smoothgrad`` (the mean gradient of noisy
+            copies) or ``saliency`` (the gradient).
+        passes: forward and backward passes per image, at least 1; ``saliency`` makes one.
+        noise: standard deviation of SmoothGrad's noise, in pixel units, 0 or more.
+        seed: of SmoothGrad's noise; with the image's id it names the image's stream, and nothing else is drawn.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
-        absolute: whether ``saliency`` loses its signs; the others keep theirs.
+        absolute: take the map's absolute values, which is what ranks pixels by how much they matter and not by which
+            way. None is the method's custom: yes for ``saliency``, no for the others.
 
     Raises:
         ImportError: Captum is not installed; the message says how to get it.
-        ValueError: an unknown name, or passes below 1.
+        TypeError: a value of a wrong type.
+        ValueError: an unknown name, or a value out of range.
     """
 
     def __init__(
@@ -59,33 +73,38 @@ class CaptumMethod:
         noise: float = 0.15,
         seed: int = 0,
         bounds: tuple[float, float] = (0.0, 1.0),
-        absolute: bool = True,
+        absolute: bool | None = None,
     ) -> None:
         attr = _captum()
-        if name not in ("integrated_gradients", "smoothgrad", "saliency"):
-            raise ValueError(f"unknown method {name!r} of Captum")
-        self.forward_func, self.name, self.passes = model, name, check_count("passes", passes)
-        self.noise, self.seed, self.bounds, self.absolute = noise, seed, bounds, absolute
-        self._layout = memory_format(model)
-        if name == "integrated_gradients":
-            self._method = attr.IntegratedGradients(self._logits)
-        else:
-            self._method = attr.Saliency(self._logits)
-        self._tunnel = attr.NoiseTunnel(self._method) if name == "smoothgrad" else None
+        if name not in PEER_OPTIONS:
+            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(PEER_OPTIONS)}")
+        if not callable(model):
+            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        if not isinstance(absolute, bool | None):
+            raise TypeError(f"absolute must be True, False or None, got {absolute!r}")
+        self.forward_func, self.name = model, name
+        self.passes = 1 if name == "saliency" else check_count("passes", passes)
+        self.noise: float = check_number("noise", noise, 0, math.inf)
+        self.seed, self.bounds = check_seed(seed), check_bounds(bounds)
+        self.absolute = name == "saliency" if absolute is None else absolute
+        self._attr = attr
 
     @property
     def multiplies_by_inputs(self) -> bool:
         """What Captum's method says."""
-        return bool(getattr(self._method, "multiplies_by_inputs", False))
+        return self.name == "integrated_gradients"
 
     def has_convergence_delta(self) -> bool:
         """False: the delta is Captum's to compute, on its own method."""
         return False
 
-    def _logits(self, pixels: Tensor) -> Tensor:
-        return self.forward_func(pixels.contiguous(memory_format=self._layout))
+    def settings(self) -> dict[str, object]:
+        """Say all that a map depends on besides the model, for a record."""
+        known = {name: getattr(self, name) for name in ("passes", "noise", "seed", "bounds")}
+        used = {name: value for name, value in known.items() if name in PEER_OPTIONS[self.name]}
+        return {"passes": self.passes, **used, "absolute": self.absolute}
 
-    @wrapped
+    @captum_call
     def attribute(
         self,
         inputs: Tensor,
@@ -96,47 +115,66 @@ class CaptumMethod:
         show_progress: bool = False,
     ) -> Tensor:
         """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``."""
-        images = check_images(inputs, self.bounds)
-        check_model(self.forward_func, images)
-        ids = check_image_ids(image_ids, images).tolist()
-        chunk = chunk_size(internal_batch_size, images.device)
-        targets = resolve_targets(self.forward_func, images, target)
-        maps = torch.empty_like(images)
-        with (
-            progress(len(images), self.name, show_progress) as advance,
-            frozen_parameters(self.forward_func),
-            kept_memory(images.device),
-        ):
-            for index in range(len(images)):
-                maps[index] = self._one(images[index : index + 1], self._target(targets, index), ids[index], chunk)[0]
-                advance(1)
-        return maps
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+        ) as request:
+            model, (probed,) = self.forward_func, request.probed
 
-    def _one(self, image: Tensor, target: int | tuple[int, ...], image_id: int, chunk: int) -> Tensor:
-        image = image.clone().requires_grad_()  # Captum warns where it has to ask for it
-        if self._tunnel is not None:
-            # Captum draws from the global generator: seed it, and leave it as it was.
-            devices = [image.device] if image.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed((self.seed * 0x9E3779B97F4A7C15 + image_id) % 2**63)
-                found: Tensor = self._tunnel.attribute(
-                    image,
-                    nt_type="smoothgrad",
-                    nt_samples=self.passes,
-                    nt_samples_batch_size=min(chunk, self.passes),
-                    stdevs=self.noise,
-                    target=target,
-                    abs=False,
-                )
-        elif self.name == "integrated_gradients":
-            found = self._method.attribute(
-                image, baselines=self.bounds[0], target=target, n_steps=self.passes, internal_batch_size=chunk
+            def forward(pixels: Tensor) -> Tensor:
+                return call(model, pixels, probed)
+
+            maps = torch.empty_like(request.images)
+            with (
+                progress(len(maps), self.name, show_progress) as advance,
+                frozen_parameters(model),
+                torch.enable_grad(),
+            ):
+                for index in range(len(maps)):
+                    maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
+                    advance(1)
+            _warn_of_strange(maps, request.image_ids)
+        return maps.abs() if self.absolute else maps
+
+    def _one(self, forward: Callable[[Tensor], Tensor], request: Request, index: int, chunk: int) -> Tensor:
+        """The signed map of one image, (C, H, W) float32."""
+        image = request.images[index : index + 1].clone()
+        target = request.targets.of(index)
+        if self.name == "integrated_gradients":
+            found: Tensor = self._attr.IntegratedGradients(forward).attribute(
+                image.requires_grad_(),  # Captum warns where it has to ask for it
+                baselines=self.bounds[0],
+                target=target,
+                n_steps=self.passes,
+                internal_batch_size=chunk,
             )
-        else:
-            found = self._method.attribute(image, target=target, abs=self.absolute)
-        return found.detach().float()
+            return found[0].detach().float()
+        saliency = self._attr.Saliency(forward)
+        if self.name == "saliency":
+            found = saliency.attribute(image.requires_grad_(), target=target, abs=False)
+            return found[0].detach().float()
+        # Captum's NoiseTunnel draws from the global generator, which belongs to the caller and to all threads.
+        generator = torch.Generator("cpu").manual_seed(_stream(self.seed, int(request.image_ids[index])))
+        total = torch.zeros_like(image)
+        for start in range(0, self.passes, chunk):
+            shape = (min(chunk, self.passes - start), *image.shape[1:])
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            samples = image + self.noise * noise.to(image.device)
+            gradients: Tensor = saliency.attribute(samples.requires_grad_(), target=target, abs=False)
+            total += gradients.detach().float().sum(0, keepdim=True)
+        return total[0] / self.passes
 
-    @staticmethod
-    def _target(targets: Targets, index: int) -> int | tuple[int, ...]:
-        chosen = int(targets.classes[index])
-        return (chosen, *targets.place) if targets.place else chosen
+
+def _stream(seed: int, image_id: int) -> int:
+    """The seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
+    return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63
+
+
+def _warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
+    strange = ~maps.isfinite().flatten(1).all(1)
+    if bool(strange.any()):
+        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")

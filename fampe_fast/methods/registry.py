@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 from ..checks import check_cutoff
 from ..engine.config import AttEXploreConfig, FAMPEConfig
@@ -13,21 +13,21 @@ from .attexplore import AttEXplore
 from .base import AttributionMethod
 from .fampe import FAMPE
 from .forgrad import FORGrad
-from .peers import CaptumMethod, PeerName
+from .peers import PEER_OPTIONS, CaptumMethod
 
-_PLAIN = ("fampe", "fampe_published", "attexplore", *get_args(PeerName))
+_PLAIN = ("fampe", "fampe_published", "attexplore", *PEER_OPTIONS)
 _FILTERED = "forgrad_"
 METHODS = (*_PLAIN, *(_FILTERED + name for name in _PLAIN))
 """Every name that ``create_method`` knows: ``fampe_published`` is ``fampe`` with the literature's numbers, ``forgrad_``
 before a name filters that method's maps."""
 
 _FAMPE = frozenset({"explorer", *(field.name for field in dataclasses.fields(FAMPEConfig))})
-_OPTIONS = {
+_OPTIONS: dict[str, frozenset[str]] = {
     "fampe": _FAMPE,
     "fampe_published": _FAMPE,
     "attexplore": frozenset({"explorer", *(field.name for field in dataclasses.fields(AttEXploreConfig))}),
+    **PEER_OPTIONS,
 }
-_PEER_OPTIONS = frozenset({"passes", "noise", "seed", "bounds", "absolute"})
 
 
 def options_of(name: str) -> frozenset[str]:
@@ -39,7 +39,7 @@ def options_of(name: str) -> frozenset[str]:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
     plain = name.removeprefix(_FILTERED)
-    return _OPTIONS.get(plain, _PEER_OPTIONS) | ({"map_cutoff"} if plain != name else set())
+    return _OPTIONS[plain] | ({"map_cutoff"} if plain != name else set())
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:

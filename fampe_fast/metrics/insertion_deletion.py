@@ -12,12 +12,14 @@ from fampe_fast.checks import check_count, check_positive
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
+from fampe_fast.isolation import isolated
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from fampe_fast.metrics.refinement import Refined, refine
 from fampe_fast.metrics.scoring import Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
 from fampe_fast.model_care import Model, check_model, memory_format
 from fampe_fast.ops import pixel_mask
+from fampe_fast.probing import NOT_PROBED, probe
 from fampe_fast.progress import progress
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
@@ -55,7 +57,7 @@ class InsertionDeletion:
         return self.insertion - self.deletion
 
 
-@torch.no_grad()
+@isolated()
 def insertion_deletion(
     model: Model,
     images: Tensor,
@@ -73,10 +75,11 @@ def insertion_deletion(
 ) -> InsertionDeletion:
     """Insertion and deletion curves and their areas (Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1).
 
-    The score is the softmax probability of the target class; the area is the trapezoid rule over K equal intervals of
-    [0, 1], whatever the size of the last step, as in the public codes. Images, curves and steps are flattened into one
-    list of rows, and the model sees each distinct image once: the two curves share their end points, and a step that
-    changes no pixel takes over the score before it.
+    The score is the target's probability, as the model's output is read (``Classifier.output``); the area is the
+    trapezoid rule over K equal intervals of [0, 1], whatever the size of the last step, as in the public codes. Images,
+    curves and steps are flattened into one list of rows, and the model sees each distinct image once (a new model is
+    shown three images more, which tell how to read it): the two curves share their end points, and a step that changes
+    no pixel takes over the score before it.
 
     ``passes`` and ``tolerance`` measure a part of the steps, those where the curve moves most, and interpolate the
     others linearly (``metrics.refinement``): a coarse grid first, then in rounds, for all images together, the middle
@@ -97,7 +100,7 @@ def insertion_deletion(
     The estimate is no bound: a hump between two measured steps can stay unseen.
 
     Args:
-        model: classifier in pixel space, in evaluation mode; gives logits (P, classes).
+        model: classifier in pixel space, in evaluation mode; gives (P, classes).
         images: (B, C, H, W) floating-point in [0, 1], any size, on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; may be signed. Only the order of the values counts.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
@@ -133,7 +136,8 @@ def insertion_deletion(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    chunks = ChunkSize.for_scores(model, images, internal_batch_size)
+    probed = probe(model, images) if len(images) else NOT_PROBED
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
     way = check_compile(compile, images.device)
     passes, tolerance = _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
@@ -154,7 +158,7 @@ def insertion_deletion(
     label = "insertion and deletion"
     bar = progress(2 * batch * at_most, label, show_progress)
     with bar as advance, kept_memory(images.device), chunks.advice():
-        scorer = Scorer(model, classes, chunks=chunks, compile=way, advance=advance)
+        scorer = Scorer(model, classes, chunks=chunks, probed=probed, compile=way, advance=advance)
         sweep = _Sweep(scorer, images, first_step, shown[:, -1], chosen, colour)
         if full:
             scores = sweep.measure(changes).gather(1, shown)

@@ -13,12 +13,14 @@ from fampe_fast.checks import check_choice, check_count, check_image_ids, check_
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile
 from fampe_fast.cpu_memory import kept_memory
+from fampe_fast.isolation import isolated
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
 from fampe_fast.metrics.scoring import Score, Scorer, check_compile
 from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
 from fampe_fast.model_care import Model, check_model, memory_format
+from fampe_fast.probing import NOT_PROBED, probe
 from fampe_fast.progress import progress
 
 __all__ = ["MuFidelity", "mu_fidelity"]
@@ -45,7 +47,7 @@ class MuFidelity:
     score: Score
 
 
-@torch.no_grad()
+@isolated()
 def mu_fidelity(
     model: Model,
     images: Tensor,
@@ -90,7 +92,7 @@ def mu_fidelity(
         samples: subsets per image, at least 2; as many passes of the model.
         baseline: what a subset's pixels turn into, in pixel units: a number, one number per channel, or a substrate of
             ``insertion_deletion`` (``SolidColour()`` is the model's mean colour, ``GaussianBlur()`` the blurred image).
-        score: the target's softmax probability, or its logit.
+        score: the target's probability, as the model's output is read, or its logit.
         seed: of the subsets, 64 bits.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
         internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
@@ -113,7 +115,8 @@ def mu_fidelity(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    chunks = ChunkSize.for_scores(model, images, internal_batch_size)
+    probed = probe(model, images) if len(images) else NOT_PROBED
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
     way = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
     seed = check_seed(seed)
@@ -153,7 +156,7 @@ def mu_fidelity(
 
     bar = progress(batch * samples, "mu-fidelity", show_progress)
     with bar as advance, kept_memory(images.device), chunks.advice():
-        scorer = Scorer(model, classes, chunks=chunks, compile=way, score=score, advance=advance)
+        scorer = Scorer(model, classes, chunks=chunks, probed=probed, compile=way, score=score, advance=advance)
         left = scorer(image, without_a_subset)[0].cpu()
     finite = left.isfinite()
     if not bool(finite.all()):

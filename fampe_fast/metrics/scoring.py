@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,8 @@ from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile, Compiled, resolve_compile
 from fampe_fast.metrics.validation import check_range
 from fampe_fast.model_care import Model, input_dtype
+from fampe_fast.outputs import probabilities, scores
+from fampe_fast.probing import Probed, answer
 
 __all__ = ["Score", "Scorer", "check_compile"]
 
@@ -40,35 +42,34 @@ class _Forward(NamedTuple):
 
 
 # Shared by all calls that score with a model: compiling takes long.
-_FORWARD: WeakKeyDictionary[Any, dict[Score, _Forward]] = WeakKeyDictionary()
+_FORWARD: WeakKeyDictionary[Any, dict[Hashable, _Forward]] = WeakKeyDictionary()
 
 
-def _forward_of(model: Model, score: Score) -> _Forward:
+def _forward_of(model: Model, score: Score, probed: Probed) -> _Forward:
     try:
         known = _FORWARD.setdefault(model, {})
     except TypeError:  # a callable that cannot be hashed or weakly referred to
         known = {}
-    if score not in known:
+    key = score, probed.reading, probed.writes_input
+    if key not in known:
         # The model is an argument: a function that holds it would keep it alive in the table above.
         def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
-            return _scores(model, pixels, dtype, score)
+            return _scores(model, pixels, dtype, score, probed)
 
         what = f"the scores of {type(model).__name__}"
-        known[score] = _Forward(Compiled(forward, what), Compiled(forward, what, mode="reduce-overhead"))
-    return known[score]
+        known[key] = _Forward(Compiled(forward, what), Compiled(forward, what, mode="reduce-overhead"))
+    return known[key]
 
 
-def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score) -> Tensor:
-    """(P, classes), in the type of the logits, float32 at least."""
-    logits: object = model(pixels if dtype is None else pixels.to(dtype))
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the model must return a tensor of logits (B, classes), got {type(logits).__name__}")
-    if logits.ndim != 2 or len(logits) != len(pixels):
+def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: Probed) -> Tensor:
+    """(P, classes), float32 or the float64 of the model."""
+    shown = pixels if dtype is None else pixels.to(dtype)
+    output = answer(model, shown.clone() if probed.writes_input else shown)
+    if output.ndim != 2:
         raise ValueError(
-            f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(logits.shape)}"
+            f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(output.shape)}"
         )
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    return logits.softmax(1, dtype=kind) if score == "probability" else logits.to(kind)
+    return probabilities(output, probed.reading) if score == "probability" else scores(output, probed.reading)
 
 
 class Scorer:
@@ -80,6 +81,7 @@ class Scorer:
         targets: Tensor,
         *,
         chunks: ChunkSize,
+        probed: Probed,
         compile: Literal["off", "on", "graphs"],
         score: Score = "probability",
         advance: Callable[[int], None],
@@ -90,6 +92,7 @@ class Scorer:
             model: in evaluation mode.
             targets: (B,) int64, the images' classes, on their device.
             chunks: images per model pass.
+            probed: what is known of the model.
             compile: as ``check_compile`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
@@ -97,7 +100,7 @@ class Scorer:
         self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
         self._dtype = input_dtype(model)
         self._in_range = False
-        forward = _forward_of(model, score)
+        forward = _forward_of(model, score, probed)
         self._plain: Callable[..., Tensor] = forward.any_size.plain
         self._graphed = compile == "graphs"
         self._compiled = None if compile == "off" else forward.graphed if self._graphed else forward.any_size

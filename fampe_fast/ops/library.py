@@ -126,8 +126,9 @@ def pixel_mask(start: Tensor, finish: Tensor, first_step: Tensor, image_index: T
 
 @custom_op(f"{NAMESPACE}::separable_transform", mutates_args=())
 def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Two matrix products in full float32, whatever the process allows its models."""
-    with tensor_float32(False) if values.is_cuda else nullcontext():
+    """Two matrix products in full float32, whatever the process, or an autocast around it, allows its models."""
+    exact = tensor_float32(False) if values.is_cuda else nullcontext()
+    with exact, torch.autocast(values.device.type, enabled=False):
         return rows @ values @ columns.T
 
 

@@ -1,0 +1,127 @@
+"""Check a call's arguments and bring them into one form: the same for all methods, attacks and Occluded Frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_image_ids
+from ..chunking import ChunkSize
+from ..cpu_memory import kept_memory
+from ..isolation import isolated
+from ..model_care import Model, check_model
+from ..outputs import Reading
+from ..probing import NOT_PROBED, Probed, outputs, probe, takes_size
+from .placements import padded_size
+from .targets import Target, Targets, first_choices, resolve_targets
+from .validation import check_images
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call is about, checked.
+
+    Attributes:
+        images: (B, C, H, W) float32, contiguous.
+        image_ids: (B,) int64, the images' names in the random stream.
+        targets: of the images.
+        chunks: images per model pass.
+        probed: what is known of each model.
+        takes_frames: whether each model takes the larger frames of input diversity, where there is any.
+        output: (B, classes), the first model's for the images, where it was asked for its own choice.
+    """
+
+    images: Tensor
+    image_ids: Tensor
+    targets: Targets
+    chunks: ChunkSize
+    probed: tuple[Probed, ...]
+    takes_frames: tuple[bool, ...]
+    output: Tensor | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the first model's output is read."""
+        return self.probed[0].reading
+
+
+@contextmanager
+def prepared(
+    models: Sequence[Model],
+    inputs: object,
+    target: Target,
+    *,
+    bounds: tuple[float, float],
+    image_ids: Sequence[int] | Tensor | None = None,
+    internal_batch_size: int | None = None,
+    precision: str = "fp32",
+    input_diversity: bool = False,
+    gradients: bool = True,
+) -> Iterator[Request]:
+    """Check the arguments of a call, and run what is inside apart from what the caller has set in torch.
+
+    Args:
+        models: whose passes they are; the first one's output is explained.
+        inputs: (B, C, H, W), what the user gave.
+        target: likewise.
+        bounds: smallest and largest pixel value.
+        image_ids: likewise; None numbers the images from 0.
+        internal_batch_size: likewise; None is what the device usually takes, or as many as fit.
+        precision: of the passes.
+        input_diversity: whether samples are shown in larger frames, which some models do not take.
+        gradients: whether the models are asked for gradients, or for scores alone.
+
+    Raises:
+        TypeError: inputs, target, ids or chunk size of a wrong type, or a model whose output is no tensor.
+        ValueError: wrong shape, NaN, values outside the bounds, a model in training mode, on another device, without
+            gradients where they are asked for, or whose output is not what was said of it; a target out of range.
+        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+    """
+    device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
+    with isolated(), kept_memory(device):
+        images = check_images(inputs, bounds)
+        for model in models:
+            check_model(model, images)
+            if gradients:
+                _check_trainable_tensors(model)
+        ids = check_image_ids(image_ids, images)
+        probed = tuple(probe(model, images) if len(images) else NOT_PROBED for model in models)
+        for one in probed if gradients else ():
+            if one.no_gradient:
+                raise ValueError(f"the model's output has no gradient with respect to the image: {one.no_gradient}")
+        if gradients:
+            chunks = ChunkSize.for_gradients(tuple(models), images, internal_batch_size, precision, probed)
+        else:
+            chunks = ChunkSize.for_scores(models[0], images, internal_batch_size, probed[0])
+        with chunks.advice():
+            output = None
+            if target is None and len(images):
+                output = chunks.run(partial(outputs, models[0], images, probed=probed[0]), len(images))
+                targets = first_choices(output)
+            else:
+                targets = resolve_targets(models[0], images, target, chunks.size, probed[0])
+            frame = padded_size(images.shape[-2]), padded_size(images.shape[-1])
+            asked = input_diversity and len(images) > 0
+            takes = tuple(
+                not asked or takes_size(model, images, one, *frame) for model, one in zip(models, probed, strict=True)
+            )
+            yield Request(images, ids, targets, chunks, probed, takes, output)
+
+
+def _check_trainable_tensors(model: Model) -> None:
+    """Refuse tensors that autograd cannot work with.
+
+    Raises:
+        ValueError: parameters or buffers made in inference mode.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()] if isinstance(model, nn.Module) else []:
+        if tensor.is_inference():
+            raise ValueError(
+                f"the model's {name!r} was made under torch.inference_mode, and autograd cannot work with it: build or "
+                "load the model outside, or take a copy: copy.deepcopy(model)"
+            )

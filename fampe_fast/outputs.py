@@ -1,0 +1,265 @@
+"""Say what a model's output means, and compute probabilities, log-odds and losses from it: the one place that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Output = Literal["logits", "probabilities", "sigmoid"]
+"""What a user says of a model: ``logits`` of classes that exclude each other (a softmax is still to come),
+``probabilities`` (the model ends in a softmax or in sigmoids), or ``sigmoid`` (independent logits, or a single one: a
+sigmoid each is still to come)."""
+
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+
+Reading = Literal["softmax", "sigmoid", "distribution", "independent"]
+"""How an output is read: ``logits`` by a softmax, independent ones by a ``sigmoid`` each; probabilities as they are: a
+``distribution`` over classes that exclude each other, or ``independent`` ones."""
+
+# Probabilities sum to 1 up to their own rounding; a sum this near is no coincidence with three classes or more.
+_SUM_TOLERANCE = 1e-4
+# Operators that hand on the values they get.
+_CARRIERS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Slice", "Select", "Alias", "Reshape")
+
+
+def check_output(output: object) -> Output:
+    """Check the name of what an output means.
+
+    Raises:
+        ValueError: none of ``OUTPUTS``.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
+    return output
+
+
+def declared_output(model: object) -> Output | None:
+    """Find what a model's owner says of its output, in its attribute ``output``; None where it has none."""
+    for wrapper in ("_orig_mod", "module"):  # of torch.compile and DataParallel
+        inner = getattr(model, wrapper, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in ("OptimizedModule", "DataParallel"):
+            return declared_output(inner)
+    output = getattr(model, "output", None)
+    # Modules may well have a layer of that name.
+    return check_output(output) if isinstance(output, str) else None
+
+
+def logits_in(answer: object) -> Tensor:
+    """Take the tensor of scores out of what a model returns.
+
+    Args:
+        answer: a tensor; an object with an attribute or a mapping with a key ``logits`` (Hugging Face's
+            ``ModelOutput``, torchvision's named tuples); or a tuple or list that holds one tensor.
+
+    Raises:
+        TypeError: anything else; the message says what was got.
+    """
+    if isinstance(answer, Tensor):
+        return answer
+    found: Any = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    if isinstance(answer, (tuple, list)):
+        tensors = [part for part in answer if isinstance(part, Tensor)]
+        if len(tensors) == 1:
+            return tensors[0]
+    raise TypeError(
+        "the model must return a tensor of logits (B, classes), or something that holds one as `logits`; got "
+        f"{_described(answer)}"
+    )
+
+
+def _described(answer: object) -> str:
+    kind = type(answer).__name__
+    if isinstance(answer, Mapping):
+        return f"{kind} with the keys {', '.join(map(repr, list(answer)[:6])) or '(none)'}"
+    if isinstance(answer, (tuple, list)):
+        parts = [f"Tensor {tuple(p.shape)}" if isinstance(p, Tensor) else type(p).__name__ for p in answer[:6]]
+        return f"{kind} of {', '.join(parts) or 'nothing'}"
+    return kind
+
+
+def resolve_reading(output: Tensor, declared: Output | None) -> Reading:
+    """Decide how a model's output is read, and refuse one that plainly is something else than was said of it.
+
+    What gives an output away: a single class, the operator that made it (a softmax or a sigmoid is seen in the autograd
+    graph, where there is one), three or more probabilities that sum to 1, and values outside [0, 1].
+
+    Args:
+        output: (P, classes) or (P, classes, ...), of real images.
+        declared: what was said of it; None where nothing was, which means ``logits``.
+
+    Raises:
+        ValueError: it cannot be that; the message says which word to give.
+    """
+    values = output.detach()
+    classes = values.shape[1]
+    unit = bool(((values >= -_SUM_TOLERANCE) & (values <= 1 + _SUM_TOLERANCE)).all())
+    sums_to_one = unit and bool(((values.float().sum(1) - 1).abs() <= _sum_tolerance(values.dtype)).all())
+    last = _last_operator(output)
+    how = "(load_classifier(..., output=...), Classifier(model, output=...), --model-output)"
+    if declared == "probabilities":
+        if not unit:
+            found = values[~values.isnan()]
+            raise ValueError(
+                f"output='probabilities' must lie in [0, 1], and the model gives {float(found.min()):g} to "
+                f"{float(found.max()):g}: say 'logits', or 'sigmoid' for independent classes {how}"
+            )
+        exclusive = last != "Sigmoid" and classes > 1 and sums_to_one
+        return "distribution" if exclusive else "independent"
+    if last in ("Softmax", "Sigmoid") and unit:
+        raise ValueError(
+            f"the model ends in a {last.lower()}, so that its outputs are probabilities already: say "
+            f"output='probabilities' {how}"
+        )
+    if declared == "sigmoid":
+        return "sigmoid"
+    if classes == 1:
+        raise ValueError(
+            "the model gives one value per image, and a softmax of one value is always 1: say output='sigmoid' if it "
+            f"is a logit, 'probabilities' if it is a probability {how}"
+        )
+    if classes >= 3 and sums_to_one:
+        raise ValueError(
+            f"the model's {classes} outputs lie in [0, 1] and sum to 1: they are probabilities already: say "
+            f"output='probabilities' {how}"
+        )
+    return "softmax"
+
+
+def _sum_tolerance(kind: torch.dtype) -> float:
+    return max(_SUM_TOLERANCE, 4 * torch.finfo(kind).eps) if kind.is_floating_point else _SUM_TOLERANCE
+
+
+def _last_operator(output: Tensor) -> str:
+    """The operator that made the values, as autograd names it without "Backward0"; empty where it is not known."""
+    node = output.grad_fn
+    while node is not None:
+        name = node.name().partition("Backward")[0]
+        if name not in _CARRIERS or not node.next_functions:
+            return name
+        node = node.next_functions[0][0]
+    return ""
+
+
+def _wide(output: Tensor) -> Tensor:
+    """In float32 at least: float64 stays."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def probabilities(output: Tensor, reading: Reading) -> Tensor:
+    """Compute every class's probability.
+
+    Args:
+        output: (P, classes), the model's.
+        reading: of the output.
+
+    Returns:
+        (P, classes) in [0, 1], in float32, or the float64 of the output.
+    """
+    values = _wide(output)
+    if reading == "softmax":
+        return values.softmax(1)
+    return values.sigmoid() if reading == "sigmoid" else values
+
+
+def scores(output: Tensor, reading: Reading) -> Tensor:
+    """Compute every class's score on the scale of logits: logits as they are, of probabilities the logarithm, or the
+    log-odds of independent ones.
+
+    Args:
+        output: (P, classes), the model's.
+        reading: of the output.
+
+    Returns:
+        (P, classes), finite for finite outputs, in float32, or the float64 of the output.
+    """
+    values = _wide(output)
+    if reading == "distribution":
+        return values.clamp(min=torch.finfo(values.dtype).tiny).log()
+    return _logit(values) if reading == "independent" else values
+
+
+def log_odds(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+    """Compute ``log(p / (1 - p))`` of each row's class, without the cancellation that 1 - p has for a sure model.
+
+    Of logits it is ``z_target - logsumexp(z_others)``: exact for margins that float32 holds, whatever 1 - p rounds to.
+
+    Args:
+        output: (P, classes), the model's; differentiable.
+        classes: (P,) int64.
+        reading: of the output.
+
+    Returns:
+        (P,), in float32, or the float64 of the output.
+    """
+    own = classes[:, None]
+    values = scores(output, reading)
+    target = values.gather(1, own)[:, 0]
+    if reading in ("sigmoid", "independent"):
+        return target
+    return target - values.scatter(1, own, -torch.inf).logsumexp(1)
+
+
+def cross_entropy(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+    """Compute ``-log p`` of each row's class, whose gradient keeps its precision for a sure model.
+
+    ``softplus(-log_odds)``. Torch's cross-entropy in float32 gives the target's logit the gradient ``p - 1``, which is
+    0 from a margin of 17 on.
+
+    Args:
+        output: (P, classes), the model's; differentiable.
+        classes: (P,) int64.
+        reading: of the output.
+
+    Returns:
+        (P,), in float32, or the float64 of the output.
+    """
+    return F.softplus(-log_odds(output, classes, reading))
+
+
+def softmax_twice(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+    """Compute the cross-entropy of the softmax of the probabilities, as AttEXplore's public code does.
+
+    The likeliest class's probability is written as what the others leave of 1: the same number, whose gradient does not
+    cancel for a sure model.
+
+    Args:
+        output: (P, classes), the model's; differentiable.
+        classes: (P,) int64.
+        reading: of the output: ``softmax`` or ``distribution``.
+
+    Returns:
+        (P,), in float32, or the float64 of the output.
+    """
+    values = scores(output, reading)
+    first = values.detach().argmax(1, keepdim=True)
+    others = values.log_softmax(1).scatter(1, first, -torch.inf).exp()
+    chances = others.scatter(1, first, 1 - others.sum(1, keepdim=True))
+    return F.cross_entropy(chances.softmax(1), classes, reduction="none")
+
+
+def is_right(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
+    """Tell whether the class is the model's answer: its first choice, or, of independent classes, at 1/2 or more.
+
+    Args:
+        output: (P, classes), the model's.
+        classes: (P,) int64.
+        reading: of the output.
+
+    Returns:
+        (P,) bool.
+    """
+    if reading in ("sigmoid", "independent"):
+        return log_odds(output, classes, reading) >= 0
+    return output.argmax(1) == classes
+
+
+def _logit(values: Tensor) -> Tensor:
+    """Log-odds of probabilities; 0 and 1 themselves count as the nearest numbers beside them."""
+    kind = torch.finfo(values.dtype)
+    return values.clamp(kind.tiny, 1 - kind.eps / 2).logit()
