@@ -6,18 +6,18 @@ from setuptools import find_packages, setup
 MAPPED = {"fampe_fast.kernels": "kernels", "fampe_fast.reference": "reference"}
 
 RUNTIME = [
-    "torch>=2.6",
-    "torchvision>=0.21",
+    "torch>=2.7",
+    "torchvision>=0.22",
     "timm>=1.0.16",
     "numpy>=1.26",
     "pillow>=10.1",
     "safetensors>=0.4.3",
     "matplotlib>=3.8",
     "rich>=13.7",
-    "triton>=3.2; platform_system == 'Linux'",
+    "triton>=3.3; platform_system == 'Linux'",
 ]
 PEERS = ["captum>=0.8"]
-TEST = [*PEERS, "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "scipy>=1.11"]
+TEST = [*PEERS, "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6.1", "scipy>=1.11.1"]
 DEV = [*TEST, "ruff>=0.8", "mypy>=1.14", "build>=1.2", "setuptools>=68", "wheel"]
 
 setup(

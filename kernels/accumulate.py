@@ -4,7 +4,7 @@ Read per row: its image's number, from cache, and only where it matches the grad
 each image read and written once, and the rows are added in ascending order: the same to the bit from run to run.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import torch

@@ -14,7 +14,7 @@ traffic, so every instruction per coefficient and sample counts. What keeps them
   starts 8 bytes off, and accesses have 8 bytes.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import math

@@ -4,7 +4,7 @@ The baseline that FAMPE is measured against runs on a kernel too. No symmetry an
 generator, of whose four words two are used, so that the numbers are those of the reference.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import math

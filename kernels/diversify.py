@@ -6,7 +6,7 @@ most ``2 h / H + 1`` of them along each axis. Accesses have 4 bytes: neighbours 
 by side, and a frame's sides, 257 for 224, are odd.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import torch
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .fused import fma
 from .launch import block_of, launch
 
 # Strides among them: one of 1 would become a constant without a type.
@@ -52,8 +53,8 @@ def _source(target, size, resized, inverse, reciprocal):
     first, rest = _divide(position, 2 * resized, inverse)
     dividend = rest.to(tl.float32)
     quotient = dividend * reciprocal
-    left = tl.fma(-quotient, (2 * resized).to(tl.float32), dividend)
-    return tl.minimum(first, size - 1), tl.minimum(first + 1, size - 1), tl.fma(left, reciprocal, quotient)
+    left = fma(-quotient, (2 * resized).to(tl.float32), dividend)
+    return tl.minimum(first, size - 1), tl.minimum(first + 1, size - 1), fma(left, reciprocal, quotient)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "frame_height", "frame_width"])

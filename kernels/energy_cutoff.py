@@ -14,7 +14,7 @@ where the share at a shell is within a few float32 ulp of tau. Accesses have 8 b
 W//2+1 of them, an odd number for the usual widths, so every other row starts 8 bytes off.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import math

@@ -17,7 +17,7 @@ takes 49 of each. Those loads have 4 bytes, since they start anywhere; the other
 4.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import torch

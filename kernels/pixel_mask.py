@@ -7,7 +7,7 @@ allows. So are the reads, once per image and program, of images that lie in memo
 any strides and are read element by element, where the lanes of a warp touch four times as many sectors at a time.
 """
 
-# No `from __future__ import annotations` in kernel files: Triton 3.2 would not know `tl.constexpr` written as a string.
+# No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 import torch

@@ -38,9 +38,10 @@ def hermitian_grid(
     own_conjugate = edge & ((rows == 0) | (2 * rows == height))
     index = torch.where(mirrored, height - rows, rows) * (width // 2 + 1) + columns
     scale = math.sqrt(1.5 * height * width)
-    scale_re = torch.where(own_conjugate, scale * math.sqrt(2), scale)
-    scale_im = torch.where(own_conjugate, 0.0, torch.where(mirrored, -scale, scale))
-    return HermitianGrid(index.flatten(), scale_re.flatten().to(dtype), scale_im.flatten().to(dtype))
+    scales = torch.full(own_conjugate.shape, scale, dtype=dtype, device=device)
+    scale_re = scales.masked_fill(own_conjugate, scale * math.sqrt(2))
+    scale_im = scales.masked_fill(mirrored, -scale).masked_fill(own_conjugate, 0.0)
+    return HermitianGrid(index.flatten(), scale_re.flatten(), scale_im.flatten())
 
 
 class SpectralDraw(NamedTuple):

@@ -65,6 +65,57 @@ def test_an_old_gpu_runs_the_reference_and_says_why(pretended_gpu, monkeypatch: 
         backends.choice("cuda")
 
 
+@pytest.fixture
+def two_kinds_of_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """GPU 0 is new and GPU 1 too old; the list holds the current one."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    capabilities, current = [(9, 0), (7, 0)], [0]
+
+    def capability(device: object = None) -> tuple[int, int]:
+        index = None if device is None else torch.device(device).index
+        return capabilities[current[0] if index is None else index]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.version, "hip", None)
+    return current
+
+
+@pytest.mark.parametrize("current", [0, 1])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_each_gpu_is_asked_itself(current: int, order: tuple[int, int], two_kinds_of_gpu: list[int]) -> None:
+    two_kinds_of_gpu[0] = current
+    packages = {0: "fampe_fast.kernels", 1: "fampe_fast.reference"}
+    for index in order:
+        name, reason = backends.choice(f"cuda:{index}")
+        assert (name, "this GPU has 7.0" in reason) == [("triton", False), ("reference", True)][index]
+        for op in backends.OPS:
+            assert backends.implementation(op, torch.device("cuda", index)).__module__.startswith(packages[index])
+    assert backends.triton_obstacle("cuda:0") is None
+    assert "7.0" in str(backends.triton_obstacle(torch.device("cuda", 1)))
+
+
+def test_a_gpu_without_a_number_is_the_current_one_at_the_time(
+    two_kinds_of_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for current, name in ((0, "triton"), (1, "reference"), (0, "triton")):
+        two_kinds_of_gpu[0] = current
+        assert backends.choice("cuda")[0] == name
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    assert backends.choice("cuda:0")[0] == "triton"
+    with pytest.raises(BackendUnavailableError, match="this GPU has 7.0"):
+        backends.choice("cuda:1")
+
+
+def test_a_registered_backend_takes_every_device_of_its_kinds(two_kinds_of_gpu: list[int], monkeypatch) -> None:
+    monkeypatch.setattr(backends, "_BACKENDS", dict(backends._BACKENDS))
+    backends.register_backend("mine", {}, ("cuda",))
+    monkeypatch.setenv(backends.VARIABLE, "mine")
+    assert [backends.choice(f"cuda:{index}")[0] for index in (0, 1)] == ["mine", "mine"]
+    with pytest.raises(BackendUnavailableError, match="takes .*cuda.* tensors, got cpu tensors"):
+        backends.choice("cpu")
+
+
 def test_without_triton_a_gpu_runs_the_reference_and_says_why(pretended_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     pretended_gpu(9, 0)
     without_triton(monkeypatch)

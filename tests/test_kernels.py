@@ -19,6 +19,7 @@ from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
 from fampe_fast.kernels.diversify import _divide, _inverse, _reciprocal, _source  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
+from fampe_fast.kernels.fused import fma  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
 from fampe_fast.kernels.philox import ROUNDS, philox4x32, split_seed, to_uniform  # noqa: E402
 from fampe_fast.kernels.pixel_mask import pixel_mask  # noqa: E402
@@ -149,6 +150,27 @@ def test_source_pixels_are_exact_and_their_weights_rounded_once(size: int, resiz
     assert torch.equal(first.cpu().long(), whole)
     assert torch.equal(second.cpu().long(), torch.clamp(whole + 1, max=size - 1))
     assert torch.equal(weight.cpu(), (position - whole * 2 * resized).float() / (2 * resized))
+
+
+@triton.jit
+def fma_kernel(x_ptr, y_ptr, z_ptr, out_ptr, BLOCK: tl.constexpr):
+    k = tl.arange(0, BLOCK)
+    tl.store(out_ptr + k, fma(tl.load(x_ptr + k), tl.load(y_ptr + k), tl.load(z_ptr + k)))
+
+
+def test_a_fused_multiplication_and_addition_rounds_once(device: torch.device) -> None:
+    """What is left of a dividend is a float32 itself, and a product and a sum lose it; in general, the nearest one."""
+    generator = torch.Generator().manual_seed(3)
+    dividend = torch.randint(1, 2**24, (1024,), generator=generator).float()
+    divisor = torch.randint(1, 2**13, (1024,), generator=generator).float()
+    quotient = dividend / divisor
+    arbitrary = torch.randn(3, 1024, generator=generator)
+    for x, y, z in ((-quotient, divisor, dividend), arbitrary):
+        out = torch.full((1024,), -1.0, device=device)
+        fma_kernel[(1,)](x.to(device), y.to(device), z.to(device), out, BLOCK=1024)
+        exact = x.double() * y.double() + z.double()
+        assert torch.equal(out.cpu(), exact.float())
+        assert not torch.equal(x * y + z, exact.float())
 
 
 @triton.jit

@@ -46,11 +46,11 @@ RECORDED: dict[str, dict[str, float]] = {
     "operators per chunk": {"FAMPE": 8, "AttEXplore": 8},
     # ... of a chunk of diversified samples: into their frames, the gradient back, and the look-up of the placements.
     "operators per diversified chunk": {"FAMPE": 11, "AttEXplore": 11},
-    # ... of a step besides its chunks: spectrum, a new sum, the step itself.
-    "operators per step": {"FAMPE": 3, "AttEXplore": 3},
-    # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing; and, as the model
-    # is a new one each time, what it is asked first: 30, which buy that training mode, outputs that are no logits and
-    # models of one image at a time are found.
+    # ... of a step besides its chunks: spectrum, a new sum, the step itself, its scale noted in one tensor (kept one by
+    # one, the scales lay between freed blocks: 1 MB more memory for each step).
+    "operators per step": {"FAMPE": 4, "AttEXplore": 4},
+    # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing. The model is a new
+    # one each time: some 30 are what it is asked first, which finds training mode and outputs that are no logits.
     "operators per call": {"FAMPE": 109, "AttEXplore": 88},
     # Host operators that draw the placements of input diversity, of all steps at once.
     "operators per call of placements": {"FAMPE": 164, "AttEXplore": 164},

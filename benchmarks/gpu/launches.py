@@ -23,7 +23,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 _BACKENDS = {"cuda": "nvidia", "hip": "amd"}
-_SINCE = {"sm_100": (3, 3), "gfx942": (3, 3)}
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,17 @@ class _CompileOnly:
 def obstacle(target: str) -> str | None:
     """Why this Triton cannot compile for a target, or None."""
     wanted = TARGETS[target].backend
-    if target in _SINCE and tuple(map(int, triton.__version__.split(".")[:2])) < _SINCE[target]:
-        return f"triton {triton.__version__} brings no assembler for {target}"
-    if _BACKENDS[wanted] in {_BACKENDS.get(name, name) for name in backends}:
-        return None
-    return f"triton {triton.__version__} has no backend for {wanted}"
+    if _BACKENDS[wanted] not in {_BACKENDS.get(name, name) for name in backends}:
+        return f"triton {triton.__version__} has no backend for {wanted}"
+    if wanted == "hip":
+        # Older releases bring no linker for AMD's code, and look for that of an installation.
+        find = getattr(backends["amd"].compiler, "path_to_rocm_lld", None)
+        try:
+            if find is not None:
+                find()
+        except Exception as error:
+            return f"triton {triton.__version__}: {error}"
+    return None
 
 
 @contextmanager

@@ -144,7 +144,9 @@ def equal_width_bands(
     corner = int(grid.distinct[-1])
     # r <= (k/K) * corner, squared and times long^2: whole numbers on both sides.
     limits = [k * k * corner // count**2 for k in range(1, count + 1)]
-    bands = _rings(grid, torch.tensor([limits]), [[k / count * grid.radius_of(corner) for k in range(count + 1)]])
+    bands = _rings(
+        grid, torch.tensor([limits], device="cpu"), [[k / count * grid.radius_of(corner) for k in range(count + 1)]]
+    )
     held = bands.coefficients()[0]
     if bool((held == 0).any()):
         raise ValueError(
@@ -186,7 +188,7 @@ def bands_between(
     limits = [int(Fraction(radius) ** 2 * grid.long**2 * (1 + Fraction(1, 10**12))) for radius in radii]
     inside = [(limit, radius) for limit, radius in zip(limits, radii, strict=True) if limit < corner]
     limits, radii = [limit for limit, _ in inside], [radius for _, radius in inside]
-    bands = _rings(grid, torch.tensor([[*limits, corner]]), [[0.0, *radii, grid.radius_of(corner)]])
+    bands = _rings(grid, torch.tensor([[*limits, corner]], device="cpu"), [[0.0, *radii, grid.radius_of(corner)]])
     return _finished(bands, include_dc, device)
 
 
@@ -222,15 +224,18 @@ def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) 
     per_radius.scatter_add_(1, grid.place.flatten().expand(len(images), -1), power)
     inside = per_radius.cumsum(1)
     # Edge K is the corner without asking the sum, a constant image is told by its pixels: rounding decides neither.
-    shares = inside[:, -1:] * (torch.arange(1, count, dtype=torch.float64) / count)
+    shares = inside[:, -1:] * (torch.arange(1, count, dtype=torch.float64, device="cpu") / count)
     places = torch.searchsorted(inside, shares)
     limits = torch.cat([grid.distinct[places], grid.distinct[-1:].expand(len(images), 1)], 1)
-    edges = torch.cat([torch.zeros(len(images), 1, dtype=torch.float64), limits.double().sqrt() / grid.long], 1)
+    edges = torch.cat(
+        [torch.zeros(len(images), 1, dtype=torch.float64, device="cpu"), limits.double().sqrt() / grid.long], 1
+    )
     flat = (images.detach().amax((-2, -1)) == images.detach().amin((-2, -1))).all(1).cpu()
     if bool(flat.any()):
         even = [k * k * int(grid.distinct[-1]) // count**2 for k in range(1, count + 1)]
-        limits[flat] = torch.tensor(even)
-        edges[flat] = torch.arange(count + 1, dtype=torch.float64) / count * grid.radius_of(int(grid.distinct[-1]))
+        limits[flat] = torch.tensor(even, device="cpu")
+        places = torch.arange(count + 1, dtype=torch.float64, device="cpu")
+        edges[flat] = places / count * grid.radius_of(int(grid.distinct[-1]))
     return _finished(_rings(grid, limits, edges.tolist()), include_dc, images.device)
 
 
@@ -251,11 +256,12 @@ class _Grid:
 
 @lru_cache(maxsize=8)
 def _grid(height: int, width: int) -> _Grid:
-    rows, columns = signed_frequencies(height, width)
     short, long = min(height, width), max(height, width)
-    along_short, along_long = (rows, columns) if height <= width else (columns, rows)
-    scaled = along_short**2 * long**2 + along_long**2 * short**2
-    distinct, place = torch.unique(scaled, return_inverse=True)
+    with torch.inference_mode(False):  # it is kept for calls outside, too
+        rows, columns = signed_frequencies(height, width)
+        along_short, along_long = (rows, columns) if height <= width else (columns, rows)
+        scaled = along_short**2 * long**2 + along_long**2 * short**2
+        distinct, place = torch.unique(scaled, return_inverse=True)
     return _Grid((height, width), long, scaled, distinct, place)
 
 
@@ -263,7 +269,7 @@ def _rings(grid: _Grid, limits: Tensor, edges: list[list[float]]) -> RadialBands
     """Rings whose outer edges are ``r^2 * long^2 <= limits``, (1 or B, K) int64 ascending, DC in the first."""
     scaled = grid.scaled.flatten().expand(len(limits), -1)
     index = torch.searchsorted(limits, scaled.contiguous()).view(len(limits), *grid.scaled.shape)
-    radii = torch.tensor(edges, dtype=torch.float64).reshape(len(limits), limits.shape[1] + 1)
+    radii = torch.tensor(edges, dtype=torch.float64, device="cpu").reshape(len(limits), limits.shape[1] + 1)
     return RadialBands(grid.size, radii, index)
 
 
@@ -279,9 +285,9 @@ def _power(images: Tensor) -> Tensor:
     """Energy of each coefficient of the half spectrum, its conjugate's included: (B, H, W//2+1) float64, CPU."""
     height, width = images.shape[-2:]
     if not len(images):  # which MKL refuses
-        return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64)
+        return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64, device="cpu")
     spectrum = torch.fft.rfft2(images.detach().cpu().double())
-    power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width) / (height * width))
+    power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width).double() / (height * width))
     return power
 
 

@@ -46,8 +46,9 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
 @lru_cache(maxsize=16)
 def _disc(height: int, width: int, cutoff: float, device: torch.device) -> Tensor:
     # In float64, and with room for its rounding: a radius that is the cut-off itself belongs to the disc.
-    inside = squared_radius(height, width, dtype=torch.float64) <= cutoff**2 * (1 + 1e-12)
-    return inside.to(device)
+    with torch.inference_mode(False):  # it is kept for calls outside, too
+        inside = squared_radius(height, width, dtype=torch.float64) <= cutoff**2 * (1 + 1e-12)
+        return inside.to(device)
 
 
 def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF) -> Tensor:

@@ -51,6 +51,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
 @lru_cache(maxsize=16)
 def smoothing_matrix(size: int, deviation: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Gaussian weights between the places of a side, (size, size); every row sums to 1."""
-    places = torch.arange(size, dtype=torch.float64)
-    weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))
-    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
+    with torch.inference_mode(False):  # it is kept for calls outside, too
+        places = torch.arange(size, dtype=torch.float64, device="cpu")
+        weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))
+        return (weights / weights.sum(1, keepdim=True)).to(device, dtype)

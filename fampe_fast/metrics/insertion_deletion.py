@@ -20,7 +20,7 @@ from fampe_fast.metrics.validation import check_finite, check_images, check_maps
 from fampe_fast.model_care import Model, check_model, memory_format
 from fampe_fast.ops import pixel_mask
 from fampe_fast.probing import NOT_PROBED, probe
-from fampe_fast.progress import progress
+from fampe_fast.progress import UpTo, progress
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
 
@@ -154,18 +154,19 @@ def insertion_deletion(
     first_step = _first_step(maps.detach().to(images.device), chosen.ranking, step)
     changes, shown = _shown(torch.cat([first_step, first_step]), count)
     full = tolerance is None and (passes is None or passes > count)
-    at_most = count if full or passes is None else min(passes, count)
-    label = "insertion and deletion"
-    bar = progress(2 * batch * at_most, label, show_progress)
+    between = count - 1 if passes is None else min(passes, count + 1) - 2  # the steps of a curve without its ends
+    rows = _ends_of(chosen, batch) + 2 * batch * between
+    bar = progress(rows, "insertion and deletion", show_progress)
     with bar as advance, kept_memory(images.device), chunks.advice():
-        scorer = Scorer(model, classes, chunks=chunks, probed=probed, compile=way, advance=advance)
+        counted = UpTo(rows, advance)
+        scorer = Scorer(model, classes, chunks=chunks, probed=probed, compile=way, advance=counted)
         sweep = _Sweep(scorer, images, first_step, shown[:, -1], chosen, colour)
         if full:
             scores = sweep.measure(changes).gather(1, shown)
             found = Refined(scores, torch.ones_like(changes), torch.zeros_like(scores[:, 0]))
         else:
             found = refine(sweep.measure, shown, passes=passes, tolerance=tolerance)
-        advance(2 * batch * at_most)
+        counted.finish()  # without the steps that show what others show, or that were not asked for
     return _result(found, chosen)
 
 
@@ -174,6 +175,14 @@ def _result(found: Refined, protocol: Protocol) -> InsertionDeletion:
     batch = len(found.curves) // 2
     (insertion, deletion), measured, error = (part.tensor_split([batch]) for part in found)
     return InsertionDeletion(_area(insertion), _area(deletion), insertion, deletion, protocol, *measured, *error)
+
+
+def _ends_of(protocol: Protocol, batch: int) -> int:
+    """How many images the ends of the curves of a batch are, each distinct one counted once."""
+    kinds = [protocol.insertion_substrate]
+    if protocol.deletion_substrate != protocol.insertion_substrate:
+        kinds.append(protocol.deletion_substrate)
+    return batch + sum(1 if isinstance(kind, SolidColour) else batch for kind in kinds)
 
 
 def _area(curves: Tensor) -> Tensor:

@@ -46,13 +46,13 @@ class Backend:
 
     Attributes:
         load: gives the implementation of an op, or None where the backend has none (the reference then serves).
-        obstacle: why the backend cannot run on a device type ("cpu", "cuda", ...), or None if it can.
+        obstacle: why the backend cannot run on a device, or None if it can.
         automatic: device types for which ``auto`` chooses it.
     """
 
     name: str
     load: Callable[[str], Implementation | None]
-    obstacle: Callable[[str], str | None]
+    obstacle: Callable[[torch.device], str | None]
     automatic: Callable[[str], bool]
 
 
@@ -73,9 +73,10 @@ def _load_compiled(op: str) -> Implementation | None:
     return compiled.IMPLEMENTATIONS.get(op)
 
 
-def _compiler_obstacle(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return f"the compiled reference serves CPU tensors, got {device_type} tensors"
+def _compiler_obstacle(device: torch.device | str) -> str | None:
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return f"the compiled reference serves CPU tensors, got {kind} tensors"
     if sys.platform == "win32":
         return "torch.compile for the CPU is not set up on Windows"
     compiler = os.environ.get("CXX", "g++")
@@ -85,7 +86,7 @@ def _compiler_obstacle(device_type: str) -> str | None:
 
 
 def _interpreter_obstacle() -> str | None:
-    """Up to Triton 3.2 the interpreter gets sums of integers wrong; up to 3.6 it breaks with numpy 2.4."""
+    """Say why the interpreter cannot run: Triton 3.2 sums integers wrongly, and numpy 2.4 breaks it up to 3.6."""
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
     if triton >= (3, 7) or (triton >= (3, 3) and numpy < (2, 4)):
         return None
@@ -95,29 +96,30 @@ def _interpreter_obstacle() -> str | None:
     )
 
 
-def triton_obstacle(device_type: str) -> str | None:
-    """Why the Triton kernels cannot run on a device type ("cpu", "cuda", ...), or None if they can."""
+def triton_obstacle(device: torch.device | str) -> str | None:
+    """Say why the Triton kernels cannot run on a device, or None if they can; of two GPUs, one may be too old."""
+    device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
             "Triton kernels need a GPU, and the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"
         )
-    if device_type == "cpu":
+    if device.type == "cpu":
         return _interpreter_obstacle()
-    if device_type == "cuda" and torch.version.hip is None:
-        major, minor = torch.cuda.get_device_capability()
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"Triton kernels need compute capability 8.0 or newer, this GPU has {major}.{minor}"
-    if device_type not in ("cpu", "cuda", "xpu"):
-        return f"there are no Triton kernels for {device_type} tensors"
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return f"there are no Triton kernels for {device.type} tensors"
     return None
 
 
 _BACKENDS: dict[str, Backend] = {
     "triton": Backend("triton", _from_package("kernels"), triton_obstacle, lambda kind: kind in ("cuda", "xpu")),
     "compiled": Backend("compiled", _load_compiled, _compiler_obstacle, lambda kind: kind == "cpu"),
-    "reference": Backend("reference", _from_package("reference"), lambda kind: None, lambda kind: True),
+    "reference": Backend("reference", _from_package("reference"), lambda device: None, lambda kind: True),
 }
 
 
@@ -149,8 +151,10 @@ def register_backend(
         raise ValueError(f"unknown primitives {unknown}; known are {list(OPS)}")
     taken = dict(ops)
 
-    def obstacle(kind: str) -> str | None:
-        return None if kind in device_types else f"backend {name!r} takes {device_types} tensors, got {kind} tensors"
+    def obstacle(device: torch.device) -> str | None:
+        if device.type in device_types:
+            return None
+        return f"backend {name!r} takes {device_types} tensors, got {device.type} tensors"
 
     _BACKENDS[name] = Backend(name, taken.get, obstacle, lambda kind: False)
     _resolve.cache_clear()
@@ -163,12 +167,23 @@ def choice(device: torch.device | str) -> tuple[str, str]:
     Raises:
         BackendUnavailableError: ``FAMPE_FAST_BACKEND`` names a backend that is unknown or cannot run there.
     """
-    return _choice(os.environ.get(VARIABLE, "auto"), torch.device(device).type, os.environ.get("TRITON_INTERPRET"))
+    return _choice(os.environ.get(VARIABLE, "auto"), _one_device(device), os.environ.get("TRITON_INTERPRET"))
 
 
 def implementation(op: str, device: torch.device) -> Implementation:
     """The function that computes ``op`` on ``device``."""
-    return _resolve(op, os.environ.get(VARIABLE, "auto"), device.type, os.environ.get("TRITON_INTERPRET"))
+    return _resolve(op, os.environ.get(VARIABLE, "auto"), _one_device(device), os.environ.get("TRITON_INTERPRET"))
+
+
+def _one_device(device: torch.device | str) -> torch.device:
+    """The device itself: "cuda" is the current GPU, which is another one later, and may be of another kind."""
+    device = torch.device(device)
+    if device.type not in ("cuda", "xpu") or device.index is not None:
+        return device
+    try:
+        return torch.device(device.type, getattr(torch, device.type).current_device())
+    except (RuntimeError, AssertionError):  # there is none; who asks is told so by what it needs one for
+        return device
 
 
 def _load_plugin(name: str) -> None:
@@ -180,7 +195,7 @@ def _load_plugin(name: str) -> None:
 
 
 @cache
-def _choice(wanted: str, device_type: str, interpret: str | None) -> tuple[str, str]:
+def _choice(wanted: str, device: torch.device, interpret: str | None) -> tuple[str, str]:
     if wanted != "auto":
         if wanted not in _BACKENDS:
             _load_plugin(wanted)
@@ -190,24 +205,24 @@ def _choice(wanted: str, device_type: str, interpret: str | None) -> tuple[str, 
                 f"{VARIABLE}={wanted!r}: unknown; known are auto, {', '.join(_BACKENDS)}; another must be registered "
                 f"in this process (register_backend) or be an entry point in the group {PLUGINS!r}"
             )
-        reason = backend.obstacle(device_type)
+        reason = backend.obstacle(device)
         if reason is not None:
             raise BackendUnavailableError(f"{VARIABLE}={wanted!r} cannot run: {reason}")
         return wanted, f"{VARIABLE} asks for it"
     passed_over: list[str] = []
     for backend in _BACKENDS.values():
-        if not backend.automatic(device_type):
+        if not backend.automatic(device.type):
             continue
-        reason = backend.obstacle(device_type)
+        reason = backend.obstacle(device)
         if reason is None:
-            return backend.name, "; ".join([f"the choice for {device_type} tensors", *passed_over])
+            return backend.name, "; ".join([f"the choice for {device.type} tensors", *passed_over])
         passed_over.append(f"{backend.name} passed over: {reason}")
     raise AssertionError("the reference takes every device")
 
 
 @cache
-def _resolve(op: str, wanted: str, device_type: str, interpret: str | None) -> Implementation:
-    name, _ = _choice(wanted, device_type, interpret)
+def _resolve(op: str, wanted: str, device: torch.device, interpret: str | None) -> Implementation:
+    name, _ = _choice(wanted, device, interpret)
     found = _BACKENDS[name].load(op) or _BACKENDS["reference"].load(op)
     assert found is not None, f"the reference lacks {op}"
     return found

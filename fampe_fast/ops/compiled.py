@@ -23,7 +23,7 @@ from ..reference.spectral_noise import HermitianGrid, hermitian_grid
 
 # Compiling takes 24 s the first time and 5 s from torch's cache, as long as the plain function takes for 500 and 90
 # million values; a run that never gets there, such as a few maps, is better off without. (The switch cannot be seen in
-# the results.) torch 2.6 takes four times as long as 2.15.
+# the results.) Torch before 2.9 takes four times as long as 2.15.
 COMPILE_AFTER = 200_000_000 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9) else 800_000_000
 
 
@@ -131,7 +131,7 @@ def dct_mix(
 ) -> Tensor:
     """As ``fampe_fast.reference.dct_mix.dct_mix``, float32 on the CPU."""
     flat = spectrum.contiguous().flatten(2)
-    index = torch.arange(flat.shape[2])
+    index = torch.arange(flat.shape[2], device=flat.device)
     mixed = flat.new_empty((len(samples), *flat.shape[1:]))
     of_image: dict[int, tuple[Tensor, ...]] = {}
     seed, step = _own(seed), _own(step)

@@ -134,7 +134,7 @@ def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 
 @custom_op(f"{NAMESPACE}::irfft2", mutates_args=())
 def irfft2(spectrum: Tensor, width: int) -> Tensor:
-    """Images of half spectra; an operator because torch 2.6 cannot trace its own with dynamic shapes."""
+    """Images of half spectra; an operator because older torch cannot trace its own with dynamic shapes."""
     images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width))
     return images
 

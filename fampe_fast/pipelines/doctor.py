@@ -43,13 +43,14 @@ def examine() -> list[Finding]:
     findings.append(Finding("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"))
     devices = ["cpu"]
     if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        for index in range(count):
             properties = torch.cuda.get_device_properties(index)
             memory = properties.total_memory / 2**30
             findings.append(
                 Finding(f"GPU {index}", f"{properties.name}, {memory:.0f} GiB, {properties.major}.{properties.minor}")
             )
-        devices.append("cuda")
+        devices += ["cuda"] if count == 1 else [f"cuda:{index}" for index in range(count)]
     elif hasattr(torch, "xpu") and torch.xpu.is_available():
         findings.append(Finding("GPU", torch.xpu.get_device_name(0)))
         devices.append("xpu")

@@ -20,7 +20,7 @@ from ..model_care import Model
 from ..models.classifier import Classifier
 from ..plots.saving import save_figure, write_atomically
 from ..plots.studies import CutoffCurve, cutoffs_figure
-from ..progress import progress
+from ..progress import UpTo, progress
 from .batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
 
 if TYPE_CHECKING:
@@ -142,10 +142,11 @@ def tune_cutoff(
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
     judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size)
     batches = _explained(loader, method)
-    with progress(1 + _tries(batches), "cut-offs", show_progress) as advance:
+    tries = _tries(batches)
+    with progress(1 + tries, "cut-offs", show_progress) as advance:
         unfiltered = judge.mean(batches, None)
         advance(1)
-        curve = _search(judge, batches, advance)
+        curve = _search(judge, batches, UpTo(tries, advance))
     return _outcome(model_name or _name(model), method_name or _name(method), judge, curve, unfiltered)
 
 
@@ -214,6 +215,7 @@ def tune_files(
     def failed(failure: Failure) -> None:
         tuning.failures.append(failure)
         on_failure(failure)
+        on_done(1)
 
     judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size)
     on_stage("images", len(paths))
@@ -244,8 +246,9 @@ def tune_files(
                 on_done(len(batch.paths))
         if not explained:
             continue
-        on_stage(f"{name}: cut-offs", _tries(explained))
-        curve = _search(judge, explained, on_done)
+        tries = _tries(explained)
+        on_stage(f"{name}: cut-offs", tries)
+        curve = _search(judge, explained, UpTo(tries, on_done))
         tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(plain))
         tuned.save(out)
         tuning.results[name] = tuned
@@ -288,7 +291,7 @@ class _Faithfulness:
         return mean_and_error([score for batch in batches for score in self(*batch, radius)])
 
 
-def _search(judge: _Faithfulness, batches: Sequence[_Explained], advance: Callable[[int], None]) -> dict[int, Estimate]:
+def _search(judge: _Faithfulness, batches: Sequence[_Explained], advance: UpTo) -> dict[int, Estimate]:
     """The curve, ascending by radius: the coarse radii, then the gaps beside the best one halved."""
     curve: dict[int, Estimate] = {}
     unknown: Sequence[int] = _coarse_radii(_side(batches))
@@ -297,6 +300,7 @@ def _search(judge: _Faithfulness, batches: Sequence[_Explained], advance: Callab
             curve[radius] = judge.mean(batches, radius)
             advance(1)
         unknown = _next_radii(curve)
+    advance.finish()
     return dict(sorted(curve.items()))
 
 

@@ -33,7 +33,7 @@ class _FrequencyAugmentation(nn.Module):
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"the generator must be on the CPU, got one on {generator.device}")
         # On the CPU, so that every device draws the same.
-        self._generator = torch.Generator().manual_seed(check_seed(seed)) if generator is None else generator
+        self._generator = torch.Generator("cpu").manual_seed(check_seed(seed)) if generator is None else generator
 
     def forward(self, images: Tensor) -> Tensor:
         """Augment a batch in train mode; in eval mode it passes as it is.
@@ -76,7 +76,7 @@ class _FrequencyAugmentation(nn.Module):
         raise NotImplementedError
 
     def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self._generator)
+        return torch.rand(*shape, dtype=torch.float32, device="cpu", generator=self._generator)
 
     def _between(self, interval: tuple[float, float], count: int) -> Tensor:
         low, high = interval
@@ -176,18 +176,20 @@ class BandMixAugmentation(_FrequencyAugmentation):
         self.keep_mean = check_flag("keep_mean", keep_mean)
 
     def _draw(self, count: int) -> tuple[Tensor, ...]:
-        return self._between(self.alpha, count), torch.randint(-(2**63), 2**63 - 1, (), generator=self._generator)
+        return self._between(self.alpha, count), torch.randint(
+            -(2**63), 2**63 - 1, (), device="cpu", generator=self._generator
+        )
 
     def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
         count, width, device = len(images), images.shape[-1], images.device
         alpha = numbers[0][rows]
-        low, high, zero = 2 * alpha, 2 * (1 - alpha), torch.zeros(count)
+        low, high, zero = 2 * alpha, 2 * (1 - alpha), torch.zeros(count, dtype=torch.float32, device="cpu")
         weights = torch.stack([zero, low, low * self.rho, high, high * self.rho, zero + self.sigma], 1)
         spectrum = torch.fft.rfft2(images)
         if self.cutoff is None:
             cutoff = ops.energy_cutoff(spectrum, width, self.tau, False)
         else:
-            cutoff = torch.full((count,), self.cutoff, device=device)
+            cutoff = torch.full((count,), self.cutoff, dtype=torch.float32, device=device)
         first = torch.zeros((), dtype=torch.long, device=device)
         mixed = ops.band_mix(
             spectrum,

@@ -1,0 +1,158 @@
+"""The primitives and the frequency tools give the bits of the quiet call whatever is set around them, or was before."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import fampe_fast.frequency
+from fampe_fast import ops
+from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
+from fampe_fast.frequency.bands import bands_between, equal_energy_bands, equal_width_bands
+from fampe_fast.frequency.two_scale import two_scale_map
+from fampe_fast.ops import backends, compiled
+from fampe_fast.reference import dct_mix as reference_dct
+from fampe_fast.reference import radius as reference_radius
+from fampe_fast.reference import spectral_noise
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import dct_arguments, mask_arguments, mix_arguments, step_arguments
+from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
+
+CPU = torch.device("cpu")
+CASE = Case(9, 12, batch=2, channels=3)
+IMAGES = torch.rand(2, 3, 9, 12, generator=torch.Generator().manual_seed(0))
+SPECTRUM = torch.fft.rfft2(IMAGES)
+MIX, DCT, STEP, MASK = (make(CASE, CPU) for make in (mix_arguments, dct_arguments, step_arguments, mask_arguments))
+CUTOFF = torch.tensor([1.5, 4.0])
+INDEX = torch.tensor([0, 1, 1])
+FRAMES = torch.rand(2, 3, 12, 15, generator=torch.Generator().manual_seed(1))
+MATRICES = IMAGES[0, 0] @ IMAGES[1, 1].T, IMAGES[0, 0].T @ IMAGES[1, 1]
+PLACEMENTS = torch.tensor([[9, 13, 0, 1], [10, 12, 1, 0]])
+
+
+def reference(op: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(importlib.import_module(f"fampe_fast.reference.{backends.OPS[op]}"), op)(*args, **kwargs)
+
+
+def accumulated() -> Tensor:
+    total = torch.zeros_like(IMAGES)
+    reference("accumulate", total, IMAGES[INDEX], INDEX)
+    return total
+
+
+def all_of_bands(bands: Any) -> tuple[Tensor, ...]:
+    return bands.edges, bands.index, bands.coefficients(), bands.energy(IMAGES), bands.project(IMAGES, 1)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "radial_mask": lambda: reference("radial_mask", CUTOFF, 9, 12),
+    "radial_mask in float64": lambda: reference("radial_mask", CUTOFF.double(), 9, 12),
+    "energy_cutoff": lambda: reference("energy_cutoff", SPECTRUM, 12),
+    "band_mix": lambda: reference("band_mix", **MIX),
+    "band_mix, compiled": lambda: compiled.band_mix(**MIX),
+    "band_mix in float64": lambda: reference("band_mix", **{**MIX, "spectrum": MIX["spectrum"].to(torch.complex128)}),
+    "dct_mix": lambda: reference("dct_mix", **DCT),
+    "dct_mix, compiled": lambda: compiled.dct_mix(**DCT),
+    "dct_matrix": lambda: (reference_dct.dct_matrix(9), reference_dct.dct_matrix(9, dtype=torch.float64)),
+    "diversify": lambda: reference("diversify", IMAGES, PLACEMENTS, 12, 15),
+    "diversify_adjoint": lambda: reference("diversify_adjoint", FRAMES, PLACEMENTS, 9, 12),
+    "accumulate": accumulated,
+    "gradient_step": lambda: reference("gradient_step", **STEP),
+    "pixel_mask": lambda: reference("pixel_mask", **MASK),
+    "radius": lambda: (
+        *reference_radius.signed_frequencies(9, 12), reference_radius.squared_radius(9, 12),
+        reference_radius.shell_index(9, 12), reference_radius.multiplicity(12),
+    ),
+    "hermitian_grid": lambda: spectral_noise.hermitian_grid(9, 12),
+    "hermitian_grid in float64": lambda: spectral_noise.hermitian_grid(8, 8, dtype=torch.float64),
+    "separable_transform": lambda: ops.separable_transform(IMAGES, *MATRICES),
+    "irfft2": lambda: ops.irfft2(SPECTRUM, 12),
+    "low_pass": lambda: low_pass(IMAGES, 3),
+    "low_pass in float64": lambda: low_pass(IMAGES.double(), 3),
+    "filtered_map": lambda: filtered_map(IMAGES - IMAGES.mean(), 3),
+    "two_scale_map": lambda: two_scale_map(IMAGES - IMAGES.mean(), 3),
+    "fourier_signature": lambda: power_slope(fourier_signature(IMAGES)),
+    "equal_width_bands": lambda: all_of_bands(equal_width_bands(9, 12, 3, include_dc=True)),
+    "bands_between": lambda: all_of_bands(bands_between(9, 12, [2.0, 4])),
+    "equal_energy_bands": lambda: all_of_bands(equal_energy_bands(IMAGES, 4)),
+    "equal_energy_bands of constants": lambda: all_of_bands(equal_energy_bands(torch.ones_like(IMAGES) / 2, 2)),
+    "LowPassAugmentation": lambda: LowPassAugmentation((2, 4), seed=1, probability=1)(IMAGES),
+    "BandMixAugmentation": lambda: BandMixAugmentation(seed=1, probability=1)(IMAGES),
+    "BandMixAugmentation, fixed": lambda: BandMixAugmentation(seed=1, probability=1, cutoff=3)(IMAGES),
+}  # fmt: skip
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "float64": lambda: default_dtype(torch.float64),
+    "float16": lambda: default_dtype(torch.float16),
+    "another default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "nothing": nullcontext,
+}
+
+
+def forget() -> None:
+    """Empty what these modules keep of earlier calls."""
+    names = [f"fampe_fast.frequency.{found.name}" for found in pkgutil.iter_modules(fampe_fast.frequency.__path__)]
+    for name in [*names, "fampe_fast.ops.compiled"]:
+        for value in vars(importlib.import_module(name)).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def quiet() -> dict[str, Any]:
+    forget()
+    return {name: call() for name, call in CALLS.items()}
+
+
+@pytest.mark.parametrize("around", SURROUNDINGS)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_bits_are_those_of_the_quiet_call(name: str, around: str, quiet: dict[str, Any]) -> None:
+    forget()
+    with SURROUNDINGS[around]():
+        first = CALLS[name]()
+    for found in (first, CALLS[name]()):  # now, and later outside with what was kept
+        leaves, expected = tree_leaves(found), tree_leaves(quiet[name])
+        assert len(leaves) == len(expected) > 0
+        for got, wanted in zip(leaves, expected, strict=True):
+            assert got.dtype == wanted.dtype
+            assert got.device == wanted.device
+            assert torch.equal(got, wanted)
+
+
+def test_what_inference_mode_made_first_serves_gradients_later() -> None:
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda images: low_pass(images, 2),
+        lambda images: filtered_map(images, 2),
+        lambda images: equal_width_bands(9, 12, 3).project(images, 1),
+        lambda images: equal_energy_bands(images, 3).project(images, 1),
+        lambda images: bands_between(9, 12, [2]).project(images, 0),
+    ]
+    for call in calls:
+        forget()
+        with torch.inference_mode():
+            call(IMAGES)
+        images = IMAGES.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(call(images).square().sum(), images)
+        assert bool(gradient.isfinite().all())
