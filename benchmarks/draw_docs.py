@@ -30,6 +30,7 @@ METHODS = {
     "integrated_gradients": {"passes": 200},
     "smoothgrad": {"passes": 200},
     "saliency": {},
+    "forgrad_saliency": {"map_cutoff": 12},
 }
 
 
@@ -45,7 +46,8 @@ def main() -> None:
     }
     scores = {name: insertion_deletion(classifier, few[0], found, few[1]).faithfulness for name, found in maps.items()}
     titles = [classifier.class_name(int(label)) for label in few[1]]
-    save_figure(contact_sheet(list(few[0]), maps, titles, scores=scores), out / "maps.png")
+    sheet = contact_sheet(list(few[0]), maps, titles, scores=scores, score_name="insertion − deletion (rise)")
+    save_figure(sheet, out / "maps.png")
 
     signatures = {name: fourier_signature(found) for name, found in maps.items()}
     save_figure(signatures_figure(signatures, title="Fourier signatures of the maps"), out / "signatures.png")

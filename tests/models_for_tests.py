@@ -12,7 +12,7 @@ from fampe_fast.probing import probe
 
 
 def published(model: nn.Module, **options: Any) -> FAMPE:
-    """FAMPE as published, for tests that compare maps: every part of the engine at work, and the attribution itself."""
+    """``FAMPEConfig.published()``, for tests that compare maps: all of the engine at work, and the attribution."""
     explorer = options.pop("explorer", None)
     return FAMPE(model, FAMPEConfig.published(**options), explorer=explorer)
 

@@ -70,11 +70,12 @@ def test_maps_are_those_of_the_reference(method: Any, scene, on_both) -> None:
     assert moved.float().mean() < 0.002
 
 
-def test_scores_are_those_of_the_reference_to_the_bit(scene, on_both) -> None:
+@pytest.mark.parametrize("protocol", ["rise", "per_element"])
+def test_scores_are_those_of_the_reference_to_the_bit(protocol: str, scene, on_both) -> None:
     """Masking only moves values, so the model sees the same images."""
     clf, images, targets = scene
     maps = images - images.mean((2, 3), keepdim=True)
-    expected, got = on_both(lambda: insertion_deletion(clf, images, maps, targets, steps=6))
+    expected, got = on_both(lambda: insertion_deletion(clf, images, maps, targets, steps=6, protocol=protocol))
     assert torch.equal(got.insertion_curves, expected.insertion_curves)
     assert torch.equal(got.deletion_curves, expected.deletion_curves)
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fampe_fast import create_method, insertion_deletion, load_classifier
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
+from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
 
@@ -297,6 +299,35 @@ def test_labels_that_do_not_fit_are_named(
         labels.write_text(json.dumps(content))
         assert main(["evaluate", str(photos), "--model", str(model_file), "--labels", str(labels)]) == UNUSABLE
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["per_element", "attexplore"])
+def test_evaluate_and_study_score_in_the_protocol_that_is_named(
+    protocol: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    clf = load_classifier(str(model_file))
+    images = torch.stack([clf.transform(read_image(photos / f"object_{k}.png")) for k in range(3)])
+    maps = create_method("attexplore", clf, steps=1, samples=2).attribute(images, clf(images).argmax(1))
+    areas = insertion_deletion(clf, images, maps, clf(images).argmax(1), protocol=protocol, steps=4)
+    others = {"per_element", "attexplore", "per_pixel"} - {protocol}
+    for other in others:
+        found = insertion_deletion(clf, images, maps, clf(images).argmax(1), protocol=other, steps=4)
+        assert not torch.allclose(found.insertion, areas.insertion, atol=1e-3)
+    given = ["--model", str(model_file), "--protocol", protocol, "--metric-steps", "4"]
+    out = tmp_path / "out"
+    assert main(["evaluate", str(photos), "--methods", "attexplore", *given, "--out", str(out), *QUICK]) == DONE
+    assert f"protocol {protocol}" in capsys.readouterr().out.replace("\n", " ")
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["protocol"] == protocol
+    measured = [image["insertion"]["attexplore"] for image in scores["images"]]
+    assert measured == pytest.approx(areas.insertion.tolist(), abs=1e-4)
+    out = tmp_path / "study"
+    assert main(["study", "methods", str(photos), *given, "--out", str(out), *QUICK]) == DONE
+    assert f"protocol {protocol}" in capsys.readouterr().out.replace("\n", " ")
+    study = json.loads((out / "study.json").read_text())
+    assert study["protocol"] == protocol
+    assert f"{protocol} protocol" in (out / "table.md").read_text()
+    assert study["outcomes"][0]["insertion"]["mean"] == pytest.approx(float(areas.insertion.mean()), abs=1e-4)
 
 
 def test_names_offered_are_names_known() -> None:

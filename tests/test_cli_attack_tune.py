@@ -386,14 +386,14 @@ class Known:
 
     name = "known"
 
-    def __init__(self, evidence: Tensor, refused: int | None = None) -> None:
-        self.evidence, self.refused = evidence, refused
+    def __init__(self, evidence: Tensor, refused: int | None = None, loudness: float = 1.0) -> None:
+        self.evidence, self.refused, self.loudness = evidence, refused, loudness
 
     def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
         ids = list(options["image_ids"])
         if self.refused in ids:
             raise RuntimeError("not this one")
-        return torch.stack([self.evidence + self.noise(k) for k in ids])[:, None].expand_as(inputs)
+        return torch.stack([self.evidence + self.loudness * self.noise(k) for k in ids])[:, None].expand_as(inputs)
 
     @staticmethod
     def noise(image_id: int) -> Tensor:
@@ -410,16 +410,20 @@ def known(tmp_path: Path) -> tuple[Classifier, Tensor, list[Path]]:
     return classifier, evidence, write_images(tmp_path / "images", colours)
 
 
+@pytest.mark.parametrize(("signed", "loudness"), [(True, 1.0), (False, 0.02)], ids=["signed filter", "FORGrad"])
 def test_the_search_over_files_finds_the_radius_that_is_known(
-    known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path
+    signed: bool, loudness: float, known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path
 ) -> None:
-    """Up to radius 3 there is evidence alone, and all of it; no order of the pixels scores more than that map's."""
+    """Up to radius 3 there is evidence alone, and all of it; no order of the pixels scores more than that map's.
+
+    Where noise turns signs, FORGrad's absolute value mixes the two before the filter: the noise is faint for it.
+    """
     classifier, evidence, paths = known
     out = tmp_path / "deep" / "cutoffs.json"
     stages = []
     tuning = tune_files(
-        classifier, {"known": Known(evidence)}, paths, out, protocol="per_pixel", metric_steps=12, batch_size=2,
-        on_stage=lambda stage, total: stages.append(stage),
+        classifier, {"known": Known(evidence, loudness=loudness)}, paths, out, protocol="per_pixel", metric_steps=12,
+        signed=signed, batch_size=2, on_stage=lambda stage, total: stages.append(stage),
     )  # fmt: skip
     found = tuning.results["known"]
     assert found.cutoff == 3
@@ -428,10 +432,13 @@ def test_the_search_over_files_finds_the_radius_that_is_known(
     best = insertion_deletion(classifier, images, maps, torch.zeros(3).long(), protocol="per_pixel", steps=12)
     assert found.curve[3].mean == pytest.approx(float((best.insertion - best.deletion).mean()), abs=1e-6)
     assert all(estimate.mean < found.curve[3].mean for radius, estimate in found.curve.items() if radius != 3)
-    noisy = (evidence + torch.stack([Known.noise(k) for k in range(3)]))[:, None].abs().expand_as(images)
+    assert float(evidence.min()) > 0
+    noisy = evidence + loudness * torch.stack([Known.noise(k) for k in range(3)])
+    assert bool((noisy < 0).any()) is signed
+    noisy = noisy[:, None].abs().expand_as(images)
     plain = insertion_deletion(classifier, images, noisy, torch.zeros(3).long(), protocol="per_pixel", steps=12)
     assert found.unfiltered.mean == pytest.approx(float((plain.insertion - plain.deletion).mean()), abs=1e-6)
-    assert TunedCutoff.load(out, "linear", "known") == found
+    assert TunedCutoff.load(out, "linear", "known", signed=signed) == found
     assert stages == ["images", "known: maps", "known: cut-offs"]
     with Image.open(out.with_suffix(".png")) as picture:
         assert min(picture.size) > 300
@@ -535,6 +542,41 @@ def test_tune_prints_curves_and_a_line_that_works(
     with np.load(tmp_path / "saliency" / "object_0.npz") as archive:
         np.testing.assert_allclose(archive["map"], filtered[0].numpy(), atol=1e-3 * float(filtered[0].max()))
     assert shown.shape == (3, *images.shape[2:])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_tune_searches_for_the_filter_that_is_named(
+    signed: bool, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("captum")
+    from fampe_fast.models import load_classifier
+
+    out = tmp_path / "cutoffs.json"
+    arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency", "--metric-steps", "4"]
+    arguments += ["--protocol", "per_element", "--out", str(out), *(["--signed"] if signed else [])]
+    assert main(arguments) == DONE
+    printed = capsys.readouterr().out
+    assert f"{'signed filter' if signed else 'FORGrad'}, 3 images, protocol per_element" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("fampe-fast explain")]
+    method = "forgrad_signed_saliency" if signed else "forgrad_saliency"
+    assert shlex.split(line)[3:5] == ["--method", method]
+
+    classifier = load_classifier(str(model_file))
+    best = TunedCutoff.load(out, classifier.name, "saliency", signed=signed)
+    assert (best.signed, best.protocol) == (signed, "per_element")
+    with pytest.raises(KeyError):
+        TunedCutoff.load(out, classifier.name, "saliency", signed=not signed)
+    images = torch.stack([classifier.transform(Image.open(photos / f"object_{k}.png")) for k in range(3)])
+    targets = classifier(images).argmax(1)
+    maps = create_method(method, classifier, map_cutoff=best.cutoff).attribute(images, targets)
+    scores = insertion_deletion(classifier, images, maps, targets, steps=4, protocol="per_element")
+    assert best.curve[best.cutoff].mean == pytest.approx(float((scores.insertion - scores.deletion).mean()), abs=1e-4)
+    explained = tmp_path / "explained"
+    assert main([*shlex.split(line)[1:], "--out", str(explained)]) == DONE
+    with np.load(explained / "object_0.npz") as archive:
+        settings = json.loads(str(archive["settings"]))
+        np.testing.assert_allclose(archive["map"], maps[0], atol=1e-3 * float(maps[0].max()))
+    assert (settings["signed"], settings["map_cutoff"]) == (signed, best.cutoff)
 
 
 # What cannot start ----------------------------------------------------------------------------------------------------

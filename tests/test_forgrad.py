@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models_for_tests import Smooth, TwoClassLinear, some_images
@@ -14,6 +16,7 @@ from fampe_fast import FAMPE, AttEXplore, FORGrad, LowPassGradients, TunedCutoff
 from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.pipelines import tune_cutoff as search
+from fampe_fast.pipelines.explain import settings_of
 
 SIZES = [(8, 8), (9, 9), (12, 20), (21, 10), (15, 16), (1, 7)]
 
@@ -67,9 +70,79 @@ def test_the_filter_is_that_of_the_full_spectrum(size: tuple[int, int]) -> None:
         torch.testing.assert_close(low_pass(values, cutoff), expected.real)
 
 
-def test_a_map_is_the_signed_mean_filtered_and_its_absolute_value() -> None:
+def test_the_signed_filter_is_the_signed_mean_filtered_and_its_absolute_value() -> None:
     maps = torch.stack([wave(16, 16, 0, 2), 3 * wave(16, 16, 0, 2), -wave(16, 16, 7, 7)])[None]
-    torch.testing.assert_close(filtered_map(maps, 4), wave(16, 16, 0, 2).abs()[None, None] * 4 / 3)
+    torch.testing.assert_close(filtered_map(maps, 4, signed=True), wave(16, 16, 0, 2).abs()[None, None] * 4 / 3)
+
+
+def public_disc(size: int, bandwidth: float) -> np.ndarray:
+    """The mask of deel-ai/xplique, ``xplique/commons/forgrad.py``: (size, size // 2 + 1), about the rolled centre."""
+    middle = size // 2
+    place = np.arange(size) - middle
+    inside = np.hypot(place[:, None], place[None, :]) <= bandwidth
+    return np.roll(inside, (middle, middle), axis=(0, 1))[:, : size // 2 + 1]
+
+
+def public_forgrad(explanations: np.ndarray, bandwidth: float) -> np.ndarray:
+    """The filter of that file for (B, H, W, C) of an even H = W: mean of the channels, absolute, disc, absolute."""
+    gray = np.abs(explanations.mean(-1))
+    spectrum = np.fft.rfft2(gray) * public_disc(gray.shape[1], bandwidth)
+    return np.abs(np.fft.irfft2(spectrum, s=gray.shape[1:]))
+
+
+@pytest.mark.parametrize("bandwidth", [1, 5, 15, 15.5, 40, 112, 224])
+@pytest.mark.parametrize("size", [8, 98, 224])
+def test_the_filter_is_the_authors_public_code(size: int, bandwidth: float) -> None:
+    maps = torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    maps[1] *= torch.tensor([1.0, -1.0, 0.5])[:, None, None]
+    expected = public_forgrad(maps.permute(0, 2, 3, 1).numpy(), bandwidth)
+    np.testing.assert_allclose(filtered_map(maps, bandwidth)[:, 0].numpy(), expected, rtol=0, atol=1e-13)
+    single = filtered_map(maps.float(), bandwidth)[:, 0].numpy()
+    np.testing.assert_allclose(single, expected, rtol=0, atol=2e-6 * expected.max())
+    if bandwidth < size / 2:
+        other = filtered_map(maps, bandwidth, signed=True)[:, 0].numpy()
+        assert np.corrcoef(other.ravel(), expected.ravel())[0, 1] < 0.9
+
+
+@pytest.mark.shared
+def test_the_filter_is_the_authors_public_code_on_a_real_gradient(mobilenet, photographs) -> None:
+    images, labels = photographs(2)
+    gradient = create_method("saliency", mobilenet, absolute=False).attribute(images, labels)
+    expected = public_forgrad(gradient.double().permute(0, 2, 3, 1).numpy(), 15)
+    found = create_method("forgrad_saliency", mobilenet).attribute(images, labels)
+    assert images.shape[-2:] == (224, 224)
+    for channel in range(3):
+        np.testing.assert_allclose(found[:, channel], expected, rtol=0, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize("size", [(15, 15), (225, 225), (12, 20), (21, 10), (1, 7), (1, 1)])
+def test_the_filter_is_centred_at_sizes_that_the_public_code_does_not_serve(size: tuple[int, int]) -> None:
+    """Of an odd size that code's disc lies beside DC, and it takes no other shape than a square."""
+    height, width = size
+    if height == width and height > 1:
+        assert not public_disc(height, 0.5)[0, 0]  # DC
+    maps = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    gray = maps.mean(1, keepdim=True).abs()
+    inside = min(size) * torch.hypot(*frequencies(height, width)) <= 3.3
+    expected = torch.fft.ifft2(torch.fft.fft2(gray) * inside).real.abs()
+    torch.testing.assert_close(filtered_map(maps, 3.3), expected)
+    torch.testing.assert_close(filtered_map(maps, 0), gray.mean((-2, -1), keepdim=True).expand_as(gray))
+    # A map that is moved gives the moved map: the disc is no worse at one place than at another.
+    moved = maps.roll((1, 2), (-2, -1))
+    torch.testing.assert_close(filtered_map(moved, 3.3), filtered_map(maps, 3.3).roll((1, 2), (-2, -1)))
+
+
+def test_the_filters_part_where_signs_change_from_pixel_to_pixel() -> None:
+    """What alternates is gone for the signed filter, and evidence as strong as any for the authors'."""
+    checkers = torch.ones(1, 3, 16, 16)
+    checkers[..., ::2, 1::2] *= -1
+    checkers[..., 1::2, ::2] *= -1
+    torch.testing.assert_close(filtered_map(checkers, 5), torch.ones(1, 1, 16, 16))
+    torch.testing.assert_close(filtered_map(checkers, 5, signed=True), torch.zeros(1, 1, 16, 16), rtol=0, atol=1e-6)
+    # Both take the channels' mean with its signs: channels that disagree cancel out.
+    against = torch.cat([checkers[:, :1], -checkers[:, :1]], 1)
+    assert filtered_map(against, 5).abs().max() < 1e-6
+    torch.testing.assert_close(filtered_map(against.abs(), 5), torch.ones(1, 1, 16, 16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -89,7 +162,20 @@ def test_the_filter_keeps_the_dtype_and_is_differentiable(dtype: torch.dtype) ->
         (lambda: low_pass(torch.ones(4, 4), "15"), TypeError, "must be a number, got '15'"),
         (lambda: low_pass(torch.ones(4, 4).int(), 1), TypeError, "real floating-point tensor, got torch.int32"),
         (lambda: low_pass(torch.ones(4), 1), ValueError, r"got shape \(4,\)"),
-        (lambda: filtered_map(torch.ones(4, 4), 1), ValueError, r"maps must be \(B, C, H, W\)"),
+        (
+            lambda: filtered_map(torch.ones(4, 4), 1),
+            ValueError,
+            r"maps must be \(B, C, H, W\) with C at least 1, got shape \(4, 4\)",
+        ),
+        (
+            lambda: filtered_map(torch.ones(1, 3, 4, 4).int(), 1),
+            TypeError,
+            "real floating-point tensor, got torch.int32",
+        ),
+        (lambda: filtered_map(torch.ones(2, 0, 4, 4), 1), ValueError, r"C at least 1, got shape \(2, 0, 4, 4\)"),
+        (lambda: filtered_map([1.0], 1), TypeError, "real floating-point tensor, got list"),
+        (lambda: filtered_map(torch.ones(1, 3, 4, 4), 1, signed=1), TypeError, "signed must be True or False, got 1"),
+        (lambda: FORGrad(FAMPE(Smooth()), 5, signed="no"), TypeError, "signed must be True or False, got 'no'"),
         (lambda: FORGrad(object()), TypeError, "a method 'attribute', got object"),
         (lambda: FORGrad(FAMPE(Smooth()), -2), ValueError, "not negative, got -2"),
         (lambda: LowPassGradients(3), TypeError, "got int"),
@@ -107,12 +193,17 @@ def test_bad_arguments_are_named(call, error: type[Exception], message: str) -> 
 # Inside methods -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("filters", [{}, {"signed": False}, {"signed": True}], ids=str)
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
-def test_any_method_s_maps_are_filtered(method: type) -> None:
+def test_any_method_s_maps_are_filtered(method: type, filters: dict[str, bool]) -> None:
     images = some_images(2)
-    inner = method(Smooth(), steps=1, samples=2)
-    maps = FORGrad(inner, 4).attribute(images, [0, 1], image_ids=[7, 8], internal_batch_size=3)
-    expected = filtered_map(inner.attribute(images, [0, 1], image_ids=[7, 8], internal_batch_size=3), 4)
+    inner = method(Smooth(), steps=1, samples=2, area_cutoff=None)
+    maps = FORGrad(inner, 4, **filters).attribute(images, [0, 1], image_ids=[7, 8], internal_batch_size=3)
+    plain = inner.attribute(images, [0, 1], image_ids=[7, 8], internal_batch_size=3)
+    if filters.get("signed"):
+        expected = low_pass(plain.mean(1, keepdim=True), 4).abs()
+    else:
+        expected = low_pass(plain.mean(1, keepdim=True).abs(), 4).abs()
     torch.testing.assert_close(maps, expected.expand_as(images))
 
 
@@ -126,6 +217,19 @@ def test_gradients_are_filtered_and_outputs_are_not() -> None:
     assert not model.training
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
     torch.testing.assert_close(gradient, low_pass(weight, 5).expand_as(images))
+
+
+def test_filtered_gradients_are_the_signed_filter_s() -> None:
+    """Mean and low-pass commute, the absolute value does not: inside a model it is never the authors' filter."""
+    pytest.importorskip("captum.attr")
+    weight = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.01
+    images = some_images()
+    inside = create_method("saliency", LowPassGradients(TwoClassLinear(weight), 5), absolute=False)
+    mean = inside.attribute(images, 0).mean(1, keepdim=True).abs()
+    signed = create_method("forgrad_signed_saliency", TwoClassLinear(weight), map_cutoff=5).attribute(images, 0)
+    torch.testing.assert_close(mean.expand_as(images), signed, rtol=1e-3, atol=1e-6)
+    authors = create_method("forgrad_saliency", TwoClassLinear(weight), map_cutoff=5).attribute(images, 0)
+    assert not torch.allclose(mean.expand_as(images), authors, rtol=0.1)
 
 
 def test_captum_s_methods_get_filtered_gradients() -> None:
@@ -163,10 +267,31 @@ def test_names_with_forgrad_make_filtered_methods() -> None:
     assert create_method("forgrad_attexplore", Smooth()).cutoff == 15
     pytest.importorskip("captum.attr")
     weight = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.01
-    saliency = create_method("forgrad_saliency", TwoClassLinear(weight), map_cutoff=5)
-    torch.testing.assert_close(  # the weights with their signs
-        saliency.attribute(images, 0), filtered_map(weight[None], 5).expand_as(images), rtol=1e-4, atol=1e-6
+    for name, signed in (("forgrad_saliency", False), ("forgrad_signed_saliency", True)):
+        saliency = create_method(name, TwoClassLinear(weight), map_cutoff=5)
+        assert isinstance(saliency, FORGrad)
+        assert saliency.signed is signed
+        torch.testing.assert_close(  # the weights with their signs
+            saliency.attribute(images, 0),
+            filtered_map(weight[None], 5, signed=signed).expand_as(images),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+    magnitudes = create_method("forgrad_saliency", TwoClassLinear(weight), map_cutoff=5, absolute=True)
+    torch.testing.assert_close(
+        magnitudes.attribute(images, 0), filtered_map(weight.abs()[None], 5).expand_as(images), rtol=1e-4, atol=1e-6
     )
+    assert isinstance(create_method("forgrad_signed_fampe", Smooth()).method, FAMPE)
+
+
+def test_a_record_says_which_filter_it_was() -> None:
+    records = [
+        settings_of(create_method(name, Smooth(), map_cutoff=3)) for name in ("forgrad_fampe", "forgrad_signed_fampe")
+    ]
+    assert [record["signed"] for record in records] == [False, True]
+    assert [record["map_cutoff"] for record in records] == [3, 3]
+    assert records[0]["filtered"] == records[1]["filtered"] == settings_of(FAMPE(Smooth()))
+    json.dumps(records)
 
 
 # The search -----------------------------------------------------------------------------------------------------------
@@ -200,7 +325,7 @@ def test_the_search_finds_the_peak_of_a_curve_with_one(peak: int, monkeypatch: p
 
         return Found
 
-    monkeypatch.setattr(search, "filtered_map", lambda maps, radius: torch.full_like(maps[:, :1], radius))
+    monkeypatch.setattr(search, "filtered_map", lambda maps, radius, signed: torch.full_like(maps[:, :1], radius))
     monkeypatch.setattr(search, "insertion_deletion", score)
     images = torch.rand(2, 3, 224, 224)
     method = Fixed(torch.rand(2, 3, 224, 224))
@@ -246,9 +371,46 @@ def test_the_search_prefers_what_insertion_and_deletion_prefer(tmp_path: Path) -
     assert TunedCutoff.load(file, "other", "fixed") == other
     with pytest.raises(KeyError, match="no cut-off for 'resnet | fixed'.*linear | fixed"):
         TunedCutoff.load(file, "resnet", "fixed")
+
+    # A radius serves the filter that it was found for: both are kept, each under its own name.
+    assert found.signed is False
+    signed = tune_cutoff(model, loader, Fixed(maps), metric_steps=12, mean=0.5, model_name="linear", signed=True)
+    shown = filtered_map(maps, signed.cutoff, signed=True).expand_as(images)
+    scores = insertion_deletion(model, images, shown, targets, steps=12, mean=0.5)
+    expected = float((scores.insertion - scores.deletion).mean())
+    assert signed.curve[signed.cutoff].mean == pytest.approx(expected, abs=1e-6)
+    assert signed.unfiltered == found.unfiltered
+    assert signed.curve != found.curve
+    with pytest.raises(KeyError, match="linear | fixed | signed"):
+        TunedCutoff.load(file, "linear", "fixed", signed=True)
+    signed.save(file)
+    assert TunedCutoff.load(file, "linear", "fixed", signed=True) == signed
+    assert TunedCutoff.load(file, "linear", "fixed") == found
+    with pytest.raises(TypeError, match="signed must be True or False"):
+        tune_cutoff(model, loader, Fixed(maps), metric_steps=12, mean=0.5, signed=1)
     file.write_text("[1]")
     with pytest.raises(ValueError, match="not a file of tuned cut-offs"):
         TunedCutoff.load(file, "linear", "fixed")
+
+
+def test_an_outcome_from_before_there_were_two_filters_is_the_signed_one_s(tmp_path: Path) -> None:
+    file = tmp_path / "cutoffs.json"
+    old = TunedCutoff("resnet", "fixed", 3, {3: Estimate(0.5, None, 1)}, Estimate(0.1, None, 1), "rise", 10, True)
+    old.save(file)
+    content = json.loads(file.read_text())
+    (entry,) = content.values()
+    del entry["signed"]
+    file.write_text(json.dumps({"resnet | fixed": entry}))
+    with pytest.raises(KeyError, match=r"no cut-off for 'resnet \| fixed' .*resnet \| fixed \| signed"):
+        TunedCutoff.load(file, "resnet", "fixed")
+    assert TunedCutoff.load(file, "resnet", "fixed", signed=True) == old
+    new = TunedCutoff("resnet", "fixed", 9, {9: Estimate(0.6, None, 1)}, Estimate(0.1, None, 1), "rise", 10)
+    new.save(file)
+    assert TunedCutoff.load(file, "resnet", "fixed") == new
+    assert TunedCutoff.load(file, "resnet", "fixed", signed=True) == old
+    later = TunedCutoff("resnet", "fixed", 5, {5: Estimate(0.7, None, 1)}, Estimate(0.1, None, 1), "rise", 10, True)
+    later.save(file)
+    assert TunedCutoff.load(file, "resnet", "fixed", signed=True) == later
 
 
 def test_bad_loaders_are_named() -> None:

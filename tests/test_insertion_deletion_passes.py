@@ -205,7 +205,7 @@ def test_area_of_a_power_of_the_share_of_lit_pixels(power: int, exact: float) ->
         assert (estimated < 0.012).all()
 
 
-@pytest.mark.parametrize("protocol", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("protocol", ["rise", "attexplore", "per_pixel", "per_element"])
 @pytest.mark.parametrize("passes", [41, 42, 10_000])
 def test_a_budget_for_every_step_is_the_full_metric(protocol: str, passes: int) -> None:
     images, maps = pictures()
@@ -222,7 +222,7 @@ def test_a_budget_for_every_step_is_the_full_metric(protocol: str, passes: int) 
 
 
 @pytest.mark.parametrize("budget", [{"passes": 12}, {"tolerance": 0.02}, {"passes": 20, "tolerance": 0.01}], ids=str)
-@pytest.mark.parametrize("protocol", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("protocol", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_what_was_measured_is_that_of_the_full_curves(protocol: str, budget: dict[str, Any]) -> None:
     images, maps = pictures()
     model = Share(torch.rand(3, 40, 6, dtype=torch.float64), 3)
@@ -232,7 +232,7 @@ def test_what_was_measured_is_that_of_the_full_curves(protocol: str, budget: dic
     shown = torch.cat(model.seen)
     assert len(shown.unique(dim=0)) == len(shown)
     limit = budget.get("passes", 41)
-    ends = {"rise": 2 * 3 + 1, "attexplore": 3 + 1, "per_pixel": 3 + 1}[protocol]
+    ends = 2 * 3 + 1 if protocol == "rise" else 3 + 1
     assert len(shown) <= 2 * 3 * (limit - 2) + ends
     for name in ("insertion", "deletion"):
         made, all_steps = (getattr(result, f"{name}_curves") for result in (found, full))
@@ -367,7 +367,7 @@ def test_one_graph_serves_every_batch_budget_protocol_and_remainder() -> None:
     model = Smooth()
     # From 16 images on, torch takes another convolution on a single thread, and another graph for it.
     for batch, chunk in ((3, 8), (1, 5), (2, 15), (1, 2)):
-        for protocol, passes in (("rise", None), ("attexplore", 7), ("per_pixel", 2)):
+        for protocol, passes in (("rise", None), ("attexplore", 7), ("per_pixel", 2), ("per_element", 5)):
             images = some_images(batch)
             maps = torch.rand(batch, 3, 24, 24, generator=torch.Generator().manual_seed(1))
             options: dict[str, Any] = {

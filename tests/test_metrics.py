@@ -79,7 +79,7 @@ def trapezoid(curve: list[float]) -> float:
     return sum((a + b) / 2 for a, b in pairwise(curve)) / (len(curve) - 1)
 
 
-# The naive loop: one image, one step, one pixel at a time, over Python lists.
+# The naive loop: one image, one step, one pixel (or one value of one channel) at a time, over Python lists.
 
 
 def naive_order(values: Tensor) -> list[int]:
@@ -92,12 +92,15 @@ def naive_curve(
     model: nn.Module, start: Tensor, finish: Tensor, orders: list[list[int]], step: int, target: int
 ) -> list:
     current = start.clone()
-    width = start.shape[-1]
+    height, width = start.shape[-2:]
     curve = [float(model(current[None]).softmax(1)[0, target])]
+    by_element = len(orders[0]) > height * width
     for begin in range(0, len(orders[0]), step):
         for order in orders:
             for index in order[begin : begin + step]:
-                current[:, index // width, index % width] = finish[:, index // width, index % width]
+                channels = index // (height * width) if by_element else slice(None)
+                y, x = index % (height * width) // width, index % width
+                current[channels, y, x] = finish[channels, y, x]
         curve.append(float(model(current[None]).softmax(1)[0, target]))
     return curve
 
@@ -123,6 +126,8 @@ def naive_scores(model: nn.Module, image: Tensor, attribution: Tensor, target: i
         [naive_order(channel) for channel in attribution] if name == "attexplore" else [naive_order(attribution.sum(0))]
     )
     step = image.shape[-1]
+    if name == "per_element":
+        orders, step = [naive_order(attribution)], step * len(image)
     return (
         naive_curve(model, insert_from, image, orders, step, target),
         naive_curve(model, image, delete_to, orders, step, target),
@@ -130,7 +135,7 @@ def naive_scores(model: nn.Module, image: Tensor, attribution: Tensor, target: i
 
 
 @pytest.mark.parametrize("size", [(3, 6, 6), (1, 7, 5), (3, 5, 13), (2, 9, 4), (3, 14, 15)], ids=str)
-@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_curves_equal_the_naive_loop(name: str, size: tuple[int, int, int]) -> None:
     images, maps = pictures(3, *size)
     model = SmallNet(size[0])
@@ -161,7 +166,76 @@ def test_any_step_equals_the_naive_loop(step: int) -> None:
         np.testing.assert_allclose(result.deletion_curves[i], curve, rtol=0, atol=1e-13)
 
 
+def later_public_scores(
+    model: nn.Module, image: np.ndarray, attribution: np.ndarray, step: int, insert: bool, target: int = 1
+) -> list:
+    """As LMBTough/LA evaluates (evaluation.py, eval.py): 3 * step values of one order per round, to or from black."""
+    channels, height, width = image.shape
+    black = np.zeros_like(image)
+    current, finish = (black, image) if insert else (image, black)
+    current, finish = current.copy().reshape(-1), finish.reshape(-1)
+    order = np.flip(np.argsort(attribution.reshape(-1)))
+    rounds = (height * width + step - 1) // step
+    scores = []
+    for i in range(rounds + 1):
+        shown = torch.from_numpy(current.reshape(1, channels, height, width).copy())
+        scores.append(float(model(shown).detach().softmax(1)[0, target]))
+        places = order[step * i * channels : step * (i + 1) * channels]
+        current[places] = finish[places]
+    return scores
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("size", "step"), [((3, 8, 8), 8), ((3, 11, 6), 6), ((2, 5, 9), 4), ((1, 7, 7), 100)], ids=str)
+def test_the_order_of_all_values_is_that_of_the_later_public_code(
+    size: tuple[int, int, int], step: int, layout: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand((2, *size), generator=generator, dtype=torch.float64)
+    maps = torch.randn((2, *size), generator=generator, dtype=torch.float64)  # without ties, whose order is open there
+    model = SmallNet(size[0]).to(memory_format=layout)
+    protocol = dataclasses.replace(PROTOCOLS["per_element"], step=step)
+    result = insertion_deletion(model, images, maps, 1, protocol=protocol, internal_batch_size=5)
+    for i in range(2):
+        for curves, insert in ((result.insertion_curves, True), (result.deletion_curves, False)):
+            expected = later_public_scores(model, images[i].numpy(), maps[i].numpy(), step, insert)
+            np.testing.assert_allclose(curves[i], expected, rtol=0, atol=1e-13)
+
+
 # Closed forms.
+
+
+def test_the_area_of_one_channel_s_evidence_is_known() -> None:
+    """The green channel alone counts: first in the order, a third of the steps gives all of p; last, the last third.
+
+    Ranked by pixels the same map orders nothing: its sum over the channels is constant.
+    """
+    images = torch.ones(1, 3, 12, 4, dtype=torch.float64)
+    green = torch.zeros(3, 12, 4, dtype=torch.float64)
+    green[1] = 1
+    model = Oracle(green)
+    best = 2 * green - green[[1, 0, 2]] - green[[0, 2, 1]]  # 2 in the green channel, -1 in the others
+    maps = torch.stack([best, -best])
+    first, last = (insertion_deletion(model, images, m[None], 1, protocol="per_element") for m in (maps[0], maps[1]))
+    third = 1 / 3
+    for result, insertion in ((first, 1 - third / 2), (last, third / 2)):
+        area = torch.tensor([insertion], dtype=torch.float64)
+        torch.testing.assert_close(result.insertion, area, rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.deletion, 1 - area, rtol=0, atol=1e-12)
+    assert not maps[0].sum(0).any()
+    blind = insertion_deletion(model, images, maps[:1], 1, protocol="per_pixel")
+    torch.testing.assert_close(blind.insertion, torch.tensor([0.5], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_map_of_one_order_for_all_channels_scores_alike_by_element_and_by_pixel() -> None:
+    images = pictures(2, 3, 7, 9)[0]
+    maps = torch.randn(2, 1, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for shown in (maps, maps.expand(-1, 3, -1, -1)):
+        element, pixel = (
+            insertion_deletion(SmallNet(3), images, shown, 1, protocol=name) for name in ("per_element", "per_pixel")
+        )
+        torch.testing.assert_close(element.insertion_curves, pixel.insertion_curves, rtol=0, atol=1e-13)
+        torch.testing.assert_close(element.deletion_curves, pixel.deletion_curves, rtol=0, atol=1e-13)
 
 
 def object_weights(height: int, width: int, rows: int) -> Tensor:
@@ -170,7 +244,7 @@ def object_weights(height: int, width: int, rows: int) -> Tensor:
     return weights
 
 
-@pytest.mark.parametrize("name", ["attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["attexplore", "per_pixel", "per_element"])
 def test_areas_of_the_perfect_and_the_reversed_ranking(name: str) -> None:
     """The object fills m of K steps: the perfect order scores 1 - m/2K and m/2K, the reversed one m/2K and 1 - m/2K."""
     height, width, rows = 10, 6, 3
@@ -203,7 +277,7 @@ def test_area_of_a_power_of_the_share_of_lit_pixels(power: int, area: Callable[[
     torch.testing.assert_close(other.insertion, 1 - expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_linear_oracle_makes_the_curves_mirror_images(name: str) -> None:
     """Inserted and deleted pixels complement each other: for a linear p the sum stays that of the four end points."""
     images, maps = pictures(3, 3, 7, 9)
@@ -265,7 +339,7 @@ def test_attexplore_ranks_every_channel_on_its_own() -> None:
     assert not torch.equal(pixel.insertion_curves, other.insertion_curves)
 
 
-@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_one_channel_of_map_serves_all_channels(name: str) -> None:
     images, maps = pictures(2, 3, 8, 9)
     model = SmallNet(3)
@@ -279,7 +353,7 @@ def test_one_channel_of_map_serves_all_channels(name: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
-@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_no_image_is_shown_twice_and_no_batch_is_too_large(name: str, chunk: int) -> None:
     batch, height = 3, 8
     images, maps = pictures(batch, 3, height, 9)
@@ -289,7 +363,7 @@ def test_no_image_is_shown_twice_and_no_batch_is_too_large(name: str, chunk: int
     shown = torch.cat(model.batches).flatten(1)
     assert len(shown.unique(dim=0)) == len(shown)
     interior = 2 * batch * (height - 1)
-    ends = {"rise": 2 * batch + 1, "per_pixel": batch + 1}
+    ends = {"rise": 2 * batch + 1, "per_pixel": batch + 1, "per_element": batch + 1}
     if name == "attexplore":
         assert len(shown) < interior + batch + 1  # three unlike channels have changed every pixel before the last step
     else:
@@ -448,7 +522,11 @@ def with_value(tensor: Tensor, value: float) -> Tensor:
         ({"targets": "01"}, TypeError, "got '01'"),
         ({"targets": None}, TypeError, "got 'None'"),
         ({"targets": np.zeros(2, dtype=np.int64)}, TypeError, "targets must be an int, or a sequence"),
-        ({"protocol": "risE"}, ValueError, "unknown protocol 'risE'; known are rise, attexplore, per_pixel"),
+        (
+            {"protocol": "risE"},
+            ValueError,
+            "unknown protocol 'risE'; known are rise, attexplore, per_pixel, per_element",
+        ),
         ({"protocol": 3}, TypeError, "protocol must be a name or a Protocol, got int"),
         ({"protocol": "rise"}, ValueError, "no attribute `mean`: give mean="),
         ({"protocol": "rise", "mean": (0.5, 0.5)}, ValueError, "mean must be one number or 3, one per channel; got 2"),
@@ -755,7 +833,7 @@ def test_bad_values_are_named() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel"])
+@pytest.mark.parametrize("name", ["rise", "attexplore", "per_pixel", "per_element"])
 def test_end_points_are_the_classifiers_own_probabilities(name: str, mobilenet, photographs) -> None:
     images, labels = photographs(2)
     maps = images - 0.5
@@ -776,3 +854,18 @@ def test_end_points_are_the_classifiers_own_probabilities(name: str, mobilenet, 
         torch.testing.assert_close(curve[:, 0], first, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(curve[:, -1], last, rtol=1e-3, atol=1e-5)
     assert (own["image"] > 10 * own["fill"]).all()
+
+
+@pytest.mark.shared
+def test_the_order_of_all_values_is_the_later_public_code_s_on_the_real_classifier(mobilenet, photographs) -> None:
+    images, labels = photographs(2)
+    maps = torch.randn(images.shape, generator=torch.Generator().manual_seed(6))
+    step = 224 * 224 // 4
+    protocol = dataclasses.replace(PROTOCOLS["per_element"], step=step)
+    result = insertion_deletion(mobilenet, images, maps, labels, protocol=protocol)
+    for i in range(2):
+        for curves, insert in ((result.insertion_curves, True), (result.deletion_curves, False)):
+            expected = later_public_scores(mobilenet, images[i].numpy(), maps[i].numpy(), step, insert, int(labels[i]))
+            np.testing.assert_allclose(curves[i], expected, rtol=1e-3, atol=1e-5)
+    coarse = insertion_deletion(mobilenet, images, maps, labels, protocol="per_element", steps=4)
+    assert torch.equal(coarse.insertion_curves, result.insertion_curves)

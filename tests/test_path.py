@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -689,12 +690,32 @@ def test_a_bad_explorer_is_named() -> None:
         AttEXplore(Smooth(), explorer=Smooth().train()).attribute(some_images(), 0)
 
 
+@pytest.mark.parametrize("include_dc", [True, False])
+@pytest.mark.parametrize("mode", ["mix", "modulate"])
+def test_the_readings_of_the_published_text_are_selectable(mode: str, include_dc: bool) -> None:
+    config = FAMPEConfig.published(mode=mode, include_dc=include_dc, steps=2, samples=2)
+    assert dataclasses.replace(config, mode="mix", include_dc=True) == FAMPEConfig.published(steps=2, samples=2)
+    assert (config.mode, config.include_dc) == (mode, include_dc)
+    options = {"mode": mode, "include_dc": include_dc, "steps": 2, "samples": 2}
+    assert create_method("fampe_published", Smooth(), **options).config == config
+    if (mode, include_dc) != ("mix", True):
+        maps, other = (
+            FAMPE(Smooth(), c).attribute(some_images(), 0) for c in (config, FAMPEConfig.published(steps=2, samples=2))
+        )
+        assert not torch.allclose(maps, other, rtol=1e-2)
+
+
 def test_the_published_numbers_have_a_name() -> None:
     config = FAMPEConfig.published(steps=3)
     assert (config.mode, config.alpha, config.rho, config.tau) == ("mix", 0.1, 0.5, 0.9)
     assert config.include_dc
     assert config.input_diversity
     assert config.area_cutoff is None
+    # N, alpha and tau are the texts'; all else of the path is AttEXplore's, whatever FAMPE's own defaults are.
+    assert config.samples == 20
+    attexplore = AttEXploreConfig(steps=3)
+    for field in dataclasses.fields(AttEXploreConfig):
+        assert getattr(config, field.name) == getattr(attexplore, field.name)
     assert create_method("fampe_published", Smooth(), steps=3).config == config
     assert create_method("fampe_published", Smooth(), steps=3, alpha=0.3).config == FAMPEConfig.published(
         steps=3, alpha=0.3

@@ -49,8 +49,8 @@ RECORDED: dict[str, dict[str, float]] = {
     # ... of a step besides its chunks: spectrum, a new sum, the step itself, its scale noted in one tensor (kept one by
     # one, the scales lay between freed blocks: 1 MB more memory for each step).
     "operators per step": {"FAMPE": 4, "AttEXplore": 4},
-    # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing. The model is a new
-    # one each time: some 30 are what it is asked first, which finds training mode and outputs that are no logits.
+    # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing. The model is new
+    # each time: some 30 are what it is asked first, which finds training mode and outputs that are no logits.
     "operators per call": {"FAMPE": 109, "AttEXplore": 88},
     # Host operators that draw the placements of input diversity, of all steps at once.
     "operators per call of placements": {"FAMPE": 164, "AttEXplore": 164},
@@ -120,7 +120,7 @@ class Remembering(Smooth):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize(("protocol", "ends"), [("rise", 2 + 1), ("attexplore", 1)])
+@pytest.mark.parametrize(("protocol", "ends"), [("rise", 2 + 1), ("attexplore", 1), ("per_element", 1)])
 def test_insertion_and_deletion_show_every_distinct_image_once(protocol: str, ends: int, flat: bool) -> None:
     images = some_images(2, height=12, width=12)
     model = asked(Remembering(), images)

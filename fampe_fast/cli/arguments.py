@@ -10,8 +10,8 @@ from pathlib import Path
 
 # Named here and not imported from the methods, which would load torch before a typing error is reported.
 PLAIN_NAMES = ("fampe", "fampe_published", "attexplore", "integrated_gradients", "smoothgrad", "saliency")
-METHOD_NAMES = (*PLAIN_NAMES, *(f"forgrad_{name}" for name in PLAIN_NAMES))
-PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel")
+METHOD_NAMES = (*PLAIN_NAMES, *(prefix + name for prefix in ("forgrad_", "forgrad_signed_") for name in PLAIN_NAMES))
+PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel", "per_element")
 STUDY_NAMES = ("methods", "peers", "alpha", "cutoff", "budget", "noise", "explorer")
 BAND_NAMES = ("low", "high", "all")
 GRADIENT_NAMES = ("plain", "fampe", "attexplore")
@@ -142,7 +142,7 @@ def plain_method_names(text: str) -> list[str]:
     """Names of methods without a filter, with commas between."""
     filtered = [name for name in method_names(text) if name not in PLAIN_NAMES]
     if filtered:
-        plain = filtered[0].removeprefix("forgrad_")
+        plain = filtered[0].removeprefix("forgrad_").removeprefix("signed_")
         raise argparse.ArgumentTypeError(
             f"{', '.join(filtered)}: the cut-off is sought for the unfiltered method: name {plain!r}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ..checks import (
@@ -50,7 +50,8 @@ class PathConfig:
         smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
         input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
         gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
-            side, 0 or more (FORGrad, arXiv 2307.09591); None keeps all.
+            side, 0 or more; None keeps all. The disc of FORGrad (arXiv 2307.09591) on signed gradients, channel by
+            channel: its authors' public code filters finished maps without signs, as ``FORGrad`` does.
         area_cutoff: rank the map's peaks first and then the area they lie in (``frequency.two_scale_map``), which is
             its Gaussian low-pass with this cut-off in cycles over the shorter side, greater than 0; None leaves the
             attribution as the path collects it.
@@ -119,13 +120,9 @@ class PathConfig:
             )
 
 
-# What FAMPE's authors take over from AttEXplore and this package's default leaves out.
-_AS_ATTEXPLORE = {"input_diversity": True, "area_cutoff": None}
-
-
 @dataclass(frozen=True, kw_only=True)
 class FAMPEConfig(PathConfig):
-    """FAMPE's own numbers on top of the path's; the defaults measured best, ``published`` gives the literature's.
+    """FAMPE's own numbers on top of the path's; the defaults measured best, ``published`` gives readings of its text.
 
     Attributes:
         mode: ``mix``: alpha weighs the low band and 1-alpha the high one; ``modulate``: the image stays whole and only
@@ -166,16 +163,28 @@ class FAMPEConfig(PathConfig):
             _settle(self, cutoff=check_gaussian_cutoff("cutoff", self.cutoff, None))
 
     @classmethod
-    def published(cls, **overrides: Any) -> FAMPEConfig:
-        """FAMPE as its authors describe it: the bands are mixed, and the map is the attribution itself.
+    def published(
+        cls, *, mode: Literal["mix", "modulate"] = "mix", include_dc: bool = True, **overrides: Any
+    ) -> FAMPEConfig:
+        """Make one of four readings of FAMPE's public texts.
+
+        Of its numbers the texts give N = 20, alpha = 0.1 and tau = 0.9. Everything else here is AttEXplore's: the path,
+        the noise, input diversity, and a map that is the attribution itself. What the bands' weights multiply, and
+        whether the mean of the image counts as energy, the texts leave open: two modes and two counts of DC.
 
         Args:
+            mode: ``mix``: alpha and 1 - alpha weigh the image's bands; ``modulate``: they weigh the noise of its bands.
+            include_dc: whether the mean of the image counts in the share tau of its energy. With it the cut-off of a
+                photograph is some 2 cycles, without it some 20.
             **overrides: other fields.
 
         Raises:
             TypeError, ValueError: as the constructor.
         """
-        return cls(**{"mode": "mix", "alpha": 0.1, "tau": 0.9, "include_dc": True, **_AS_ATTEXPLORE, **overrides})
+        # All of the path's numbers by name, so that a default of FAMPE's that measures better changes none of them.
+        attexplore = {field.name: field.default for field in fields(PathConfig)} | {"rho": 0.5, "sigma": 16 / 255}
+        known = {"samples": 20, "alpha": 0.1, "tau": 0.9, "cutoff": None, "gain": 1.0}
+        return cls(**{**attexplore, **known, "mode": mode, "include_dc": include_dc, **overrides})
 
     def band_weights(self) -> tuple[float, float, float, float, float]:
         """The five numbers (g0, aL, bL, aH, bH) that the mode fills in."""

@@ -1,4 +1,9 @@
-"""The low-pass filter of FORGrad (Muzellec et al., "Saliency strikes back", arXiv 2307.09591, section 4)."""
+"""The low-pass filter of FORGrad.
+
+Muzellec, Fel, Boutin, Andéol, VanRullen and Serre, "Saliency strikes back: how filtering out high frequencies improves
+white-box explanations", ICML 2024, arXiv 2307.09591, section 4; their public code is deel-ai/xplique,
+``xplique/commons/forgrad.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..checks import check_cutoff
+from ..checks import check_cutoff, check_flag
 from ..reference.radius import squared_radius
 
 DEFAULT_CUTOFF = 15.0
-"""Cycles over the shorter side; what the paper finds for the gradient of a ResNet-50 at 224 pixels is of this order."""
+"""Cycles over the shorter side; the public code's default, for images of 224 pixels."""
 
 
 def low_pass(values: Tensor, cutoff: float) -> Tensor:
@@ -29,9 +34,7 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
         ValueError: fewer than two dimensions, an empty side, or a cut-off that is negative, not finite or above 1e15.
     """
     cutoff = check_cutoff("cutoff", cutoff)
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"values must be a real floating-point tensor, got {kind}")
+    _check_real("values", values)
     if values.ndim < 2 or 0 in values.shape[-2:]:
         raise ValueError(f"values must be (..., H, W) with H and W at least 1, got shape {tuple(values.shape)}")
     if not values.numel():
@@ -51,19 +54,36 @@ def _disc(height: int, width: int, cutoff: float, device: torch.device) -> Tenso
         return inside.to(device)
 
 
-def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF) -> Tensor:
-    """FORGrad's map: the signed mean over channels, low-passed, its absolute value.
+def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF, *, signed: bool = False) -> Tensor:
+    """Filter maps as FORGrad does: the mean over channels, its absolute value, the low-pass, and its absolute value.
+
+    That is the authors' public code, to rounding, for square images of an even size. For an odd size that code centres
+    its disc beside DC and resizes a map that is a pixel too narrow, and it refuses other sizes; here the disc is
+    ``r <= cutoff`` about DC for every size.
+
+    ``signed=True`` is another filter: without the first absolute value, so that what changes its sign from pixel to
+    pixel cancels out. The paper's figure 1 can be read so; the code is not.
 
     Args:
-        maps: (B, C, H, W), attribution maps or gradients with their signs.
-        cutoff: radius of the disc in cycles over the shorter side.
+        maps: (B, C, H, W), attribution maps or gradients. The mean over channels is one of signed values with either
+            filter, so channels that disagree cancel out: magnitudes (``saliency``'s default) give another map.
+        cutoff: radius of the disc in cycles over the shorter side, 0 or more.
+        signed: low-pass the mean over channels with its signs.
 
     Returns:
         (B, 1, H, W), not negative.
 
     Raises:
-        TypeError, ValueError: as ``low_pass``; also for maps that are not (B, C, H, W).
+        TypeError, ValueError: as ``low_pass``; also for maps that are not (B, C, H, W), or ``signed`` that is no bool.
     """
-    if isinstance(maps, Tensor) and maps.ndim != 4:
-        raise ValueError(f"maps must be (B, C, H, W), got shape {tuple(maps.shape)}")
-    return low_pass(maps.mean(1, keepdim=True), cutoff).abs()
+    _check_real("maps", maps)
+    if maps.ndim != 4 or not maps.shape[1]:
+        raise ValueError(f"maps must be (B, C, H, W) with C at least 1, got shape {tuple(maps.shape)}")
+    mean = maps.mean(1, keepdim=True)
+    return low_pass(mean if check_flag("signed", signed) else mean.abs(), cutoff).abs()
+
+
+def _check_real(name: str, values: object) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a real floating-point tensor, got {kind}")

@@ -17,9 +17,12 @@ class FAMPE(PathMethod[FAMPEConfig]):
     the spectral energy. Each sample is the whole image with white noise, its coefficients multiplied by random numbers
     around 1 that vary with the weights alpha and 1 - alpha of their bands. The averaged, smoothed and normalised loss
     gradients drive T sign steps, the attribution collects step times gradient, and the map joins its peaks with the
-    area they lie in (``frequency.two_scale_map``). ``FAMPEConfig.published()`` is the method as its authors describe
-    it: the samples weigh the image's own bands by alpha and 1 - alpha, some are resized, and the map is the attribution
-    (Yavari et al., "Frequency-Aware Model Parameter Explorer", arXiv 2510.03245; on AttEXplore, Zhu et al., ICLR 2024).
+    area they lie in (``frequency.two_scale_map``).
+
+    After Yavari et al., "Frequency-Aware Model Parameter Explorer", arXiv 2510.03245, on AttEXplore (Zhu et al., ICLR
+    2024). Of FAMPE only N = 20, alpha = 0.1 and tau = 0.9 are known in public; ``FAMPEConfig.published()`` is those
+    numbers in a reading of the text, and AttEXplore's path for the rest: some samples are resized, and the map is the
+    attribution.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation

@@ -1,8 +1,9 @@
 """FORGrad: the high frequencies of gradients are artefacts of downsampling, so a low-pass takes them away.
 
-Muzellec, Bethge, Serre et al., "Saliency strikes back: how filtering out high frequencies improves white-box
-explanations", arXiv 2307.09591. Here for finished maps (``FORGrad``) and inside any gradient method
-(``LowPassGradients``, Captum's included); inside FAMPE's own aggregation it is ``gradient_cutoff``.
+Muzellec, Fel, Boutin, Andéol, VanRullen and Serre, "Saliency strikes back: how filtering out high frequencies improves
+white-box explanations", ICML 2024, arXiv 2307.09591. ``FORGrad`` filters finished maps as the authors' public code
+does. ``LowPassGradients`` (inside any gradient method, Captum's included) and ``gradient_cutoff`` (inside FAMPE's own
+aggregation) low-pass the signed gradient of every channel with the same disc; neither is the authors' filter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_cutoff
+from ..checks import check_cutoff, check_flag
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..model_care import Model
@@ -21,23 +22,26 @@ from .base import captum_call
 
 
 class FORGrad:
-    """Any method's maps, low-passed: signed channel mean, hard disc, absolute value.
+    """Low-pass any method's maps: the channels' mean, its absolute value, the hard disc, and its absolute value.
 
     Args:
         method: whose maps are filtered: one of this package, or an ``Attribution`` of Captum's (which must take
-            ``attribute(inputs, target=...)`` and give signed maps).
+            ``attribute(inputs, target=...)``).
         cutoff: radius of the disc in cycles over the shorter side, 0 or more; ``tune_cutoff`` finds the best one.
+        signed: filter the channels' mean with its signs, without the first absolute value: another filter than that of
+            the authors' public code (``frequency.filtered_map``). It needs a method that gives signed maps.
 
     Raises:
-        TypeError: a method without ``attribute``, or a cut-off that is no number.
+        TypeError: a method without ``attribute``, a cut-off that is no number, or ``signed`` that is no bool.
         ValueError: a cut-off that is negative or not finite.
     """
 
-    def __init__(self, method: Any, cutoff: float = DEFAULT_CUTOFF) -> None:
+    def __init__(self, method: Any, cutoff: float = DEFAULT_CUTOFF, *, signed: bool = False) -> None:
         if not callable(getattr(method, "attribute", None)):
             raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
         self.method = method
         self.cutoff = check_cutoff("cutoff", cutoff)
+        self.signed = check_flag("signed", signed)
         self.forward_func = getattr(method, "forward_func", None)
 
     @property
@@ -79,7 +83,7 @@ class FORGrad:
         if show_progress:
             options["show_progress"] = True
         maps: Tensor = self.method.attribute(inputs, target=target, **options)
-        return filtered_map(maps.detach(), self.cutoff).expand(maps.shape).contiguous()
+        return filtered_map(maps.detach(), self.cutoff, signed=self.signed).expand(maps.shape).contiguous()
 
 
 class _LowPassBackward(torch.autograd.Function):
@@ -96,7 +100,8 @@ class _LowPassBackward(torch.autograd.Function):
 class LowPassGradients(nn.Module):
     """A model whose outputs stay and whose gradients with respect to its input are low-passed, channel by channel.
 
-    Every method that asks this model for gradients gets filtered ones: before it squares, averages or multiplies.
+    Every method that asks this model for gradients gets filtered ones: before it squares, averages or multiplies. They
+    keep their signs: it is the filter of ``FORGrad(..., signed=True)``, not that of the authors' public code.
 
     Args:
         model: classifier in pixel space.

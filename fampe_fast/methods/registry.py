@@ -16,10 +16,10 @@ from .forgrad import FORGrad
 from .peers import PEER_OPTIONS, CaptumMethod
 
 _PLAIN = ("fampe", "fampe_published", "attexplore", *PEER_OPTIONS)
-_FILTERED = "forgrad_"
-METHODS = (*_PLAIN, *(_FILTERED + name for name in _PLAIN))
-"""Every name that ``create_method`` knows: ``fampe_published`` is ``fampe`` with the literature's numbers, ``forgrad_``
-before a name filters that method's maps."""
+_FILTERED, _FILTERED_SIGNED = "forgrad_", "forgrad_signed_"
+METHODS = (*_PLAIN, *(prefix + name for prefix in (_FILTERED, _FILTERED_SIGNED) for name in _PLAIN))
+"""Every name that ``create_method`` knows: ``fampe_published`` is ``FAMPEConfig.published()``; ``forgrad_`` before a
+name filters that method's maps as FORGrad's authors do, ``forgrad_signed_`` filters their signed mean over channels."""
 
 _FAMPE = frozenset({"explorer", *(field.name for field in dataclasses.fields(FAMPEConfig))})
 _OPTIONS: dict[str, frozenset[str]] = {
@@ -38,8 +38,16 @@ def options_of(name: str) -> frozenset[str]:
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-    plain = name.removeprefix(_FILTERED)
-    return _OPTIONS[plain] | ({"map_cutoff"} if plain != name else set())
+    plain, filtered, _ = _parts(name)
+    return _OPTIONS[plain] | ({"map_cutoff"} if filtered else set())
+
+
+def _parts(name: str) -> tuple[str, bool, bool]:
+    """The plain method of a name, whether its maps are filtered, and whether with their signs."""
+    for prefix in (_FILTERED_SIGNED, _FILTERED):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix), True, prefix == _FILTERED_SIGNED
+    return name, False, False
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
@@ -49,7 +57,7 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
         **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig`` and ``explorer``; arguments of
-            ``CaptumMethod``; with ``forgrad_`` also ``map_cutoff``, the radius of the filter.
+            ``CaptumMethod``; with ``forgrad_`` and ``forgrad_signed_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
@@ -61,12 +69,12 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
         raise TypeError(
             f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(options_of(name)))}"
         )
-    if name.startswith(_FILTERED):
+    plain, filtered, signed = _parts(name)
+    if filtered:
         cutoff = check_cutoff("map_cutoff", options.pop("map_cutoff", DEFAULT_CUTOFF))
-        plain = name.removeprefix(_FILTERED)
-        if plain == "saliency":
-            options["absolute"] = False  # the filter wants the signs
-        return FORGrad(create_method(plain, model, **options), cutoff)
+        if "absolute" in options_of(plain):
+            options.setdefault("absolute", False)  # both filters take the mean over channels with its signs
+        return FORGrad(create_method(plain, model, **options), cutoff, signed=signed)
     if name == "fampe":
         return FAMPE(model, **options)
     if name == "fampe_published":

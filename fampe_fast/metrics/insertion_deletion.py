@@ -104,7 +104,8 @@ def insertion_deletion(
         images: (B, C, H, W) floating-point in [0, 1], any size, on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; may be signed. Only the order of the values counts.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        protocol: "rise", "attexplore", "per_pixel", or a `Protocol`. Scores of different ones are not comparable.
+        protocol: "rise", "attexplore", "per_pixel", "per_element", or a `Protocol`. Scores of different ones are
+            not comparable.
         steps: at most this many steps of equal size, in place of the protocol's own step: coarser and faster, and
             another quantity, whose steps show other images.
         passes: at most this many steps of each curve are measured, the two ends among them; at least 2. From K + 1 on
@@ -151,7 +152,7 @@ def insertion_deletion(
         return _result(Refined(curves, curves.bool(), curves[:, 0]), chosen)
 
     images = images.detach().contiguous(memory_format=memory_format(model))
-    first_step = _first_step(maps.detach().to(images.device), chosen.ranking, step)
+    first_step = _first_step(maps.detach().to(images.device), chosen.ranking, step, channels)
     changes, shown = _shown(torch.cat([first_step, first_step]), count)
     full = tolerance is None and (passes is None or passes > count)
     between = count - 1 if passes is None else min(passes, count + 1) - 2  # the steps of a curve without its ends
@@ -196,16 +197,21 @@ def _check_budget(passes: object, tolerance: object) -> tuple[int | None, float 
     return budget, None if tolerance is None else check_positive("tolerance", tolerance, kind="a number or None")
 
 
-def _first_step(maps: Tensor, ranking: str, step: int) -> Tensor:
-    """(B, H, W) int32: the step, counted from 1, at which a pixel changes."""
+def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
+    """(B, H, W) int32: the step, counted from 1, at which a pixel changes; of elements (B, channels, H, W)."""
     values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if ranking == "pixel":
         values = values.sum(1, keepdim=True)
+    elif ranking == "element":
+        # One channel that holds all of them, one below the other.
+        step *= channels
+        values = values.expand(-1, channels, -1, -1).reshape(len(maps), 1, channels * maps.shape[2], maps.shape[3])
     # + 0.0 turns -0.0 into 0.0: they tie, also for a radix sort.
     order = (values.flatten(2) + 0.0).sort(dim=-1, descending=True, stable=True).indices
     at = torch.arange(order.shape[-1], device=maps.device).div(step, rounding_mode="floor").add(1).to(torch.int32)
     first = torch.empty(order.shape, dtype=torch.int32, device=maps.device)
-    return first.scatter_(-1, order, at.expand(order.shape)).amin(1).reshape(len(maps), *maps.shape[-2:])
+    first = first.scatter_(-1, order, at.expand(order.shape)).amin(1)
+    return first.reshape(len(maps), *([channels] if ranking == "element" else []), *maps.shape[-2:])
 
 
 def _shown(first_step: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -228,7 +234,7 @@ class _Sweep:
         Args:
             scorer: asks the model.
             images: (B, C, H, W), in the model's memory format.
-            first_step: (B, H, W) int32, the step at which a pixel changes.
+            first_step: (B, H, W) int32, the step at which a pixel changes; (B, C, H, W) where every value has its own.
             last: (2 * B,) int64, the step at which the last pixel of a curve changes.
             protocol: says what pixels turn into.
             mean: the model's mean colour, where the protocol asks for it.
@@ -241,6 +247,12 @@ class _Sweep:
         self._start = torch.cat([origin, images]).contiguous(memory_format=layout)
         self._finish = torch.cat([images, target]).contiguous(memory_format=layout)
         self._first_step = torch.cat([first_step, first_step])
+        self._shape = images.shape[1:]
+        self._by_element = first_step.ndim == 4
+        self._channels_last = layout == torch.channels_last
+        if self._by_element:
+            self._start, self._finish = self._as_pixels(self._start), self._as_pixels(self._finish)
+            self._first_step = self._as_pixels(self._first_step)[:, 0]
         self._batch = len(images)
         self._scores: Tensor | None = None
 
@@ -291,11 +303,25 @@ class _Sweep:
 
     def _ask(self, curve: Tensor, step: Tensor, shared: int = 0) -> tuple[Tensor, Tensor]:
         start, finish, first_step = self._start, self._finish, self._first_step
-        return self._scorer(
-            curve.remainder(self._batch),
-            lambda part: pixel_mask(start, finish, first_step, curve[part], step[part]),
-            shared,
-        )
+
+        def rows(part: slice) -> Tensor:
+            masked = pixel_mask(start, finish, first_step, curve[part], step[part])
+            return self._as_images(masked) if self._by_element else masked
+
+        return self._scorer(curve.remainder(self._batch), rows, shared)
+
+    def _as_pixels(self, values: Tensor) -> Tensor:
+        """(N, 1, R, S): all values of (N, C, H, W) as pixels of one channel, in the order of the images' memory."""
+        if self._channels_last:
+            return values.permute(0, 2, 3, 1).flatten(2)[:, None]
+        return values.flatten(1, 2)[:, None]
+
+    def _as_images(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) again, without a copy."""
+        channels, height, width = self._shape
+        if self._channels_last:
+            return values.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        return values.view(-1, channels, height, width)
 
 
 def _substrate(substrate: Substrate, images: Tensor, mean: Tensor | None) -> Tensor:

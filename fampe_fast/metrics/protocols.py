@@ -18,7 +18,7 @@ from fampe_fast.checks import check_count, check_number, check_positive, check_w
 
 __all__ = ["PROTOCOLS", "GaussianBlur", "Protocol", "SolidColour", "Substrate", "resolve_protocol"]
 
-Ranking = Literal["pixel", "channel_union"]
+Ranking = Literal["pixel", "channel_union", "element"]
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,14 @@ class Protocol:
             `step` pixels. "channel_union": one rank per pixel and channel; every step changes, in all channels, the
             union of the channels' next `step` pixels, so most steps change more than `step` of them and the last ones
             few or none; where all channels have one order it is "pixel", and cannot be compared with maps whose
-            channels differ. In both, highest first, and ties in the order of the pixel index (row by row).
+            channels differ. "element": one rank for every value of the map, all channels in one order; every step
+            changes the next `step` times C values, each in its own channel, so pixels turn to colours that are neither
+            the image's nor the substrate's; a map that is one for all channels is "pixel" again, but for ties. In all,
+            highest first, and ties in the order of the index (channel by channel, row by row).
         insertion_substrate: what insertion starts from.
         deletion_substrate: what deletion ends in.
-        step: pixels per step; None is the image's width, one row's worth. The last step takes what is left.
+        step: pixels per step, for "element" the values of as many pixels; None is the image's width, one row's worth.
+            The last step takes what is left.
     """
 
     name: str
@@ -174,6 +178,9 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         # Zhu et al., ICLR 2024, public code (LMBTough/ATTEXPLORE, utils.py CausalMetric.evaluate, and eval.py).
         "attexplore": Protocol("attexplore", "channel_union", _BLACK, _BLACK),
         "per_pixel": Protocol("per_pixel", "pixel", _BLACK, _BLACK),
+        # The same group's later public code (LMBTough/LA, evaluation.py CausalMetric.evaluate, and eval.py): 3 * 224
+        # values per step. There the class scored is the model's first choice; here it is the target.
+        "per_element": Protocol("per_element", "element", _BLACK, _BLACK),
     }
 )
 

@@ -132,7 +132,7 @@ def settings_of(method: AttributionMethod) -> dict[str, object]:
     elif hasattr(method, "passes"):
         settings["config"] = {"passes": method.passes, "noise": getattr(method, "noise", None)}
     elif isinstance(method, FORGrad):
-        settings |= {"map_cutoff": method.cutoff, "filtered": settings_of(method.method)}
+        settings |= {"map_cutoff": method.cutoff, "signed": method.signed, "filtered": settings_of(method.method)}
     return settings
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..checks import check_count
+from ..checks import check_count, check_flag
 from ..frequency.low_pass import filtered_map
 from ..methods.base import AttributionMethod
 from ..metrics import Estimate, insertion_deletion, mean_and_error
@@ -40,6 +40,8 @@ class TunedCutoff:
         unfiltered: the same of the maps as they are (channel mean, absolute value).
         protocol: of insertion and deletion.
         forward_passes: of the model, per image, that the search took; the maps' own are not counted.
+        signed: whether the maps were filtered with their signs (``frequency.filtered_map``); a radius serves the filter
+            that it was found for.
     """
 
     model: str
@@ -49,16 +51,17 @@ class TunedCutoff:
     unfiltered: Estimate
     protocol: str
     forward_passes: int
+    signed: bool = False
 
     def save(self, path: str | Path) -> None:
-        """Add to a JSON file, in place of an earlier outcome of the same two names; the file stays whole."""
+        """Add to a JSON file, in place of an earlier outcome of the same names and filter; the file stays whole."""
         path = Path(path)
         known = _read(path) if path.exists() else {}
-        known[_key(self.model, self.method)] = asdict(self)
+        known[_key(self.model, self.method, self.signed)] = asdict(self)
         write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, path: str | Path, model: str, method: str) -> TunedCutoff:
+    def load(cls, path: str | Path, model: str, method: str, *, signed: bool = False) -> TunedCutoff:
         """Read the outcome of a model and a method.
 
         Args:
@@ -66,16 +69,18 @@ class TunedCutoff:
             model: name of the model, as ``tune_cutoff`` recorded it: ``classifier.name``, or ``model_name``.
             method: name of the method: its ``name``, or its class ("FAMPE", whatever its configuration), or
                 ``method_name``; the command line's are those of ``--method`` ("fampe").
+            signed: which filter the radius is for. What was written before there were two is the signed filter's.
 
         Raises:
             FileNotFoundError: there is no such file.
-            KeyError: it knows other models or methods only; the message lists them.
+            KeyError: it knows other models, methods or filters only; the message lists them.
             ValueError: the file is not one of ``save``.
         """
         known = _read(Path(path))
-        if _key(model, method) not in known:
-            raise KeyError(f"no cut-off for {_key(model, method)!r} in {path}; it has {', '.join(sorted(known))}")
-        found = known[_key(model, method)]
+        key = _key(model, method, signed)
+        if key not in known:
+            raise KeyError(f"no cut-off for {key!r} in {path}; it has {', '.join(sorted(known))}")
+        found = known[key]
         try:
             curve = {int(radius): Estimate(**estimate) for radius, estimate in found.pop("curve").items()}
             return cls(**{**found, "unfiltered": Estimate(**found["unfiltered"])}, curve=curve)
@@ -83,8 +88,8 @@ class TunedCutoff:
             raise ValueError(f"{path} is not a file of tuned cut-offs: {error!r}") from error
 
 
-def _key(model: str, method: str) -> str:
-    return f"{model} | {method}"
+def _key(model: str, method: str, signed: bool) -> str:
+    return f"{model} | {method}{' | signed' if signed else ''}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -94,7 +99,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a file of tuned cut-offs")
-    return found
+    return _named_by_filter(found)
+
+
+def _named_by_filter(known: dict[str, Any]) -> dict[str, Any]:
+    """Call the outcomes of a file from before there were two filters what they are: the signed filter's."""
+    named = {key: found for key, found in known.items() if not isinstance(found, dict) or "signed" in found}
+    for found in known.values():
+        if isinstance(found, dict) and "signed" not in found and {"model", "method"} <= found.keys():
+            named.setdefault(_key(found["model"], found["method"], True), {**found, "signed": True})
+    return named
 
 
 def tune_cutoff(
@@ -105,6 +119,7 @@ def tune_cutoff(
     protocol: str = "rise",
     metric_steps: int = 28,
     mean: float | Sequence[float] | Tensor | None = None,
+    signed: bool = False,
     model_name: str | None = None,
     method_name: str | None = None,
     internal_batch_size: int | None = None,
@@ -121,10 +136,11 @@ def tune_cutoff(
         model: classifier in pixel space, in evaluation mode.
         loader: batches (images (B, C, H, W), targets (B,)), all images of one size; they and their maps' channel
             means are kept in memory.
-        method: gives signed maps, ``attribute(images, target=targets)``.
+        method: whose maps are filtered, ``attribute(images, target=targets)``.
         protocol: of insertion and deletion.
         metric_steps: steps of insertion and deletion.
         mean: the mean colour that the protocol may need; default: the model's ``mean``.
+        signed: filter the maps' signed mean over channels, not its absolute value (``frequency.filtered_map``).
         model_name: for the record; default: the model's ``name``, or its class.
         method_name: for the record; default: the method's ``name``, or its class.
         internal_batch_size: images per model pass of the metrics.
@@ -140,7 +156,7 @@ def tune_cutoff(
     metric_steps = check_count("metric_steps", metric_steps)
     if not callable(getattr(method, "attribute", None)):
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
-    judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size)
+    judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size, check_flag("signed", signed))
     batches = _explained(loader, method)
     tries = _tries(batches)
     with progress(1 + tries, "cut-offs", show_progress) as advance:
@@ -172,6 +188,7 @@ def tune_files(
     targets: Sequence[int] | None = None,
     protocol: str = "rise",
     metric_steps: int = 28,
+    signed: bool = False,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     on_stage: Callable[[str, int], None] = lambda stage, total: None,
@@ -185,12 +202,13 @@ def tune_files(
 
     Args:
         classifier: the model.
-        methods: by name, made for this classifier; they give signed maps.
+        methods: by name, made for this classifier.
         paths: image files; all that can be read are kept in memory.
         out: a file as of ``TunedCutoff.save``, its name ending in ``.json``; earlier outcomes in it stay.
         targets: the class of each file; None takes the model's own choice.
         protocol: of insertion and deletion, by name.
         metric_steps: steps of insertion and deletion.
+        signed: filter the maps' signed mean over channels, not its absolute value.
         batch_size: images explained together.
         internal_batch_size: samples per model pass.
         on_stage: called with what begins and about how many units it has.
@@ -217,7 +235,7 @@ def tune_files(
         on_failure(failure)
         on_done(1)
 
-    judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size)
+    judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size, check_flag("signed", signed))
     on_stage("images", len(paths))
     read = []
     for batch in read_batches(classifier, paths, batch_size, failed):
@@ -269,10 +287,11 @@ class _Faithfulness:
     steps: int
     mean_colour: float | Sequence[float] | Tensor | None
     internal_batch_size: int | None
+    signed: bool
 
     def __call__(self, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
         """Of every image, its map filtered; None leaves it as it is."""
-        shown = maps.abs() if radius is None else filtered_map(maps, radius)
+        shown = maps.abs() if radius is None else filtered_map(maps, radius, signed=self.signed)
         found = insertion_deletion(
             self.model,
             images,
@@ -308,7 +327,7 @@ def _outcome(
     model: str, method: str, judge: _Faithfulness, curve: dict[int, Estimate], unfiltered: Estimate
 ) -> TunedCutoff:
     passes = 2 * (judge.steps + 1) * (len(curve) + 1)
-    return TunedCutoff(model, method, _best(curve), curve, unfiltered, judge.protocol, passes)
+    return TunedCutoff(model, method, _best(curve), curve, unfiltered, judge.protocol, passes, judge.signed)
 
 
 def _side(batches: Sequence[_Explained]) -> int:
@@ -324,9 +343,10 @@ def _tries(batches: Sequence[_Explained]) -> int:
 def _figure(tuning: Tuning) -> Figure:
     results = tuning.results
     first = next(iter(results.values()))
+    filtered = "the signed filter's" if first.signed else "FORGrad's"
     return cutoffs_figure(
         {name: CutoffCurve(found.curve, found.unfiltered, found.cutoff) for name, found in results.items()},
-        title=f"{first.model}: FORGrad's cut-off, {max(found.unfiltered.n for found in results.values())} images",
+        title=f"{first.model}: {filtered} cut-off, {max(found.unfiltered.n for found in results.values())} images",
         score=f"insertion − deletion ({first.protocol})",
     )
 

@@ -147,7 +147,7 @@ def define_study(name: str, budget: Budget | None = None) -> Study:
 
     Args:
         name: a key of ``STUDIES``.
-        budget: steps, samples, seed and options that its variants share; default: the published T = 10, N = 20.
+        budget: steps, samples, seed and options that its variants share; default: AttEXplore's T = 10, N = 20.
 
     Raises:
         ValueError: an unknown name.

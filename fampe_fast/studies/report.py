@@ -32,7 +32,7 @@ def write_report(result: StudyResult, out: Path) -> list[Path]:
         first = result.outcomes[0]
         figure = study_figure(
             lines,
-            title=result.study.question,
+            title=f"{result.study.question} ({result.protocol} protocol)",
             reference=(first.variant.label, first.insertion.mean, first.deletion.mean),
         )
         written.append(save_figure(figure, out / "plot.png"))

@@ -46,6 +46,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--metric-steps", type=positive, default=28, help="of insertion and deletion (default: %(default)s)"
     )
     parser.add_argument(
+        "--signed", action="store_true", help="filter the maps with their signs, which FORGrad's authors do not"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=Path("fampe_cutoffs.json"),
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..chosen import classifier_of, labelled_images, options_by_method, targets_of
     from ..output import Bar, closing, console, print_failure
 
-    filtered = {name: f"forgrad_{name}" for name in arguments.method}
+    filtered = {name: f"{_prefix(arguments)}{name}" for name in arguments.method}
     options = options_by_method(arguments, list(arguments.method))
     paths, labels = labelled_images(arguments)
     classifier = classifier_of(arguments)
@@ -94,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             targets=targets,
             protocol=arguments.protocol,
             metric_steps=arguments.metric_steps,
+            signed=arguments.signed,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_stage=bar.begin,
@@ -102,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for name, found in tuning.results.items():
         screen.print(
-            f"{escape(name)} on {escape(found.model)}, {found.unfiltered.n} images, protocol {found.protocol}; mean ± "
+            f"{escape(name)} on {escape(found.model)}, {'signed filter' if found.signed else 'FORGrad'}, "
+            f"{found.unfiltered.n} images, protocol {found.protocol}; mean ± "
             f"standard error; at most {found.forward_passes} forward passes per image besides the maps' own:",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
@@ -131,9 +136,13 @@ def _table(found: TunedCutoff) -> Table:
     return table
 
 
+def _prefix(arguments: argparse.Namespace) -> str:
+    return "forgrad_signed_" if arguments.signed else "forgrad_"
+
+
 def _usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dict[str, Any]) -> str:
     """The line that explains the same images with the radius found."""
-    words = ["fampe-fast", "explain", str(arguments.images), "--method", f"forgrad_{method}"]
+    words = ["fampe-fast", "explain", str(arguments.images), "--method", f"{_prefix(arguments)}{method}"]
     words += ["--option", f"map_cutoff={cutoff}"]
     for key, value in options.items():
         words += ["--option", _key_value(key, value)]
