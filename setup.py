@@ -12,7 +12,9 @@ RUNTIME = [
     "numpy>=1.26",
     "pillow>=10.1",
     "safetensors>=0.4.3",
+    "huggingface_hub>=0.25",
     "matplotlib>=3.8",
+    "contourpy>=1.2",
     "rich>=13.7",
     "triton>=3.3; platform_system == 'Linux'",
 ]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import copy
+import random
+import threading
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,6 +140,326 @@ def test_what_cannot_be_folded_stays(body: object, kept: int) -> None:
     folded = fold_batch_norm(model, X)
     assert norms(folded) == kept
     torch.testing.assert_close(folded(X), model(X), rtol=1e-11, atol=1e-11)
+
+
+class Block(nn.Module):
+    """A convolution, its normalisation and another one: what happens with them is the subclass's forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.register_buffer("seen", torch.zeros(4))
+        self.outputs: list[Tensor] = []
+        self.calls = 0
+
+
+KEPT_BY_A_CLOSURE: list[Callable[[], Tensor]] = []
+
+
+def by_value(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if x.mean() > -9 else net.other(y)
+
+
+def by_item(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if x.mean().item() > -9 else y
+
+
+def by_float(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if float(x.max()) > -9 else y
+
+
+def by_array(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    try:
+        small = x.detach().cpu().numpy().mean() < -9
+    except Exception:
+        small = False
+    return y if small else net.norm(y)
+
+
+def by_a_caught_error(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    try:
+        if x.mean() < -9:
+            return y
+    except Exception:
+        pass
+    return net.norm(y)
+
+
+def by_value_of_tensors_only(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return y if isinstance(x, Tensor) and x.mean() < -9 else net.norm(y)
+
+
+def by_a_loop(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    while y.abs().max() > 99:
+        y = y / 2
+    return net.norm(y)
+
+
+def by_batch_size(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if x.shape[0] < 3 else y
+
+
+def by_length(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if len(x) < 3 else y
+
+
+def by_image_size(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if x.size(-1) == 16 else y
+
+
+def by_gradient_mode(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if not torch.is_grad_enabled() else y
+
+
+def by_wanted_gradient(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if not x.requires_grad else y
+
+
+def by_torchs_chance(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if torch.rand(()) < 2 else y
+
+
+def by_pythons_chance(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if random.random() < 2 else y
+
+
+def by_numpys_chance(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if np.random.rand() < 2 else y  # noqa: NPY002 (what foreign code does)
+
+
+def by_a_counter(net: Block, x: Tensor) -> Tensor:
+    net.calls += 1
+    y = net.conv(x)
+    return net.norm(y) if net.calls < 99 else y
+
+
+def kept_on_the_module(net: Block, x: Tensor) -> Tensor:
+    net.last = y = net.conv(x)
+    return net.norm(y)
+
+
+def kept_in_a_list(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    net.outputs.append(y)
+    return net.norm(y)
+
+
+def kept_in_a_closure(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    KEPT_BY_A_CLOSURE.append(lambda: y)
+    return net.norm(y)
+
+
+def read_into_a_buffer(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    net.seen.copy_(y.detach()[0].mean((1, 2)))
+    return net.norm(y)
+
+
+def in_two_branches(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) + net.other(y)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        by_value,
+        by_item,
+        by_float,
+        by_array,
+        by_a_caught_error,
+        by_value_of_tensors_only,
+        by_a_loop,
+        by_batch_size,
+        by_length,
+        by_image_size,
+        by_gradient_mode,
+        by_wanted_gradient,
+        by_torchs_chance,
+        by_pythons_chance,
+        by_numpys_chance,
+        by_a_counter,
+        kept_on_the_module,
+        kept_in_a_list,
+        kept_in_a_closure,
+        read_into_a_buffer,
+        in_two_branches,
+    ],
+    ids=lambda forward: forward.__name__,
+)
+def test_what_another_input_could_change_is_not_folded(forward: Callable[[Block, Tensor], Tensor]) -> None:
+    """The example takes the branch that could be folded, so no comparison of outputs shows that it must not be."""
+    torch.manual_seed(0)
+    model = used(head(type("Net", (Block,), {"forward": forward})()))
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model, X[:1])
+    assert norms(folded) == norms(model) == 2
+    model[0].seen.copy_(before["0.seen"])  # which running the model changes, as it does without us
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    KEPT_BY_A_CLOSURE.clear()
+
+
+def by_mode(net: Block, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if not net.training else y
+
+
+def with_unpacked_shape(net: Block, x: Tensor) -> Tensor:
+    batch, _, height, width = x.shape
+    return net.norm(net.conv(x)).view(batch, 4, height * width).view(x.size(0), 4, height, width)
+
+
+def with_an_option(net: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    y = net.norm(net.conv(x))
+    return y if mask is None else y * mask
+
+
+def with_a_choice_of_values(net: Block, x: Tensor) -> Tensor:
+    y = net.norm(net.conv(x))
+    return torch.where(x.mean() > 0, y, -y)
+
+
+def with_a_constant(net: Block, x: Tensor) -> Tensor:
+    return net.norm(net.conv(x)) + net.other.weight.sum() + torch.tensor(2.0)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [by_mode, with_unpacked_shape, with_an_option, with_a_choice_of_values, with_a_constant],
+    ids=lambda forward: forward.__name__,
+)
+def test_what_is_the_same_for_every_input_is_folded(forward: Callable[[Block, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = used(head(type("Net", (Block,), {"forward": forward})()))
+    folded = fold_batch_norm(model, X[:1])
+    assert norms(folded) == 1 < norms(model)
+    for pixels in (X, -X):
+        torch.testing.assert_close(folded(pixels), model(pixels), rtol=1e-11, atol=1e-11)
+
+
+class OnABackbone(nn.Module):
+    """Somebody's module around a library's: the inside is the library's, the rest is traced."""
+
+    def __init__(self, by_value: bool) -> None:
+        import timm
+
+        super().__init__()
+        self.backbone, self.by_value = timm.create_model("test_efficientnet", num_classes=7), by_value
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.backbone.forward_head(self.backbone.forward_features(x))
+        return y if not self.by_value or y.mean() > -9 else self.backbone(-x)
+
+
+def test_a_librarys_network_in_somebodys_module() -> None:
+    torch.manual_seed(0)
+    model = used(OnABackbone(by_value=False))
+    folded = fold_batch_norm(model, X)
+    assert norms(folded) == 0 < norms(model)
+    torch.testing.assert_close(folded(X), model(X), rtol=1e-9, atol=1e-9)
+    deciding = used(OnABackbone(by_value=True))
+    assert fold_batch_norm(deciding, X) is deciding
+
+
+def test_what_users_put_on_a_librarys_model() -> None:
+    """A method of the instance, a subclass and a hook are somebody's code and are traced."""
+    import timm
+
+    torch.manual_seed(0)
+    model = used(timm.create_model("test_efficientnet", num_classes=7))
+    plain = type(model).forward
+    model.forward_head = lambda x: plain(model, x) if x.mean() > -9 else x
+    assert fold_batch_norm(model, X) is model
+    del vars(model)["forward_head"]
+    model.__class__ = type("Mine", (type(model),), {"forward": lambda self, x: plain(self, x) if x[0, 0, 0, 0] else x})
+    assert fold_batch_norm(model, X) is model
+    model.__class__ = type("Mine", (plain_class := type(model).__mro__[1],), {})
+    assert norms(fold_batch_norm(model, X)) == 0
+    model.__class__ = plain_class
+    handle = model.global_pool.register_forward_hook(lambda module, inputs, output: output if output.sum() else None)
+    assert fold_batch_norm(model, X) is model
+    handle.remove()
+    seen: list[Tensor] = []
+    model.global_pool.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert norms(fold_batch_norm(model, X)) == 0
+
+
+def test_a_convolution_that_is_replaced_on_the_instance_is_not_folded() -> None:
+    model = used(head(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)))
+    convolution = model[0]
+    convolution.forward = lambda x: F.conv2d(x, convolution.weight.sign(), None, padding=1)
+    assert fold_batch_norm(model, X) is model
+
+
+def test_a_name_is_not_a_class() -> None:
+    """A user's own Conv2dSame may standardise its weight."""
+    mine = type("Conv2dSame", (Standardised,), {})
+    model = used(head(mine(3, 4, 3), nn.BatchNorm2d(4)))
+    assert norms(fold_batch_norm(model, X)) == 1
+
+
+def test_a_convolution_of_two_names_is_replaced_under_both() -> None:
+    class Named(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.also = self.conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.also(x))
+
+    model = used(head(Named()))
+    folded = fold_batch_norm(model, X)
+    assert norms(folded) == 1
+    torch.testing.assert_close(folded(X), model(X), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_programs_are_returned_as_they_are() -> None:
+    model = used(head(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    traced = torch.jit.trace(model, X)
+    for program in (traced, torch.jit.freeze(torch.jit.trace(model, X))):
+        assert fold_batch_norm(program, X) is program
+
+
+def test_other_threads_models_are_not_traced() -> None:
+    """torch.fx patches nn.Module for the time of a trace."""
+    torch.manual_seed(0)
+    model, other = (used(head(type("Net", (Block,), {"forward": by_mode})())) for _ in range(2))
+    expected, wrong, done = other(X), [], threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            try:
+                if not torch.equal(other(X), expected):
+                    wrong.append("another result")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert norms(fold_batch_norm(model, X[:1])) == 1
+    finally:
+        done.set()
+        thread.join()
+    assert not wrong
 
 
 def test_a_copy_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

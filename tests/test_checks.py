@@ -45,6 +45,9 @@ from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
 class Index:
     """Nothing but a whole number."""
 
+    def __repr__(self) -> str:
+        return "Index()"
+
     def __index__(self) -> int:
         return 3
 

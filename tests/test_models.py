@@ -140,6 +140,11 @@ class TestClassifier:
             ({"class_names": [1, 2]}, TypeError, "class_names must be a sequence"),
             ({"class_names": []}, ValueError, "class_names is empty"),
             ({"class_names": ["a"], "num_classes": 5}, ValueError, "1 class_names were given for a model of 5"),
+            ({"mean": []}, ValueError, "mean is empty"),
+            ({"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0)}, ValueError, "mean has 3 values and std 2"),
+            ({"channels": 0}, ValueError, "channels must be at least 1"),
+            ({"channels": 1.0}, TypeError, "channels must be a whole number"),
+            ({"channels": 2, "mean": (0.1, 0.2, 0.3)}, ValueError, "one number or 2, one per channel; got 3"),
         ],
     )
     def test_bad_arguments(self, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -149,6 +154,50 @@ class TestClassifier:
     def test_not_a_module(self) -> None:
         with pytest.raises(TypeError, match=r"nn\.Module"):
             Classifier(lambda x: x)  # type: ignore[arg-type]
+
+
+class TestChannels:
+    """Classifiers of other images than RGB."""
+
+    def test_the_first_convolution_tells(self) -> None:
+        for channels in (1, 3, 4, 7):
+            clf = Classifier(_any_size(channels), mean=0.5)
+            assert clf.channels == channels
+            assert clf.mean.shape == clf.std.shape == (1, channels, 1, 1)
+        assert Classifier(nn.Sequential(nn.Conv2d(6, 6, 3, groups=3))).channels == 6
+        assert Classifier(nn.Flatten()).channels == 3
+
+    def test_several_means_tell(self) -> None:
+        assert Classifier(nn.Flatten(), mean=(0.1, 0.2, 0.3, 0.4)).channels == 4
+        assert Classifier(nn.Flatten(), std=(0.1, 0.2)).channels == 2
+        assert Classifier(_any_size(1), mean=(0.1, 0.2, 0.3)).channels == 3  # greyscale is made inside
+        assert Classifier(_any_size(1), channels=3).mean.shape == (1, 3, 1, 1)
+
+    def test_one_channel_is_grey(self) -> None:
+        clf = Classifier(_any_size(1), input_size=(20, 30))
+        for picture in (_picture(50, 60), _picture(50, 60).convert("L"), _picture(50, 60).convert("CMYK")):
+            pixels = clf.transform(picture)
+            assert pixels.shape == (1, 20, 30)
+            assert pixels.dtype == torch.float32
+        colour = Image.new("RGB", (40, 40), (10, 200, 90))
+        grey = round(0.299 * 10 + 0.587 * 200 + 0.114 * 90)  # ITU-R 601-2
+        assert clf.transform(colour).unique().tolist() == pytest.approx([grey / 255])
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+        exact = PixelTransform(ResizeAndCrop((16, 16), 1.0), 1)(ramp)
+        assert torch.equal(exact.flatten(), torch.arange(256) / 255)
+
+    def test_other_numbers_want_a_transform_of_the_users(self) -> None:
+        clf = Classifier(_any_size(4), input_size=8)
+        with pytest.raises(ValueError, match="takes 4 channels, and image files are read as RGB"):
+            clf.transform(_picture(9, 9))
+        own = Classifier(_any_size(4), transform=lambda image: torch.ones(4, *image.size))
+        assert own.eval()(own.transform(_picture(9, 9))[None]).shape == (1, 5)
+
+
+def _any_size(channels: int, classes: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(128, classes))
 
 
 class TestTransforms:
@@ -218,6 +267,37 @@ class TestTimm:
         assert (clf.name, clf.input_size, clf.num_classes, clf.class_names) == (SMALL, (160, 160), 1000, None)
         assert clf.class_name(3) == "class 3"
         assert clf(torch.rand(2, 3, 160, 160)).shape == (2, 1000)
+
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_other_channels(self, tmp_path: Path, channels: int) -> None:
+        args = {"in_chans": channels}
+        torch.save(_timm(num_classes=3, **args).state_dict(), tmp_path / "a.pth")
+        clf = load_classifier(SMALL, weights=tmp_path / "a.pth", model_args=args, fold_batch_norm=True)
+        assert (clf.channels, clf.num_classes) == (channels, 3)
+        assert clf(torch.rand(2, channels, 160, 160)).shape == (2, 3)
+        clf = load_classifier(SMALL, pretrained=False, model_args=args, mean=[0.25] * channels)
+        assert clf.mean.flatten().tolist() == [0.25] * channels
+        with pytest.raises(ValueError, match=rf"one number or {channels}, one per channel; got 3 for test_resnet"):
+            load_classifier(SMALL, pretrained=False, model_args=args, mean=(0.1, 0.2, 0.3))
+
+    def test_a_format_that_changes_the_output_is_taken_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """timm's models keep channels-last where a pass returns the same; this one asserts that it has not got it."""
+        kind = type(_timm())
+        forward = kind.forward
+
+        def strict(self: nn.Module, images: Tensor) -> Tensor:
+            assert all(value.is_contiguous() for value in self.parameters())
+            logits: Tensor = forward(self, images)
+            return logits
+
+        monkeypatch.setattr(kind, "forward", strict)
+        clf = load_classifier(SMALL, pretrained=False)
+        assert all(value.is_contiguous() for value in clf.parameters())
+        assert clf(torch.rand(1, 3, 160, 160)).shape == (1, 1000)
+
+    def test_a_size_that_the_model_does_not_take(self) -> None:
+        with pytest.raises(ValueError, match="torchvision/squeezenet1_1 does not take images of 8 x 8: "):
+            load_classifier("torchvision/squeezenet1_1", pretrained=False, input_size=8)
 
     def test_state_after_loading(self) -> None:
         clf = load_classifier(SMALL, pretrained=False)
@@ -467,6 +547,60 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"would run code.*state_dict\(\)"):
             load_classifier(SMALL, weights=self._save(tmp_path / "a.pth", _net()))
 
+    @pytest.mark.parametrize("protocol", [2, 4])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_pickled_model_is_called_one(self, tmp_path: Path, protocol: int, zipped: bool) -> None:
+        """Not "weights without a model"; its classes are read from the pickle without running it."""
+        path = tmp_path / "a.pth"
+        for content in (_net(), {"model": _net(), "epoch": 3}):
+            torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+            says = (
+                r"a\.pth holds a whole model, pickled \(torch\.nn\.modules\.container\.Sequential, .*weights_only=False"
+            )
+            with pytest.raises(ValueError, match=says):
+                load_classifier(path)
+            with pytest.raises(ValueError, match="holds a whole model, pickled"):
+                load_classifier(SMALL, weights=path)
+
+    @pytest.mark.parametrize("protocol", [2, 4])
+    def test_other_pickled_objects(self, tmp_path: Path, protocol: int) -> None:
+        path = tmp_path / "a.pth"
+        torch.save({"state_dict": _net().state_dict(), "where": Path("a")}, path, pickle_protocol=protocol)
+        for arguments in ({"source": path}, {"source": SMALL, "weights": path}):
+            with pytest.raises(ValueError, match=r"holds pickled Python objects \(pathlib\.\w*Path"):
+                load_classifier(**arguments)
+        with (tmp_path / "b.pkl").open("wb") as stream:
+            pickle.dump({"a": [1, 2]}, stream, protocol=protocol)
+        for arguments in ({"source": tmp_path / "b.pkl"}, {"source": SMALL, "weights": tmp_path / "b.pkl"}):
+            with pytest.raises(ValueError, match=r"b\.pkl is a pickle that torch\.save did not write"):
+                load_classifier(**arguments)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.pt", b"", "is empty"),
+            ("a.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+            ("a.bin", b"\n<!DOCTYPE html><html>", "is a web page, as a failed download leaves it"),
+            ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(40), "is an HDF5 file"),
+            ("a.onnx", b"\x08\x07\x12\x07pytorch", "is an ONNX file"),
+            ("a.txt", b"hello", "is not a file of PyTorch's"),
+        ],
+    )
+    def test_what_other_files_are(self, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        for arguments in ({"source": tmp_path / name}, {"source": SMALL, "weights": tmp_path / name}):
+            with pytest.raises(ValueError, match=f"{name} is not a (model|checkpoint): it {message}"):
+                load_classifier(**arguments)
+
+    def test_a_suffix_that_is_another_formats(self, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(_net().state_dict(), tmp_path / "a.bin")
+        assert _same_parameters(load_classifier(_net(), weights=tmp_path / "a.bin").model, _net())
+        torch.save(_net().state_dict(), tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=r"written by torch\.save: give it the suffix \.pth"):
+            load_classifier(_net(), weights=tmp_path / "a.safetensors")
+
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
             load_classifier(SMALL, weights=tmp_path / "nothing.pth")
@@ -615,11 +749,22 @@ class TestFolders:
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(ValueError, match="not valid JSON"):
             load_classifier(tmp_path)
-        (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-        with pytest.raises(ValueError, match="no timm architecture"):
-            load_classifier(tmp_path)
+        for content, message in {
+            '{"model_type": "vit"}': "no timm architecture .*model_type is 'vit', one of transformers'",
+            "[1]": "no timm architecture; of folders only timm's can be loaded",
+            '{"architecture": 3}': "no timm architecture",
+            '{"architecture": "test_resnet", "pretrained_cfg": [1]}': r"pretrained_cfg is no object .*\[1\]",
+        }.items():
+            (tmp_path / "config.json").write_text(content)
+            with pytest.raises(ValueError, match=message):
+                load_classifier(tmp_path)
         (tmp_path / "config.json").write_text('{"architecture": "resnet_of_mine"}')
         with pytest.raises(ValueError, match="resnet_of_mine"):
+            load_classifier(tmp_path)
+
+    def test_a_folder_of_weights_alone(self, tmp_path: Path) -> None:
+        torch.save(_net().state_dict(), tmp_path / "best.pth")
+        with pytest.raises(ValueError, match=r"no config\.json.*best\.pth in it can be given as weights"):
             load_classifier(tmp_path)
 
     def test_folder_whose_weights_are_missing_or_do_not_fit(self, tmp_path: Path) -> None:
@@ -677,6 +822,49 @@ class TestPrograms:
         assert clf(torch.rand(2, 3, 16, 16)).shape == (2, 5)
         with pytest.raises(ValueError, match=r"\(3, 3, 16, 16\).*dynamic batch size"):
             clf(torch.rand(3, 3, 16, 16))
+
+    @pytest.mark.parametrize("how", ["script", "trace", "freeze", "frozen file", "exported"])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_every_kind_of_program_is_explained(self, tmp_path: Path, how: str, channels: int) -> None:
+        """With `view` on feature maps, which fail in channels-last format; frozen ones have no parameters to ask."""
+        torch.manual_seed(0)
+        net, pixels = Tutorial(channels).eval(), torch.rand(2, channels, 32, 32)
+        source: Any = tmp_path / "program.pt"
+        if how == "exported":
+            torch._dynamo.reset()
+            batch = torch.export.Dim("batch", min=1, max=64)
+            torch.export.save(torch.export.export(net, (pixels,), dynamic_shapes=({0: batch},)), source)
+        elif how == "trace":
+            torch.jit.trace(net, pixels).save(str(source))
+        else:
+            source = torch.jit.script(net)
+            source = torch.jit.freeze(source) if how != "script" else source
+            if how == "frozen file":
+                source.save(str(tmp_path / "program.pt"))
+                source = tmp_path / "program.pt"
+        clf = load_classifier(source, mean=0.5, input_size=32, class_names=[str(i) for i in range(10)])
+        assert (clf.channels, clf.num_classes) == (channels, 10)
+        assert not any(module.training for module in clf.modules())
+        pixels.requires_grad_()
+        expected = net(pixels - 0.5)
+        torch.testing.assert_close(clf(pixels), expected, atol=1e-5, rtol=1e-5)
+        (ours,) = torch.autograd.grad(clf(pixels)[:, 1].sum(), pixels)
+        (theirs,) = torch.autograd.grad(expected[:, 1].sum(), pixels)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_what_a_program_was_exported_for(self, tmp_path: Path, batch: int) -> None:
+        """Size and channels come from its graph, and as many images as it takes tell the classes."""
+        program = torch.export.export(_any_size(4).eval(), (torch.rand(batch, 4, 16, 24),))
+        torch.export.save(program, tmp_path / "a.pt2")
+        clf = load_classifier(tmp_path / "a.pt2")
+        assert (clf.channels, clf.input_size, clf.num_classes) == (4, (16, 24), 5)
+        with pytest.raises(ValueError, match="4 class_names were given for a model of 5 classes"):
+            load_classifier(tmp_path / "a.pt2", class_names=list("abcd"))
+        with pytest.raises(ValueError, match=r"\(7, 4, 16, 24\).*dynamic batch size"):
+            clf(torch.rand(7, 4, 16, 24))
+        with pytest.raises(ValueError, match=r"the size that it was exported for \(input_size="):
+            clf(torch.rand(batch, 4, 16, 16))
 
     def test_exported_module_as_source(self, exported: Path) -> None:
         clf = load_classifier(torch.export.load(str(exported)).module())
@@ -749,6 +937,35 @@ class TestModules:
         clf = load_classifier(_net().half())
         assert {parameter.dtype for parameter in clf.parameters()} == {torch.float32}
 
+    @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
+    def test_another_precision_is_copied(self, dtype: torch.dtype) -> None:
+        net = _net().to(dtype)
+        net[1].weight = net[1].bias  # tied
+        before = copy.deepcopy(net.state_dict())
+        clf = load_classifier(net, input_size=16)
+        assert {value.dtype for value in clf.parameters()} == {torch.float32}
+        assert clf.model[1].weight is clf.model[1].bias
+        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+        assert {value.dtype for value in net.parameters()} == {dtype}
+        pixels = torch.rand(2, 3, 16, 16)
+        torch.testing.assert_close(clf(pixels), net.float()(pixels), atol=1e-5, rtol=1e-5)
+
+    def test_a_precision_that_the_code_wants_is_kept(self) -> None:
+        class Casting(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 5, 3).to(torch.bfloat16)
+
+            def forward(self, images: Tensor) -> Tensor:
+                return self.conv(images.to(torch.bfloat16)).mean((2, 3))
+
+        clf = load_classifier(Casting(), mean=0.5, input_size=16)
+        assert {value.dtype for value in clf.state_dict().values()} == {torch.bfloat16}
+        assert clf.num_classes == 5
+        pixels = torch.rand(2, 3, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+        (gradient,) = torch.autograd.grad(clf(pixels)[:, 0].sum(), pixels)
+        assert gradient.abs().sum() > 0
+
     def test_requires_grad_is_left_alone(self) -> None:
         net = _net()
         net.conv.weight.requires_grad_(False)
@@ -786,9 +1003,260 @@ class TestModules:
         clf = load_classifier(_net(), device="cuda", mean=0.5)
         assert {t.device.type for t in [*clf.parameters(), *clf.buffers()]} == {"cuda"}
         assert clf(torch.rand(1, 3, 9, 9, device="cuda")).is_cuda
-        weights = [p for p in clf.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[-1] > 1]
-        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
         assert load_classifier(_net().cuda()).mean.is_cuda
+        built = load_classifier(SMALL, pretrained=False, device="cuda")
+        weights = [p for p in built.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[-1] > 1]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+class Tutorial(nn.Module):
+    """The first convolutional network of many: it asks feature maps for a view."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(channels, 6, 5), nn.Conv2d(6, 8, 5), nn.Linear(8 * 5 * 5, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.first(images)), 2)
+        x = torch.max_pool2d(torch.relu(self.second(x)), 2)
+        logits: Tensor = self.head(x.view(x.shape[0], -1))
+        return logits
+
+
+class Strided(nn.Module):
+    """Asserts strides, as code around hand-written kernels does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _any_size(3)
+        self.register_buffer("kernel", torch.randn(2, 3, 3, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.inner[0].weight.is_contiguous()
+        assert self.kernel.stride() == (27, 9, 3, 1)
+        logits: Tensor = self.inner(images)
+        return logits + self.kernel.view(-1).sum()
+
+
+class Counting(nn.Module):
+    """Writes to its buffers, puts another in a buffer's place and draws at random, in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _any_size(3)
+        self.register_buffer("written", torch.zeros(1))
+        self.register_buffer("replaced", torch.zeros(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.written += 1
+        self.replaced = self.replaced + 1
+        logits: Tensor = self.inner(images)
+        return logits + torch.rand(())
+
+
+def _state(module: nn.Module) -> list[object]:
+    """All that can be seen of a module's tensors and modes."""
+    return [
+        *((name, id(v), v.dtype, v.stride(), v.device, v.tolist(), v.requires_grad) for name, v in _named(module)),
+        *((name, part.training) for name, part in module.named_modules()),
+    ]
+
+
+def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+class TestSomebodysModules:
+    """The user's module is the user's."""
+
+    @pytest.mark.parametrize("make", [Tutorial, Strided, Counting, lambda: nn.DataParallel(Tutorial())])
+    def test_a_module_is_not_changed_but_for_its_mode(self, make: Callable[[], nn.Module]) -> None:
+        torch.manual_seed(0)
+        net = make().eval()
+        before, random_before = _state(net), torch.get_rng_state()
+        clf = load_classifier(net, input_size=32)
+        assert _state(net) == before
+        assert torch.equal(torch.get_rng_state(), random_before)
+        assert clf.model is net
+        assert clf.num_classes in (5, 10)
+        for run in (net, clf):
+            pixels = torch.rand(2, 3, 32, 32, requires_grad=True)
+            (gradient,) = torch.autograd.grad(run(pixels)[:, 1].sum(), pixels)
+            assert gradient.abs().sum() > 0
+
+    def test_channels_last_weights_stay_so(self) -> None:
+        net = _net().to(memory_format=torch.channels_last)
+        load_classifier(net, input_size=16)
+        assert net.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize(
+        "arguments", [{"num_classes": 4}, {"class_names": ["a", "b"]}, {"class_names": list("abcdefg")}]
+    )
+    def test_failure_takes_everything_back(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
+        net = _net().train()
+        net[1].eval()
+        other = {key: value + 1 for key, value in _net().state_dict().items()}
+        torch.save(other, tmp_path / "a.pth")
+        before = _state(net)
+        with pytest.raises(ValueError, match="of 5 classes"):
+            load_classifier(net, weights=tmp_path / "a.pth", input_size=16, **arguments)
+        assert _state(net) == before
+        assert not net[1].training
+
+    def test_a_classifier_keeps_its_precision_and_format(self) -> None:
+        clf = Classifier(_net().double())
+        before = [(v.dtype, v.stride()) for v in clf.state_dict().values()]
+        assert load_classifier(clf) is clf
+        assert [(v.dtype, v.stride()) for v in clf.state_dict().values()] == before
+        assert not any(part.training for part in clf.modules())
+
+    def test_built_under_inference_mode(self) -> None:
+        with torch.inference_mode():
+            net, half = Tutorial(), Tutorial().half()
+        for module in (net, half):
+            clf = load_classifier(module, input_size=32)
+            assert all(value.is_inference() for value in module.parameters())
+            pixels = torch.rand(2, 3, 32, 32, requires_grad=True)
+            (gradient,) = torch.autograd.grad(clf(pixels)[:, 1].sum(), pixels)
+            assert gradient.abs().sum() > 0
+            assert {value.dtype for value in clf.parameters()} == {torch.float32}
+            for value in clf.parameters():
+                value.requires_grad_(False)
+        with torch.inference_mode():
+            expected = net.eval()(pixels)
+        assert torch.equal(load_classifier(net, input_size=32)(pixels), expected.clone())
+
+    def test_weights_for_a_module_built_under_inference_mode(self, tmp_path: Path) -> None:
+        torch.save(_net().state_dict(), tmp_path / "a.pth")
+        with torch.inference_mode():
+            net = _net()
+        with pytest.raises(ValueError, match="built under inference_mode, and weights cannot be read into it"):
+            load_classifier(net, weights=tmp_path / "a.pth", input_size=16)
+
+    @pytest.mark.parametrize("channels", [1, 2, 4, 5])
+    def test_any_number_of_channels(self, channels: int) -> None:
+        clf = load_classifier(_any_size(channels), input_size=20, class_names=list("abcde"))
+        assert clf.channels == channels
+        pixels = torch.rand(2, channels, 20, 20, requires_grad=True)
+        assert torch.autograd.grad(clf(pixels)[:, 1].sum(), pixels)[0].abs().sum() > 0
+        if channels == 1:
+            assert clf.transform(_picture(30, 40)).shape == (1, 20, 20)
+        else:
+            with pytest.raises(ValueError, match=f"takes {channels} channels"):
+                clf.transform(_picture(30, 40))
+        several = load_classifier(_any_size(channels), input_size=20, mean=[0.25] * channels, std=0.5)
+        assert several.mean.flatten().tolist() == [0.25] * channels
+
+    def test_greyscale_that_is_made_inside(self) -> None:
+        class Grey(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = _any_size(1)
+
+            def forward(self, images: Tensor) -> Tensor:
+                logits: Tensor = self.inner(0.3 * images[:, :1] + 0.6 * images[:, 1:2] + 0.1 * images[:, 2:3])
+                return logits
+
+        clf = load_classifier(Grey(), input_size=20)
+        assert clf.channels == 3
+        assert clf.transform(_picture(30, 40)).shape == (3, 20, 20)
+
+    def test_a_size_that_the_module_does_not_take(self) -> None:
+        """It may be meant for tensors of its own size; nothing is known of its classes."""
+        clf = load_classifier(Tutorial(1))
+        assert (clf.channels, clf.num_classes) == (1, None)
+        assert clf(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+    def test_timm_modules_of_other_channels(self) -> None:
+        model = _timm(in_chans=1, num_classes=3)
+        clf = load_classifier(model)
+        assert clf.channels == 1
+        assert clf.mean.flatten().tolist() == pytest.approx([sum(model.pretrained_cfg["mean"]) / 3])  # type: ignore
+        assert clf.transform(_picture(200, 300)).shape == (1, 160, 160)
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: _net().to("meta"), "9 weights on the meta device.*'conv.weight' first"),
+            (lambda: nn.Sequential(_net(), nn.LazyLinear(3)), "2 weights without a shape yet"),
+        ],
+    )
+    def test_weights_without_values(self, make: Callable[[], nn.Module], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            load_classifier(make(), input_size=16)
+
+    def test_a_module_that_torch_cannot_copy(self) -> None:
+        net = _any_size(3).half()
+        net.extra = net[0].weight * 2  # made by an operation, with a graph
+        with pytest.raises(ValueError, match=r"computes in float16 .*cannot copy it .*\.float\(\)"):
+            load_classifier(net, input_size=16)
+
+    def test_compiled_modules_are_not_compiled_for_a_trial(self) -> None:
+        calls: list[int] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            calls.append(1)
+            return graph
+
+        net = torch.compile(_any_size(3), backend=backend)
+        clf = load_classifier(net, input_size=16)
+        assert clf.num_classes == 5
+        assert not calls
+        assert clf(torch.rand(1, 3, 16, 16)).shape == (1, 5)
+        assert calls
+
+    def test_quantised_modules(self) -> None:
+        quantisation = pytest.importorskip("torch.ao.quantization")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = quantisation.quantize_dynamic(_any_size(3).eval(), {nn.Linear})
+            pixels = torch.rand(2, 3, 16, 16)
+            clf = load_classifier(net, input_size=16)
+            assert torch.equal(clf(pixels), net(pixels))
+        assert clf.num_classes == 5
+
+    @pytest.mark.parametrize("inplace", [lambda x: x.sub_(0.5).div_(0.2), lambda x: x.relu_()])
+    def test_modules_that_begin_in_place(self, inplace: Callable[[Tensor], Tensor]) -> None:
+        class InPlace(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = _any_size(3)
+
+            def forward(self, images: Tensor) -> Tensor:
+                logits: Tensor = self.inner(inplace(images))
+                return logits
+
+        clf = load_classifier(InPlace(), input_size=16)
+        pixels = torch.rand(2, 3, 16, 16)
+        before = pixels.clone()
+        leaf = pixels.requires_grad_()
+        assert torch.autograd.grad(clf(leaf)[:, 1].sum(), leaf)[0].abs().sum() > 0
+        assert torch.equal(pixels, before)
+
+
+class TestNumberOfClasses:
+    """A pass tells it, so that names which do not fit are refused before any work."""
+
+    @pytest.mark.parametrize("names", [["a"], list("abcd"), list("abcdef")])
+    def test_names_that_do_not_fit(self, tmp_path: Path, names: list[str]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.trace(_net().eval(), torch.rand(1, 3, 16, 16)).save(str(tmp_path / "script.pt"))
+        for source in (_net(), tmp_path / "script.pt"):
+            with pytest.raises(ValueError, match=f"{len(names)} class_names were given for a model of 5 classes"):
+                load_classifier(source, class_names=names, input_size=16)
+
+    def test_it_is_what_the_model_returns(self) -> None:
+        net = _net()
+        net.num_classes = 1000  # stale, as after a new head
+        assert load_classifier(net, input_size=16).num_classes == 5
+        with pytest.raises(ValueError, match="num_classes=6 was given for a model of 5 classes"):
+            load_classifier(_net(), input_size=16, num_classes=6)
+
+    def test_outputs_that_are_no_table_of_classes(self) -> None:
+        maps = nn.Conv2d(3, 5, 3)
+        assert load_classifier(maps, input_size=16).num_classes is None
+        assert load_classifier(maps, input_size=16, class_names=["a", "b"]).num_classes == 2
 
 
 class TestBadArguments:

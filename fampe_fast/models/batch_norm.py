@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from fampe_fast.matrix_precision import tensor_float32
+from fampe_fast.models.control_flow import Flow, comes_from, fixed_flow, has_hooks, known
 
 __all__ = ["fold_batch_norm"]
 
@@ -28,17 +29,22 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     In evaluation mode a batch normalisation is a factor and an offset per channel, which the convolution before it can
     carry itself. Forward and backward passes then read and write the feature maps once less for each: on a CPU
     MobileNetV2's passes take 40 % less time, ResNet-50's 25 %. One pass of the example shows which follow which; pairs
-    that could not be folded exactly (a convolution whose output is used elsewhere, too, that is called twice or
+    that could not be folded exactly (a convolution whose output is used or kept elsewhere, too, that is called twice or
     standardises its own weight; modules with hooks) stay as they are. The copy is for inference and
     gradients with respect to the image; it cannot be trained on as the original could.
+
+    One pass does not show what another input would do. So nothing is folded unless it is proven that every input takes
+    the same way: all modules are torch's, torchvision's or timm's, as they were made, or torch.fx can trace the model
+    with symbols in place of values. A model that decides by values, by the batch's size or at random is returned as it
+    is, and so are scripted, compiled and exported ones, whose layers cannot be exchanged.
 
     Args:
         model: in evaluation mode; is not changed.
         example: one image or a few, as the model takes them, on its device.
 
     Returns:
-        The copy, or the model itself where there is nothing to fold or the copy's outputs for the example are not the
-        model's to 1e-4 of their largest.
+        The copy, or the model itself where there is nothing to fold, where that is not proven to keep the function, or
+        where the copy's outputs for the example are not the model's to 1e-4 of their largest.
 
     Raises:
         TypeError: the model is no nn.Module.
@@ -50,18 +56,30 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):  # its modules are not Python's
+        return model
     if any(module.training for module in model.modules()):
         raise ValueError("batch normalisation can be folded in evaluation mode only: call model.eval()")
     if not any(_foldable_norm(module) for module in model.modules()):
         return model
-    folded = copy.deepcopy(model)
     # tf32, which torch allows a GPU's convolutions by default, moves logits by more than a fold may.
     with torch.no_grad(), tensor_float32(False) if example.is_cuda else nullcontext():
-        expected = model(example)
-        names = {module: name for name, module in folded.named_modules()}
-        pairs = _pairs(folded, example)
+        entirely = known(model)
+        flow = None if entirely else fixed_flow(model)
+        if flow is None and not entirely:
+            return model
+        try:
+            folded = copy.deepcopy(model)
+        except RuntimeError:  # tensors that an operation made, as the older weight_norm leaves them, have no copies
+            return model
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in folded.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(name)
+        pairs, expected = _pairs(folded, example)
+        if flow is not None:
+            pairs = [pair for pair in pairs if _is_proven(flow, *(names[module] for module in pair))]
         for convolution, norm in pairs:
-            _replace(folded, names[convolution], fuse_conv_bn_eval(convolution, norm))
+            _replace(folded, names[convolution], _fused(convolution, norm))
             _replace(folded, names[norm], _what_remains(norm))
         if not pairs or not _agree(folded(example), expected):
             return model
@@ -107,7 +125,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _pairs(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], object]:
+    """Run the example: which convolutions feed one normalisation and nothing else, and the model's output."""
     seen, hooks = _Observed(), []
     for module in model.modules():
         if _foldable_convolution(module):
@@ -116,33 +135,40 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
             hooks.append(module.register_forward_pre_hook(seen.norm))  # type: ignore[arg-type]
     try:
         with seen:
-            model(example)
+            output = model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return [
+    pairs = [
         (convolution, norm)
         for convolution, norm, between in seen.followed
         if seen.calls[convolution] == seen.calls[norm] == seen.uses[id(between)] == 1
     ]
+    return pairs, output
+
+
+def _is_proven(flow: Flow, convolution: list[str], norm: list[str]) -> bool:
+    """Whether under any of their names the one feeds the other, whatever the input."""
+    return any(flow.proves(a, b) for a in convolution for b in norm)
 
 
 def _foldable_convolution(module: nn.Module) -> bool:
     """One whose result is linear in its weight: others, such as weight-standardising ones, are subclasses."""
-    plain = type(module) is nn.Conv2d or type(module).__name__ == "Conv2dSame"  # timm's, which pads as TensorFlow does
-    return plain and not parametrize.is_parametrized(module) and not _has_hooks(module)
+    kind = type(module)
+    plain = kind is nn.Conv2d or (kind.__name__ == "Conv2dSame" and comes_from(kind, "timm"))  # pads as TensorFlow does
+    return plain and _as_its_class(module) and not parametrize.is_parametrized(module)
 
 
 def _foldable_norm(module: nn.Module) -> bool:
-    known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"  # timm's, with its activation
-    return known and isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and not _has_hooks(module)
+    kind = type(module)
+    plain = kind is nn.BatchNorm2d or (kind.__name__ == "BatchNormAct2d" and comes_from(kind, "timm"))
+    if not plain or not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+        return False
+    return _as_its_class(module) and not parametrize.is_parametrized(module)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at, or changes, what goes in and out."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _as_its_class(module: nn.Module) -> bool:
+    return "forward" not in vars(module) and not has_hooks(module)
 
 
 def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
@@ -152,9 +178,17 @@ def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
+    """Computed on the CPU, so that the weights are the same to the bit on every device."""
+    device = convolution.weight.device
+    fused: nn.Module = fuse_conv_bn_eval(copy.deepcopy(convolution).cpu(), copy.deepcopy(norm).cpu())
+    return fused.to(device)
+
+
+def _replace(model: nn.Module, names: list[str], new: nn.Module) -> None:
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
 
 
 def _agree(found: object, expected: object) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +18,21 @@ from torch import Tensor, nn
 
 from fampe_fast.models.messages import first_line
 
-__all__ = ["Mismatch", "archive_kind", "fit", "read_state_dict"]
+__all__ = ["Mismatch", "archive_kind", "fit", "foreign_classes", "pickled", "read_state_dict", "what_it_is"]
 
 StateDict = dict[str, Tensor]
 
 # Where training scripts put the weights, in the order in which timm takes them: averaged weights come first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+_PICKLE = b"\x80"
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 # Left by torch.compile and DistributedDataParallel, in either order of wrapping.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 
 
 def archive_kind(path: Path) -> Literal["torchscript", "exported", "checkpoint"] | None:
     """What a file holds, by its contents: a TorchScript or torch.export program, a checkpoint, or None of them."""
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
         return "checkpoint"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -38,8 +42,111 @@ def archive_kind(path: Path) -> Literal["torchscript", "exported", "checkpoint"]
         if "archive_format" in names or "serialized_exported_program.json" in names:
             return "exported"
         return "checkpoint" if "data.pkl" in names else None
+    return "checkpoint" if _begins_with(path, _PICKLE) else None  # torch.save before 1.6
+
+
+def what_it_is(path: Path) -> str:
+    """A few words, for messages, on a file that is neither a model nor a checkpoint."""
     with path.open("rb") as stream:
-        return "checkpoint" if stream.read(1) == b"\x80" else None  # the pickle protocol: torch.save before 1.6
+        start = stream.read(512)
+    if not start:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, as a failed download leaves it"
+    if start.startswith(b"\x89HDF"):
+        return "is an HDF5 file (Keras?), not PyTorch's"
+    if path.suffix.lower() == ".onnx":
+        return "is an ONNX file, not PyTorch's"
+    if zipfile.is_zipfile(path):
+        return "is a zip archive that PyTorch did not write"
+    return "is not a file of PyTorch's"
+
+
+def foreign_classes(path: Path) -> list[str]:
+    """The classes whose code would run if a checkpoint's pickle were loaded, without loading it; none of torch's own.
+
+    Args:
+        path: of a file that `archive_kind` calls a checkpoint.
+    """
+    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
+        return []
+    found: dict[str, None] = {}
+    strings: list[str] = []  # those last pushed: the fourth protocol names a class by two of them
+    memo: dict[int, str | None] = {}
+    last_is_string = False
+    try:
+        for code, argument in _pickle_codes(path):
+            pushed = argument if isinstance(argument, str) and "UNICODE" in code else None
+            if code == "GLOBAL":
+                found[str(argument).replace(" ", ".")] = None
+            elif code == "STACK_GLOBAL":
+                found[".".join(strings[-2:])] = None
+            elif code == "MEMOIZE":
+                memo[len(memo)] = strings[-1] if last_is_string else None
+            elif code in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
+                pushed = memo.get(argument)
+            last_is_string = pushed is not None
+            if pushed is not None:
+                strings = [*strings[-1:], pushed]
+    except Exception:  # a damaged pickle; reading it says so
+        return []
+    return [name for name in found if not _is_plain(name)]
+
+
+def _pickle_codes(path: Path) -> Iterator[tuple[str, object]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            content = io.BytesIO(archive.read(name))
+        yield from ((code.name, argument) for code, argument, _ in pickletools.genops(content))
+        return
+    with path.open("rb") as stream:
+        parts = 4 if _is_torchs(path) else 1  # a number, the protocol, sizes, and then the object
+        for _ in range(parts):
+            yield from ((code.name, argument) for code, argument, _ in pickletools.genops(stream))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a checkpoint may name this: tensors, storages, types and containers."""
+    if name in ("collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device", "torch.dtype"):
+        return True
+    module, _, last = name.rpartition(".")
+    if module in ("builtins", "__builtin__") and last in ("set", "frozenset", "bytearray", "complex", "slice"):
+        return True
+    return module in ("torch._utils", "torch._tensor", "torch.nn.parameter", "torch.serialization", "_codecs") or (
+        module in ("torch", "torch.storage") and (last.endswith("Storage") or last[:1].islower())
+    )
+
+
+def pickled(path: Path, classes: Sequence[str]) -> str:
+    """A sentence on a file with pickled objects of these classes, and what to do."""
+    layers = [name for name in classes if name.startswith("torch.nn.modules.")]
+    what = "a whole model, pickled" if layers else "pickled Python objects"
+    return (
+        f"{path} holds {what} ({_examples(tuple(classes))}), and loading it would run code from the file. Save the "
+        "state dict alone: torch.save(model.state_dict(), PATH); or, where you trust the file, load it yourself with "
+        "torch.load(PATH, weights_only=False) and give load_classifier the module"
+    )
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(start)) == start
+
+
+def _is_torchs(path: Path) -> bool:
+    """Whether torch.save wrote a file."""
+    with path.open("rb") as stream:
+        return zipfile.is_zipfile(path) or _LEGACY in stream.read(32)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors does, with the length of a JSON object and the object."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
@@ -62,7 +169,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     if kind in ("torchscript", "exported"):
         raise ValueError(f"weights {path} is a {kind} program, not a state dict; pass it as the model itself")
     if kind is None:
-        raise ValueError(f"weights {path} is not a checkpoint; expected .safetensors or a file written by torch.save")
+        expected = "expected .safetensors or a file written by torch.save"
+        raise ValueError(f"weights {path} is not a checkpoint: it {what_it_is(path)}; {expected}")
+    if path.suffix.lower() != ".safetensors" and not _is_safetensors(path) and not _is_torchs(path):
+        raise ValueError(f"weights {path} is a pickle that torch.save did not write, or damaged; save it by torch.save")
     state = _unnest(_read(path), path)
     for wrapper in _WRAPPERS:
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
@@ -75,24 +185,22 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def _read(path: Path) -> object:
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from error
+            hint = ". It was written by torch.save: give it the suffix .pth" if _is_torchs(path) else ""
+            raise ValueError(f"weights {path}: not a readable safetensors file ({error}){hint}") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script stores its arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
             raise ValueError(f"weights {path}: damaged ({error})") from error
-        raise ValueError(
-            f"weights {path} holds pickled Python objects (a whole model, perhaps), and loading it would run code "
-            "from the file. Save the state dict alone: torch.save(model.state_dict(), PATH)"
-        ) from error
+        raise ValueError(f"weights {pickled(path, foreign_classes(path) or ['unknown classes'])}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"weights {path}: damaged or truncated ({first_line(error)})") from error
 

@@ -11,15 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fampe_fast.models.channels import first_channels
 from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
 
-__all__ = ["Classifier", "channel_statistics", "check_class_names", "check_input_size"]
+__all__ = [
+    "Classifier",
+    "channel_statistics",
+    "check_channels",
+    "check_class_names",
+    "check_input_size",
+    "default_transform",
+]
 
 
 class Classifier(nn.Module):
     """A model that takes images in pixel space, [0, 1], and normalises them itself.
 
-    `forward(pixels) = model((pixels - mean) / std)`. Shapes: pixels float (B, 3, H, W) in [0, 1]; logits
+    `forward(pixels) = model((pixels - mean) / std)`. Shapes: pixels float (B, C, H, W) in [0, 1]; logits
     (B, classes). The values are not checked here (that would cost a synchronisation on every call); the methods of
     this package check their input once.
 
@@ -28,11 +36,13 @@ class Classifier(nn.Module):
         class_names: one name per class, or None where they are unknown.
         num_classes: the number of classes, or None where it is unknown.
         input_size: (H, W) in pixels, what `transform` produces.
-        transform: from a PIL image to float32 (3, H, W) in [0, 1]: resize and crop, no normalisation. Apply it to
-            what `fampe_fast.images.read_image` returns.
+        channels: C, the number of channels of the images: 3 for RGB.
+        transform: from a PIL image to float32 (C, H, W) in [0, 1]: resize and crop, no normalisation. Apply it to
+            what `fampe_fast.images.read_image` returns. For a model of one channel it makes the image grey; for one of
+            another number it raises ValueError, as files have no such images: give a transform of your own.
         model: the wrapped model; it takes normalised images.
-        mean: buffer, float32 (1, 3, 1, 1), in pixel units.
-        std: buffer, float32 (1, 3, 1, 1), in pixel units.
+        mean: buffer, float32 (1, C, 1, 1), in pixel units.
+        std: buffer, float32 (1, C, 1, 1), in pixel units.
     """
 
     mean: Tensor
@@ -49,11 +59,12 @@ class Classifier(nn.Module):
         transform: Callable[[Image.Image], Tensor] | None = None,
         class_names: Sequence[str] | None = None,
         num_classes: int | None = None,
+        channels: int | None = None,
     ) -> None:
         """Wrap `model` as it is: its mode, precision and device are left alone (`load_classifier` sets them).
 
         Args:
-            model: takes normalised images (B, 3, H, W), returns logits (B, classes).
+            model: takes normalised images (B, C, H, W), returns logits (B, classes).
             name: default: the model's class name.
             mean: subtracted from the pixels; one number or one per channel, in [0, 1]. Default 0.
             std: divided by; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
@@ -62,25 +73,27 @@ class Classifier(nn.Module):
                 (bicubic), then crop.
             class_names: one name per class.
             num_classes: number of classes; default: the number of names, else `model.num_classes` if there is one.
+            channels: number of channels of the images; default: the number of means or stds where several are given,
+                else what the model's first convolution takes, else 3.
 
         Raises:
             TypeError: `model` is not an nn.Module, or an argument has the wrong type.
-            ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than 1 or 3, an
-                input size below 1, or another number of names than classes.
+            ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than one or one per
+                channel, an input size below 1, or another number of names than classes.
         """
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-        means, stds = channel_statistics(mean, std)
+        self.channels, means, stds = _channel_values(model, channels, *channel_statistics(mean, std))
         first = next((t for t in [*model.parameters(), *model.buffers()]), None)
         device = None if first is None else first.device
-        shape = (1, CHANNELS, 1, 1)
+        shape = (1, self.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(means, dtype=torch.float32, device=device).reshape(shape))
         self.register_buffer("std", torch.tensor(stds, dtype=torch.float32, device=device).reshape(shape))
         self.model = model
         self.name = type(model).__name__ if name is None else name
         self.input_size = check_input_size(input_size)
-        self.transform = PixelTransform(ResizeAndCrop(self.input_size)) if transform is None else transform
+        self.transform = default_transform(self.input_size, self.channels) if transform is None else transform
         declared = getattr(model, "num_classes", None)
         if num_classes is None and isinstance(declared, int) and declared > 0:
             num_classes = declared
@@ -91,7 +104,7 @@ class Classifier(nn.Module):
         """Classify images.
 
         Args:
-            pixels: float (B, 3, H, W) in [0, 1].
+            pixels: float (B, C, H, W) in [0, 1].
 
         Returns:
             Logits (B, classes).
@@ -117,30 +130,75 @@ class Classifier(nn.Module):
         return f"{self.name}, input_size={self.input_size}, mean={means}, std={stds}, num_classes={self.num_classes}"
 
 
+def default_transform(size: tuple[int, int], channels: int, interpolation: str = "bicubic") -> PixelTransform:
+    """The transform of a model that brings none: the centre crop of `size` covers 7/8 of the shorter side."""
+    return PixelTransform(ResizeAndCrop(size, interpolation=interpolation), channels)
+
+
 def channel_statistics(
     mean: float | Sequence[float], std: float | Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation as one number per channel, checked: see `Classifier`."""
-    means, stds = _per_channel(mean, "mean"), _per_channel(std, "std")
+    """Mean and standard deviation, checked: see `Classifier`.
+
+    Returns:
+        Both of one length: one number for all channels, or one per channel.
+    """
+    means, stds = _numbers(mean, "mean"), _numbers(std, "std")
     if not all(0 <= value <= 1 for value in means):
         raise ValueError(f"mean must lie in [0, 1], the units of pixels; got {means}{_byte_hint(means)}")
     if not all(value > 0 for value in stds):
         raise ValueError(f"std must be above 0, got {stds}")
-    return means, stds
+    if len(means) != len(stds) and 1 not in (len(means), len(stds)):
+        raise ValueError(f"mean has {len(means)} values and std {len(stds)}; expected one number, or one per channel")
+    count = max(len(means), len(stds))
+    return _spread(means, count), _spread(stds, count)
 
 
-def _per_channel(value: float | Sequence[float], what: str) -> tuple[float, ...]:
+def check_channels(channels: object) -> int:
+    """A number of channels of at least 1.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below 1.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int):
+        raise TypeError(f"channels must be a whole number, got {channels!r}")
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+    return channels
+
+
+def _channel_values(
+    model: nn.Module, channels: int | None, means: tuple[float, ...], stds: tuple[float, ...]
+) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Number of channels, and mean and std of each."""
+    given, first = len(means), first_channels(model)
+    expected = (first or CHANNELS) if channels is None else check_channels(channels)
+    if channels is None and given > 1 and (first is None or given in (first, CHANNELS)):
+        expected = given  # also where the first convolution is an inner one, of greyscale made from RGB
+    if given not in (1, expected):
+        raise ValueError(
+            f"mean and std must be one number or {expected}, one per channel; got {given}: {means}, {stds}"
+        )
+    return expected, _spread(means, expected), _spread(stds, expected)
+
+
+def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return values * count if len(values) == 1 else values
+
+
+def _numbers(value: float | Sequence[float], what: str) -> tuple[float, ...]:
     if isinstance(value, str | bytes):
-        raise TypeError(f"{what} must be a number or a sequence of {CHANNELS} numbers, got {value!r}")
+        raise TypeError(f"{what} must be a number or a sequence of numbers, one per channel, got {value!r}")
     try:
         numbers = tuple(float(v) for v in ([value] if isinstance(value, int | float) else value))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} must be a number or a sequence of {CHANNELS} numbers, got {value!r}") from error
-    if len(numbers) not in (1, CHANNELS):
-        raise ValueError(f"{what} must be one number or {CHANNELS}, one per channel; got {len(numbers)}: {numbers}")
+        raise TypeError(f"{what} must be a number or a sequence of numbers, one per channel, got {value!r}") from error
+    if not numbers:
+        raise ValueError(f"{what} is empty; expected one number, or one per channel")
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{what} must be finite, got {numbers}")
-    return numbers * CHANNELS if len(numbers) == 1 else numbers
+    return numbers
 
 
 def _byte_hint(means: tuple[float, ...]) -> str:

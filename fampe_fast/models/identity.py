@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-
-import torch
-
 from fampe_fast.models.classifier import Classifier
+from fampe_fast.models.contents import digest_of
 
 __all__ = ["identity_of"]
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+# How it is called, and how its classes are.
+_NAMES = ("name", "class_names")
 
 
 def identity_of(classifier: Classifier) -> dict[str, object]:
@@ -21,14 +18,10 @@ def identity_of(classifier: Classifier) -> dict[str, object]:
         classifier: with its weights; reads every one of them (a tenth of a second per 100 MB).
 
     Returns:
-        ``model``, the name, and ``fingerprint``, 16 hexadecimal digits of SHA-256 over the modules with their settings
-        (as ``repr`` shows them), every parameter and buffer (the normalisation among them), input size and transform.
+        ``model``, the name, and ``fingerprint``, 16 hexadecimal digits of SHA-256 over the modules with their classes'
+        code and all their settings, every parameter and buffer (the normalisation among them), input size, transform
+        and every other attribute of the classifier but its names. It is the same in every process, on every device and
+        in every memory format, as long as the Python version is (of classes and functions that belong to no library,
+        the compiled code counts).
     """
-    digest = hashlib.sha256()
-    for shown in (classifier, classifier.transform):
-        digest.update(_ADDRESS.sub("", repr(shown)).encode())
-    for name, value in sorted(classifier.state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"model": classifier.name, "fingerprint": digest.hexdigest()[:16]}
+    return {"model": classifier.name, "fingerprint": digest_of(classifier, without=_NAMES)[:16]}

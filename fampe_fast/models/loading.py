@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fampe_fast.models.batch_norm import fold_batch_norm as fold_batch_norm_of
-from fampe_fast.models.checkpoints import archive_kind, fit, read_state_dict
+from fampe_fast.models.channels import first_channels
+from fampe_fast.models.checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
 from fampe_fast.models.class_names import timm_class_names
-from fampe_fast.models.classifier import Classifier, channel_statistics, check_class_names, check_input_size
+from fampe_fast.models.classifier import (
+    Classifier,
+    channel_statistics,
+    check_class_names,
+    check_input_size,
+    default_transform,
+)
 from fampe_fast.models.messages import first_line
-from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS, PixelTransform, ResizeAndCrop
+from fampe_fast.models.ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
+from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS
+from fampe_fast.models.trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
 
 __all__ = ["load_classifier"]
@@ -48,8 +58,18 @@ def load_classifier(
     - a TorchScript archive, or a program saved by `torch.export.save` (".pt2"), of a model that takes normalised
       images. Load programs only from where you would run code from; an exported program accepts the batch sizes
       that it was exported for;
-    - an nn.Module. It is wrapped, not copied, and so are the changes: evaluation mode, fp32, memory format;
-    - a Classifier, which is returned itself, moved to `device`.
+    - an nn.Module. It is wrapped, not copied: see below for what changes;
+    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on `device`.
+
+    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, `weights` are
+    read into it, and it moves to `device`. If loading fails, all of that is taken back. Its memory format stays as it
+    is: turn the weights of a convolutional network channels-last yourself (``module.to(memory_format=
+    torch.channels_last)``) for 10 to 30 % more speed on a CPU, if its code does not use ``view`` on feature maps. A
+    module in another precision than fp32, or built under ``torch.inference_mode``, is left alone altogether; the
+    classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
+
+    One image of noise is run, which tells the number of classes and shows whether the model takes what the transform
+    makes. An nn.Module or program that fails on it is loaded nevertheless, with its number of classes unknown.
 
     Where several apply: a name in timm's registry comes before a file of that name in the working directory (write
     "./resnet50" for the file).
@@ -60,11 +80,11 @@ def load_classifier(
             a state dict, also nested or from DistributedDataParallel. It must fit in every key and shape.
         pretrained: whether to fetch the weights that belong to the name. Default: True unless `weights` is given.
             False gives random weights.
-        num_classes: the number of classes. Default: from the checkpoint, else the model's own.
-        mean: subtracted from the pixels, in pixel units, [0, 1]; one number or three. Default: the model's
+        num_classes: the number of classes. Default: from the checkpoint, else what the model returns.
+        mean: subtracted from the pixels, in pixel units, [0, 1]; one number, or one per channel. Default: the model's
             configuration; for a program, or an nn.Module without timm's `pretrained_cfg`, 0.
-        std: divided by, in pixel units; one number or three. Default: likewise, or 1 (mean 0 and std 1: the model
-            gets the pixels as they are).
+        std: divided by, in pixel units; one number, or one per channel. Default: likewise, or 1 (mean 0 and std 1: the
+            model gets the pixels as they are).
         class_names: one per class. Default: the model's configuration; for trained models of timm and torchvision
             with an ImageNet number of classes, ImageNet's; else None.
         input_size: (H, W) or one number, what the transform produces. Default: the model's configuration, else 224.
@@ -73,18 +93,22 @@ def load_classifier(
             lanczos. Default: the model's configuration, else bicubic. It matters: the probabilities of a model
             trained with one and fed by another differ by up to 0.2 on single photographs.
         device: where to put the model. Default: where it is; the CPU for a model that is loaded.
-        model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}.
+        model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}. {"in_chans": 1} is a
+            model for greyscale, with `weights` or random ones; its transform makes images grey.
         fold_batch_norm: multiply batch normalisations into the convolutions before them (`models.fold_batch_norm`):
             the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
             that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
 
     Returns:
-        The classifier in evaluation mode and fp32, on a CPU and on CUDA with weights in channels-last memory format.
-        `requires_grad` of the parameters is left alone.
+        The classifier in evaluation mode and fp32. A model that is built here or read from a file has its weights in
+        channels-last memory format on a CPU and on CUDA, if it returns the same in it. `requires_grad` of the
+        parameters is left alone.
 
     Raises:
         ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
-            weights that do not fit (with counts and examples), a file that is no model.
+            weights that do not fit (with counts and examples), a file that is no model, another number of class names
+            than classes, a named model that does not take images of `input_size`, a module without values in its
+            weights.
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path that does not exist.
         WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
@@ -105,7 +129,9 @@ def load_classifier(
         given["fold_batch_norm"] = fold_batch_norm or None
         given["interpolation"] = interpolation
         _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
-        return _finish(source, device)
+        with give_back_on_failure(source, values=False):
+            source.eval()
+            return source if device is None else source.to(device)
     if not isinstance(source, str | os.PathLike | nn.Module):
         raise TypeError(f"source must be a model name, a path or an nn.Module, got {type(source).__name__}")
 
@@ -126,26 +152,104 @@ def load_classifier(
     if class_names is not None:
         check_class_names(class_names, num_classes)
 
-    if isinstance(source, nn.Module):
-        _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
-        _refuse({"model_args"} if args else set(), "an nn.Module is already built")
-        resolved = _from_module(source, request)
-    else:
+    if not isinstance(source, nn.Module):
         resolved = _from_text(source, request, explicit_pretrained=bool(pretrained))
+        classifier = _classify(resolved, request, class_names, device)
+        return classifier if fold_batch_norm is False else _folded(classifier)
+    _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
+    _refuse({"model_args"} if args else set(), "an nn.Module is already built")
+    check_values(source, type(source).__name__, writable=weights is not None)
+    with give_back_on_failure(source, values=weights is not None):
+        classifier = _classify(_from_module(source, request), request, class_names, device)
+        return _folded(classifier) if fold_batch_norm else classifier
+
+
+def _classify(
+    resolved: Resolved, request: Request, class_names: Sequence[str] | None, device: str | torch.device | None
+) -> Classifier:
+    """Wrap a model and try it, for the number of its channels and of its classes."""
+    if resolved.origin != "given":
+        resolved.model.float()
+    if resolved.origin == "given" and needs_a_copy(resolved.model):
+        classifier, output = _copied(resolved, device)
+    else:
+        classifier, output, failure = _tried(resolved, resolved.model, device)
+        if failure is not None and resolved.origin == "built":
+            height, width = classifier.input_size
+            problem = f"{resolved.name} does not take images of {height} x {width}: {first_line(failure)}"
+            raise ValueError(problem) from failure
+    if output is not None and resolved.origin != "given":
+        prefer_channels_last(classifier, output)
+    found = number_of_classes(output, images_for(classifier)) or resolved.num_classes
+    if None not in (request.num_classes, found) and found != request.num_classes:
+        raise ValueError(f"num_classes={request.num_classes} was given for a model of {found} classes")
+    known = resolved.class_names if resolved.class_names and len(resolved.class_names) == found else None
+    names = known if class_names is None else class_names
+    classifier.class_names = None if names is None else check_class_names(names, found)
+    classifier.num_classes = found if classifier.class_names is None else len(classifier.class_names)
+    return classifier
+
+
+def _tried(
+    resolved: Resolved, model: nn.Module, device: str | torch.device | None
+) -> tuple[Classifier, object, Exception | None]:
+    """A classifier with as many channels as the model takes, where nothing tells, and its output or what it raised."""
+    first = first_channels(model)
+    candidates: list[int | None] = [resolved.channels]
+    if resolved.channels is None and len(resolved.mean) == len(resolved.std) == 1:
+        # RGB before all: what a first convolution takes may be greyscale that the model makes of it.
+        candidates = list(dict.fromkeys((CHANNELS, first or CHANNELS, 1, 4)))
+    failure: Exception | None = None
+    for channels in candidates:
+        classifier = _wrapped(resolved, model, channels, device)
+        try:
+            return classifier, run_once(classifier), None
+        except torch.OutOfMemoryError:  # says nothing about the model
+            raise
+        except Exception as error:  # of foreign code, which fails in every way there is
+            failure = failure or error
+    return _wrapped(resolved, model, resolved.channels, device), None, failure
+
+
+def _copied(resolved: Resolved, device: str | torch.device | None) -> tuple[Classifier, object]:
+    """A classifier with a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
+    module = resolved.model
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        single, same = in_single_precision(module), in_single_precision(module, convert=False)
+    except Exception as error:  # of tensors that an operation made, of foreign __deepcopy__ and __reduce__
+        raise ValueError(
+            f"{resolved.name} computes in {str(own).removeprefix('torch.')} or was built under inference_mode, and "
+            f"torch cannot copy it ({first_line(error)}): convert it yourself (.float()), or build it outside"
+        ) from error
+    classifier, output, _ = _tried(resolved, single, device)
+    if own == torch.float32:
+        return classifier, output
+    original, expected, _ = _tried(resolved, same, device)
+    tolerance = max(1e-4, 100 * torch.finfo(own).eps)
+    if expected is not None and not agree(output, expected, tolerance):
+        return original, expected
+    return classifier, output
+
+
+def _wrapped(
+    resolved: Resolved, model: nn.Module, channels: int | None, device: str | torch.device | None
+) -> Classifier:
     classifier = Classifier(
-        resolved.model,
+        model,
         name=resolved.name,
         mean=resolved.mean,
         std=resolved.std,
         input_size=resolved.input_size,
         transform=resolved.transform,
-        class_names=resolved.class_names if class_names is None else class_names,
         num_classes=resolved.num_classes,
+        channels=channels,
     )
-    _finish(classifier, device)
-    if fold_batch_norm or (fold_batch_norm is None and not isinstance(source, nn.Module)):
-        classifier.model = _folded(classifier)
-    return classifier
+    if resolved.transform is None:
+        classifier.transform = default_transform(classifier.input_size, classifier.channels, resolved.interpolation)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    classifier.mean, classifier.std = classifier.mean.to(own), classifier.std.to(own)
+    return classifier.eval() if device is None else classifier.eval().to(device)
 
 
 def _check_arguments(weights: object, pretrained: object, num_classes: object, model_args: Mapping[str, Any]) -> None:
@@ -202,8 +306,12 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
         raise FileNotFoundError(f"no such model file or folder: {text}.{hint}")
     kind = archive_kind(path)
     if kind is None:
-        raise ValueError(f"{text} is not a model; expected a folder in timm's layout, TorchScript or torch.export")
+        expected = "expected a folder in timm's layout, TorchScript or torch.export"
+        raise ValueError(f"{text} is not a model: it {what_it_is(path)}; {expected}")
     if kind == "checkpoint":
+        if classes := foreign_classes(path):
+            raise ValueError(pickled(path, classes))
+        read_state_dict(path)  # which says what it holds if that is no weights
         raise ValueError(
             f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
             f'load_classifier("NAME", weights="{text}") (--model NAME --weights {text})'
@@ -212,7 +320,7 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     _refuse({"pretrained"} if explicit_pretrained else set(), f"{text} has its weights in it")
     _refuse({"model_args"} if request.model_args else set(), f"{text} is already built")
     program = _load_torchscript(path) if kind == "torchscript" else _load_exported(path)
-    return _from_module(program, request, name=path.stem)
+    return _from_module(program, request, name=path.stem, origin="file")
 
 
 def _looks_like_a_name(source: str) -> bool:
@@ -251,11 +359,16 @@ def _load_exported(path: Path) -> nn.Module:
 
 
 class _Exported(nn.Module):
-    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch."""
+    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch.
+
+    Attributes:
+        shape: of its input, (B, C, H, W), None where it was exported with a dynamic one; None if that is unknown.
+    """
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self.program = program
+        self.shape = _exported_shape(program)
         for module in self.modules():
             module.training = False
 
@@ -265,9 +378,12 @@ class _Exported(nn.Module):
         except (AssertionError, RuntimeError) as error:  # its guards; in torch 2.6 they are RuntimeErrors
             if isinstance(error, RuntimeError) and "Expected input at" not in str(error):
                 raise
+            advice = "Export it with a dynamic batch size (torch.export.Dim)"
+            if not re.search(r"(size\(\)|shape)\[0\]", str(error)):
+                advice = "Give it images of the size that it was exported for (input_size=...)"
             raise ValueError(
                 f"the exported program does not take images of shape {tuple(images.shape)}: {first_line(error)}. "
-                "Export it with a dynamic batch size (torch.export.Dim)"
+                f"{advice}"
             ) from error
         return logits
 
@@ -277,7 +393,19 @@ class _Exported(nn.Module):
         return self
 
 
-def _from_module(module: nn.Module, request: Request, name: str | None = None) -> Resolved:
+def _exported_shape(program: nn.Module) -> tuple[int | None, ...] | None:
+    """The shape of the one input of a program, as its graph records it."""
+    graph = getattr(program, "graph", None)
+    inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
+    example = inputs[0].meta.get("val") if len(inputs) == 1 else None
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        return None
+    return tuple(side if isinstance(side, int) else None for side in example.shape)
+
+
+def _from_module(
+    module: nn.Module, request: Request, name: str | None = None, origin: Literal["file", "given"] = "given"
+) -> Resolved:
     label = name or type(module).__name__
     declared = getattr(module, "num_classes", None)
     declared = declared if isinstance(declared, int) and declared > 0 else None
@@ -293,28 +421,24 @@ def _from_module(module: nn.Module, request: Request, name: str | None = None) -
         module = _Exported(module)
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config:
-        size, mean, std, transform = timm_settings(module, request)
+        takes = first_channels(module) or CHANNELS
+        size, mean, std, transform = timm_settings(module, request, takes)
         names = timm_class_names(config, num_classes) if num_classes else None
-        return Resolved(module, label, mean, std, size, transform, num_classes, names)
+        return Resolved(module, label, mean, std, size, transform, num_classes, names, takes, origin)
     size = request.input_size or (224, 224)
+    channels: int | None = None
+    if isinstance(module, _Exported) and module.shape is not None:
+        channels, height, width = module.shape[1:]
+        size = request.input_size or (height or size[0], width or size[1])
     mean = (0.0,) if request.mean is None else request.mean
     std = (1.0,) if request.std is None else request.std
-    transform = PixelTransform(ResizeAndCrop(size, interpolation=request.interpolation or "bicubic"))
-    return Resolved(module, label, mean, std, size, transform, num_classes, None)
+    filter_ = request.interpolation or "bicubic"
+    return Resolved(module, label, mean, std, size, None, num_classes, None, channels, origin, filter_)
 
 
-def _folded(classifier: Classifier) -> nn.Module:
-    if isinstance(classifier.model, torch.jit.ScriptModule):  # its modules are not Python's
-        return classifier.model
-    noise = torch.randn(1, CHANNELS, *classifier.input_size, generator=torch.Generator().manual_seed(0))
-    return fold_batch_norm_of(classifier.model, noise.to(classifier.mean.device))
-
-
-def _finish(classifier: Classifier, device: str | torch.device | None) -> Classifier:
-    """Evaluation mode, fp32, on the device, convolutions in the memory format that is fastest there."""
-    classifier.eval().float()
-    if device is not None:
-        classifier.to(device)
-    if all(parameter.device.type in ("cpu", "cuda") for parameter in classifier.model.parameters()):
-        classifier.model.to(memory_format=torch.channels_last)
+def _folded(classifier: Classifier) -> Classifier:
+    """The classifier, its model without the batch normalisations that could be folded."""
+    size = (1, classifier.channels, *classifier.input_size)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    classifier.model = fold_batch_norm_of(classifier.model, noise.to(classifier.mean))
     return classifier

@@ -28,20 +28,28 @@ INTERPOLATIONS = {
 class PixelTransform:
     """A resize-and-crop with the guarantees that the rest of the package relies on.
 
-    Called with a PIL image, returns float32 (3, H, W) in [0, 1]. Images of other modes are converted to RGB first, as
-    `fampe_fast.images.to_rgb` does. Resizing happens in bytes, where Pillow clips the overshoot of the bicubic kernel
-    itself; the clamp is for transforms that resize floats. Picklable where `resize` is.
+    Called with a PIL image, returns float32 (C, H, W) in [0, 1]. Images of other modes are converted to RGB first, as
+    `fampe_fast.images.to_rgb` does, and for one channel from there to grey (ITU-R 601-2 luma, Pillow's "L"). Resizing
+    happens in bytes, where Pillow clips the overshoot of the bicubic kernel itself; the clamp is for transforms that
+    resize floats. Picklable where `resize` is.
 
     Raises:
         TypeError: the argument is not a PIL image.
-        ValueError: one side is more than 100 times the other.
+        ValueError: one side is more than 100 times the other; or the model takes another number of channels than one
+            or three, which no image file gives.
     """
 
-    def __init__(self, resize: Callable[[Image.Image], Image.Image | Tensor]) -> None:
+    def __init__(self, resize: Callable[[Image.Image], Image.Image | Tensor], channels: int = CHANNELS) -> None:
         self.resize = resize
+        self.channels = channels
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The image as float32 (3, H, W) in [0, 1]."""
+        """The image as float32 (C, H, W) in [0, 1]."""
+        if self.channels not in (1, CHANNELS):
+            raise ValueError(
+                f"the model takes {self.channels} channels, and image files are read as RGB (or as grey, for one "
+                "channel): give Classifier(model, transform=...) a transform of your own, or pass tensors"
+            )
         if not isinstance(image, Image.Image):
             raise TypeError(
                 f"expected a PIL image, got {type(image).__name__}; fampe_fast.images.read_image reads one from a file"
@@ -49,16 +57,20 @@ class PixelTransform:
         width, height = image.size
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise ValueError(f"an image of {width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
-        resized = self.resize(to_rgb(image))
+        rgb = to_rgb(image)
+        resized = self.resize(rgb if self.channels == CHANNELS else rgb.convert("L"))
         pixels = resized if isinstance(resized, Tensor) else _to_tensor(resized)
         return pixels.clamp(0.0, 1.0)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.resize!r})"
+        channels = "" if self.channels == CHANNELS else f", channels={self.channels}"
+        return f"{type(self).__name__}({self.resize!r}{channels})"
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+    pixels = torch.from_numpy(np.array(image))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return pixels.contiguous().to(torch.float32).div(255)
 
 
 @dataclass(frozen=True)
@@ -95,13 +107,15 @@ def timm_transform(config: dict[str, Any]) -> PixelTransform:
 
     Args:
         config: as from `timm.data.resolve_model_data_config`; `mean` is needed too, as the colour of the borders that
-            some models pad with.
+            some models pad with. The number of channels is the first of `input_size`.
     """
     from torchvision.transforms import Compose, Normalize
 
     timm_data: Any = import_module("timm.data")
     steps = timm_data.create_transform(**config, is_training=False).transforms
-    return PixelTransform(Compose([step for step in steps if not isinstance(step, Normalize)]))
+    return PixelTransform(
+        Compose([step for step in steps if not isinstance(step, Normalize)]), int(config["input_size"][0])
+    )
 
 
 def torchvision_transform(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor, nn
@@ -52,8 +52,14 @@ class Request:
         for key, instead in _OWN_ARGUMENTS.items():
             if key in self.model_args:
                 raise ValueError(f"model_args has {key!r}; use {instead} of load_classifier instead")
-        if self.model_args.get("in_chans", CHANNELS) != CHANNELS:
-            raise ValueError(f"in_chans is {self.model_args['in_chans']!r}; images here have {CHANNELS} channels")
+        channels = self.model_args.get("in_chans", CHANNELS)
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"in_chans must be a whole number of at least 1, got {channels!r}")
+        if channels != CHANNELS and self.pretrained:
+            raise ValueError(
+                f"in_chans is {channels}; the weights that belong to a name take {CHANNELS} channels: give "
+                "weights=PATH of a model like yours, or (in Python) pretrained=False"
+            )
         if self.model_args.get("features_only"):
             raise ValueError("features_only gives feature maps, not logits; a classifier is needed")
 
@@ -67,9 +73,12 @@ class Resolved:
     mean: Sequence[float]
     std: Sequence[float]
     input_size: tuple[int, int]
-    transform: Callable[[Image.Image], Tensor]
+    transform: Callable[[Image.Image], Tensor] | None  # None: the default for its size, channels and interpolation
     num_classes: int | None
     class_names: tuple[str, ...] | None
+    channels: int | None = CHANNELS  # None: nothing tells but a pass
+    origin: Literal["built", "file", "given"] = "built"  # by name here, read from a file, somebody's object
+    interpolation: str = "bicubic"
 
 
 def load_timm(name: str, request: Request) -> Resolved:
@@ -96,6 +105,8 @@ def load_timm(name: str, request: Request) -> Resolved:
         raise ValueError(f"{label} is a feature extractor without a classifier; explanations need class scores")
 
     arguments = dict(request.model_args)
+    channels = arguments.get("in_chans") or (config.get("input_size") or (CHANNELS,))[0]
+    _check_statistics(label, request, channels)
     if request.input_size is not None and config.get("fixed_input_size") and "img_size" not in arguments:
         arguments["img_size"] = request.input_size  # resamples the position embeddings
 
@@ -135,25 +146,39 @@ def load_timm(name: str, request: Request) -> Resolved:
     trained = request.weights is not None or request.pretrained
     size = arguments.get("img_size", request.input_size)
     settings = replace(request, input_size=None if size is None else check_input_size(size))
-    input_size, mean, std, transform = timm_settings(model, settings)
+    input_size, mean, std, transform = timm_settings(model, settings, channels)
     names = timm_class_names(_config_of(model), num_classes) if trained else None
-    return Resolved(model, label, mean, std, input_size, transform, num_classes, names)
+    return Resolved(model, label, mean, std, input_size, transform, num_classes, names, channels)
 
 
 def timm_settings(
-    model: nn.Module, request: Request
+    model: nn.Module, request: Request, channels: int
 ) -> tuple[tuple[int, int], Sequence[float], Sequence[float], Callable[[Image.Image], Tensor]]:
-    """Input size, mean, std and transform of a timm model; what the request has overrides its configuration."""
+    """Input size, mean, std and transform of a timm model; what the request has overrides its configuration.
+
+    A configuration's mean and std of three channels are averaged for a model of another number of channels.
+    """
     timm_data: Any = import_module("timm.data")
     wishes = {
-        "input_size": None if request.input_size is None else (CHANNELS, *request.input_size),
-        "mean": request.mean,
-        "std": request.std,
+        "input_size": None if request.input_size is None else (channels, *request.input_size),
         "interpolation": request.interpolation,
     }
     config = timm_data.resolve_data_config(wishes, pretrained_cfg=_config_of(model))
     height, width = config["input_size"][-2:]
+    config["input_size"] = (channels, height, width)
+    for key, asked in (("mean", request.mean), ("std", request.std)):
+        values = tuple(config[key] if asked is None else asked)
+        config[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
     return (height, width), config["mean"], config["std"], timm_transform(config)
+
+
+def _check_statistics(label: str, request: Request, channels: int) -> None:
+    """Before anything is fetched."""
+    for key, values in (("mean", request.mean), ("std", request.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise ValueError(
+                f"{key} must be one number or {channels}, one per channel; got {len(values)} for {label}: {values}"
+            )
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
@@ -207,13 +232,22 @@ def _folder_config(name: str) -> dict[str, Any]:
     """The configuration of a folder in timm's layout, whose keys stand at the top or under `pretrained_cfg`."""
     file = Path(name.removeprefix("local-dir:")) / "config.json"
     if not file.is_file():
-        raise ValueError(f"the folder {file.parent} has no config.json; expected timm's or Hugging Face's layout")
+        weights = sorted(p for p in file.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+        hint = f". {weights[0].name} in it can be given as weights of a named model (--weights)" if weights else ""
+        raise ValueError(f"the folder {file.parent} has no config.json; expected timm's or Hugging Face's layout{hint}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(config, dict) or "architecture" not in config:
-        raise ValueError(f"{file} names no timm architecture; only models saved in timm's layout can be loaded from it")
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        other = f" (its model_type is {kind!r}, one of transformers')" if isinstance(kind, str) else ""
+        raise ValueError(
+            f"{file} names no timm architecture{other}; of folders only timm's can be loaded. Load others with their "
+            "library and give load_classifier the module"
+        )
+    if not isinstance(config.get("pretrained_cfg", {}), dict):
+        raise ValueError(f"{file}: pretrained_cfg is no object of settings, but {config['pretrained_cfg']!r:.60}")
     return {**config, **config.get("pretrained_cfg", {}), **{k: config[k] for k in ("num_classes",) if k in config}}
 
 
@@ -259,6 +293,7 @@ def load_torchvision(name: str, request: Request) -> Resolved:
         raise ValueError(f"unknown weights {member!r} in {name!r}; torchvision has these for {architecture}: {members}")
     entry = known[member or "DEFAULT"]
     label = f"torchvision/{name}"
+    _check_statistics(label, request, CHANNELS)
     arguments = dict(request.model_args)
 
     def build(num_classes: int | None, **loading: Any) -> nn.Module:

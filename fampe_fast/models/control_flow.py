@@ -1,0 +1,266 @@
+"""Whether a module takes the same way through its layers for every input: what one pass shows is then always so."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["Flow", "comes_from", "fixed_flow", "has_hooks", "known"]
+
+# Their layers decide by settings and shapes, never by values, which layer comes next.
+_LIBRARIES = ("torch.nn", "torchvision", "timm")
+_TRACING = threading.Lock()  # torch.fx patches nn.Module for the time of a trace
+
+
+def comes_from(owner: object, *libraries: str) -> bool:
+    """Whether a class or function was defined in one of these packages."""
+    where = getattr(owner, "__module__", None) or ""
+    return any(where == library or where.startswith(f"{library}.") for library in libraries)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at, or changes, what goes in and out."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def known(model: nn.Module) -> bool:
+    """Whether all of a model's modules are torch's, torchvision's or timm's, as these libraries made them."""
+    return all(_as_made(module) and not has_hooks(module) for module in model.modules())
+
+
+def _as_made(module: nn.Module) -> bool:
+    """Of a library's class, with the library's methods, and with no function of somebody else's in it."""
+    kind = type(module)
+    if not comes_from(kind, *_LIBRARIES) or not comes_from(kind.forward, *_LIBRARIES):
+        return False
+    return all(_is_theirs(module, name, value) for name, value in vars(module).items())
+
+
+def _is_theirs(module: nn.Module, name: str, value: object) -> bool:
+    while isinstance(value, partial):
+        value = value.func
+    if isinstance(value, MethodType):
+        return value.__self__ is module and comes_from(value.__func__, *_LIBRARIES)
+    if isinstance(value, FunctionType):
+        return comes_from(value, "torch", *_LIBRARIES) and not hasattr(type(module), name)
+    return True
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What holds of a model's way from module to module for every input.
+
+    Attributes:
+        edges: names of modules, as in ``named_modules``, whose output goes into the second of the pair and nowhere
+            else. A module whose output is still held by someone after the pass (on a module, in a list, in a closure)
+            is in none.
+        closed: modules that are called as a whole and whose insides are a known library's.
+    """
+
+    edges: frozenset[tuple[str, str]]
+    closed: frozenset[str]
+
+    def proves(self, producer: str, consumer: str) -> bool:
+        """Whether what one pass showed of these two, that the one feeds the other alone, holds for every input."""
+        inside = (name for name in self.closed if producer.startswith(f"{name}.") and consumer.startswith(f"{name}."))
+        return (producer, consumer) in self.edges or any(True for _ in inside)
+
+
+def fixed_flow(model: nn.Module) -> Flow | None:
+    """Trace a model that takes the same way for every input; None where that is not proven.
+
+    The forward pass runs with symbols in place of tensors (torch.fx): code that asks for a value or a shape in order to
+    decide fails. So does, here, a pass that draws random numbers or leaves something changed behind, by which a later
+    one could decide. Modules of torch, torchvision and timm that nobody altered are not entered.
+
+    Args:
+        model: is copied first.
+    """
+    found: Flow | None = None
+    for gradients in (False, True):  # code may ask whether gradients are wanted
+        with _TRACING, torch.set_grad_enabled(gradients):
+            flow = _traced(model)
+        if flow is None:
+            return None
+        found = flow if found is None else Flow(found.edges & flow.edges, found.closed & flow.closed)
+    return found
+
+
+def _traced(model: nn.Module) -> Flow | None:
+    tracer = _Tracer()
+    try:
+        root = _Root(copy.deepcopy(model))
+        before, random_before = _settings(root.model), _generators()
+        graph = tracer.trace(root)
+        unchanged = _settings(root.model) == before and _generators() == random_before
+    except Exception:  # fx's, and whatever foreign code raises when it gets a symbol
+        return None
+    if tracer.asked or not unchanged:
+        return None
+    gc.collect()  # symbols in reference cycles that nobody holds
+    kept = {name for name, symbol in tracer.symbols if symbol() is not None}
+    edges, closed = set(), set()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            name = _outside(node.target)
+            if len(node.users) == 1 and name not in kept:
+                (consumer,) = node.users
+                if consumer.op == "call_module" and consumer.args == (node,) and not consumer.kwargs:
+                    edges.add((name, _outside(consumer.target)))
+            if any(True for _ in root.get_submodule(node.target).children()):
+                closed.add(name)
+    return Flow(frozenset(edges), frozenset(closed))
+
+
+def _outside(target: Any) -> str:
+    """The name within the model, which the root calls "model"."""
+    return str(target).removeprefix("model").removeprefix(".")
+
+
+class _Root(nn.Module):
+    """Calls the model with one argument, so that the others keep their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+class _Noted(fx.Proxy):
+    """Every number that is asked of it is noted: foreign code may catch the error that asking raises, and go on."""
+
+    def _refuse(self, *_: object) -> Any:
+        self.tracer.asked = True  # type: ignore[attr-defined]
+        raise TypeError("a symbol has no value")
+
+    __float__ = __int__ = __index__ = __len__ = __complex__ = __contains__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("numpy", "tolist") or name.startswith(("__array", "__cuda_array", "__dlpack")):
+            self._refuse()
+        return _Attribute(self, name)
+
+
+class _Attribute(_Noted, fx.proxy.Attribute):
+    """Of a tensor's symbol, such as its shape."""
+
+
+class _Symbol(_Noted):
+    """Stands for a tensor, and says that it is one."""
+
+    _is_param = False
+    __class__ = property(lambda self: Tensor)  # type: ignore[assignment]
+
+
+class _Tracer(fx.Tracer):
+    """Enters all modules but those of known libraries; notes every attempt to decide by a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
+        self.owner = threading.get_ident()
+        self.symbols: list[tuple[str, weakref.ref[fx.Proxy]]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return all(_as_made(module) for module in m.modules()) and not _holds_hooks(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.owner:  # another thread's model, which runs while this one is traced
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path):
+            return forward(*args, **kwargs)
+
+        def symbolic(*inputs: Any, **named: Any) -> fx.Proxy:
+            symbol = self.create_proxy("call_module", path, inputs, named)
+            self.symbols.append((_outside(path), weakref.ref(symbol)))
+            return symbol
+
+        if not has_hooks(m):
+            return symbolic(*args, **kwargs)
+        vars(m)["forward"] = symbolic  # its hooks run, on symbols, as they would on tensors
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del vars(m)["forward"]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.owner:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Symbol(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is taken for a tensor
+
+    # An answer to any of these would be true of some inputs only.
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.asked = True
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        try:
+            return super().iter(obj)  # unpacking into a known number of names is allowed
+        except Exception:
+            self.asked = True
+            raise
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        self.asked = True
+        return super().keys(obj)
+
+
+def _holds_hooks(module: nn.Module) -> bool:
+    """Whether a module within this one has hooks: its own run on symbols, theirs would not if it were not entered."""
+    return any(has_hooks(inner) for inner in module.modules() if inner is not module)
+
+
+def _generators() -> list[Any]:
+    """The states of the global random number generators."""
+    numpys: Any = np.random.get_state()  # noqa: NPY002 (foreign code may draw from it)
+    return [random.getstate(), numpys[1].tolist(), numpys[2:], torch.get_rng_state().tolist()]
+
+
+def _settings(model: nn.Module) -> list[Any]:
+    """What the modules hold besides tensors, two levels deep, and how often their tensors were written to."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_modules", "_parameters", "_buffers"):
+                found.append((name, key, _shallow(value)))
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            found.append((name, key, _shallow(tensor)))
+        found.append((name, [(key, id(child)) for key, child in module._modules.items()]))
+    return found
+
+
+def _shallow(value: object) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    if isinstance(value, dict):
+        return [(key if isinstance(key, str) else id(key), id(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [part if isinstance(part, int | float | str) else id(part) for part in value]
+    return id(value)
