@@ -12,6 +12,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,7 +184,7 @@ def check_bounds(bounds: object) -> tuple[float, float]:
         raise ValueError(
             f"bounds must lie in [{-LARGEST:g}, {LARGEST:g}], beyond which float32 overflows, got {bounds!r}"
         )
-    if torch.tensor(lower, dtype=torch.float32) == torch.tensor(upper, dtype=torch.float32):
+    if np.float32(lower) == np.float32(upper):
         raise ValueError(f"bounds must be (lower, upper) with lower < upper in float32, got {bounds!r}")
     return lower, upper
 

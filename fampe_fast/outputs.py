@@ -219,7 +219,8 @@ def cross_entropy(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Returns:
         (P,), in float32, or the float64 of the output.
     """
-    return F.softplus(-log_odds(output, classes, reading))
+    # Torch's own threshold, from where on it is the identity, leaves out what float64 still holds.
+    return F.softplus(-log_odds(output, classes, reading), threshold=80)
 
 
 def softmax_twice(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:

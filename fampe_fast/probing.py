@@ -272,13 +272,27 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
         # One that computes outside torch, say: good enough for scores. What is wrong with the model itself is raised.
         with torch.no_grad():
             return call(model, image.detach().clone()), None, _line(error)
-    if output.requires_grad:
+    if _reaches(output, leaf):
         return output, sum(saved.values()), ""
     return (
         output,
         None,
         ("it runs under torch.no_grad or torch.inference_mode, detaches on the way, or does not look at the image"),
     )
+
+
+def _reaches(output: Tensor, leaf: Tensor) -> bool:
+    """Whether autograd's graph leads from an output back to a leaf; parameters may make it require a gradient, too."""
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 @contextmanager

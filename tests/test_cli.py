@@ -227,7 +227,7 @@ def test_a_backend_that_cannot_run_ends_a_command_before_its_images(
 def test_an_own_models_classes_and_size_can_be_told(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    names = [f"kind {k}" for k in range(10)]
+    names = [f"kind {k}" for k in range(8)]
     (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
     out = tmp_path / "out"
     told = ["--class-names", str(tmp_path / "names.txt"), "--input-size", "72"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ sys.path.insert(0, str(BENCHMARKS))
 import accuracy  # noqa: E402
 
 SIZES = {"steps": 2, "samples": 4}
+# These change last bits alone: the first step shows it, and the second, whose images differ where a sign did, the rest.
+IN_FULL_PRECISION = ("other chunks", "folded")
 # Of the mean over the photographs; another seed moves it by some 0.01.
 SCORES = 0.02
 
@@ -52,7 +55,14 @@ def test_fast_paths_agree_with_the_plain_one(name: str, plain, device: torch.dev
         pytest.skip(SLOW_ON_A_CPU.get(name, "needs a GPU"))
     images, targets, models, expected, scores = plain
     found = accuracy.explain(way, "fampe", models, images, targets, **SIZES)
-    assert min(accuracy.correlations(found.attribution, expected.attribution)) >= accuracy.LOWEST[name]
+    agreement = accuracy.correlations(found.attribution, expected.attribution)
+    assert min(agreement) >= accuracy.LOWEST[name]
+    if name in IN_FULL_PRECISION:
+        assert statistics.median(agreement) >= 0.995
+        one_step = {**SIZES, "steps": 1}
+        first = accuracy.explain(way, "fampe", models, images, targets, **one_step)
+        plainly = accuracy.explain(accuracy.PLAIN, "fampe", models, images, targets, **one_step)
+        assert min(accuracy.correlations(first.attribution, plainly.attribution)) >= 0.9999
     mine = insertion_deletion(models[False], images, found.maps, targets, steps=14, compile="off")
     assert abs(float((mine.insertion - scores.insertion).mean())) < SCORES
     assert abs(float((mine.deletion - scores.deletion).mean())) < SCORES

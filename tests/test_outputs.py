@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from models_for_tests import Smooth, TwoClassLinear, some_images
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore, Classifier, OccludedFrequency, insertion_deletion, load_classifier, mu_fidelity
+from fampe_fast import (
+    FAMPE,
+    AttEXplore,
+    Classifier,
+    OccludedFrequency,
+    insertion_deletion,
+    load_classifier,
+    mu_fidelity,
+)
 from fampe_fast.attacks import BandLimitedAttack, transfer_rates
 from fampe_fast.attacks.transfer import answers_of
 from fampe_fast.outputs import cross_entropy, is_right, log_odds, probabilities, scores, softmax_twice
@@ -51,10 +59,13 @@ def test_losses_are_those_of_float64(margin: float, target: int) -> None:
     logits, classes = torch.tensor([[margin, 0.0, -3.0]], dtype=torch.float64), torch.tensor([target])
     probability = logits.softmax(1)
     torch.testing.assert_close(probabilities(logits.float(), "softmax").double(), probability, rtol=1e-5, atol=1e-37)
-    expected = F.cross_entropy(logits, classes, reduction="none")
-    torch.testing.assert_close(cross_entropy(logits, classes, "softmax"), expected, rtol=1e-12, atol=1e-30)
-    torch.testing.assert_close(cross_entropy(logits.float(), classes, "softmax").double(), expected, rtol=1e-6, atol=1e-35)
     others = torch.cat([logits[:, :target], logits[:, target + 1 :]], 1).logsumexp(1)
+    behind = float(others - logits[:, target])  # -log p = log(1 + e^behind), where torch's own float64 cancels
+    expected = torch.tensor([max(behind, 0) + math.log1p(math.exp(-abs(behind)))], dtype=torch.float64)
+    torch.testing.assert_close(cross_entropy(logits, classes, "softmax"), expected, rtol=1e-12, atol=1e-30)
+    torch.testing.assert_close(
+        cross_entropy(logits.float(), classes, "softmax").double(), expected, rtol=1e-6, atol=1e-35
+    )
     torch.testing.assert_close(log_odds(logits, classes, "softmax"), logits[:, target] - others)
     twice = F.cross_entropy(logits.softmax(1).softmax(1), classes, reduction="none")
     torch.testing.assert_close(softmax_twice(logits.float(), classes, "softmax").double(), twice, rtol=1e-6, atol=0)
@@ -226,7 +237,9 @@ def test_probabilities_behind_sigmoids_are_read_as_they_are() -> None:
     options = {"steps": 2, "samples": 4}
     maps = [FAMPE(model, **options).attribute(images, 1) for model in (logits, inside)]
     torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-6)
-    found = [insertion_deletion(model, images, maps[0], 1, mean=0.5, steps=5).deletion_curves for model in (logits, inside)]
+    found = [
+        insertion_deletion(model, images, maps[0], 1, mean=0.5, steps=5).deletion_curves for model in (logits, inside)
+    ]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 

@@ -138,8 +138,9 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
     Raises:
         ValueError: a class that the model does not have, or a probability that is NaN.
     """
-    right, probability = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, dtype=torch.float64)]
     with isolated():
+        right = [torch.zeros(0, dtype=torch.bool, device="cpu")]
+        probability = [torch.zeros(0, dtype=torch.float64, device="cpu")]
         probed = probe(model, images) if len(images) else NOT_PROBED
         known = probed.shape[0] if probed.shape else 0
         if len(images) and int(classes.max()) >= known:

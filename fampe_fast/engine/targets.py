@@ -115,7 +115,7 @@ def _indices(target: Target, batch: int) -> Tensor:
     if isinstance(target, np.ndarray):
         if target.dtype.kind not in "iu":
             raise TypeError(f"target must hold integers, got an array of {target.dtype}")
-        target = torch.as_tensor(target.astype(np.int64))
+        target = torch.from_numpy(np.atleast_1d(target.astype(np.int64)))
     if isinstance(target, Tensor):
         if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
             raise TypeError(f"target must hold integers, got a tensor of {target.dtype}")
@@ -124,9 +124,9 @@ def _indices(target: Target, batch: int) -> Tensor:
     elif isinstance(target, tuple):
         if not target or not all(_is_index(index) for index in target):
             raise TypeError(f"a tuple target must hold ints (class, place...), got {target!r}")
-        return torch.tensor([int(index) for index in target]).expand(batch, -1)  # type: ignore[arg-type]
+        return torch.tensor([int(index) for index in target], device="cpu").expand(batch, -1)  # type: ignore[arg-type]
     elif _is_index(target):
-        return torch.full((batch, 1), int(target), dtype=torch.long)  # type: ignore[arg-type]
+        return torch.full((batch, 1), int(target), dtype=torch.long, device="cpu")  # type: ignore[arg-type]
     elif isinstance(target, Sequence) and not isinstance(target, str):
         return _of_a_list(target, batch)
     else:
@@ -143,11 +143,11 @@ def _of_a_list(target: Sequence[Any], batch: int) -> Tensor:
     if len(rows) != batch:
         raise ValueError(f"target must have one entry per image, ({batch},), got shape ({len(rows)},)")
     if not rows:
-        return torch.zeros((0, 1), dtype=torch.long)
+        return torch.zeros((0, 1), dtype=torch.long, device="cpu")
     lengths = {len(row) for row in rows}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"target {_shorten(target)}: expected tuples of one length, got {sorted(lengths)}")
-    return torch.tensor([[int(index) for index in row] for row in rows], dtype=torch.long).reshape(batch, -1)
+    return torch.tensor([[int(index) for index in row] for row in rows], device="cpu").reshape(batch, -1)
 
 
 def _expected(target: object) -> str:

@@ -18,6 +18,7 @@ from ..checks import check_cutoff, check_flag
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..model_care import Model
+from ..outputs import Output, declared_output, logits_in
 from .base import captum_call
 
 
@@ -122,5 +123,9 @@ class LowPassGradients(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of images (B, C, H, W)."""
-        logits: Tensor = self.model(_LowPassBackward.apply(pixels, self.cutoff))
-        return logits
+        return logits_in(self.model(_LowPassBackward.apply(pixels, self.cutoff)))
+
+    @property
+    def output(self) -> Output | None:
+        """What the model's output is, as ``Classifier.output``."""
+        return declared_output(self.model)

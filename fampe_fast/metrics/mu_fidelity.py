@@ -170,14 +170,14 @@ def mu_fidelity(
 def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
     """(H*W,) int64, row by row: nearest neighbour with half-pixel centres, in whole numbers."""
     if grid_size is None:
-        return torch.arange(height * width)
+        return torch.arange(height * width, device="cpu")
     if grid_size > min(height, width):
         raise ValueError(
             f"grid_size must be at most {min(height, width)} for images of {height} x {width} pixels, got {grid_size}; "
             "None takes single pixels"
         )
-    row = ((2 * torch.arange(height) + 1) * grid_size).div(2 * height, rounding_mode="floor")
-    column = ((2 * torch.arange(width) + 1) * grid_size).div(2 * width, rounding_mode="floor")
+    row = ((2 * torch.arange(height, device="cpu") + 1) * grid_size).div(2 * height, rounding_mode="floor")
+    column = ((2 * torch.arange(width, device="cpu") + 1) * grid_size).div(2 * width, rounding_mode="floor")
     return (row[:, None] * grid_size + column).flatten()
 
 
@@ -214,7 +214,7 @@ def _whole_numbers(maps: Tensor, cell: Tensor, cells: int) -> Tensor:
     values = maps.to("cpu", torch.float64).sum(1).flatten(1)
     bits = 62 - values.shape[1].bit_length()
     exponents = values.abs().amax(1).frexp().exponent.clamp(min=-900).tolist()
-    units = torch.tensor([[2.0 ** (bits - exponent)] for exponent in exponents], dtype=torch.float64)
+    units = torch.tensor([[2.0 ** (bits - exponent)] for exponent in exponents], dtype=torch.float64, device="cpu")
     whole = (values * units).round().long().to(maps.device)
     return whole.new_zeros(len(maps), cells).index_add_(1, cell, whole)
 

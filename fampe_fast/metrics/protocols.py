@@ -209,7 +209,7 @@ def mean_colour(mean: float | Sequence[float] | Tensor, channels: int) -> Tensor
         ValueError: another number of values than 1 or `channels`, or values outside [0, 1].
     """
     try:
-        colour = mean.detach() if isinstance(mean, Tensor) else torch.as_tensor(mean, dtype=torch.float64)
+        colour = mean.detach() if isinstance(mean, Tensor) else torch.as_tensor(mean, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"mean must be a number, a sequence of numbers or a tensor, got {mean!r}") from error
     colour = colour.flatten()

@@ -57,7 +57,7 @@ def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tens
         numbers = targets if isinstance(targets, Sequence) else [targets]
         if isinstance(targets, str) or not all(_is_index(number) for number in numbers):
             raise TypeError(f"targets must be an int, or a sequence or tensor of ints, got {str(targets)[:80]!r}")
-        values = torch.tensor([int(number) for number in numbers], dtype=torch.long)
+        values = torch.tensor([int(number) for number in numbers], dtype=torch.long, device="cpu")
     else:
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise TypeError(f"targets must hold integers, got a tensor of {targets.dtype}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fampe_fast.models.channels import first_channels
 from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
+from fampe_fast.outputs import Output, check_output, logits_in
 
 __all__ = [
     "Classifier",
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
         model: the wrapped model; it takes normalised images.
         mean: buffer, float32 (1, C, 1, 1), in pixel units.
         std: buffer, float32 (1, C, 1, 1), in pixel units.
+        output: what the model returns, "logits", "probabilities" or "sigmoid"; None where nobody has said.
     """
 
     mean: Tensor
@@ -60,11 +62,13 @@ class Classifier(nn.Module):
         class_names: Sequence[str] | None = None,
         num_classes: int | None = None,
         channels: int | None = None,
+        output: Output | None = None,
     ) -> None:
         """Wrap `model` as it is: its mode, precision and device are left alone (`load_classifier` sets them).
 
         Args:
-            model: takes normalised images (B, C, H, W), returns logits (B, classes).
+            model: takes normalised images (B, C, H, W), returns (B, classes), or something that holds them as `logits`
+                (Hugging Face's `ModelOutput`, a dict).
             name: default: the model's class name.
             mean: subtracted from the pixels; one number or one per channel, in [0, 1]. Default 0.
             std: divided by; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
@@ -75,11 +79,14 @@ class Classifier(nn.Module):
             num_classes: number of classes; default: the number of names, else `model.num_classes` if there is one.
             channels: number of channels of the images; default: the number of means or stds where several are given,
                 else what the model's first convolution takes, else 3.
+            output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends
+                in a softmax or in sigmoids; or "sigmoid", logits of independent classes, or a single one. Default:
+                logits, and what plainly is something else is refused when it is used, with the word to say.
 
         Raises:
             TypeError: `model` is not an nn.Module, or an argument has the wrong type.
             ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than one or one per
-                channel, an input size below 1, or another number of names than classes.
+                channel, an input size below 1, another number of names than classes, or another word for `output`.
         """
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -91,6 +98,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(means, dtype=torch.float32, device=device).reshape(shape))
         self.register_buffer("std", torch.tensor(stds, dtype=torch.float32, device=device).reshape(shape))
         self.model = model
+        self.training = bool(getattr(model, "training", False))
         self.name = type(model).__name__ if name is None else name
         self.input_size = check_input_size(input_size)
         self.transform = default_transform(self.input_size, self.channels) if transform is None else transform
@@ -99,6 +107,7 @@ class Classifier(nn.Module):
             num_classes = declared
         self.class_names = None if class_names is None else check_class_names(class_names, num_classes)
         self.num_classes = len(self.class_names) if self.class_names is not None else num_classes
+        self.output = None if output is None else check_output(output)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Classify images.
@@ -107,10 +116,12 @@ class Classifier(nn.Module):
             pixels: float (B, C, H, W) in [0, 1].
 
         Returns:
-            Logits (B, classes).
+            (B, classes), what `output` says.
+
+        Raises:
+            TypeError: the model returns no tensor and nothing that holds one as `logits`.
         """
-        logits: Tensor = self.model((pixels - self.mean) / self.std)
-        return logits
+        return logits_in(self.model((pixels - self.mean) / self.std))
 
     def class_name(self, index: SupportsIndex) -> str:
         """The name of a class, or "class 7" where the names are unknown.
@@ -127,7 +138,8 @@ class Classifier(nn.Module):
     def extra_repr(self) -> str:
         """What `repr` shows beside the wrapped model."""
         means, stds = ([round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
-        return f"{self.name}, input_size={self.input_size}, mean={means}, std={stds}, num_classes={self.num_classes}"
+        shown = f"{self.name}, input_size={self.input_size}, mean={means}, std={stds}, num_classes={self.num_classes}"
+        return shown if self.output is None else f"{shown}, output={self.output!r}"
 
 
 def default_transform(size: tuple[int, int], channels: int, interpolation: str = "bicubic") -> PixelTransform:

@@ -29,6 +29,7 @@ from fampe_fast.models.ownership import check_values, give_back_on_failure, in_s
 from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS
 from fampe_fast.models.trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
+from fampe_fast.outputs import Output, check_output
 
 __all__ = ["load_classifier"]
 
@@ -47,6 +48,7 @@ def load_classifier(
     device: str | torch.device | None = None,
     model_args: Mapping[str, Any] | None = None,
     fold_batch_norm: bool | None = None,
+    output: Output | None = None,
 ) -> Classifier:
     """Load an image classifier that takes pixel space, [0, 1], with its transform, normalisation and class names.
 
@@ -98,6 +100,9 @@ def load_classifier(
         fold_batch_norm: multiply batch normalisations into the convolutions before them (`models.fold_batch_norm`):
             the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
             that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
+        output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends in a
+            softmax or in sigmoids; or "sigmoid", logits of independent classes, or a single one. Default: logits, and
+            what plainly is something else is refused when it is used, with the word to say.
 
     Returns:
         The classifier in evaluation mode and fp32. A model that is built here or read from a file has its weights in
@@ -108,7 +113,7 @@ def load_classifier(
         ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
             weights that do not fit (with counts and examples), a file that is no model, another number of class names
             than classes, a named model that does not take images of `input_size`, a module without values in its
-            weights.
+            weights, another word for `output`.
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path that does not exist.
         WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
@@ -128,6 +133,7 @@ def load_classifier(
         given |= {"class_names": class_names, "input_size": input_size, "model_args": model_args}
         given["fold_batch_norm"] = fold_batch_norm or None
         given["interpolation"] = interpolation
+        given["output"] = output
         _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
         with give_back_on_failure(source, values=False):
             source.eval()
@@ -151,16 +157,19 @@ def load_classifier(
         raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
     if class_names is not None:
         check_class_names(class_names, num_classes)
+    meaning = None if output is None else check_output(output)
 
     if not isinstance(source, nn.Module):
         resolved = _from_text(source, request, explicit_pretrained=bool(pretrained))
         classifier = _classify(resolved, request, class_names, device)
+        classifier.output = meaning
         return classifier if fold_batch_norm is False else _folded(classifier)
     _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
     _refuse({"model_args"} if args else set(), "an nn.Module is already built")
     check_values(source, type(source).__name__, writable=weights is not None)
     with give_back_on_failure(source, values=weights is not None):
         classifier = _classify(_from_module(source, request), request, class_names, device)
+        classifier.output = meaning
         return _folded(classifier) if fold_batch_norm else classifier
 
 
