@@ -61,6 +61,59 @@ def test_it_is_another_for_whatever_changes_an_answer(other: Callable[[], Classi
     assert fingerprint(other()) != fingerprint(small())
 
 
+def _saved(path: Path, kind: str, last: float) -> Path:
+    model = small(last=last).model
+    if kind == "exported":
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(model, (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, str(path))
+    else:
+        script = torch.jit.trace(model, torch.rand(2, 3, 32, 32)) if kind == "traced" else torch.jit.script(model)
+        (torch.jit.freeze(script) if kind == "frozen" else script).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("traced", ".pt"), ("frozen", ".pt"), ("exported", ".pt2")])
+def test_programs_are_told_apart_by_their_code_and_constants(kind: str, ending: str, tmp_path: Path) -> None:
+    """A frozen program has no parameters: its weights are constants of its code."""
+    one, same, other = (
+        _saved(tmp_path / name / f"model{ending}", kind, last)
+        for name, last in (("one", 0.0), ("same", 0.0), ("other", 1e-3))
+        if (tmp_path / name).mkdir() is None
+    )
+    first = fingerprint(load_classifier(one, input_size=32))
+    assert fingerprint(load_classifier(one, input_size=32)) == first  # however often it is loaded
+    assert fingerprint(load_classifier(same, input_size=32)) == first
+    assert fingerprint(load_classifier(other, input_size=32)) != first
+
+
+def test_programs_of_the_same_weights_and_other_code_are_told_apart() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, plus: bool) -> None:
+            super().__init__()
+            self.plus = plus
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            means = pixels.mean((2, 3))
+            return means + 1 if self.plus else means - 1
+
+    found = {
+        fingerprint(Classifier(torch.jit.trace(Scaled(plus), torch.rand(1, 3, 8, 8)), name="s", input_size=8))
+        for plus in (True, False)
+    }
+    assert len(found) == 2
+
+
+def test_buffers_that_no_checkpoint_holds_count() -> None:
+    def scaled(by: float) -> Classifier:
+        classifier = small()
+        classifier.model.register_buffer("scale", torch.tensor(by), persistent=False)
+        return classifier
+
+    assert fingerprint(scaled(1.0)) == fingerprint(scaled(1.0))
+    assert fingerprint(scaled(1.0)) != fingerprint(scaled(2.0))
+
+
 def test_it_is_the_same_in_every_process() -> None:
     script = (
         "from fampe_fast.models import load_embedded_classifier\n"

@@ -710,7 +710,7 @@ def test_a_failed_run_leaves_the_folder_as_it_was(small_figure, tmp_path, monkey
     assert os.listdir(tmp_path) == ["a.png"]
     assert path.read_bytes() == b"old"
     if isinstance(failure, OSError):
-        assert "cannot write the picture: No space left on device" in str(caught.value)
+        assert "cannot write the file: No space left on device" in str(caught.value)
         assert str(path) in str(caught.value)
 
 
@@ -727,7 +727,7 @@ def test_places_where_no_file_can_be(small_figure, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "file" / "a.png", tmp_path / "file" / "deeper" / "a.png"):
-        with pytest.raises(OSError, match="cannot write the picture: a file stands where a folder is needed") as caught:
+        with pytest.raises(OSError, match="cannot write the file: a file stands where a folder is needed") as caught:
             save_figure(small_figure, path)
         assert caught.value.filename == str(path)
     with pytest.raises(IsADirectoryError, match=r"folder\.png"):

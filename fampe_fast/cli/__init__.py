@@ -6,12 +6,16 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import TextIO
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -20,31 +24,99 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; one line on standard error says what went wrong."""
     from .parser import parse
 
-    arguments = parse(argv)
-    # torch warns of a CUDA toolkit without a driver whenever it compiles for the CPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from ..errors import BackendUnavailableError, WeightsUnavailableError
+    with _any_text_can_be_printed():
+        arguments = parse(argv)
+        # torch warns of a CUDA toolkit without a driver whenever it compiles for the CPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        from ..errors import BackendUnavailableError, WeightsUnavailableError
 
-    try:
-        with _terminate_as_ctrl_c():
-            code: int = arguments.run(arguments)
-        return code
-    except KeyboardInterrupt:
-        print("fampe-fast: interrupted; what was finished is whole", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, WeightsUnavailableError, BackendUnavailableError) as error:
-        print(f"fampe-fast: {error}", file=sys.stderr)
-        return UNUSABLE
+        try:
+            with _requests_to_end_as_ctrl_c(), _warnings_in_one_line():
+                code: int = arguments.run(arguments)
+            return code
+        except KeyboardInterrupt:
+            _say("interrupted; what was finished is whole")
+            return INTERRUPTED
+        except (ValueError, TypeError, OSError, ImportError, WeightsUnavailableError, BackendUnavailableError) as error:
+            _say(str(error))
+            return UNUSABLE
 
 
-@contextmanager
-def _terminate_as_ctrl_c() -> Iterator[None]:
-    """Let a batch system's request to end save what is finished, as Ctrl-C does."""
+def _say(text: str) -> None:
+    """One line on standard error, which a lost terminal does not take."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"fampe-fast: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _requests_to_end_as_ctrl_c() -> Iterator[None]:
+    """Let a batch system's request to end, and the loss of the terminal, save what is finished, as Ctrl-C does.
+
+    What was ignored from the start, as ``nohup`` has it, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _any_text_can_be_printed() -> Iterator[None]:
+    """Escape what an output's encoding has no sign for, and go on where nobody reads the output any more.
+
+    A table must not be lost, nor a finished run fail, by a class name in another alphabet or a closed pipe.
+    """
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError):
+                _discard(stream)
+        for stream, errors in changed:
+            stream.reconfigure(errors=errors)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is left in a stream, and what follows, nowhere: else Python complains of it when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show the package's warnings as it shows its errors, without a line of source."""
+    from ..errors import FampeWarning
+
+    plain = warnings.formatwarning
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, FampeWarning):
+            return f"fampe-fast: {message}\n"
+        return plain(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +14,8 @@ METHOD_NAMES = (*PLAIN_NAMES, *(prefix + name for prefix in ("forgrad_", "forgra
 PROTOCOL_NAMES = ("rise", "attexplore", "per_pixel", "per_element")
 STUDY_NAMES = ("methods", "peers", "alpha", "cutoff", "budget", "noise", "explorer")
 BAND_NAMES = ("low", "high", "all")
+METHOD_OPTIONS = ("alpha", "steps", "samples", "passes", "seed")
+"""Fields of the methods' configurations that have an argument of their own."""
 GRADIENT_NAMES = ("plain", "fampe", "attexplore")
 
 
@@ -84,7 +86,7 @@ def add_batches(group: argparse._ActionsContainer) -> None:
     """How many images at a time."""
     group.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     group.add_argument(
-        "--internal-batch-size", type=positive, help="rows per model pass (default: 8 on a CPU, else 64)"
+        "--internal-batch-size", type=positive, help="rows per model pass (default: 8 on a CPU, else 64, or what fits)"
     )
 
 
@@ -167,3 +169,35 @@ def key_value(text: str) -> tuple[str, object]:
         return key, float(Fraction(value))  # as in eps=8/255
     except (ValueError, ZeroDivisionError):
         return key, value  # a word, as in pad_type=same
+
+
+def option_words(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> list[str]:
+    """The words that a parser reads these values from: none can be forgotten, as the parser itself is asked.
+
+    Args:
+        parser: whose options they are; positional arguments are left to the caller.
+        values: by destination, as the parser gives them; what equals its default needs no word.
+    """
+    words = []
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if not action.option_strings or value is None or value == action.default:
+            continue
+        flag = action.option_strings[-1]
+        if action.nargs == 0:  # a switch
+            words.append(flag)
+            continue
+        # An option that is repeated has a list.
+        for part in value if isinstance(value, list) and type(action).__name__ == "_AppendAction" else [value]:
+            text = _text_of(action, part)
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return words
+
+
+def _text_of(action: argparse.Action, value: object) -> str:
+    if action.type is key_value and isinstance(value, tuple):
+        key, given = value
+        # A word stands for itself unless it would be read as something else.
+        plain = f"{key}={given}"
+        return plain if key_value(plain) == value else f"{key}={given!r}"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -3,39 +3,79 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..images import find_images
+from ..files import Output, check_outputs, read_text
+from ..images import FoundImages, survey_images
 from ..methods.registry import options_of
 from ..models import load_classifier
 from ..models.classifier import Classifier
+from ..models.messages import first_line
+from ..models.transforms import CHANNELS
 from ..ops.backends import choice
-from ..pipelines.labels import labels_of, read_labels
+from ..pipelines.labels import check_label, labels_of, read_labels
+from ..probing import probe
+from .arguments import METHOD_OPTIONS
 
 
 def classifier_of(arguments: argparse.Namespace) -> Classifier:
-    """The classifier, loaded."""
+    """Load the classifier.
+
+    Raises:
+        ValueError: a device that cannot be used, another number of class names than the model has classes, or what
+            ``load_classifier`` refuses.
+    """
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
     choice(device)  # a backend that cannot run ends the command here, and not once for every image
-    return load_classifier(
+    names = None if arguments.class_names is None else _class_names(arguments.class_names)
+    classifier = load_classifier(
         arguments.model,
         weights=arguments.weights,
         mean=arguments.mean,
         std=arguments.std,
         input_size=arguments.input_size,
-        class_names=None if arguments.class_names is None else _lines_of(arguments.class_names),
+        class_names=names,
         interpolation=arguments.interpolation,
         device=device,
         model_args=dict(arguments.model_arg),
         fold_batch_norm=False if arguments.keep_batch_norm else None,
     )
+    if names is not None:
+        classes = classes_of(classifier, probed=True)
+        if len(names) != classes:
+            raise ValueError(
+                f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
+                "classes; expected a name per class, one a line"
+            )
+    return classifier
 
 
-def _lines_of(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+def _check_device(device: str) -> None:
+    """Refuse a device that cannot compute; a name alone, as ``meta`` has it, is not enough."""
+    try:
+        float(torch.zeros(1, device=device) + 1)
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ImportError, by device
+        raise ValueError(f"--device {device}: it cannot be used here: {first_line(error)}") from error
+
+
+def classes_of(classifier: Classifier, *, probed: bool = False) -> int:
+    """The number of classes; where it is unknown, or must be seen to be believed, one black image is shown."""
+    if classifier.num_classes is not None and not probed:
+        return classifier.num_classes
+    black = torch.zeros(1, CHANNELS, *classifier.input_size, device=classifier.mean.device)
+    return probe(classifier, black).shape[0]
+
+
+def _class_names(path: Path) -> list[str]:
+    names = read_text(path, "class names").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    while names and not names[-1].strip():
+        names.pop()
+    return names
 
 
 def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier | None:
@@ -57,7 +97,7 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
 
 def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict[str, dict[str, Any]]:
     """What each method is given of the options; ValueError for one that none of them has."""
-    given = {name: getattr(arguments, name) for name in ("alpha", "steps", "samples", "passes", "seed")}
+    given = {name: getattr(arguments, name) for name in METHOD_OPTIONS}
     chosen = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
     unused = [name for name in chosen if not any(name in options_of(method) for method in methods)]
     if unused:
@@ -66,21 +106,48 @@ def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict
     return {method: {k: v for k, v in chosen.items() if k in options_of(method)} for method in methods}
 
 
-def in_range(target: int, classifier: Classifier) -> int:
-    """The target, if the classifier has such a class; else ValueError."""
-    if target < 0 or (classifier.num_classes is not None and target >= classifier.num_classes):
-        raise ValueError(f"--target {target} is out of range: {classifier.name} has {classifier.num_classes} classes")
-    return target
+def check_target(target: int, classifier: Classifier) -> None:
+    """Refuse a ``--target`` that is no class of the classifier."""
+    classes = classes_of(classifier)
+    if not 0 <= target < classes:
+        raise ValueError(f"--target {target} is out of range: {classifier.name} has {classes} classes")
 
 
-def labelled_images(arguments: argparse.Namespace) -> tuple[list[Path], dict[str, int] | None]:
-    """The images of a folder and, where they are given, labels by file name; ValueError where there are none."""
+def labelled_images(arguments: argparse.Namespace) -> tuple[FoundImages, list[int] | None]:
+    """Find the images of a folder and, where they are given, their labels, which may not be the model's classes yet.
+
+    Raises:
+        ValueError: no folder, no images, or images without a label.
+    """
     if not arguments.images.is_dir():
         raise ValueError(f"{arguments.images} is not a folder; {arguments.command} takes a folder of images")
-    paths = find_images(arguments.images)[: arguments.limit]
-    return paths, None if arguments.labels is None else read_labels(arguments.labels)
+    found = found_images(arguments, arguments.images)
+    found.paths = found.paths[: arguments.limit]
+    if arguments.labels is None:
+        return found, None
+    return found, labels_of(found.paths, read_labels(arguments.labels), None)
 
 
-def targets_of(paths: list[Path], labels: dict[str, int] | None, classifier: Classifier) -> list[int] | None:
-    """The class of each image; ValueError for one without a label, or with one that is no class of the model."""
-    return None if labels is None else labels_of(paths, labels, classifier.num_classes)
+def found_images(arguments: argparse.Namespace, given: Path | list[Path]) -> FoundImages:
+    """Find images, and what is left out of their folders; the command's other files go without saying."""
+    return survey_images(given, known=other_inputs(arguments))
+
+
+def other_inputs(arguments: argparse.Namespace) -> list[Path]:
+    """The files and folders that a command reads besides images: models, checkpoints, labels, names."""
+    values = [value for name, value in vars(arguments).items() if name not in ("out", "command", "images")]
+    paths = [Path(value) for value in values if isinstance(value, str | Path) and str(value)]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def check_all_outputs(arguments: argparse.Namespace, outputs: list[Output], images: list[Path]) -> None:
+    """Refuse outputs that would replace an input, or a file of another's, before there is any work to lose."""
+    check_outputs(outputs, [*images, *other_inputs(arguments)])
+
+
+def targets_of(found: FoundImages, labels: list[int] | None, classifier: Classifier) -> list[int] | None:
+    """The class of each image; ValueError for one that is no class of the model."""
+    if labels is not None:
+        for path, label in zip(found.paths, labels, strict=True):
+            check_label(path, label, classifier.num_classes)
+    return labels

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..images import FoundImages
 from ..metrics import Estimate
 from ..pipelines.batches import Failure
 from . import DONE, SOME_FAILED, UNUSABLE
@@ -56,8 +60,45 @@ def closing(errors: Console, done: int, total: int) -> int:
     return SOME_FAILED if done else UNUSABLE
 
 
+class _Screen(Console):
+    """A console that goes on in silence once nobody reads it: a closed pipe, a lost terminal."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        """Be silent; Rich would end the process."""
+        self.quiet = True
+
+
 def console() -> Console:
     """Standard output."""
     # A pipe has no width of its own: give tables the room they need there.
-    found = Console()
-    return found if found.is_terminal else Console(width=160)
+    found = _Screen()
+    return found if found.is_terminal else _Screen(width=160)
+
+
+def error_console() -> Console:
+    """Standard error."""
+    return _Screen(stderr=True)
+
+
+def print_left_out(errors: Console, found: FoundImages) -> None:
+    """What of the folders is not looked at, in one line."""
+    text = found.left_out_text()
+    if text:
+        errors.print(f"left out of {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def print_earlier(errors: Console, count: int, total: int, out: Path) -> None:
+    """How much an earlier run had finished."""
+    if count:
+        errors.print(
+            f"{count} of {total} images were finished by an earlier run in {escape(str(out))}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip

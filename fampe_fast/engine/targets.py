@@ -37,7 +37,7 @@ class Targets(NamedTuple):
         if self.places is None:
             return output
         row = torch.arange(len(output), device=output.device)
-        index = (row, slice(None), *self.places[image_index].unbind(1))
+        index: tuple[Tensor | slice, ...] = (row, slice(None), *self.places[image_index].unbind(1))
         return output[index]
 
     def of(self, index: int) -> int | tuple[int, ...]:

@@ -1,5 +1,21 @@
 """Image files to PIL images and to tensors."""
 
-from fampe_fast.images.reading import IMAGE_EXTENSIONS, find_images, load_images, read_image, to_rgb
+from fampe_fast.images.reading import (
+    IMAGE_EXTENSIONS,
+    FoundImages,
+    find_images,
+    load_images,
+    read_image,
+    survey_images,
+    to_rgb,
+)
 
-__all__ = ["IMAGE_EXTENSIONS", "find_images", "load_images", "read_image", "to_rgb"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "FoundImages",
+    "find_images",
+    "load_images",
+    "read_image",
+    "survey_images",
+    "to_rgb",
+]

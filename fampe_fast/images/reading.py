@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fampe_fast.errors import ImageReadError
+from fampe_fast.errors import FampeWarning, ImageReadError, warn
+from fampe_fast.files import IMAGE, MARK, mark_of
 
-__all__ = ["IMAGE_EXTENSIONS", "find_images", "load_images", "read_image", "to_rgb"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "FoundImages",
+    "find_images",
+    "load_images",
+    "read_image",
+    "survey_images",
+    "to_rgb",
+]
 
 #: File name extensions that `find_images` takes from a directory, in lower case.
 IMAGE_EXTENSIONS = frozenset(
@@ -33,6 +44,10 @@ _HINTS = {
     ".npz": "NumPy archives are not image files; save them as PNG",
 }
 _DEEP_GREY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+# Below this share of the range the largest value leaves an image nearly black: 13 bits in a file of 16.
+_DARK = 1 / 8
+_FEW = 64  # pixels that say nothing of a range; no method explains a smaller image
+_FIGURE = f"figure that {MARK} wrote"
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -68,7 +83,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         # An own handle: Pillow's is left open by some plugins when decoding fails.
         with open(path, "rb") as stream:
             return _decode(stream, path)
-    except ImageReadError:
+    except (ImageReadError, FampeWarning):
         raise
     except FileNotFoundError as error:
         raise ImageReadError(path, "no such file") from error
@@ -96,12 +111,28 @@ def _decode(stream: object, path: str | os.PathLike[str]) -> Image.Image:
         except Exception:  # damaged metadata: the pixels are still good
             upright = image
         try:
-            rgb = to_rgb(upright, white=2 ** _grey_bits(image) - 1)
+            white = 2 ** _grey_bits(image) - 1
+            rgb = to_rgb(upright, white=white)
         except ValueError as error:
             raise ImageReadError(path, str(error)) from error
+        _warn_of_darkness(upright, white, path)
         # Pillow inverts a TIFF whose zero means white for up to 8 bits, but not beyond.
         white_is_zero = _tiff_tag(image, 262, 1) == 0  # 262: PhotometricInterpretation
         return ImageOps.invert(rgb) if white_is_zero and image.mode in _DEEP_GREY_MODES else rgb
+
+
+def _warn_of_darkness(image: Image.Image, white: int, path: str | os.PathLike[str]) -> None:
+    """Say so where deep greyscale uses so little of its range that it was probably meant to be another one."""
+    if image.mode not in _DEEP_GREY_MODES or image.width * image.height < _FEW:
+        return
+    high = float(np.asarray(image).max())
+    full = 255.0 if image.mode == "F" else float(white)
+    if 0 < high < full * _DARK and not (image.mode == "F" and high <= 1):
+        bits = max(1, int(high).bit_length())
+        warn(
+            f"{os.fspath(path)}: the largest greyscale value is {high:g} of {full:g}, so the image is nearly black; if "
+            f"it holds values of {bits} bits, scale them to {full:g}"
+        )
 
 
 def _grey_bits(image: Image.Image) -> int:
@@ -177,12 +208,30 @@ def _float_to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.floor(values.astype(np.float64) * scale + 0.5).astype(np.uint8)
 
 
+@dataclass
+class FoundImages:
+    """What some paths stand for.
+
+    Attributes:
+        paths: the image files, in order.
+        left_out: for each directory, or figure given as a file, what of it is left out: counts by kind of file.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    left_out: dict[Path, Counter[str]] = field(default_factory=dict)
+
+    def left_out_text(self) -> str:
+        """What is left out, in words; empty where nothing is."""
+        return "; ".join(f"{path}: {_counts(kinds)}" for path, kinds in self.left_out.items())
+
+
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List the image files that the given paths stand for.
 
     A directory stands for the image files directly in it, sorted by name: the extensions in `IMAGE_EXTENSIONS`, in
-    upper or lower case, hidden files left out. Anything else is kept as it is given, in its place, whether or not it
-    exists: what is wrong with it comes out when it is read.
+    upper or lower case, hidden files left out. The figures that this package writes are no images, and left out
+    wherever they are. Anything else is kept as it is given, in its place, whether or not it exists: what is wrong with
+    it comes out when it is read.
 
     Args:
         paths: one path or several.
@@ -194,26 +243,100 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         ValueError: no path was given, or a directory holds no images.
         TypeError: something given is not a path.
     """
+    return survey_images(paths).paths
+
+
+def survey_images(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, known: Iterable[Path] = ()
+) -> FoundImages:
+    """List image files as `find_images` does, and what is left out.
+
+    Args:
+        paths: one path or several.
+        known: files of which nothing need be said, such as the labels beside the images.
+
+    Returns:
+        The files, never none, and what is left out. Hidden files and what this package wrote but figures are not
+        counted.
+
+    Raises:
+        ValueError, TypeError: as `find_images`.
+    """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: list[Path] = []
+    unsaid = {os.path.realpath(path) for path in known}
+    found = FoundImages()
     for item in given:
         if not isinstance(item, str | os.PathLike):
             raise TypeError(f"paths must be str or os.PathLike, got {type(item).__name__}")
         path = Path(item)
         if not path.is_dir():
-            found.append(path)
+            if _is_figure(path):
+                found.left_out[path] = Counter({_FIGURE: 1})
+            else:
+                found.paths.append(path)
             continue
-        inside = sorted(
-            entry
-            for entry in path.iterdir()
-            if entry.suffix.lower() in IMAGE_EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
-        )
+        inside, left_out = [], Counter[str]()
+        folders = []
+        for entry in sorted(path.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            reason = _no_image(entry)
+            if reason is None:
+                inside.append(entry)
+            elif reason and os.path.realpath(entry) not in unsaid:
+                left_out[reason] += 1
+                folders += [entry.name] if reason == "folder" else []
         if not inside:
-            raise ValueError(f"no images in the directory {path} (extensions looked for: {_extension_list()})")
-        found.extend(inside)
-    if not found:
+            raise ValueError(_nothing_in(path, left_out, folders))
+        found.paths.extend(inside)
+        if left_out:
+            found.left_out[path] = left_out
+    if not found.paths:
+        if found.left_out:
+            raise ValueError(f"no images were given: {found.left_out_text()}")
         raise ValueError("no image paths given; expected at least one file or directory")
     return found
+
+
+def _no_image(entry: Path) -> str | None:
+    """The kind of a directory's entry that is no image; empty for what goes without saying, None for an image."""
+    if entry.is_dir():
+        return "folder"
+    if not entry.exists():
+        return "broken link"
+    if not entry.is_file():
+        return "special file"
+    suffix = entry.suffix.lower()
+    mark = mark_of(entry)
+    if suffix in IMAGE_EXTENSIONS:
+        return _FIGURE if mark is not None and mark.kind != IMAGE else None
+    if mark is not None:
+        return ""
+    return suffix or "file without an ending"
+
+
+def _is_figure(path: Path) -> bool:
+    mark = mark_of(path)
+    return mark is not None and path.suffix.lower() in IMAGE_EXTENSIONS and mark.kind != IMAGE
+
+
+def _counts(kinds: Counter[str]) -> str:
+    """Such as "2 .heic, 3 folders"."""
+    plural = {"folder": "folders", "broken link": "broken links", "special file": "special files"}
+    plural |= {_FIGURE: f"figures that {MARK} wrote", "file without an ending": "files without an ending"}
+    return ", ".join(
+        f"{count} {kind if count == 1 else plural.get(kind, kind)}" for kind, count in sorted(kinds.items())
+    )
+
+
+def _nothing_in(path: Path, left_out: Counter[str], folders: list[str]) -> str:
+    text = f"no images in the directory {path} (extensions looked for: {_extension_list()})"
+    if left_out:
+        text += f"; it holds {_counts(left_out)}"
+    if folders:
+        few = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+        text += f": images are looked for in the directory itself, so name what is in it ({few})"
+    return text
 
 
 def _extension_list() -> str:

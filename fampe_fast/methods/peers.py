@@ -34,7 +34,7 @@ def _captum() -> ModuleType:
     return module
 
 
-PEER_OPTIONS: dict[PeerName, frozenset[str]] = {
+PEER_OPTIONS: dict[str, frozenset[str]] = {
     "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
     "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
     "saliency": frozenset({"bounds", "absolute"}),

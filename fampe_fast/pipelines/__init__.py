@@ -1,1 +1,1 @@
-"""Whole jobs over files: explain, evaluate, demo, doctor. The command line calls them, and so can a program."""
+"""Whole jobs over files, and what they share: batches, labels, records. The command line and programs call them."""

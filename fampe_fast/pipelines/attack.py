@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,13 +12,25 @@ from torch import Tensor
 from ..attacks.analysis import disturbance
 from ..attacks.band_limited import AdversarialImages, BandLimitedAttack
 from ..attacks.transfer import Answers, Attack, answers_of, attack_and_ask
+from ..files import (
+    FIGURE,
+    FOLDER,
+    IMAGE,
+    Output,
+    check_outputs,
+    mark_of,
+    png_content,
+    remove_leftovers,
+    write_atomically,
+)
 from ..frequency.bands import equal_width_bands
 from ..model_care import Model, chunk_size
 from ..models.classifier import Classifier
+from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import bands_figure
-from ..plots.saving import write_atomically
 from .attack_study import (
+    ATTACK,
     CONFIDENCE,
     ROUNDING,
     Answer,
@@ -28,8 +40,25 @@ from .attack_study import (
     ImageRecord,
     SavedImage,
 )
-from .batches import Batch, Failure, one_by_one_on_error, read_batches
-from .explain import unique_names
+from .batches import Batch, Failure, Group, groups_of
+from .records import RECORDS, Item, Records, digest_of_settings
+from .settings import unique_names
+
+
+def attack_outputs(paths: Sequence[Path], out: Path, bands: Sequence[str], save_images: bool) -> list[Output]:
+    """What ``attack_files`` writes."""
+    images = [
+        Output(out / "images" / band / f"{name}.png", IMAGE)
+        for band in (bands if save_images else ())
+        for name in unique_names(paths)
+    ]
+    return [
+        Output(out, FOLDER),
+        Output(out / "attack.json", ATTACK),
+        Output(out / "attack.png", FIGURE),
+        Output(out / "attack.jsonl", RECORDS),
+        *images,
+    ]
 
 
 def attack_files(
@@ -48,8 +77,9 @@ def attack_files(
 ) -> AttackStudy:
     """Attack every file in every band; ``out/attack.json`` and ``out/attack.png``.
 
-    A batch counts once all its attacks are made. Interrupted by Ctrl-C, it writes what has been attacked and lets the
-    interrupt through. A file's place in ``paths`` names it in the random stream, so that its batch does not matter.
+    A batch counts once all its attacks are made; it is on disk (``out/attack.jsonl``) then, and is not attacked again
+    for the same images, places, targets, models and settings. Interrupted, it sums up what has been attacked and lets
+    the interrupt through. A file's place in ``paths`` names it in the random stream, so that its batch does not matter.
 
     Args:
         classifier: the model attacked; its transform reads the images.
@@ -71,7 +101,7 @@ def attack_files(
 
     Raises:
         ValueError: models of different numbers of classes, more rings than the images have frequencies for, save_images
-            with bounds other than (0, 1).
+            with bounds other than (0, 1), or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
@@ -79,30 +109,69 @@ def attack_files(
     edges = equal_width_bands(*classifier.input_size, settings.rings, include_dc=True).edges[0].tolist()
     if save_images and settings.config.bounds != (0, 1):
         raise ValueError(f"images are saved for bounds of (0, 1), got {settings.config.bounds}")
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(attack_outputs(paths, out, settings.bands, save_images), paths)
+    for folder in (out, *(out / "images" / band for band in settings.bands)):
+        remove_leftovers(folder)
     names = unique_names(paths)
     study = AttackStudy(settings, tuple(models), edges)
+    groups: list[Group] = []
+    everything = {
+        "models": [identity_of(model) for model in (classifier, transfer_to) if model is not None],
+        **asdict(settings),
+        "config_type": type(settings.config).__name__,
+        "edges": edges,
+        "save_images": save_images,
+    }
 
     def failed(failure: Failure) -> None:
         study.failures.append(failure)
         on_failure(failure)
+
+    def key_of(item: Item) -> str:
+        return digest_of_settings({"context": context, "image": item.digest, "id": item.position, "to": item.target})
+
+    def done(item: Item) -> bool:
+        found = records.get(context, item)
+        if found is None or not save_images:
+            return found is not None
+        # What is said of a saved image is said of that file.
+        files = [Path("images", band, f"{names[item.position]}.png") for band in settings.bands]
+        marks = [mark_of(out / file) for file in files]
+        return all(mark is not None and mark.key == key_of(item) for mark in marks)
 
     def work(batch: Batch) -> tuple[list[ImageRecord], dict[str, Tensor]]:
         files = [f"{names[position]}.png" for position in batch.positions] if save_images else None
         chosen = None if targets is None else [targets[position] for position in batch.positions]
         return _attacked(models, settings, batch, chosen, files, internal_batch_size)
 
-    try:
-        for whole in read_batches(classifier, paths, batch_size, failed):
-            for batch, (records, pictures) in one_by_one_on_error(whole, work, failed):
-                for file, levels in pictures.items():
-                    write_atomically(out / file, _png(levels))
-                study.records += records
-                on_images(len(batch.paths))
-    finally:
-        if study.records:
-            _save(study, out)
+    def keep(batch: Batch, items: list[Item], found: tuple[list[ImageRecord], dict[str, Tensor]]) -> None:
+        made, pictures = found
+        keys = {f"{names[item.position]}.png": key_of(item) for item in items}
+        for file, levels in pictures.items():
+            write_atomically(out / file, _png(levels, keys[Path(file).name]))
+        records.add(context, items, [record.as_result() for record in made])
+
+    with Records(out / "attack.jsonl", "attack") as records:
+        context = records.context(everything)
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                study.earlier += sum(map(done, group.items))
+                groups.append(group)
+                group.settle(done, work, keep)
+                on_images(len(group.items))
+        finally:
+            # Of the group at work too, where the interrupt came between its results and the next line.
+            attacked = [item for group in groups for item in group.items if done(item)]
+            study.records += [_record(records, context, item, names[item.position]) for item in attacked]
+            if study.records:
+                _save(study, out)
     return study
+
+
+def _record(records: Records, context: str, item: Item, name: str) -> ImageRecord:
+    found = records.get(context, item)
+    assert found is not None
+    return ImageRecord.of_result(item.path, found, f"{name}.png")
 
 
 def _by_name(classifier: Classifier, other: Classifier | None) -> dict[str, Model]:
@@ -203,12 +272,10 @@ def _saved(
     ]
 
 
-def _png(levels: Tensor) -> bytes:
+def _png(levels: Tensor, key: str) -> bytes:
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_content(Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()), IMAGE, key)
 
 
 def _save(study: AttackStudy, out: Path) -> None:

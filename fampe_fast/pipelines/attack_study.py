@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..attacks.band_limited import DEFAULT_CONFIG, Band
 from ..attacks.transfer import fooled_share
 from ..checks import check_count, check_cutoff
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
+from ..files import json_content
 from ..metrics import Estimate, mean_and_error
 from ..plots.bands import BandCurve
 from .batches import Failure
@@ -24,6 +24,8 @@ BANDS: tuple[Band, ...] = ("low", "high", "all")
 GRADIENTS: dict[str, type[PathConfig]] = {"plain": PathConfig, "fampe": FAMPEConfig, "attexplore": AttEXploreConfig}
 """What the gradient of a step is averaged over: the images themselves, or a method's samples."""
 
+ATTACK = "attack"
+"""The kind of ``attack.json``."""
 CONFIDENCE = 0.95
 # The attack sets the one, and has no map for the other.
 _NOT_THE_ATTACK_S = {"direction", "area_cutoff"}
@@ -135,6 +137,15 @@ class AttackedImage:
     answers: dict[str, Answer]
     saved: SavedImage | None = None
 
+    @classmethod
+    def of_result(cls, result: dict[str, Any], saved_as: str) -> AttackedImage:
+        """What ``ImageRecord.as_result`` made JSON of."""
+        saved = result["saved"]
+        if saved is not None:
+            saved = SavedImage(**{**saved, "answer": Answer(**saved["answer"])})
+            saved = replace(saved, file=str(PurePosixPath(saved.file).with_name(saved_as)))
+        return cls(result["band_share"], result["energy"], _answers(result["answers"]), saved)
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -152,6 +163,29 @@ class ImageRecord:
     before: dict[str, Answer]
     attacks: dict[str, dict[str, AttackedImage]]
 
+    def as_result(self) -> dict[str, Any]:
+        """All but the path, as JSON takes it."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+    @classmethod
+    def of_result(cls, path: Path, result: dict[str, Any], saved_as: str) -> ImageRecord:
+        """The record of a result.
+
+        Args:
+            path: the image's file.
+            result: from ``as_result``, by way of JSON.
+            saved_as: the name under which its attacked images are saved now.
+        """
+        attacks = {
+            band: {model: AttackedImage.of_result(found, saved_as) for model, found in sources.items()}
+            for band, sources in result["attacks"].items()
+        }
+        return cls(path, result["target"], _answers(result["before"]), attacks)
+
+
+def _answers(found: dict[str, Any]) -> dict[str, Answer]:
+    return {model: Answer(**answer) for model, answer in found.items()}
+
 
 @dataclass
 class AttackStudy:
@@ -163,6 +197,7 @@ class AttackStudy:
         edges: radii of the rings, in cycles over the shorter side.
         records: of the images attacked.
         failures: images left out.
+        earlier: how many images an earlier run had attacked.
     """
 
     settings: AttackSettings
@@ -170,6 +205,7 @@ class AttackStudy:
     edges: list[float]
     records: list[ImageRecord] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
 
     def accuracy(self, model: str) -> Estimate:
         """The share of the images whose target is the model's first choice, before any attack."""
@@ -237,7 +273,8 @@ class AttackStudy:
 
     def as_json(self) -> str:
         """Everything, as JSON; without images, no summary."""
-        return json.dumps(
+        return json_content(
+            ATTACK,
             {
                 "settings": {
                     "models": self.models,
@@ -251,7 +288,6 @@ class AttackStudy:
                 ],
                 "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
             },
-            indent=1,
         )
 
     def _summary(self) -> dict[str, object]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..files import digest_of
 from ..images import load_images
 from ..models.classifier import Classifier
+from .records import Item, Records
 
 Result = TypeVar("Result")
 
@@ -46,10 +47,11 @@ class Batch:
 
     def singles(self) -> list[Batch]:
         """The same images one by one."""
-        return [
-            Batch([path], [position], self.images[k : k + 1])
-            for k, (path, position) in enumerate(zip(self.paths, self.positions, strict=True))
-        ]
+        return [self.part([k]) for k in range(len(self.paths))]
+
+    def part(self, keep: Sequence[int]) -> Batch:
+        """Some of the images, by their index in the batch."""
+        return Batch([self.paths[k] for k in keep], [self.positions[k] for k in keep], self.images[list(keep)])
 
 
 def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> Tensor:
@@ -61,26 +63,119 @@ def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int
     return found
 
 
+def check_targets(targets: Tensor, outputs: Tensor) -> None:
+    """Refuse targets (B,) that are no classes of outputs (B, classes, ...), with a ValueError that names the first."""
+    wrong = targets[(targets < 0) | (targets >= outputs.shape[1])].tolist()
+    if wrong:
+        raise ValueError(f"the target {wrong[0]} is out of range: the model has {outputs.shape[1]} classes")
+
+
 def device_of(classifier: Classifier) -> torch.device:
     """The device the classifier's normalisation, and with it the model, is on."""
     return classifier.mean.device
 
 
-def read_batches(
-    classifier: Classifier, paths: Sequence[Path], size: int, on_failure: Callable[[Failure], None]
-) -> Iterator[Batch]:
-    """Batches of at most ``size`` readable images, in order; unreadable files go to ``on_failure``."""
-    stream = enumerate(load_images(paths, classifier.transform))
-    while part := list(islice(stream, size)):
-        good = []
-        for position, (path, image) in part:
-            if isinstance(image, Tensor):
-                good.append((position, path, image))
-            else:
-                on_failure(Failure(path, image.reason))
-        if good:
-            positions, names, images = zip(*good, strict=True)
-            yield Batch(list(names), list(positions), torch.stack(images).to(device_of(classifier)))
+class Group:
+    """Images that go through the model together; they are read once one of their results is missing."""
+
+    def __init__(self, classifier: Classifier, items: Sequence[Item], on_failure: Callable[[Failure], None]) -> None:
+        """Take the images of a batch.
+
+        Args:
+            classifier: whose transform reads them.
+            items: the images.
+            on_failure: called for one that cannot be read or worked on; it is then no longer among ``items``.
+        """
+        self.items = list(items)
+        self._classifier, self._on_failure = classifier, on_failure
+        self._batch: Batch | None = None
+
+    def again(self, on_failure: Callable[[Failure], None]) -> Group:
+        """The same images for other work, whose failures do not cost this group its images."""
+        other = Group(self._classifier, self.items, on_failure)
+        other._batch = self._batch
+        return other
+
+    def batch(self) -> Batch | None:
+        """The images, read; None where none can be."""
+        if self._batch is None and self.items:
+            good: list[tuple[Item, Tensor]] = []
+            loaded = load_images([item.path for item in self.items], self._classifier.transform)
+            for item, (path, image) in zip(list(self.items), loaded, strict=True):
+                if isinstance(image, Tensor):
+                    good.append((item if item.digest else replace(item, digest=digest_of(path)), image))
+                else:
+                    self._on_failure(Failure(path, image.reason))
+            self.items = [item for item, _ in good]
+            if good:
+                images = torch.stack([image for _, image in good]).to(device_of(self._classifier))
+                self._batch = Batch([i.path for i in self.items], [i.position for i in self.items], images)
+        return self._batch
+
+    def settle(
+        self,
+        done: Callable[[Item], bool],
+        work: Callable[[Batch], Result],
+        keep: Callable[[Batch, list[Item], Result], None],
+    ) -> None:
+        """Work on the images that are not done, together or, where that fails, one by one.
+
+        Args:
+            done: whether an image needs no work.
+            work: computes, and writes nothing: whatever it raises costs the image.
+            keep: writes down what was computed; what it raises ends the run.
+        """
+        if all(done(item) for item in self.items):
+            return
+        batch = self.batch()
+        if batch is None:
+            return
+        pending = [k for k, item in enumerate(self.items) if not done(item)]
+        if not pending:
+            return
+        by_position = {item.position: item for item in self.items}
+        lost = {self.items[k].position for k in pending}
+        for part, found in one_by_one_on_error(batch.part(pending), work, self._on_failure):
+            keep(part, [by_position[position] for position in part.positions], found)
+            lost.difference_update(part.positions)
+        if lost:
+            kept = [k for k, item in enumerate(self.items) if item.position not in lost]
+            self.items = [self.items[k] for k in kept]
+            self._batch = batch.part(kept) if kept else None
+
+    def settle_in(
+        self, records: Records, context: str, work: Callable[[Batch], list[dict[str, Any]]], part: str = ""
+    ) -> None:
+        """``settle`` with results that go into records as they are."""
+
+        def keep(batch: Batch, items: list[Item], found: list[dict[str, Any]]) -> None:
+            records.add(context, items, found, part)
+
+        self.settle(lambda item: records.get(context, item, part) is not None, work, keep)
+
+
+def groups_of(
+    classifier: Classifier,
+    paths: Sequence[Path],
+    targets: Sequence[int] | None,
+    size: int,
+    on_failure: Callable[[Failure], None],
+) -> Iterator[Group]:
+    """The images of a run in groups of ``size``, in order; done or not, so that what goes on is cut in the same places.
+
+    Args:
+        classifier: whose transform reads them.
+        paths: image files; a file's place names it in the random stream.
+        targets: the class of each; None lets the model choose.
+        size: images in a group.
+        on_failure: called for an image that is left out.
+    """
+    for start in range(0, len(paths), size):
+        items = [
+            Item(paths[k], k, digest_of(paths[k]), None if targets is None else targets[k])
+            for k in range(start, min(start + size, len(paths)))
+        ]
+        yield Group(classifier, items, on_failure)
 
 
 def one_by_one_on_error(

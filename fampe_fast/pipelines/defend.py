@@ -7,7 +7,6 @@ and so which attack fools it, is up to its training.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +20,13 @@ from ..attacks import BandLimitedAttack, compare_reliance, transfer_rates
 from ..attacks.band_limited import Band
 from ..checks import LARGEST, check_count, check_fraction, check_gaussian_cutoff, check_number, check_positive
 from ..engine.config import PathConfig
+from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, write_atomically
 from ..images.generated import BANDS, band_texture, generate
 from ..metrics import Estimate, mean_and_error
 from ..model_care import Model
 from ..models.classifier import Classifier
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
-from ..plots.saving import write_atomically
 from ..training import BandMixAugmentation, LowPassAugmentation
 from .occlude import bootstrap_interval
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from ..attacks import AdversarialImages
 
 ATTACKS: tuple[Band, ...] = ("low", "high", "all")
+DEFENCE = "defence"
+"""The kind of ``defence.json``."""
 CLASSES = ("plain background", "textured background")
 _RINGS = 12
 
@@ -116,7 +117,8 @@ class DefenceResult:
 
     def as_json(self) -> str:
         """Everything, as JSON."""
-        return json.dumps(
+        return json_content(
+            DEFENCE,
             {
                 "settings": asdict(self.settings),
                 "classes": list(CLASSES),
@@ -134,7 +136,6 @@ class DefenceResult:
                     "mean_drop": {name: drops.mean(0).tolist() for name, drops in self.drops.items()},
                 },
             },
-            indent=1,
         )
 
 
@@ -174,10 +175,13 @@ def defend(
         ``DefenceResult``.
 
     Raises:
+        ValueError: an output would replace a file that this package did not write.
         OSError: the results cannot be written.
     """
     settings = DefenceSettings() if settings is None else settings
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(
+        [Output(out, FOLDER), Output(out / "defence.json", DEFENCE), Output(out / "reliance.png", FIGURE)], []
+    )
     on_stage("images")
     images, labels = _scenes(settings.train_images, settings.seed, settings)
     test, truth = _scenes(settings.test_images, settings.seed + 1, settings)

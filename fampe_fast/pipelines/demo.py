@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..files import FIGURE, FOLDER, Output, check_outputs, png_content, write_atomically
 from ..images.generated import generate
 from ..methods.fampe import FAMPE
 from ..metrics import insertion_deletion, relevance_mass
 from ..models.embedded import load_embedded_classifier
 from ..plots import explanation_figure
-from ..plots.saving import png_bytes, write_atomically
+from ..plots.saving import png_bytes
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def run_demo(
         A row per image, and the picture's path.
 
     Raises:
+        ValueError: there is a ``demo.png`` that this package did not write.
         OSError: the picture cannot be written.
     """
+    path = out / "demo.png"
+    check_outputs([Output(out, FOLDER), Output(path, FIGURE)], [])
     classifier = load_embedded_classifier()
     drawn = generate(images, seed=seed)
     with torch.no_grad():
@@ -99,7 +103,6 @@ def run_demo(
             dpi=100,
         )
         pictures.append(Image.open(io.BytesIO(png_bytes(figure))))
-    path = out / "demo.png"
     write_atomically(path, _stacked(pictures))
     return rows, path
 
@@ -110,6 +113,4 @@ def _stacked(pictures: Sequence[Image.Image]) -> bytes:
     for picture in pictures:
         page.paste(picture, (0, top))
         top += picture.height
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_content(page, FIGURE)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
+from ..images import load_images
 from ..methods.base import AttributionMethod
 from ..methods.passes import passes_of
 from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import contact_sheet, save_figure
-from ..plots.saving import write_atomically
-from .batches import Batch, Failure, one_by_one_on_error, read_batches
-from .explain import settings_of
+from .batches import Batch, Failure, Group, check_targets, groups_of
+from .map_store import MapStore
+from .records import RECORDS, Item, Records
 from .scoring import Measurement, Scores
+from .settings import everything_of, settings_of
+
+SCORES = "scores"
+"""The kind of ``scores.json``."""
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Evaluation:
         probabilities: the model's for that class.
         scores: by method.
         failures: images left out.
+        earlier: how many images an earlier run had finished.
     """
 
     measurement: Measurement
@@ -46,6 +54,7 @@ class Evaluation:
     probabilities: list[float] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
 
     @property
     def protocol(self) -> str:
@@ -68,7 +77,8 @@ class Evaluation:
 
     def as_json(self) -> str:
         """Everything, as JSON."""
-        return json.dumps(
+        return json_content(
+            SCORES,
             {
                 **({"protocol": self.protocol} if "insertion" in self._measured() else {}),
                 "metrics": self.measurement.options(),
@@ -94,11 +104,21 @@ class Evaluation:
                 ],
                 "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
             },
-            indent=1,
         )
 
     def _measured(self) -> list[str]:
         return list(next(iter(self.scores.values()), Scores()).values)
+
+
+def evaluation_outputs(out: Path) -> list[Output]:
+    """What ``evaluate_files`` writes."""
+    return [
+        Output(out, FOLDER),
+        Output(out / "scores.json", SCORES),
+        Output(out / "contact_sheet.png", FIGURE),
+        Output(out / "scores.jsonl", RECORDS),
+        Output(out / "maps", FOLDER),
+    ]
 
 
 def evaluate_files(
@@ -123,8 +143,9 @@ def evaluate_files(
 ) -> Evaluation:
     """Explain every file with every method and score the maps; ``out/scores.json`` and ``out/contact_sheet.png``.
 
-    A batch counts once all methods have scored it. Interrupted by Ctrl-C, it writes what has been scored and lets the
-    interrupt through.
+    A method's scores of a batch are on disk (``out/scores.jsonl``; the maps of the contact sheet in ``out/maps``) as
+    soon as they are found, and are not computed again for the same image, place, target, model and settings. An image
+    counts once all methods have scored it. Interrupted, it sums up what has been scored and lets the interrupt through.
 
     Args:
         classifier: the model.
@@ -150,67 +171,146 @@ def evaluate_files(
 
     Raises:
         OSError: the results cannot be written.
-        ValueError: an unknown metric or protocol.
+        ValueError: an unknown metric or protocol, or an output would replace an image or a file of another's.
     """
     measure = Measurement(
         tuple(metrics), protocol, metric_steps, metric_passes, mu_fidelity_samples, stability_samples, metric_seed
     )
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(evaluation_outputs(out), paths)
+    for folder in (out, out / "maps"):
+        remove_leftovers(folder)
     settings = {name: {**settings_of(method), "passes": passes_of(method)} for name, method in methods.items()}
     result = Evaluation(measure, identity_of(classifier), settings, scores={name: Scores() for name in methods})
-    sheet: list[tuple[Tensor, dict[str, Tensor], str]] = []
+    store = MapStore(out / "maps")
+    groups: list[Group] = []
 
     def failed(failure: Failure) -> None:
         result.failures.append(failure)
         on_failure(failure)
 
-    def work(batch: Batch) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, dict[str, list[float]], float]]]:
+    def answer(batch: Batch) -> list[dict[str, Any]]:
         with torch.no_grad():
             probabilities = classifier(batch.images).softmax(1)
         chosen = probabilities.argmax(1)
         if targets is not None:
             chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)
-        scored = {}
-        for name, method in methods.items():
-            began = time.perf_counter()
-            maps = method.attribute(
-                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
-            )
-            seconds = time.perf_counter() - began
-            values = measure(classifier, method, batch.images, maps, chosen, batch.positions, internal_batch_size)
-            scored[name] = (maps, values, seconds)
-        return chosen, probabilities.gather(1, chosen[:, None])[:, 0], scored
+            check_targets(chosen, probabilities)
+        right = probabilities.gather(1, chosen[:, None])[:, 0]
+        for target in chosen.tolist():
+            classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
+        return [
+            {"target": target, "probability": probability}
+            for target, probability in zip(chosen.tolist(), right.tolist(), strict=True)
+        ]
 
-    try:
-        for whole in read_batches(classifier, paths, batch_size, failed):
-            for batch, (chosen, probability, scored) in one_by_one_on_error(whole, work, failed):
-                result.paths += batch.paths
-                result.targets += chosen.tolist()
-                result.probabilities += probability.tolist()
-                for name, (_, values, seconds) in scored.items():
-                    result.scores[name].add(values, seconds)
-                for k in range(min(len(batch.paths), sheet_rows - len(sheet))):
-                    maps = {name: found[0][k].cpu() for name, found in scored.items()}
-                    sheet.append((batch.images[k].cpu(), maps, classifier.class_name(int(chosen[k]))))
-                on_images(len(batch.paths))
-    finally:
-        if result.paths:
-            write_atomically(out / "scores.json", result.as_json().encode())
-            _write_sheet(sheet, result, out / "contact_sheet.png")
+    with Records(out / "scores.jsonl", "evaluate") as records:
+        answers = records.context({"of": "answers", **result.model})
+        contexts = {
+            name: records.context(
+                {
+                    "of": "scores",
+                    **result.model,
+                    "method": everything_of(method, classifier),
+                    "metrics": measure.options(),
+                }
+            )
+            for name, method in methods.items()
+        }
+
+        def settle(group: Group, name: str, shown: bool) -> None:
+            method, context = methods[name], contexts[name]
+            items = {item.position: item for item in group.items}
+
+            def done(item: Item) -> bool:
+                return records.get(context, item) is not None and (not shown or store.holds(context, item))
+
+            def score(batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+                known = [records.get(answers, items[position]) for position in batch.positions]
+                chosen = torch.tensor([found["target"] for found in known if found], device=batch.images.device)
+                began = time.perf_counter()
+                maps = method.attribute(
+                    batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+                )
+                seconds = (time.perf_counter() - began) / len(batch.paths)
+                values = measure(classifier, method, batch.images, maps, chosen, batch.positions, internal_batch_size)
+                return maps, [
+                    {"values": {key: found[k] for key, found in values.items()}, "seconds": seconds}
+                    for k in range(len(batch.paths))
+                ]
+
+            def keep(batch: Batch, part: list[Item], found: tuple[Tensor, list[dict[str, Any]]]) -> None:
+                maps, values = found
+                if shown:
+                    for item, attribution in zip(part, maps, strict=True):
+                        store.save(context, item, attribution)
+                records.add(context, part, values)
+
+            group.settle(done, score, keep)
+
+        def complete(item: Item) -> bool:
+            return all(records.get(context, item) is not None for context in (answers, *contexts.values()))
+
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                result.earlier += sum(map(complete, group.items))
+                group.settle_in(records, answers, answer)
+                # Of every image of a group that reaches into the sheet: one that fails makes room for another.
+                shown = sum(len(earlier.items) for earlier in groups) < sheet_rows
+                groups.append(group)
+                for name in methods:
+                    settle(group, name, shown)
+                on_images(len(group.items))
+        finally:
+            # Of the group at work too, where the interrupt came between its last result and the next line.
+            scored = [item for group in groups for item in group.items if complete(item)]
+            if scored:
+                _fill(result, records, answers, contexts, scored)
+                write_atomically(out / "scores.json", result.as_json().encode())
+                _write_sheet(classifier, result, store, contexts, scored[:sheet_rows], out / "contact_sheet.png")
     return result
+
+
+def _fill(
+    result: Evaluation, records: Records, answers: str, contexts: Mapping[str, str], scored: Sequence[Item]
+) -> None:
+    """The result of what is on record."""
+    for item in scored:
+        found = records.get(answers, item)
+        assert found is not None
+        result.paths.append(item.path)
+        result.targets.append(found["target"])
+        result.probabilities.append(_number(found["probability"]))
+        for name, context in contexts.items():
+            of_method = records.get(context, item)
+            assert of_method is not None
+            values = {key: [_number(value)] for key, value in of_method["values"].items()}
+            result.scores[name].add(values, of_method["seconds"])
+
+
+def _number(value: float | None) -> float:
+    """A number of a record, where NaN is null."""
+    return math.nan if value is None else float(value)
 
 
 _SHEET_SCORES = {"mu_fidelity": "mu-fidelity", "stability": "stability (low is stable)"}
 
 
-def _write_sheet(sheet: list[tuple[Tensor, dict[str, Tensor], str]], result: Evaluation, path: Path) -> None:
-    rows = len(sheet)
+def _write_sheet(
+    classifier: Classifier,
+    result: Evaluation,
+    store: MapStore,
+    contexts: Mapping[str, str],
+    items: Sequence[Item],
+    path: Path,
+) -> None:
+    # Read once more: a black one where a file has gone since.
+    read = [image for _, image in load_images([item.path for item in items], classifier.transform)]
     shown = "faithfulness" if "insertion" in result._measured() else result._measured()[0]
     figure = contact_sheet(
-        [image for image, _, _ in sheet],
-        {name: [maps[name] for _, maps, _ in sheet] for name in result.scores},
-        [title for _, _, title in sheet],
-        scores={name: score.columns()[shown][:rows] for name, score in result.scores.items()},
+        [image if isinstance(image, Tensor) else torch.zeros(3, *classifier.input_size) for image in read],
+        {name: [store.load(context, item) for item in items] for name, context in contexts.items()},
+        [classifier.class_name(target) for target in result.targets[: len(items)]],
+        scores={name: score.columns()[shown][: len(items)] for name, score in result.scores.items()},
         score_name=_SHEET_SCORES.get(shown, f"insertion − deletion ({result.protocol})"),
     )
     save_figure(figure, path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import __version__
+from ..files import (
+    FIGURE,
+    FOLDER,
+    Output,
+    check_outputs,
+    json_text,
+    mark_of,
+    npz_content,
+    remove_leftovers,
+    write_atomically,
+)
 from ..methods.base import AttributionMethod, PathMethod
-from ..methods.forgrad import FORGrad
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
-from ..plots.saving import write_atomically
-from .batches import Batch, Failure, one_by_one_on_error, read_batches
+from .batches import Batch, Failure, groups_of
+from .records import Item, digest_of_settings
+from .settings import everything_of, settings_of, unique_names
+
+MAP = "map"
+"""The kind of the archives."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,8 @@ class Explanation:
         cutoff: in cycles over the shorter side; None for methods without one.
         seconds: of the batch, divided by its images.
         picture: the PNG written.
-        archive: the ``.npz`` written: map, image, target, probability, cutoff, settings (JSON).
+        archive: the ``.npz`` written: map, image, target, predicted, probability, cutoff, seconds, settings (JSON).
+        earlier: whether an earlier run had finished it.
     """
 
     path: Path
@@ -48,6 +63,19 @@ class Explanation:
     seconds: float
     picture: Path
     archive: Path
+    earlier: bool = False
+
+
+def explanation_outputs(paths: Sequence[Path], out: Path) -> list[Output]:
+    """What ``explain_files`` writes."""
+    return [
+        Output(out, FOLDER),
+        *(
+            output
+            for name in unique_names(paths)
+            for output in (Output(out / f"{name}.png", FIGURE), Output(out / f"{name}.npz", MAP))
+        ),
+    ]
 
 
 def explain_files(
@@ -61,8 +89,11 @@ def explain_files(
     internal_batch_size: int | None = None,
     on_result: Callable[[Explanation], None] = lambda result: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
+    on_replaced: Callable[[Path], None] = lambda archive: None,
 ) -> list[Explanation]:
     """Explain files and write ``NAME.png`` and ``NAME.npz`` for each into ``out``, each whole or not at all.
+
+    An archive that is there and was made from the same image, place, target, model and settings is not made again.
 
     Args:
         classifier: the model.
@@ -74,19 +105,37 @@ def explain_files(
         internal_batch_size: samples per model pass.
         on_result: called as soon as a file's results are written.
         on_failure: called for a file that cannot be read or explained.
+        on_replaced: called for an archive of another image or other settings that is about to be replaced.
 
     Returns:
         The explanations, in order.
 
     Raises:
+        ValueError: an output would replace an image, or a file that this package did not write.
         OSError: the results cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(explanation_outputs(paths, out), paths)
+    remove_leftovers(out)
     names = unique_names(paths)
-    settings = {**identity_of(classifier), **settings_of(method)}
-    done: list[Explanation] = []
+    model = identity_of(classifier)
+    settings = {**model, **settings_of(method)}
+    everything = {"command": "explain", "version": __version__, **model, "maps": everything_of(method, classifier)}
+    done: dict[int, Explanation] = {}
 
-    def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+    def key_of(item: Item) -> str:
+        return digest_of_settings(everything | {"image": item.digest, "id": item.position, "target": target})
+
+    def finished(item: Item, result: Explanation, image: Tensor, attribution: Tensor) -> None:
+        mark = mark_of(result.picture)
+        if mark is None or mark.key != key_of(item):
+            figure = explanation_figure(
+                image, attribution, class_name=result.class_name, probability=result.probability, cutoff=result.cutoff
+            )
+            save_figure(figure, result.picture, key=key_of(item))
+        done[item.position] = result
+        on_result(result)
+
+    def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]:
         began = time.perf_counter()
         with torch.no_grad():
             probabilities = classifier(batch.images).softmax(1)
@@ -100,69 +149,85 @@ def explain_files(
             cutoff = details.cutoff
         else:
             maps = method.attribute(batch.images, targets, image_ids=ids, internal_batch_size=chunk)
-        return maps, probabilities, targets, cutoff, (time.perf_counter() - began) / len(batch.paths)
+        class_names = [classifier.class_name(int(chosen)) for chosen in targets]
+        return maps, probabilities, targets, cutoff, class_names, (time.perf_counter() - began) / len(batch.paths)
 
-    for whole in read_batches(classifier, paths, batch_size, on_failure):
-        for batch, (maps, probabilities, targets, cutoffs, seconds) in one_by_one_on_error(whole, work, on_failure):
-            for k, (path, position) in enumerate(zip(batch.paths, batch.positions, strict=True)):
-                chosen = int(targets[k])
-                result = Explanation(
-                    path,
+    def keep(
+        batch: Batch, items: list[Item], found: tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]
+    ) -> None:
+        maps, probabilities, targets, cutoffs, class_names, seconds = found
+        results = []
+        for k, item in enumerate(items):
+            chosen = int(targets[k])
+            picture, archive = (out / f"{names[item.position]}.{ending}" for ending in ("png", "npz"))
+            results.append(
+                Explanation(
+                    item.path,
                     chosen,
-                    classifier.class_name(chosen),
+                    class_names[k],
                     float(probabilities[k, chosen]),
                     int(probabilities[k].argmax()),
                     None if cutoffs is None else float(cutoffs[k]),
                     seconds,
-                    out / f"{names[position]}.png",
-                    out / f"{names[position]}.npz",
+                    picture,
+                    archive,
                 )
-                _write(result, batch.images[k], maps[k], settings)
-                done.append(result)
-                on_result(result)
-    return done
+            )
+        # All archives first: they are what a run that goes on is spared, and a picture takes longer than an archive.
+        for k, (item, result) in enumerate(zip(items, results, strict=True)):
+            mark = mark_of(result.archive)
+            if mark is not None and mark.key != key_of(item):
+                on_replaced(result.archive)
+            _write(result, batch.images[k], maps[k], settings, key_of(item))
+        for k, (item, result) in enumerate(zip(items, results, strict=True)):
+            finished(item, result, batch.images[k], maps[k])
+
+    for group in groups_of(classifier, paths, None, batch_size, on_failure):
+        for item in group.items:
+            earlier = _earlier(item, out / names[item.position], key_of(item), classifier)
+            if earlier is not None:
+                finished(item, *earlier)
+        group.settle(lambda item: item.position in done, work, keep)
+    return [done[position] for position in sorted(done)]
 
 
-def settings_of(method: AttributionMethod) -> dict[str, object]:
-    """The method and its configuration, for a record."""
-    settings: dict[str, object] = {"method": getattr(method, "name", type(method).__name__)}
-    config = getattr(method, "config", None)
-    if config is not None:
-        settings["config"] = dataclasses.asdict(config)
-    elif hasattr(method, "passes"):
-        settings["config"] = {"passes": method.passes, "noise": getattr(method, "noise", None)}
-    elif isinstance(method, FORGrad):
-        settings |= {"map_cutoff": method.cutoff, "signed": method.signed, "filtered": settings_of(method.method)}
-    return settings
+def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[Explanation, Tensor, Tensor] | None:
+    """What an earlier run has found of an image, with the image and its map; None where there is nothing."""
+    picture, archive = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.npz")
+    mark = mark_of(archive)
+    if item.digest is None or mark is None or mark.kind != MAP or mark.key != key:
+        return None
+    try:
+        with np.load(archive) as found:
+            chosen, cutoff = int(found["target"]), float(found["cutoff"])
+            result = Explanation(
+                item.path,
+                chosen,
+                classifier.class_name(chosen),
+                float(found["probability"]),
+                int(found["predicted"]),
+                None if np.isnan(cutoff) else cutoff,
+                float(found["seconds"]),
+                picture,
+                archive,
+                earlier=True,
+            )
+            return result, torch.from_numpy(found["image"]), torch.from_numpy(found["map"])
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):  # damaged since
+        return None
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """File names without their endings; where several files share one, all but the first get a number."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _write(result: Explanation, image: Tensor, attribution: Tensor, settings: dict[str, object]) -> None:
-    figure = explanation_figure(
-        image, attribution, class_name=result.class_name, probability=result.probability, cutoff=result.cutoff
-    )
-    save_figure(figure, result.picture)
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
+def _write(result: Explanation, image: Tensor, attribution: Tensor, settings: dict[str, object], key: str) -> None:
+    content = npz_content(
+        MAP,
+        key,
         map=attribution.cpu().numpy(),
         image=image.cpu().numpy(),
         target=result.target,
+        predicted=result.predicted,
         probability=result.probability,
         cutoff=np.nan if result.cutoff is None else result.cutoff,
-        settings=json.dumps(settings),
+        seconds=result.seconds,
+        settings=json_text(settings),
     )
-    write_atomically(result.archive, buffer.getvalue())
+    write_atomically(result.archive, content)

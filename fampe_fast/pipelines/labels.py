@@ -3,75 +3,117 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from ..files import read_text
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with all its keys: a dict would keep the last of equal ones, and say nothing."""
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """Class indices by file name.
+    """Read class indices by file name.
 
     Args:
-        path: JSON ``{"name.jpg": 7}`` or ``{"name.jpg": {"index": 7, ...}}``, or CSV with rows ``name.jpg,7`` and
-            perhaps a head line.
+        path: UTF-8 text, with or without a byte order mark: JSON ``{"name.jpg": 7}`` or ``{"name.jpg": {"index": 7,
+            ...}}``, or CSV with rows ``name.jpg,7`` and perhaps a head line.
 
     Raises:
-        ValueError: not readable as either; the message names the entry.
+        ValueError: not readable as either, or a file has two labels; the message names the entry.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the labels {path}: {error}") from error
+    text = read_text(path, "labels")
     if path.suffix.lower() == ".csv":
-        return _from_csv(text, path)
+        try:
+            return _each_once(_from_csv(text, path), path)
+        except csv.Error as error:
+            raise ValueError(f"the labels {path} are not CSV: {error}") from error
     try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
+        entries = json.loads(text, object_pairs_hook=_Pairs)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"the labels {path} are not JSON ({error}); expected JSON, or CSV in a file named *.csv"
         ) from error
-    if not isinstance(entries, dict):
+    if not isinstance(entries, _Pairs):
         raise ValueError(
             f"the labels {path} must be a JSON object from file name to class index, got a list or a value"
         )
-    labels = {}
-    for name, entry in entries.items():
-        index = entry.get("index") if isinstance(entry, dict) else entry
-        if isinstance(index, bool) or not isinstance(index, int):
-            raise ValueError(
-                f"the labels {path} give {name!r} as {entry!r}; expected a class index or {{'index': ...}}"
-            )
-        labels[name] = index
-    return labels
+    return _each_once(((name, index) for name, entry in entries for index in _indices(name, entry, path)), path)
 
 
-def _from_csv(text: str, path: Path) -> dict[str, int]:
-    labels = {}
-    for number, row in enumerate(csv.reader(text.splitlines()), 1):
+def _indices(name: str, entry: object, path: Path) -> list[int]:
+    """The class index of an entry; several where it says so several times."""
+    given = [value for key, value in entry if key == "index"] if isinstance(entry, _Pairs) else [entry]
+    found = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    if not found or len(found) < len(given):
+        shown = dict(entry) if isinstance(entry, _Pairs) else entry
+        raise ValueError(f"the labels {path} give {name!r} as {shown!r}; expected a class index or {{'index': ...}}")
+    return found
+
+
+def _from_csv(text: str, path: Path) -> Iterable[tuple[str, int]]:
+    reader = csv.reader(io.StringIO(text, newline=""))
+    first = True
+    for row in reader:
         if not row:
             continue
+        head, first = first, False
         try:
-            labels[row[0].strip()] = int(row[1])
+            yield row[0].strip(), int(row[1])
         except (IndexError, ValueError) as error:
-            if number == 1:  # a head line
+            if head:
                 continue
             raise ValueError(
-                f"the labels {path}, line {number}: expected 'file name,class index', got {row!r}"
+                f"the labels {path}, line {reader.line_num}: expected 'file name,class index', got {row!r}"
             ) from error
+
+
+def _each_once(entries: Iterable[tuple[str, int]], path: Path) -> dict[str, int]:
+    labels: dict[str, int] = {}
+    for name, index in entries:
+        if labels.setdefault(name, index) != index:
+            raise ValueError(f"the labels {path} give {name!r} twice, as {labels[name]} and as {index}")
     return labels
 
 
 def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None) -> list[int]:
-    """The label of every file.
+    """Find the label of every file, by its name however its accents are written.
 
     Raises:
-        ValueError: files without a label, or a label that is no class of the model.
+        ValueError: files without a label, or with two, or a label that is no class of the model.
     """
-    missing = [path.name for path in paths if path.name not in labels]
+    spellings: dict[str, set[int]] = {}
+    for name, index in labels.items():
+        spellings.setdefault(_composed(name), set()).add(index)
+
+    def candidates(name: str) -> set[int]:
+        return {labels[name]} if name in labels else spellings.get(_composed(name), set())
+
+    chosen = [candidates(path.name) for path in paths]
+    missing = [path.name for path, some in zip(paths, chosen, strict=True) if not some]
     if missing:
         raise ValueError(f"{len(missing)} of {len(paths)} images have no label, {missing[0]!r} first")
-    found = [labels[path.name] for path in paths]
+    for path, some in zip(paths, chosen, strict=True):
+        if len(some) > 1:
+            raise ValueError(f"{path.name!r} has the labels {', '.join(map(str, sorted(some)))}; expected one")
+    found = [min(some) for some in chosen]
     for path, label in zip(paths, found, strict=True):
-        if label < 0 or (classes is not None and label >= classes):
-            raise ValueError(f"the label {label} of {path.name!r} is out of range: the model has {classes} classes")
+        check_label(path, label, classes)
     return found
+
+
+def check_label(path: Path, label: int, classes: int | None) -> None:
+    """Refuse a label that is no class of a model of so many classes; None where the number is not known."""
+    if label < 0:
+        raise ValueError(f"the label {label} of {path.name!r} is out of range: class indices begin at 0")
+    if classes is not None and label >= classes:
+        raise ValueError(f"the label {label} of {path.name!r} is out of range: the model has {classes} classes")
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..methods.occluded_frequency import FrequencyOcclusion, OccludedFrequency
+from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
+from ..methods.occluded_frequency import OccludedFrequency
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
-from ..plots.saving import write_atomically
-from .batches import Batch, Failure, one_by_one_on_error, read_batches
+from .batches import Batch, Failure, Group, groups_of
+from .records import RECORDS, Item, Records, never_twice
 
+OCCLUSION = "occluded frequency"
+"""The kind of ``occluded_frequency.json``."""
 RESAMPLES = 4000
 
 
@@ -36,6 +39,7 @@ class OcclusionStudy:
         edges: for each image the K + 1 radii of its bands, in cycles over the shorter side.
         energy: for each image the bands' shares of its energy.
         failures: images left out.
+        earlier: how many images an earlier run had measured.
     """
 
     settings: dict[str, object]
@@ -47,6 +51,7 @@ class OcclusionStudy:
     edges: list[list[float]] = field(default_factory=list)
     energy: list[list[float]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
 
     def mean_drops(self) -> Tensor:
         """(K,) float64, the mean drop of each band over the images."""
@@ -78,7 +83,8 @@ class OcclusionStudy:
                 "upper": None if interval is None else interval[1].tolist(),
                 "interval": f"{self.confidence:g}, percentile bootstrap over images, {RESAMPLES} resamples",
             }
-        return json.dumps(
+        return json_content(
+            OCCLUSION,
             {
                 "settings": self.settings,
                 "summary": summary,
@@ -95,8 +101,17 @@ class OcclusionStudy:
                 ],
                 "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
             },
-            indent=1,
         )
+
+
+def occlusion_outputs(out: Path) -> list[Output]:
+    """What ``occlude_files`` writes."""
+    return [
+        Output(out, FOLDER),
+        Output(out / "occluded_frequency.json", OCCLUSION),
+        Output(out / "occluded_frequency.png", FIGURE),
+        Output(out / "occluded_frequency.jsonl", RECORDS),
+    ]
 
 
 def occlude_files(
@@ -114,7 +129,9 @@ def occlude_files(
 ) -> OcclusionStudy:
     """Remove the bands of every file, one by one; ``out/occluded_frequency.json`` and ``.png``.
 
-    Interrupted by Ctrl-C, it writes what has been measured and lets the interrupt through.
+    What is measured of a batch is on disk (``out/occluded_frequency.jsonl``) at once, and is not measured again for the
+    same image, place, target, model and settings. Interrupted, it sums up what has been measured and lets the interrupt
+    through.
 
     Args:
         classifier: the model.
@@ -132,12 +149,13 @@ def occlude_files(
         The ``OcclusionStudy``.
 
     Raises:
-        ValueError: a confidence outside (0, 1).
+        ValueError: a confidence outside (0, 1), or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
-    out.mkdir(parents=True, exist_ok=True)
+    check_outputs(occlusion_outputs(out), paths)
+    remove_leftovers(out)
     settings: dict[str, object] = {
         **identity_of(classifier),
         "method": method.name,
@@ -149,29 +167,51 @@ def occlude_files(
         "model_passes": method.bands + 1,
     }
     study = OcclusionStudy(settings, confidence)
+    groups: list[Group] = []
 
     def failed(failure: Failure) -> None:
         study.failures.append(failure)
         on_failure(failure)
 
-    def work(batch: Batch) -> FrequencyOcclusion:
+    def work(batch: Batch) -> list[dict[str, Any]]:
         chosen = None if targets is None else [targets[position] for position in batch.positions]
-        return method(batch.images, chosen, internal_batch_size=internal_batch_size)
+        found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
+        columns = {"target": found.target, "base": found.base, "drops": found.drops}
+        rows = {
+            name: values.tolist() for name, values in {**columns, "edges": found.edges, "energy": found.energy}.items()
+        }
+        return [{name: values[k] for name, values in rows.items()} for k in range(len(batch.paths))]
 
-    try:
-        for whole in read_batches(classifier, paths, batch_size, failed):
-            for batch, found in one_by_one_on_error(whole, work, failed):
-                study.paths += batch.paths
-                study.targets += found.target.tolist()
-                study.base += found.base.tolist()
-                study.drops += found.drops.tolist()
-                study.edges += found.edges.tolist()
-                study.energy += found.energy.tolist()
-                on_images(len(batch.paths))
-    finally:
-        if study.paths:
-            _save(study, out)
+    with Records(out / "occluded_frequency.jsonl", "occlude") as records:
+        own = type(method) is OccludedFrequency and method.forward_func is classifier
+        known = {**settings, "bounds": method.bounds, **({} if own else {"unknown": never_twice()})}
+        context = records.context(known)
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                study.earlier += sum(records.get(context, item) is not None for item in group.items)
+                groups.append(group)
+                group.settle_in(records, context, work)
+                on_images(len(group.items))
+        finally:
+            # Of the group at work too, where the interrupt came between its results and the next line.
+            measured = [i for group in groups for i in group.items if records.get(context, i) is not None]
+            if measured:
+                _fill(study, records, context, measured)
+                _save(study, out)
     return study
+
+
+def _fill(study: OcclusionStudy, records: Records, context: str, measured: Sequence[Item]) -> None:
+    """The study of what is on record."""
+    for item in measured:
+        found = records.get(context, item)
+        assert found is not None
+        study.paths.append(item.path)
+        study.targets.append(found["target"])
+        study.base.append(found["base"])
+        study.drops.append(found["drops"])
+        study.edges.append(found["edges"])
+        study.energy.append(found["energy"])
 
 
 def bootstrap_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Tensor | None:

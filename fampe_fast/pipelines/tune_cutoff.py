@@ -5,26 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..checks import check_count, check_flag
+from ..files import (
+    FIGURE,
+    FOLDER,
+    MARK,
+    Output,
+    check_outputs,
+    json_content,
+    remove_leftovers,
+    write_atomically,
+)
 from ..frequency.low_pass import filtered_map
 from ..methods.base import AttributionMethod
 from ..metrics import Estimate, insertion_deletion, mean_and_error
 from ..metrics.protocols import resolve_protocol
 from ..model_care import Model
 from ..models.classifier import Classifier
-from ..plots.saving import save_figure, write_atomically
+from ..models.identity import identity_of
+from ..plots.saving import save_figure
 from ..plots.studies import CutoffCurve, cutoffs_figure
 from ..progress import UpTo, progress
-from .batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
+from .batches import Batch, Failure, Group, groups_of, targets_of_batch
+from .map_store import MapStore
+from .records import RECORDS, Item, Records
+from .settings import everything_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+CUTOFFS = "cutoffs"
+"""The kind of the JSON files."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +73,17 @@ class TunedCutoff:
     signed: bool = False
 
     def save(self, path: str | Path) -> None:
-        """Add to a JSON file, in place of an earlier outcome of the same names and filter; the file stays whole."""
+        """Add to a JSON file, in place of an earlier outcome of the same names and filter; the file stays whole.
+
+        Raises:
+            ValueError: there is a file of another kind, or one that this package did not write.
+            OSError: it cannot be written.
+        """
         path = Path(path)
+        check_outputs([Output(path, CUTOFFS)], [])
         known = _read(path) if path.exists() else {}
         known[_key(self.model, self.method, self.signed)] = asdict(self)
-        write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
+        write_atomically(path, (json_content(CUTOFFS, known) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path, model: str, method: str, *, signed: bool = False) -> TunedCutoff:
@@ -93,12 +118,14 @@ def _key(model: str, method: str, signed: bool) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The outcomes in a file by their names."""
     try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a file of tuned cut-offs")
+    found.pop(MARK, None)
     return _named_by_filter(found)
 
 
@@ -109,6 +136,24 @@ def _named_by_filter(known: dict[str, Any]) -> dict[str, Any]:
         if isinstance(found, dict) and "signed" not in found and {"model", "method"} <= found.keys():
             named.setdefault(_key(found["model"], found["method"], True), {**found, "signed": True})
     return named
+
+
+def tuning_outputs(out: Path) -> list[Output]:
+    """What ``tune_files`` writes.
+
+    Raises:
+        ValueError: the name does not end in ``.json``, or the file is there and holds something else.
+    """
+    if out.suffix.lower() != ".json" or out.is_dir():
+        raise ValueError(f"expected a file name ending in .json for the cut-offs, got {str(out)!r}")
+    if out.exists():
+        _read(out)
+    return [
+        Output(out, CUTOFFS),
+        Output(out.with_suffix(".png"), FIGURE),
+        Output(out.with_suffix(".jsonl"), RECORDS),
+        Output(out.with_suffix(".maps"), FOLDER),
+    ]
 
 
 def tune_cutoff(
@@ -158,11 +203,12 @@ def tune_cutoff(
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
     judge = _Faithfulness(model, protocol, metric_steps, mean, internal_batch_size, check_flag("signed", signed))
     batches = _explained(loader, method)
-    tries = _tries(batches)
+    side = min(batches[0][0].shape[-2:])
+    tries = _tries(side)
     with progress(1 + tries, "cut-offs", show_progress) as advance:
         unfiltered = judge.mean(batches, None)
         advance(1)
-        curve = _search(judge, batches, UpTo(tries, advance))
+        curve = _search(partial(judge.mean, batches), side, UpTo(tries, advance))
     return _outcome(model_name or _name(model), method_name or _name(method), judge, curve, unfiltered)
 
 
@@ -197,7 +243,9 @@ def tune_files(
 ) -> Tuning:
     """``tune_cutoff`` for several methods over image files; the outcomes go to ``out``, the curves to a PNG beside it.
 
-    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. An image that a
+    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. Maps (in a folder
+    beside ``out``, ``.maps``, until the method's outcome is found) and scores (``.jsonl``) are on disk as soon as a
+    batch has them, and are not computed again for the same image, place, target, model and settings. An image that a
     method fails on is left out of that method's curve. A file's place in ``paths`` names it in the random stream.
 
     Args:
@@ -219,15 +267,15 @@ def tune_files(
         The ``Tuning``.
 
     Raises:
-        ValueError: a file of another name or content, an unknown protocol, too few steps.
+        ValueError: a file of another name or content, an unknown protocol, too few steps, or an output would replace
+            an image or a file of another's.
         OSError: the results cannot be written.
     """
     metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
-    if out.suffix.lower() != ".json" or out.is_dir():
-        raise ValueError(f"expected a file name ending in .json for the cut-offs, got {str(out)!r}")
-    if out.exists():
-        _read(out)
+    check_outputs(tuning_outputs(out), paths)
+    for folder in (out.parent, out.with_suffix(".maps")):
+        remove_leftovers(folder)
     tuning = Tuning()
 
     def failed(failure: Failure) -> None:
@@ -237,41 +285,120 @@ def tune_files(
 
     judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size, check_flag("signed", signed))
     on_stage("images", len(paths))
-    read = []
-    for batch in read_batches(classifier, paths, batch_size, failed):
-        read.append(batch)
-        on_done(len(batch.paths))
-
-    for name, method in methods.items():
-
-        def work(batch: Batch, method: AttributionMethod = method) -> tuple[_Explained, list[float]]:
-            chosen = targets_of_batch(classifier, batch, targets)
-            maps = method.attribute(
-                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+    groups = []
+    for group in groups_of(classifier, paths, targets, batch_size, failed):
+        group.batch()
+        if group.items:
+            groups.append(group)
+            on_done(len(group.items))
+    store = MapStore(out.with_suffix(".maps"))
+    with Records(out.with_suffix(".jsonl"), "tune") as records:
+        for name, method in methods.items():
+            context = records.context(
+                {
+                    **identity_of(classifier),
+                    "maps": everything_of(method, classifier),
+                    "protocol": protocol,
+                    "metric_steps": metric_steps,
+                    "signed": signed,
+                }
             )
-            explained = (batch.images, chosen, maps.detach().mean(1, keepdim=True))
-            return explained, judge(*explained, None)
+            search = _SearchOverFiles(method, classifier, targets, judge, records, context, store, internal_batch_size)
 
-        def without(failure: Failure, name: str = name) -> None:
-            failed(Failure(failure.path, f"{name}: {failure.reason}"))
+            def without(failure: Failure, name: str = name) -> None:
+                failed(Failure(failure.path, f"{name}: {failure.reason}"))
 
-        on_stage(f"{name}: maps", sum(len(batch.paths) for batch in read))
-        explained, plain = [], []
-        for whole in read:
-            for batch, (found, scores) in one_by_one_on_error(whole, work, without):
-                explained.append(found)
-                plain += scores
-                on_done(len(batch.paths))
-        if not explained:
-            continue
-        tries = _tries(explained)
-        on_stage(f"{name}: cut-offs", tries)
-        curve = _search(judge, explained, UpTo(tries, on_done))
-        tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(plain))
-        tuned.save(out)
-        tuning.results[name] = tuned
-        save_figure(_figure(tuning), out.with_suffix(".png"))
+            on_stage(f"{name}: maps", sum(len(group.items) for group in groups))
+            explained = []
+            for group in groups:
+                part = group.again(without)
+                search.explain(part)
+                if part.items:
+                    explained.append(part)
+                    on_done(len(part.items))
+            if not explained:
+                continue
+            first = explained[0].batch()
+            assert first is not None
+            side = min(first.images.shape[-2:])
+            tries = _tries(side)
+            on_stage(f"{name}: cut-offs", tries)
+            items = [item for part in explained for item in part.items]
+            curve = _search(partial(search.mean, explained), side, UpTo(tries, on_done))
+            tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(search.unfiltered(items)))
+            tuned.save(out)
+            tuning.results[name] = tuned
+            save_figure(_figure(tuning), out.with_suffix(".png"))
+            store.remove(context, items)
     return tuning
+
+
+@dataclass(frozen=True)
+class _SearchOverFiles:
+    """Maps and scores of one method, on disk as soon as a batch has them."""
+
+    method: AttributionMethod
+    classifier: Classifier
+    targets: Sequence[int] | None
+    judge: _Faithfulness
+    records: Records
+    context: str
+    store: MapStore
+    internal_batch_size: int | None
+
+    def explain(self, group: Group) -> None:
+        """Find the maps of a group's images, and the scores of the maps as they are."""
+
+        def work(batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+            chosen = targets_of_batch(self.classifier, batch, self.targets)
+            maps = self._maps(batch, chosen)
+            scores = self.judge(batch.images, chosen, maps, None)
+            return maps, [
+                {"target": target, "unfiltered": score} for target, score in zip(chosen.tolist(), scores, strict=True)
+            ]
+
+        def keep(batch: Batch, items: list[Item], found: tuple[Tensor, list[dict[str, Any]]]) -> None:
+            maps, results = found
+            for item, shown in zip(items, maps, strict=True):
+                self.store.save(self.context, item, shown)
+            self.records.add(self.context, items, results)
+
+        group.settle(lambda item: self.records.get(self.context, item) is not None, work, keep)
+
+    def unfiltered(self, items: Sequence[Item]) -> list[float]:
+        """The scores of the maps as they are."""
+        return [float(self._found(item)["unfiltered"]) for item in items]
+
+    def mean(self, groups: Sequence[Group], radius: int) -> Estimate:
+        """The score of the maps filtered with a radius."""
+        part = f"radius {radius}"
+        for group in groups:
+            open_ones = [k for k, item in enumerate(group.items) if self.records.get(self.context, item, part) is None]
+            whole = group.batch()
+            if open_ones and whole is not None:
+                items = [group.items[k] for k in open_ones]
+                scores = self._scores(whole.part(open_ones), items, radius)
+                self.records.add(self.context, items, [{"score": score} for score in scores], part)
+        return mean_and_error([float(self._found(item, part)["score"]) for group in groups for item in group.items])
+
+    def _scores(self, batch: Batch, items: list[Item], radius: int) -> list[float]:
+        chosen = torch.tensor([self._found(item)["target"] for item in items], device=batch.images.device)
+        if all(self.store.holds(self.context, item) for item in items):
+            maps = torch.stack([self.store.load(self.context, item) for item in items]).to(batch.images.device)
+        else:  # removed once the outcome was found, which more images may have made another one
+            maps = self._maps(batch, chosen)
+        return self.judge(batch.images, chosen, maps, radius)
+
+    def _maps(self, batch: Batch, chosen: Tensor) -> Tensor:
+        maps = self.method.attribute(
+            batch.images, chosen, image_ids=batch.positions, internal_batch_size=self.internal_batch_size
+        )
+        return maps.detach().mean(1, keepdim=True)
+
+    def _found(self, item: Item, part: str = "") -> dict[str, Any]:
+        found = self.records.get(self.context, item, part)
+        assert found is not None  # settled before
+        return found
 
 
 _Explained = tuple[Tensor, Tensor, Tensor]
@@ -310,13 +437,13 @@ class _Faithfulness:
         return mean_and_error([score for batch in batches for score in self(*batch, radius)])
 
 
-def _search(judge: _Faithfulness, batches: Sequence[_Explained], advance: UpTo) -> dict[int, Estimate]:
+def _search(mean: Callable[[int], Estimate], side: int, advance: UpTo) -> dict[int, Estimate]:
     """The curve, ascending by radius: the coarse radii, then the gaps beside the best one halved."""
     curve: dict[int, Estimate] = {}
-    unknown: Sequence[int] = _coarse_radii(_side(batches))
+    unknown: Sequence[int] = _coarse_radii(side)
     while unknown:
         for radius in unknown:
-            curve[radius] = judge.mean(batches, radius)
+            curve[radius] = mean(radius)
             advance(1)
         unknown = _next_radii(curve)
     advance.finish()
@@ -330,13 +457,9 @@ def _outcome(
     return TunedCutoff(model, method, _best(curve), curve, unfiltered, judge.protocol, passes, judge.signed)
 
 
-def _side(batches: Sequence[_Explained]) -> int:
-    return min(batches[0][0].shape[-2:])
-
-
-def _tries(batches: Sequence[_Explained]) -> int:
+def _tries(side: int) -> int:
     """About how many radii the search will try."""
-    coarse = len(_coarse_radii(_side(batches)))
+    coarse = len(_coarse_radii(side))
     return coarse + 2 * max(1, coarse - 2)
 
 

@@ -1,22 +1,21 @@
-"""Writing figures so that a file is there whole or not at all."""
+"""Write figures so that a file is there whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..files import FIGURE, png_content, write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure as a PNG of exactly its size times its dpi.
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, key: str = "") -> Path:
+    """Write a figure as a PNG of exactly its size times its dpi.
 
     The file is written under a temporary name in the same folder and renamed: an interrupted or failed run leaves
     neither half a file nor a damaged earlier one. Missing folders are made.
@@ -24,6 +23,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     Args:
         figure: any matplotlib figure.
         path: the file, ending in `.png`.
+        key: names what the figure was made from, in the mark that says that this package wrote it.
 
     Returns:
         The path.
@@ -35,15 +35,16 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"expected a file name ending in .png, got {os.fspath(path)!r}")
-    write_atomically(target, png_bytes(figure))
+    write_atomically(target, png_bytes(figure, key=key))
     return target
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """A figure as an opaque PNG.
+def png_bytes(figure: Figure, *, key: str = "") -> bytes:
+    """Draw a figure as an opaque PNG with the package's mark.
 
     Args:
         figure: any matplotlib figure; its canvas is left as it was.
+        key: names what the figure was made from, in the mark.
 
     Returns:
         The file's content; the same figure gives the same bytes.
@@ -59,37 +60,6 @@ def png_bytes(figure: Figure) -> bytes:
     finally:
         if canvas is not before:
             figure.set_canvas(before)
-    buffer = io.BytesIO()
     resolution = float(figure.dpi)
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=6, dpi=(resolution, resolution))
-    return buffer.getvalue()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, making missing folders.
-
-    Args:
-        path: the file.
-        content: its bytes.
-
-    Raises:
-        OSError: it cannot be written; the message names it and the reason.
-    """
-    # Not the full name: a long one plus a suffix may pass the file system's limit.
-    temporary = path.parent / f".{path.name[:32]}.{secrets.token_hex(4)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, (FileExistsError, NotADirectoryError)):
-            reason = "a file stands where a folder is needed"
-        raise OSError(error.errno, f"cannot write the picture: {reason}", os.fspath(path)) from error
-    finally:
-        # Also after Ctrl-C; gone already where the renaming succeeded.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return png_content(image, FIGURE, key, compress_level=6, dpi=(resolution, resolution))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from ..files import json_content, markdown_content, write_atomically
 from ..metrics import Estimate
 from ..plots import save_figure
-from ..plots.saving import write_atomically
 from ..plots.studies import StudyLine, study_figure
-from .running import StudyResult
+from .running import STUDY, TABLE, StudyResult
 
 
 def write_report(result: StudyResult, out: Path) -> list[Path]:
@@ -26,7 +25,7 @@ def write_report(result: StudyResult, out: Path) -> list[Path]:
         return []
     written = [out / "study.json", out / "table.md"]
     write_atomically(written[0], as_json(result).encode())
-    write_atomically(written[1], as_table(result).encode())
+    write_atomically(written[1], markdown_content(TABLE, as_table(result)).encode())
     lines = _lines(result)
     if lines:
         first = result.outcomes[0]
@@ -41,7 +40,8 @@ def write_report(result: StudyResult, out: Path) -> list[Path]:
 
 def as_json(result: StudyResult) -> str:
     """Everything, as JSON."""
-    return json.dumps(
+    return json_content(
+        STUDY,
         {
             "question": result.study.question,
             **result.settings,
@@ -63,7 +63,6 @@ def as_json(result: StudyResult) -> str:
             "scores": [asdict(record) for record in result.records],
             "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in result.failures],
         },
-        indent=1,
     )
 
 

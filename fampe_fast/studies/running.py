@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..files import FIGURE, FOLDER, Output, check_outputs, digest_of, remove_leftovers
 from ..methods.base import AttributionMethod
 from ..methods.passes import passes_of
 from ..methods.registry import create_method
 from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
-from ..pipelines.batches import Batch, Failure, one_by_one_on_error, read_batches, targets_of_batch
-from ..pipelines.explain import settings_of, unique_names
+from ..pipelines.batches import Batch, Failure, groups_of, targets_of_batch
+from ..pipelines.records import RECORDS, Item
+from ..pipelines.settings import everything_of, unique_names
 from .design import Study, Variant
 from .records import Record, Records
 
@@ -65,6 +67,21 @@ class StudyResult:
     failures: list[Failure] = field(default_factory=list)
 
 
+STUDY, TABLE = "study", "table"
+"""The kinds of ``study.json`` and of ``table.md``."""
+
+
+def study_outputs(out: Path) -> list[Output]:
+    """What ``run_study`` and ``write_report`` write."""
+    return [
+        Output(out, FOLDER),
+        Output(out / "records.jsonl", RECORDS),
+        Output(out / "study.json", STUDY),
+        Output(out / "table.md", TABLE),
+        Output(out / "plot.png", FIGURE),
+    ]
+
+
 def run_study(
     study: Study,
     classifier: Classifier,
@@ -83,8 +100,9 @@ def run_study(
 ) -> StudyResult:
     """Explain every file with every variant and score the maps; each score is on disk (``out/records.jsonl``) at once.
 
-    Every variant sees an image before the next batch is read, so an interrupted study is a smaller study: run it again
-    with the same folder and it goes on. Images are named in the random stream by their position among ``paths``.
+    Every variant sees an image before the next batch is read, so an interrupted study is a smaller study, whose report
+    is written: run it again with the same folder and it goes on. Images are named in the random stream by their
+    position among ``paths``.
 
     Args:
         study: what to run.
@@ -105,8 +123,8 @@ def run_study(
         The result over the images that all variants have scored.
 
     Raises:
-        ValueError: the folder holds a study with other settings, images or labels, a variant's options are out of
-            range, or an explorer is missing.
+        ValueError: the folder holds a study with other settings, images (by their content) or labels, or files of
+            another's, a variant's options are out of range, or an explorer is missing.
         TypeError: a variant's method does not have one of its options.
         OSError: the records cannot be written.
     """
@@ -120,58 +138,63 @@ def run_study(
         "version": __version__,
         **identity_of(classifier),
         "explorer": None if explorer is None else identity_of(explorer),
-        "variants": {label: settings_of(method) for label, method in methods.items()},
+        "variants": {label: everything_of(method, classifier) for label, method in methods.items()},
     }
-    records = Records(out / "records.jsonl", settings)
+    check_outputs(study_outputs(out), paths)
+    remove_leftovers(out)
     names = unique_names(paths)
-    _check_same_images(records, names, targets)
     result = StudyResult(study, protocol, settings)
-    place = {path: position for position, path in enumerate(paths)}
-    failed_positions: set[int] = set()
 
     def failed(failure: Failure) -> None:
-        failed_positions.add(place[failure.path])
         result.failures.append(failure)
         on_failure(failure)
 
-    def score(label: str, batch: Batch) -> list[Record]:
-        chosen = targets_of_batch(classifier, batch, targets)
-        maps = methods[label].attribute(
-            batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
-        )
-        areas = insertion_deletion(
-            classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps, passes=metric_passes
-        )
-        columns = (chosen.tolist(), areas.insertion.tolist(), areas.deletion.tolist())
-        return [
-            Record(names[position], position, label, *row)
-            for position, row in zip(batch.positions, zip(*columns, strict=True), strict=True)
-        ]
+    with Records(out / "records.jsonl", settings) as records:
+        _check_same_images(records, paths, names, targets)
 
-    open_paths = [
-        path for path, name in zip(paths, names, strict=True) if any((name, label) not in records for label in methods)
-    ]
-    on_scores((len(paths) - len(open_paths)) * len(methods))
-    for read in read_batches(classifier, open_paths, batch_size, failed):
-        whole = Batch(read.paths, [place[path] for path in read.paths], read.images)  # numbered among all paths
-        for label in methods:
-            keep = [
-                k
-                for k, position in enumerate(whole.positions)
-                if position not in failed_positions and (names[position], label) not in records
-            ]
-            if keep:
-                part = _part(whole, keep)
-                for _, scored in one_by_one_on_error(part, partial(score, label), failed):
-                    for record in scored:
-                        records.add(record)
-            on_scores(len(whole.paths))
-    _summarise(result, methods, records, names)
+        def score(label: str, batch: Batch) -> list[tuple[int, float, float]]:
+            chosen = targets_of_batch(classifier, batch, targets)
+            maps = methods[label].attribute(
+                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+            )
+            areas = insertion_deletion(
+                classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps, passes=metric_passes
+            )
+            columns = (chosen.tolist(), areas.insertion.tolist(), areas.deletion.tolist())
+            return list(zip(*columns, strict=True))
+
+        def keep(label: str, batch: Batch, items: list[Item], found: list[tuple[int, float, float]]) -> None:
+            records.add(
+                *(
+                    Record(names[item.position], item.position, label, *row, item.digest or "")
+                    for item, row in zip(items, found, strict=True)
+                )
+            )
+
+        def done(label: str, item: Item) -> bool:
+            return (names[item.position], label) in records
+
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                count = len(group.items)
+                for label in methods:
+                    group.settle(partial(done, label), partial(score, label), partial(keep, label))
+                    on_scores(count)
+        except BaseException:
+            from .report import write_report  # which needs this module
+
+            _summarise(result, methods, records, names)
+            write_report(result, out)
+            raise
+        _summarise(result, methods, records, names)
     return result
 
 
-def _check_same_images(records: Records, names: Sequence[str], targets: Sequence[int] | None) -> None:
+def _check_same_images(
+    records: Records, paths: Sequence[Path], names: Sequence[str], targets: Sequence[int] | None
+) -> None:
     """What was scored must be what would be scored now; images may be added behind."""
+    digests: dict[int, str | None] = {}
     for record in records:
         now = names[record.position] if record.position < len(names) else None
         if now != record.file:
@@ -184,6 +207,11 @@ def _check_same_images(records: Records, names: Sequence[str], targets: Sequence
                 f"{record.file} was scored for class {record.target}, and its label is now "
                 f"{targets[record.position]}: give another folder"
             )
+        path = paths[record.position]
+        if digests.setdefault(record.position, digest_of(path)) != record.image:
+            raise ValueError(
+                f"{record.file} was scored as another image, and {path} has another content now: give another folder"
+            )
 
 
 def _method(variant: Variant, classifier: Classifier, explorer: Classifier | None) -> AttributionMethod:
@@ -192,10 +220,6 @@ def _method(variant: Variant, classifier: Classifier, explorer: Classifier | Non
     if explorer is None:
         raise ValueError(f"the variant {variant.label!r} needs another model as its explorer")
     return create_method(variant.method, classifier, **variant.options, explorer=explorer)
-
-
-def _part(batch: Batch, keep: list[int]) -> Batch:
-    return Batch([batch.paths[k] for k in keep], [batch.positions[k] for k in keep], batch.images[keep])
 
 
 def _summarise(

@@ -88,13 +88,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Attack a folder's images."""
-    from rich.console import Console
     from rich.markup import escape
 
-    from ...pipelines.attack import attack_files
+    from ...pipelines.attack import attack_files, attack_outputs
     from ...pipelines.attack_study import AttackSettings, attack_config
-    from ..chosen import classifier_of, labelled_images, other_classifier_of, targets_of
-    from ..output import Bar, closing, console, print_failure
+    from ..chosen import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     given = {
         "eps": arguments.eps,
@@ -106,11 +105,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = AttackSettings(
         tuple(arguments.bands), arguments.cutoff, attack_config(arguments.gradients, **given), arguments.rings
     )
-    paths, labels = labelled_images(arguments)
+    found, labels = labelled_images(arguments)
+    paths = found.paths
+    outputs = attack_outputs(paths, arguments.out, arguments.bands, arguments.save_images)
+    check_all_outputs(arguments, outputs, paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(found, labels, classifier)
     other = other_classifier_of(arguments, "transfer_to")
-    screen, errors = console(), Console(stderr=True)
+    screen, errors = console(), error_console()
+    print_left_out(errors, found)
     with Bar(errors, "attack", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -131,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_failure=failed,
         )
     count = len(study.records)
+    print_earlier(errors, study.earlier, len(paths), arguments.out)
     if count:
         for table in _tables(study):
             screen.print(table)

@@ -27,18 +27,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the experiment and print its table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ...pipelines.defend import ATTACKS, DefenceSettings, defend
     from .. import DONE
-    from ..output import console, estimate_text
+    from ..output import console, error_console, estimate_text
 
     names = ("seed", "train_steps", "train_images", "test_images", "cutoff", "probability", "eps", "attack_steps")
     given = {name: getattr(arguments, name) for name in names}
     settings = DefenceSettings(**{name: value for name, value in given.items() if value is not None})
-    screen, errors = console(), Console(stderr=True)
+    screen, errors = console(), error_console()
     result = defend(arguments.out, settings, on_stage=lambda stage: errors.print(f"[dim]{escape(stage)} ...[/]"))
     table = Table(
         "trained", "clean", *(f"attacked, {band}" for band in ATTACKS),

@@ -77,22 +77,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Score methods on a folder of images."""
-    from rich.console import Console
     from rich.markup import escape
 
     from ...methods.registry import create_method
-    from ...pipelines.evaluate import evaluate_files
-    from ..chosen import classifier_of, labelled_images, options_by_method, targets_of
-    from ..output import Bar, closing, console, print_failure
+    from ...pipelines.evaluate import evaluate_files, evaluation_outputs
+    from ..chosen import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     options = options_by_method(arguments, arguments.methods)
-    paths, labels = labelled_images(arguments)
+    found, labels = labelled_images(arguments)
+    paths = found.paths
+    check_all_outputs(arguments, evaluation_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(found, labels, classifier)
     methods: dict[str, AttributionMethod] = {
         name: create_method(name, classifier, **options[name]) for name in arguments.methods
     }
-    screen, errors = console(), Console(stderr=True)
+    screen, errors = console(), error_console()
+    print_left_out(errors, found)
     with Bar(errors, "evaluate", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_failure=failed,
         )
     count = len(result.paths)
+    print_earlier(errors, result.earlier, len(paths), arguments.out)
     screen.print(_table(result, escape(classifier.name)))
     for name, line in _READING.items():
         if name in arguments.metrics and count:

@@ -29,24 +29,25 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain image files."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from ...images import find_images
     from ...methods.registry import create_method
-    from ...pipelines.explain import explain_files
-    from ..chosen import classifier_of, in_range, options_by_method
-    from ..output import Bar, closing, console, print_failure
+    from ...pipelines.explain import explain_files, explanation_outputs
+    from ..chosen import check_all_outputs, check_target, classifier_of, found_images, options_by_method
+    from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    paths = find_images(arguments.images)
+    found = found_images(arguments, arguments.images)
+    paths = found.paths
     options = options_by_method(arguments, [arguments.method])[arguments.method]
+    check_all_outputs(arguments, explanation_outputs(paths, arguments.out), paths)
     classifier = classifier_of(arguments)
     if arguments.target is not None:
-        classifier.class_name(in_range(arguments.target, classifier))
+        check_target(arguments.target, classifier)
     method = create_method(arguments.method, classifier, **options)
-    screen, errors = console(), Console(stderr=True)
-    done: list[Explanation] = []
+    screen, errors = console(), error_console()
+    print_left_out(errors, found)
+    replaced: list[Path] = []
     with Bar(errors, arguments.method, len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -54,10 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             advance()
 
         def finished(result: Explanation) -> None:
-            done.append(result)
             advance()
 
-        explain_files(
+        done = explain_files(
             classifier,
             method,
             paths,
@@ -67,7 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
             internal_batch_size=arguments.internal_batch_size,
             on_result=finished,
             on_failure=failed,
+            on_replaced=replaced.append,
         )
+    print_earlier(errors, sum(result.earlier for result in done), len(paths), arguments.out)
+    if replaced:
+        errors.print(
+            f"{len(replaced)} earlier results in {escape(str(arguments.out))}, of other images or settings, were "
+            f"replaced, {escape(replaced[0].name)} first",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
     table = Table("image", "class", "probability", "cut-off", "seconds", "picture")
     for column in table.columns[2:5]:
         column.justify = "right"

@@ -37,18 +37,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove the bands of a folder's images."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ...methods.occluded_frequency import OccludedFrequency
-    from ...pipelines.occlude import occlude_files
-    from ..chosen import classifier_of, labelled_images, targets_of
-    from ..output import Bar, closing, console, print_failure
+    from ...pipelines.occlude import occlude_files, occlusion_outputs
+    from ..chosen import check_all_outputs, classifier_of, labelled_images, targets_of
+    from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    paths, labels = labelled_images(arguments)
+    found, labels = labelled_images(arguments)
+    paths = found.paths
+    check_all_outputs(arguments, occlusion_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(found, labels, classifier)
     method = OccludedFrequency(
         classifier,
         arguments.bands,
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         include_dc=arguments.include_dc,
         clamp=arguments.clamp,
     )
-    screen, errors = console(), Console(stderr=True)
+    screen, errors = console(), error_console()
+    print_left_out(errors, found)
     with Bar(errors, "occlude", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -77,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_failure=failed,
         )
     count = len(study.paths)
+    print_earlier(errors, study.earlier, len(paths), arguments.out)
     if count:
         table = Table(
             "band", "radius", "mean drop", f"{study.confidence:.0%} interval",

@@ -61,14 +61,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a study, or what is left of it, and print its table."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ...studies import Budget, define_study, run_study
     from ...studies.report import write_report
-    from ..chosen import classifier_of, labelled_images, other_classifier_of, targets_of
-    from ..output import Bar, closing, console, estimate_text, print_failure
+    from ...studies.running import study_outputs
+    from ..chosen import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ..output import Bar, closing, console, error_console, estimate_text, print_failure, print_left_out
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
     for name in ("steps", "samples", "seed"):
@@ -76,11 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--option {name}: every line of a study has the same, use --{name}")
     budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
     study = define_study(arguments.study, budget)
-    paths, labels = labelled_images(arguments)
+    found, labels = labelled_images(arguments)
+    paths = found.paths
+    check_all_outputs(arguments, study_outputs(out), paths)
     classifier = classifier_of(arguments)
     explorer = other_classifier_of(arguments, "explorer")
-    targets = targets_of(paths, labels, classifier)
-    screen, errors = console(), Console(stderr=True)
+    targets = targets_of(found, labels, classifier)
+    screen, errors = console(), error_console()
+    print_left_out(errors, found)
     with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:
 
         def failed(failure: Failure) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import (
+    METHOD_OPTIONS,
     PLAIN_NAMES,
     PROTOCOL_NAMES,
     add_labels,
     add_method_options,
     add_model,
+    option_words,
     plain_method_names,
     positive,
 )
@@ -62,27 +63,29 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Search the cut-offs and say how to use them."""
-    from rich.console import Console
     from rich.markup import escape
 
     from ...methods.forgrad import FORGrad
     from ...methods.registry import create_method
-    from ...pipelines.tune_cutoff import tune_files
-    from ..chosen import classifier_of, labelled_images, options_by_method, targets_of
-    from ..output import Bar, closing, console, print_failure
+    from ...pipelines.tune_cutoff import tune_files, tuning_outputs
+    from ..chosen import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ..output import Bar, closing, console, error_console, print_failure, print_left_out
 
     filtered = {name: f"{_prefix(arguments)}{name}" for name in arguments.method}
     options = options_by_method(arguments, list(arguments.method))
-    paths, labels = labelled_images(arguments)
+    images, labels = labelled_images(arguments)
+    paths = images.paths
+    check_all_outputs(arguments, tuning_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(images, labels, classifier)
     methods = {}
     for name, whole in filtered.items():
         # What will be filtered is what has to be tuned: saliency with its signs, for one.
         method = create_method(whole, classifier, **options[name])
         assert isinstance(method, FORGrad)
         methods[name] = method.method
-    screen, errors = console(), Console(stderr=True)
+    screen, errors = console(), error_console()
+    print_left_out(errors, images)
     with Bar(errors, "images", len(paths)) as bar:
 
         def failed(failure: Failure) -> None:
@@ -113,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         screen.print(_table(found))
         screen.print("to explain with it:")
-        screen.print(escape(_usage(arguments, name, found.cutoff, options[name])), soft_wrap=True, highlight=False)
+        screen.print(escape(usage(arguments, name, found.cutoff, options[name])), soft_wrap=True, highlight=False)
     if tuning.results:
         for path in (arguments.out, arguments.out.with_suffix(".png")):
             screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -140,34 +143,23 @@ def _prefix(arguments: argparse.Namespace) -> str:
     return "forgrad_signed_" if arguments.signed else "forgrad_"
 
 
-def _usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dict[str, Any]) -> str:
-    """The line that explains the same images with the radius found."""
+def usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dict[str, Any]) -> str:
+    """The line that explains the same images with the radius found.
+
+    Args:
+        arguments: of ``tune``.
+        method: whose maps are filtered.
+        cutoff: the radius.
+        options: those of the arguments that the method has.
+    """
+    model, of_method = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    add_model(model)
+    add_method_options(of_method)
+    # Options of other methods, which were tuned beside this one, are none of this one's.
+    known = {
+        name: None if name in METHOD_OPTIONS and name not in options else value
+        for name, value in vars(arguments).items()
+    }
+    known["option"] = [("map_cutoff", cutoff), *(pair for pair in arguments.option if pair[0] in options)]
     words = ["fampe-fast", "explain", str(arguments.images), "--method", f"{_prefix(arguments)}{method}"]
-    words += ["--option", f"map_cutoff={cutoff}"]
-    for key, value in options.items():
-        words += ["--option", _key_value(key, value)]
-    words += ["--model", arguments.model]
-    if arguments.weights is not None:
-        words += ["--weights", str(arguments.weights)]
-    for key, value in arguments.model_arg:
-        words += ["--model-arg", _key_value(key, value)]
-    if arguments.keep_batch_norm:
-        words.append("--keep-batch-norm")
-    for name in ("mean", "std"):
-        value = getattr(arguments, name)
-        if value is not None:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    for name in ("interpolation", "device"):
-        if getattr(arguments, name) is not None:
-            words += [f"--{name}", getattr(arguments, name)]
-    return shlex.join(words)
-
-
-def _key_value(key: str, value: object) -> str:
-    """As ``arguments.key_value`` reads it: a word stands for itself unless it would be read as something else."""
-    if isinstance(value, str):
-        try:
-            ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return f"{key}={value}"
-    return f"{key}={value!r}"
+    return shlex.join(words + option_words(of_method, known) + option_words(model, known))

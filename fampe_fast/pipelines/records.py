@@ -1,0 +1,292 @@
+"""Finished work on disk, so that the same command goes on where it stopped, and what is there is known by content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .. import __version__
+from ..files import MARK, cannot_write, json_text, mark_of, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RECORDS = "records"
+"""The kind of these files."""
+
+
+class Journal:
+    """A file of JSON objects, one a line, to which lines are only added; each is on the disk once it is added.
+
+    The first line carries the package's mark. A last line without an end, as a killed process or a full disk leaves
+    it, is dropped. The file is made with the first line that is added, and no two processes have it open at once.
+
+    Attributes:
+        path: of the file.
+        head: its first line.
+        lines: the others, as far as they have been read or added.
+        count: how many were added.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any], whose: str) -> None:
+        """Open a file, if there is one.
+
+        Args:
+            path: of the file.
+            whose: lines these are, for messages.
+            head: what its first line says beside the mark, for a file that is not there yet.
+
+        Raises:
+            ValueError: the file is not one of this class, or one of its lines is not JSON; the message names it.
+            OSError: it cannot be read or written, or another process has it open.
+        """
+        self.path, self._whose = path, whose
+        self.head: dict[str, Any] = {MARK: RECORDS, **head}
+        self.lines: list[dict[str, Any]] = []
+        self.count = 0
+        self._handle: int | None = None
+        self._end = 0
+        if path.exists():
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the file."""
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            os.close(handle)
+
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Add lines at once; they are on the disk when this returns, or nothing of them is.
+
+        Raises:
+            OSError: it cannot be written; the message names the file and the reason.
+        """
+        if self._handle is None:
+            if not self.path.exists():
+                write_atomically(self.path, (json_text(self.head) + "\n").encode())
+            known, self.lines = self.lines, []
+            self._open()
+            if len(self.lines) != len(known):
+                raise OSError(f"{self.path}: another process has written there meanwhile")
+        assert self._handle is not None
+        content = "".join(f"{json_text(line)}\n" for line in lines).encode()
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+            os.fsync(self._handle)
+        except OSError as error:
+            self._take_back()
+            raise cannot_write(self.path, error) from error
+        except BaseException:
+            # An interrupt: what is there as a whole stays, so that the summary that follows has it too.
+            if os.fstat(self._handle).st_size == self._end + len(content):
+                self._added(content, lines)
+            else:
+                self._take_back()
+            raise
+        self._added(content, lines)
+
+    def _take_back(self) -> None:
+        assert self._handle is not None
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, self._end)
+
+    def _added(self, content: bytes, lines: tuple[Mapping[str, Any], ...]) -> None:
+        self._end += len(content)
+        self.count += len(lines)
+        self.lines += map(dict, lines)
+
+    def _open(self) -> None:
+        mark = mark_of(self.path)
+        if mark is None or mark.kind != RECORDS:
+            raise ValueError(f"{self.path} holds no records of {self._whose}: give another folder")
+        try:
+            self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OSError(f"{self.path}: another run of {MARK} is writing there") from error
+            except OSError:
+                pass  # a file system without locks
+        content = self.path.read_bytes()
+        self._end = content.rfind(b"\n") + 1
+        if self._end < len(content):  # what was being written when the process was killed
+            os.ftruncate(self._handle, self._end)
+        for number, line in enumerate(content[: self._end].split(b"\n")[:-1], 1):
+            try:
+                found = json.loads(line)
+                if not isinstance(found, dict):
+                    raise ValueError(f"expected a JSON object, got {type(found).__name__}")
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number} is not a record: {error}") from error
+            if number == 1:
+                self.head = found
+            else:
+                self.lines.append(found)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a run, by all that tells its results from another's.
+
+    Attributes:
+        path: its file.
+        position: its place in the run, which names it in the random stream.
+        digest: SHA-256 of the file's bytes; None where they cannot be read.
+        target: the class that was given for it; None where the model chooses.
+    """
+
+    path: Path
+    position: int
+    digest: str | None
+    target: int | None
+
+
+class Records:
+    """The results of a command, by the image's content, its place, its target, and all settings; others never mix.
+
+    A line of the file is one piece of work, a batch as a rule, so that what goes on is cut into the same batches.
+    """
+
+    def __init__(self, path: Path, command: str) -> None:
+        """Open the records, if there are any.
+
+        Args:
+            path: of the file, which is made with the first result.
+            command: whose results these are.
+
+        Raises:
+            ValueError: the file is another command's, or not one of this class; the message names it.
+            OSError: it cannot be read, or another process has it open.
+        """
+        self._journal = Journal(path, {"command": command}, command)
+        self._known: dict[tuple[str, str, str, int, int | None], dict[str, Any]] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._written: set[str] = set()
+        try:
+            self._read(command)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, command: str) -> None:
+        path = self._journal.path
+        if self._journal.head.get("command") != command:
+            raise ValueError(f"{path} holds records of another command than {command}: give another folder")
+        for number, line in enumerate(self._journal.lines, 2):
+            try:
+                context = line["context"]
+                if "settings" in line:
+                    self._written.add(context)
+                    continue
+                for entry in line["results"]:
+                    key = (context, line["part"], entry["image"], entry["id"], entry["target"])
+                    if not isinstance(entry["result"], dict):
+                        raise TypeError("a result must be an object")
+                    self._known[key] = entry["result"]
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number} is not a record: {error!r}") from error
+        self._journal.lines.clear()  # kept once is enough
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the file."""
+        self._journal.close()
+
+    def context(self, settings: Mapping[str, Any]) -> str:
+        """Name everything but the image that results depend on; the package's version is one of them.
+
+        Args:
+            settings: as JSON takes them.
+        """
+        whole = {"version": __version__, **settings}
+        name = digest_of_settings(whole)
+        self._settings[name] = whole
+        return name
+
+    def get(self, context: str, item: Item, part: str = "") -> dict[str, Any] | None:
+        """The result of an image; None where there is none yet."""
+        if item.digest is None:
+            return None
+        return self._known.get((context, part, item.digest, item.position, item.target))
+
+    def add(self, context: str, items: Sequence[Item], results: Sequence[dict[str, Any]], part: str = "") -> None:
+        """Write down the results of images that were worked on together.
+
+        Args:
+            context: from ``context``.
+            items: the images.
+            results: one for each, as JSON takes them.
+            part: tells several results of one image in one context apart.
+
+        Raises:
+            OSError: they cannot be written; what was written before is whole.
+        """
+        settings = [] if context in self._written else [{"context": context, "settings": self._settings[context]}]
+        entries = [
+            {
+                "file": item.path.name,
+                "image": item.digest,
+                "id": item.position,
+                "target": item.target,
+                "result": result,
+            }
+            for item, result in zip(items, results, strict=True)
+        ]
+        # As it will be read again: tuples are lists, and NaN is null.
+        keys = [(context, part, item.digest, item.position, item.target) for item in items if item.digest]
+        read = [json.loads(json_text(result)) for item, result in zip(items, results, strict=True) if item.digest]
+        before = self._journal.count
+        try:
+            self._journal.append(*settings, {"context": context, "part": part, "results": entries})
+        finally:  # an interrupt may come once the line is there
+            if self._journal.count > before:
+                self._known.update(zip(keys, read, strict=True))
+                self._written.add(context)
+                self._journal.lines.clear()
+
+
+def digest_of_settings(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name settings."""
+    return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def never_twice() -> str:
+    """A setting that is like no other: results of what cannot be known are not used again."""
+    return secrets.token_hex(8)

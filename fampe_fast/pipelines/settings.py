@@ -1,0 +1,86 @@
+"""What a record says of a method, and the names of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..methods.base import AttributionMethod
+from ..methods.passes import passes_of
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from .records import never_twice
+
+
+def settings_of(method: AttributionMethod) -> dict[str, object]:
+    """The method and its configuration, for a record."""
+    settings: dict[str, object] = {"method": getattr(method, "name", type(method).__name__)}
+    config = getattr(method, "config", None)
+    inner = getattr(method, "method", None)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        settings["config"] = dataclasses.asdict(config)
+    elif callable(getattr(inner, "attribute", None)):
+        settings |= {"map_cutoff": getattr(method, "cutoff", None), "filtered": settings_of(inner)}  # type: ignore[arg-type]
+        settings |= _plain(method, {"cutoff"})
+    elif hasattr(method, "passes"):
+        # What a method does not use is left out by its own count of passes alone: the rest tells its maps apart.
+        settings["config"] = {**_plain(method, {"name"}), "passes": passes_of(method)}
+    return settings
+
+
+def _plain(method: object, without: set[str]) -> dict[str, Any]:
+    """The attributes that a method was made with."""
+    known = {name: value for name, value in vars(method).items() if not name.startswith("_") and name not in without}
+    return {name: value for name, value in known.items() if isinstance(value, (bool, int, float, str, tuple))}
+
+
+def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str, object]:
+    """All that a method's maps of this classifier depend on; what cannot be known is like nothing else.
+
+    The methods of this package say what they are set to; of others nobody knows what is the same the next time.
+    """
+    settings: dict[str, object] = dict(settings_of(method))
+    inner: Any = method
+    own = True
+    while own:
+        own = type(inner).__module__.partition(".")[0] == __name__.partition(".")[0]
+        if not callable(getattr(getattr(inner, "method", None), "attribute", None)):
+            break
+        inner = inner.method
+    explorer = getattr(inner, "explorer", None)
+    if isinstance(explorer, Classifier):
+        settings["explorer"] = identity_of(explorer)
+    elif explorer is not None:
+        own = False
+    if not own or getattr(inner, "forward_func", None) is not classifier:
+        settings["unknown"] = never_twice()
+    return settings
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names without their endings; where several files share one, all but the first get a number.
+
+    Names that differ in case or in the way accents are written are one and the same on some file systems.
+    """
+    taken: set[str] = set()
+    next_number: dict[str, int] = {}
+    names = []
+    for path in paths:
+        stem = _folded(path.stem)
+        name = path.stem
+        if stem in taken:
+            number = next_number.get(stem, 2)
+            while _folded(f"{path.stem}_{number}") in taken:
+                number += 1
+            next_number[stem] = number + 1
+            name = f"{path.stem}_{number}"
+        taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
