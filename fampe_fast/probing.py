@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .model_care import Model, frozen_parameters, input_dtype, memory_format
 from .out_of_memory import is_out_of_memory, with_advice
-from .outputs import Output, Reading, declared_output, logits_in, resolve_reading
+from .outputs import Output, Reading, declared_output, logits_in, probabilities, resolve_reading
 
 
 class Probed(NamedTuple):
@@ -38,6 +38,9 @@ class Probed(NamedTuple):
 
 NOT_PROBED = Probed((), None, "softmax", False, "", "", ())
 """What stands for a model that is shown no image."""
+
+# How far another image may move an output, as a share of the largest: dynamic quantisation does so by half a percent.
+_COMPANY = 0.05
 
 # A pass per call would be one wasted for each image that is explained alone.
 _PROBED: WeakKeyDictionary[nn.Module, dict[Hashable, Probed]] = WeakKeyDictionary()
@@ -158,6 +161,24 @@ def outputs(model: Model, images: Tensor, chunk: int, probed: Probed | None = No
         return torch.cat([call(model, images[k : k + chunk], probed) for k in range(0, len(images), chunk)])
 
 
+def probabilities_of(model: Model, images: Tensor) -> Tensor:
+    """Compute the model's probability of every class, as its output is read.
+
+    Args:
+        model: gives (B, classes).
+        images: (B, C, H, W), B at least 1, one model pass.
+
+    Returns:
+        (B, classes) in [0, 1].
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
+    probed = probe(model, images)
+    with torch.no_grad():
+        return probabilities(call(model, images, probed), probed.reading)
+
+
 def _companions_of(model: Model) -> dict[Hashable, tuple[bool, str]]:
     try:
         return _COMPANIONS.setdefault(model, {})
@@ -178,7 +199,7 @@ def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[
         pair, writes_input, single = (None, *companions[key]) if seen else _with_companion(model, image)
         output, saved, no_gradient = _with_gradients(model, image, writes_input)
     if pair is not None:
-        _compare(output.detach(), pair)
+        _compare(model, image, output.detach(), pair)
     companions[key] = writes_input, single
     registered = set(model.modules()) if isinstance(model, nn.Module) else set()
     return Probed(
@@ -220,22 +241,36 @@ def _shown(model: Model, images: Tensor) -> tuple[Tensor, int]:
     return shown, shown._version
 
 
-def _compare(alone: Tensor, together: Tensor) -> None:
+def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> None:
     """Compare an image's outputs, (1, classes, ...), alone and beside another image.
 
     Raises:
-        ValueError: they differ by more than rounding.
+        ValueError: they differ by more than rounding, and two equal passes do so too; or by more than a model does that
+            finds the range of its quantised numbers in each batch.
     """
     if not alone.is_floating_point():
         return
     scale = alone.double().abs().max()
-    moved = (together.double() - alone.double()).abs().max()
+    rounding = float(scale) * torch.finfo(alone.dtype).eps ** 0.5
+
+    def moved(other: Tensor) -> float:
+        return float((other.double() - alone.double()).abs().max())
+
+    advice = "dropout or batch statistics are at work. Put every part of it in evaluation mode: .eval()"
     # NaN compares false: what is wrong with it is said where it is used.
-    if bool(moved > scale * torch.finfo(alone.dtype).eps ** 0.5):
+    if not (beside := moved(together)) > rounding:
+        return
+    with torch.no_grad():
+        again = moved(call(model, image.clone()))
+    if again > rounding:
         raise ValueError(
-            f"the model's output for one image changed by {float(moved):.3g} (of {float(scale):.3g}) when it was shown "
-            "once more beside another: dropout or batch statistics are at work, so maps would be random. Put every "
-            "part of it in evaluation mode: .eval()"
+            f"the model's output for an image changed by {again:.3g} (of {float(scale):.3g}) in an equal pass, so maps "
+            f"would be random: {advice}"
+        )
+    if beside > _COMPANY * float(scale):
+        raise ValueError(
+            f"the model's output for an image changed by {beside:.3g} (of {float(scale):.3g}) beside another image, so "
+            f"maps would depend on their batch: {advice}"
         )
 
 
@@ -286,7 +321,7 @@ def _reaches(output: Tensor, leaf: Tensor) -> bool:
     waiting, seen = [output.grad_fn], set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in seen or "NotImplemented" in node.name():  # which has a way back, and no gradient
             continue
         if getattr(node, "variable", None) is leaf:
             return True

@@ -153,7 +153,7 @@ def band_mix(
 
     Args:
         spectrum: X, (B, C, H, W//2+1), complex64, unscaled ``rfft2`` of the current images.
-        cutoff: (B,) float32, radius of the Gaussian L in cycles over the shorter side, greater than zero.
+        cutoff: (B,) float32, radius of the Gaussian L in cycles over the shorter side, 1e-15 to 1e15.
         weights: (B, 6) float32, g0, aL, bL, aH, bH, sigma.
         image_ids: (B,) int64 in [0, 2^32): the images' names in the random stream.
         image_index: (P,) int64 in [0, B): the image of each row.

@@ -12,7 +12,7 @@ def radial_mask(cutoff: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
     """``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
 
     Args:
-        cutoff: (B,), float32 or float64, cycles over the shorter side, greater than zero.
+        cutoff: (B,), float32 or float64, cycles over the shorter side, 1e-15 to 1e15: float32 holds their squares.
         height: H, pixels.
         width: W, pixels.
 

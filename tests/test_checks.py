@@ -45,11 +45,11 @@ from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
 class Index:
     """Nothing but a whole number."""
 
-    def __repr__(self) -> str:
-        return "Index()"
-
     def __index__(self) -> int:
         return 3
+
+    def __repr__(self) -> str:
+        return "Index()"  # a name for the test, the same in every worker
 
 
 THREES = [
@@ -59,7 +59,7 @@ THREES = [
 HALVES = [0.5, np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)]
 NO_NUMBERS = [
     True, False, np.True_, np.array(True), torch.tensor(True), torch.tensor([True]), "3", b"3", None, [3], (3,), 3j,
-    np.complex64(3), np.str_("3"), np.array([3]), np.array([3, 4]), torch.tensor([3]), torch.tensor([3, 4]), Ellipsis,
+    np.complex64(3), np.str_("3"), np.array([3]), np.array([3, 4]), torch.tensor([3]), torch.tensor([3, 4]), ...,
 ]  # fmt: skip
 
 

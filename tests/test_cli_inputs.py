@@ -7,10 +7,12 @@ import fnmatch
 import json
 import os
 import shlex
+import struct
 import subprocess
 import sys
 import unicodedata
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +319,33 @@ def test_few_bits_in_a_file_of_sixteen_are_said(bits: int, tmp_path: Path) -> No
         FampeWarning, match=rf"a\.png: the largest greyscale value is {2**bits - 1} of 65535.*{bits} bits"
     ):
         read_image(tmp_path / "a.png")
+
+
+def _colours_of_sixteen_bits(path: Path, values: np.ndarray) -> None:
+    """A PNG as scanners write it, which Pillow does not."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_few_bits_of_colour_are_said_too(channels: int, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 256).reshape(16, 16, 1).repeat(channels, 2)
+    ramp[..., 3:] = 1
+    full = ramp * 65535
+    dark = full.copy()
+    dark[..., :3] /= 16
+    _colours_of_sixteen_bits(tmp_path / "dark.png", dark)
+    with pytest.warns(FampeWarning, match=r"dark\.png: the largest of its 16-bit values is below 4112 of 65535"):
+        read_image(tmp_path / "dark.png")
+    _colours_of_sixteen_bits(tmp_path / "full.png", full)
+    assert read_image(tmp_path / "full.png").getextrema()[0] == (0, 255)
 
 
 def test_other_images_are_read_without_a_word(tmp_path: Path) -> None:

@@ -41,6 +41,21 @@ def plain(mobilenet, published_mobilenet, photographs, device):
     return images, targets, models, found, scores
 
 
+@pytest.fixture(scope="module")
+def last_bits(plain) -> float:
+    """How far the last bits of the pixels move the plain path's maps on this machine: the lowest correlation.
+
+    A sign step passes last bits on. Which of them differ between two exact paths depends on the processor: a path that
+    moves a map no further than its pixels' last bits do is as good as the plain one.
+    """
+    images, targets, models, expected, _ = plain
+    found = []
+    for moved in (images.nextafter(images + 1), images.nextafter(images - 1), images * (1 - 2**-23)):
+        other = accuracy.explain(accuracy.PLAIN, "fampe", models, moved.clamp(0, 1), targets, **SIZES)
+        found.append(min(accuracy.correlations(other.attribution, expected.attribution)))
+    return min(found)
+
+
 SLOW_ON_A_CPU = {
     "compiled": "compiling the model takes minutes on a CPU; benchmarks/accuracy.py does it",
     "fp16": "float16 convolutions are emulated on a CPU; benchmarks/accuracy.py runs them",
@@ -49,20 +64,22 @@ SLOW_ON_A_CPU = {
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", list(accuracy.LOWEST))
-def test_fast_paths_agree_with_the_plain_one(name: str, plain, device: torch.device) -> None:
+def test_fast_paths_agree_with_the_plain_one(name: str, plain, last_bits: float, device: torch.device) -> None:
     way = accuracy.WAYS[name]
     if device.type != "cuda" and (way.gpu or name in SLOW_ON_A_CPU):
         pytest.skip(SLOW_ON_A_CPU.get(name, "needs a GPU"))
     images, targets, models, expected, scores = plain
     found = accuracy.explain(way, "fampe", models, images, targets, **SIZES)
     agreement = accuracy.correlations(found.attribution, expected.attribution)
-    assert min(agreement) >= accuracy.LOWEST[name]
     if name in IN_FULL_PRECISION:
+        assert min(agreement) >= min(accuracy.LOWEST[name], last_bits)
         assert statistics.median(agreement) >= 0.995
         one_step = {**SIZES, "steps": 1}
         first = accuracy.explain(way, "fampe", models, images, targets, **one_step)
         plainly = accuracy.explain(accuracy.PLAIN, "fampe", models, images, targets, **one_step)
         assert min(accuracy.correlations(first.attribution, plainly.attribution)) >= 0.9999
+    else:
+        assert min(agreement) >= accuracy.LOWEST[name]
     mine = insertion_deletion(models[False], images, found.maps, targets, steps=14, compile="off")
     assert abs(float((mine.insertion - scores.insertion).mean())) < SCORES
     assert abs(float((mine.deletion - scores.deletion).mean())) < SCORES

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("triton_runs")
 
 import triton.language as tl  # noqa: E402
 
+from fampe_fast.checks import LARGEST_CUTOFF, SMALLEST_CUTOFF  # noqa: E402
 from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
 from fampe_fast.kernels.diversify import _divide, _inverse, _reciprocal, _source  # noqa: E402
@@ -26,6 +27,7 @@ from fampe_fast.kernels.pixel_mask import pixel_mask  # noqa: E402
 from fampe_fast.kernels.radial_mask import radial_mask  # noqa: E402
 from fampe_fast.kernels.radius import shell_index, signed_frequency  # noqa: E402
 from fampe_fast.reference import philox as reference_philox  # noqa: E402
+from fampe_fast.reference import radial_mask as reference_masks  # noqa: E402
 from fampe_fast.reference import radius as reference_radius  # noqa: E402
 from fampe_fast.testing import Case, poisoned_memory  # noqa: E402
 from fampe_fast.testing.arguments import (  # noqa: E402
@@ -197,6 +199,15 @@ def test_division_by_multiplication_is_exact(device: torch.device) -> None:
 
 
 # Blocks, grids and tiles ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(8, 9), (3, 40)])
+def test_masks_are_right_to_the_ends_of_the_cutoffs_that_are_taken(size: tuple[int, int], device: torch.device) -> None:
+    cutoff = torch.tensor([SMALLEST_CUTOFF, 1e-12, 1e12, LARGEST_CUTOFF])
+    low, high = radial_mask(cutoff.to(device), *size)
+    expected, _ = reference_masks.radial_mask(cutoff.double(), *size)
+    assert torch.equal(low.cpu().double(), expected.round(decimals=12))
+    assert torch.equal(high, 1 - low)
 
 
 def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:

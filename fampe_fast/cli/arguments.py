@@ -16,6 +16,7 @@ STUDY_NAMES = ("methods", "peers", "alpha", "cutoff", "budget", "noise", "explor
 BAND_NAMES = ("low", "high", "all")
 METHOD_OPTIONS = ("alpha", "steps", "samples", "passes", "seed")
 """Fields of the methods' configurations that have an argument of their own."""
+OUTPUT_NAMES = ("logits", "probabilities", "sigmoid")
 GRADIENT_NAMES = ("plain", "fampe", "attexplore")
 
 
@@ -44,11 +45,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--keep-batch-norm", action="store_true", help="do not fold batch normalisation into the convolutions before it"
     )
+    group.add_argument(
+        "--model-output",
+        choices=OUTPUT_NAMES,
+        help="what the model returns: logits (a softmax is still to come), probabilities (it ends in a softmax or in "
+        "sigmoids), or sigmoid (logits of independent classes, or a single one; default: logits, if they look like it)",
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
 
 
 def add_other_model(group: argparse._ActionsContainer, name: str, *, help: str = "as --model") -> None:
-    """Another classifier: ``--NAME``, ``--NAME-weights``, ``--NAME-arg``, ``--NAME-mean`` and ``--NAME-std``."""
+    """Another classifier: ``--NAME``, and ``--NAME-weights``, ``-arg``, ``-mean``, ``-std`` and ``-output``."""
     group.add_argument(f"--{name}", help=help)
     group.add_argument(f"--{name}-weights", type=Path, help="as --weights")
     group.add_argument(
@@ -56,6 +63,7 @@ def add_other_model(group: argparse._ActionsContainer, name: str, *, help: str =
     )
     group.add_argument(f"--{name}-mean", type=numbers, help="as --mean, which is not shared")
     group.add_argument(f"--{name}-std", type=numbers, help="as --std, which is not shared")
+    group.add_argument(f"--{name}-output", choices=OUTPUT_NAMES, help="as --model-output, which is not shared")
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,9 @@ from ..methods.registry import options_of
 from ..models import load_classifier
 from ..models.classifier import Classifier
 from ..models.messages import first_line
-from ..models.transforms import CHANNELS
 from ..ops.backends import choice
 from ..pipelines.labels import check_label, labels_of, read_labels
-from ..probing import probe
+from ..probing import Probed, probe
 from .arguments import METHOD_OPTIONS
 
 
@@ -44,15 +43,34 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         device=device,
         model_args=dict(arguments.model_arg),
         fold_batch_norm=False if arguments.keep_batch_norm else None,
+        output=arguments.model_output,
     )
-    if names is not None:
-        classes = classes_of(classifier, probed=True)
-        if len(names) != classes:
-            raise ValueError(
-                f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
-                "classes; expected a name per class, one a line"
-            )
+    classes = _ask(classifier).shape[0]
+    if names is not None and len(names) != classes:
+        raise ValueError(
+            f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
+            "classes; expected a name per class, one a line"
+        )
     return classifier
+
+
+def _ask(classifier: Classifier) -> Probed:
+    """Show the classifier an image of noise: what is wrong with it ends the command, and not every image.
+
+    Raises:
+        ValueError, TypeError: it takes images that files do not have, fails, or its output is not what was said of it.
+    """
+    if classifier.channels not in (1, 3):
+        raise ValueError(f"{classifier.name} takes images of {classifier.channels} channels; image files have 1 or 3")
+    shape = (1, classifier.channels, *classifier.input_size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
+    try:
+        return probe(classifier, noise)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:  # of foreign code
+        height, width = classifier.input_size
+        raise ValueError(f"{classifier.name} fails on an image of {height} x {width}: {first_line(error)}") from error
 
 
 def _check_device(device: str) -> None:
@@ -61,14 +79,6 @@ def _check_device(device: str) -> None:
         float(torch.zeros(1, device=device) + 1)
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ImportError, by device
         raise ValueError(f"--device {device}: it cannot be used here: {first_line(error)}") from error
-
-
-def classes_of(classifier: Classifier, *, probed: bool = False) -> int:
-    """The number of classes; where it is unknown, or must be seen to be believed, one black image is shown."""
-    if classifier.num_classes is not None and not probed:
-        return classifier.num_classes
-    black = torch.zeros(1, CHANNELS, *classifier.input_size, device=classifier.mean.device)
-    return probe(classifier, black).shape[0]
 
 
 def _class_names(path: Path) -> list[str]:
@@ -83,7 +93,7 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
 
     What else there is to a model (how images are shown to it, the device) it has in common with the first one.
     """
-    own = {part: getattr(arguments, f"{name}_{part}") for part in ("weights", "arg", "mean", "std")}
+    own = {part: getattr(arguments, f"{name}_{part}") for part in ("weights", "arg", "mean", "std", "output")}
     model = getattr(arguments, name)
     if model is None:
         option = name.replace("_", "-")
@@ -91,7 +101,7 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
             if value not in (None, []):
                 raise ValueError(f"--{option}-{part} belongs to a model: name it with --{option}")
         return None
-    other = {"model": model, "model_arg": own.pop("arg"), **own}
+    other = {"model": model, "model_arg": own.pop("arg"), "model_output": own.pop("output"), **own}
     return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
 
 
@@ -108,7 +118,7 @@ def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict
 
 def check_target(target: int, classifier: Classifier) -> None:
     """Refuse a ``--target`` that is no class of the classifier."""
-    classes = classes_of(classifier)
+    classes = _ask(classifier).shape[0]
     if not 0 <= target < classes:
         raise ValueError(f"--target {target} is out of range: {classifier.name} has {classes} classes")
 

@@ -45,20 +45,22 @@ class PathConfig:
     Attributes:
         steps: T, steps along the path.
         samples: N, perturbed samples whose gradients are averaged at each step.
-        eps: radius of the path around the image (maximum norm), in pixel units, greater than 0.
-        decay: of the momentum (MI-FGSM, arXiv 1710.06081), 0 or more.
+        eps: radius of the path around the image (maximum norm), in pixel units: at most 1e12, and large enough for a
+            step to move a float32 pixel (1e-6 per step for pixels up to 1).
+        decay: of the momentum (MI-FGSM, arXiv 1710.06081), 0 or more; above 1 only while the momentum of all steps
+            fits into float32.
         smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
         input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
         gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
-            side, 0 or more; None keeps all. The disc of FORGrad (arXiv 2307.09591) on signed gradients, channel by
+            side, 0 to 1e15; None keeps all. The disc of FORGrad (arXiv 2307.09591) on signed gradients, channel by
             channel: its authors' public code filters finished maps without signs, as ``FORGrad`` does.
         area_cutoff: rank the map's peaks first and then the area they lie in (``frequency.two_scale_map``), which is
-            its Gaussian low-pass with this cut-off in cycles over the shorter side, greater than 0; None leaves the
+            its Gaussian low-pass with this cut-off in cycles over the shorter side, 1e-15 to 1e15; None leaves the
             attribution as the path collects it.
         direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
         loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as that code does.
         seed: of every random number, any 64-bit integer.
-        bounds: smallest and largest pixel value.
+        bounds: smallest and largest pixel value, finite.
         precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
         compile: the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA graphs), or
             ``auto``: on for GPUs, off on a CPU, where it pays in long runs only (MobileNetV2 on 2 cores: 40 s to
@@ -129,11 +131,11 @@ class FAMPEConfig(PathConfig):
             the noise is weighed; ``allpass``: one multiplier for all frequencies, AttEXplore's simulation on the FFT.
         alpha: weight of the low band, in [0, 1].
         rho: half-width of the random multipliers, in [0, 1].
-        sigma: standard deviation of the white noise, in pixel units, 0 or more.
+        sigma: standard deviation of the white noise, in pixel units, 0 to 1e12.
         tau: share of the spectral energy inside the cut-off, in (0, 1].
         include_dc: whether the mean of the image counts as energy.
-        cutoff: a fixed cut-off in cycles over the shorter side, greater than 0, in place of the one tau gives.
-        gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Greater than 0.
+        cutoff: a fixed cut-off in cycles over the shorter side, 1e-15 to 1e15, in place of the one tau gives.
+        gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
     """
 
     input_diversity: bool = False
@@ -202,7 +204,7 @@ class AttEXploreConfig(PathConfig):
 
     Attributes:
         rho: half-width of the random multipliers of the DCT coefficients, in [0, 1].
-        sigma: standard deviation of the white noise, in pixel units, 0 or more.
+        sigma: standard deviation of the white noise, in pixel units, 0 to 1e12.
     """
 
     rho: float = 0.5

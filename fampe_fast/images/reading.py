@@ -105,6 +105,7 @@ def _decode(stream: object, path: str | os.PathLike[str]) -> Image.Image:
     with Image.open(stream) as image:  # type: ignore[arg-type]
         if image.format in _VECTOR_FORMATS:
             raise ImageReadError(path, f"{image.format} is a vector format; render it to PNG")
+        deep_colour = _is_deep_colour(image)
         image.load()
         try:
             upright = ImageOps.exif_transpose(image)
@@ -116,6 +117,8 @@ def _decode(stream: object, path: str | os.PathLike[str]) -> Image.Image:
         except ValueError as error:
             raise ImageReadError(path, str(error)) from error
         _warn_of_darkness(upright, white, path)
+        if deep_colour:
+            _warn_of_dark_colour(rgb, path)
         # Pillow inverts a TIFF whose zero means white for up to 8 bits, but not beyond.
         white_is_zero = _tiff_tag(image, 262, 1) == 0  # 262: PhotometricInterpretation
         return ImageOps.invert(rgb) if white_is_zero and image.mode in _DEEP_GREY_MODES else rgb
@@ -132,6 +135,21 @@ def _warn_of_darkness(image: Image.Image, white: int, path: str | os.PathLike[st
         warn(
             f"{os.fspath(path)}: the largest greyscale value is {high:g} of {full:g}, so the image is nearly black; if "
             f"it holds values of {bits} bits, scale them to {full:g}"
+        )
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file not decoded yet holds 16 bits per colour, of which Pillow keeps the upper 8."""
+    return image.mode not in _DEEP_GREY_MODES and any(";16" in str(tile[3:]) for tile in getattr(image, "tile", []))
+
+
+def _warn_of_dark_colour(rgb: Image.Image, path: str | os.PathLike[str]) -> None:
+    """As ``_warn_of_darkness``, of what is left of 16 bits per colour."""
+    high = max(int(most) for _, most in rgb.getextrema()) if rgb.width * rgb.height >= _FEW else 0  # type: ignore[misc]
+    if 0 < high < 255 * _DARK:
+        warn(
+            f"{os.fspath(path)}: the largest of its 16-bit values is below {257 * (high + 1)} of 65535, so the image "
+            "is nearly black; if it holds values of fewer bits, scale them to 65535"
         )
 
 

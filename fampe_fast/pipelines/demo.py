@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..files import FIGURE, FOLDER, Output, check_outputs, png_content, write_atomically
@@ -17,6 +16,7 @@ from ..metrics import insertion_deletion, relevance_mass
 from ..models.embedded import load_embedded_classifier
 from ..plots import explanation_figure
 from ..plots.saving import png_bytes
+from ..probing import probabilities_of
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def run_demo(
     check_outputs([Output(out, FOLDER), Output(path, FIGURE)], [])
     classifier = load_embedded_classifier()
     drawn = generate(images, seed=seed)
-    with torch.no_grad():
-        probabilities = classifier(drawn.images).softmax(1)
+    probabilities = probabilities_of(classifier, drawn.images)
     chosen = probabilities.argmax(1)
     maps, details = FAMPE(classifier, steps=steps, samples=samples).attribute(
         drawn.images, chosen, internal_batch_size=32, return_details=True

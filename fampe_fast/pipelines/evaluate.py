@@ -20,6 +20,7 @@ from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import contact_sheet, save_figure
+from ..probing import probabilities_of
 from .batches import Batch, Failure, Group, check_targets, groups_of
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
@@ -189,8 +190,7 @@ def evaluate_files(
         on_failure(failure)
 
     def answer(batch: Batch) -> list[dict[str, Any]]:
-        with torch.no_grad():
-            probabilities = classifier(batch.images).softmax(1)
+        probabilities = probabilities_of(classifier, batch.images)
         chosen = probabilities.argmax(1)
         if targets is not None:
             chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)

@@ -29,6 +29,7 @@ from ..methods.base import AttributionMethod, PathMethod
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
+from ..probing import probabilities_of
 from .batches import Batch, Failure, groups_of
 from .records import Item, digest_of_settings
 from .settings import everything_of, settings_of, unique_names
@@ -137,8 +138,7 @@ def explain_files(
 
     def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]:
         began = time.perf_counter()
-        with torch.no_grad():
-            probabilities = classifier(batch.images).softmax(1)
+        probabilities = probabilities_of(classifier, batch.images)
         targets = probabilities.argmax(1) if target is None else torch.full_like(probabilities[:, 0], target).long()
         ids, chunk = batch.positions, internal_batch_size
         cutoff: Tensor | None = None

@@ -127,7 +127,7 @@ class Journal:
         if mark is None or mark.kind != RECORDS:
             raise ValueError(f"{self.path} holds no records of {self._whose}: give another folder")
         try:
-            self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise cannot_write(self.path, error) from error
         if fcntl is not None:

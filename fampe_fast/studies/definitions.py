@@ -65,8 +65,14 @@ def _peers(budget: Budget) -> Study:
             budget.fampe("fampe, T=10, N=2", steps=10, samples=2),
             budget.fampe("fampe, T=5, N=2", steps=5, samples=2),
             Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), "steps": 5, "samples": 2}),
-            Variant("integrated_gradients", "integrated_gradients", {"passes": passes}),
-            Variant("smoothgrad", "smoothgrad", {"passes": passes, "seed": budget.seed}),
+            *(
+                Variant(f"{name}, {'absolute' if absolute else 'signed'}", name, {**options, "absolute": absolute})
+                for name, options in (
+                    ("integrated_gradients", {"passes": passes}),
+                    ("smoothgrad", {"passes": passes, "seed": budget.seed}),
+                )
+                for absolute in (True, False)
+            ),
             Variant("saliency", "saliency"),
         ),
     )  # fmt: skip

@@ -125,6 +125,12 @@ def run(arguments: argparse.Namespace) -> int:
     for name, line in _READING.items():
         if name in arguments.metrics and count:
             screen.print(f"[dim]{line}[/]")
+    signed = [name for name, method in methods.items() if getattr(method, "absolute", None) is False]
+    if signed and count:
+        screen.print(
+            f"[dim]{', '.join(signed)}: pixels are ranked by their signed values; --option absolute=True ranks "
+            "magnitudes[/]"
+        )
     if count:
         for name in ("scores.json", "contact_sheet.png"):
             screen.print(f"wrote {escape(str(arguments.out / name))}", soft_wrap=True)
