@@ -142,7 +142,8 @@ def parser() -> argparse.ArgumentParser:
 def main(given: list[str] | None = None) -> int:
     arguments = parser().parse_args(given)
     arguments.command, arguments.keep_batch_norm = "accuracy", True
-    paths, labels = labelled_images(arguments)
+    found_files, labels = labelled_images(arguments)
+    paths = found_files.paths
     plain_model = classifier_of(arguments)
     device = plain_model.mean.device
     loaded = [image for _, image in load_images(paths, plain_model.transform)]
@@ -151,7 +152,7 @@ def main(given: list[str] | None = None) -> int:
         raise SystemExit(f"cannot read {', '.join(broken)}")
     images = torch.stack([image for image in loaded if isinstance(image, Tensor)]).to(device)
     models: dict[bool, nn.Module] = {False: plain_model, True: fold_batch_norm(plain_model, images[:1])}
-    chosen = targets_of(paths, labels, plain_model)
+    chosen = targets_of(found_files, labels, plain_model)
     with torch.no_grad():
         targets = plain_model(images).argmax(1) if chosen is None else torch.tensor(chosen, device=device)
     sizes = {"steps": arguments.steps, "samples": arguments.samples}

@@ -171,9 +171,10 @@ def collect(model: nn.Module, images: Tensor, targets: Tensor, first: int, found
 
 def measured(arguments: argparse.Namespace) -> Tensor:
     """(M, N, 2, K + 1), image by image, with a line of progress for each."""
-    paths, labels = labelled_images(arguments)
+    found_files, labels = labelled_images(arguments)
+    paths = found_files.paths
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(found_files, labels, classifier)
     parts = []
     for number, (path, image) in enumerate(load_images(paths, classifier.transform)):
         if not isinstance(image, Tensor):

@@ -29,6 +29,7 @@ from fampe_fast.cli.arguments import key_value, numbers, positive
 from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.model_care import chunk_size
+from fampe_fast.probing import probe
 
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
@@ -158,6 +159,7 @@ def measure(
             compile=compile,  # type: ignore[arg-type]
         )
 
+    probe(model, images)  # a model that is new is asked what its output is like first
     shown = shown_images(model, metric("off"))
     pixels = torch.rand(chunk, *images.shape[1:], generator=torch.Generator().manual_seed(2)).to(device)
     pixels = pixels.contiguous(memory_format=torch.channels_last)

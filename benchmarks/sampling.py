@@ -130,9 +130,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of sampling.json and sampling.png")
     arguments = parser.parse_args()
     arguments.command = "sampling"
-    paths, labels = labelled_images(arguments)
+    found_files, labels = labelled_images(arguments)
+    paths = found_files.paths
     classifier = classifier_of(arguments)
-    targets = targets_of(paths, labels, classifier)
+    targets = targets_of(found_files, labels, classifier)
     config = FAMPEConfig()
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     errors = []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +28,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# From a checkout's folder Python finds this package there before an installed one, and two of its parts lie beside it.
+
+class _Beside(MetaPathFinder):
+    """Find the two parts of the package that lie beside it in a checkout: installing puts them inside.
+
+    From a checkout's folder Python finds this package there before an installed one.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The package of a part; None for every other name."""
+        package, _, part = fullname.rpartition(".")
+        if package != __name__ or part not in ("kernels", "reference"):
+            return None
+        folder = Path(__file__).parents[1] / part
+        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
 if not (Path(__file__).parent / "kernels").is_dir():
-    __path__.append(str(Path(__file__).parents[1]))
+    sys.meta_path.insert(0, _Beside())
 
 _HOMES = {
     "AttEXplore": "methods.attexplore",

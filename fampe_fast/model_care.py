@@ -25,8 +25,13 @@ def check_model(model: Model, images: Tensor) -> None:
         raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
     if not isinstance(model, nn.Module):
         return
+    fixed = {part for module in model.modules() if _is_exported(module) for part in module.modules()}
     # A frozen TorchScript module has no such flag.
-    training = [name or type(model).__name__ for name, module in model.named_modules() if _in_training(module)]
+    training = [
+        name or type(model).__name__
+        for name, module in model.named_modules()
+        if _in_training(module) and module not in fixed
+    ]
     if training:
         raise ValueError(
             f"the model is in training mode ({len(training)} modules, {training[0]!r} first), where dropout and batch "
@@ -38,6 +43,11 @@ def check_model(model: Model, images: Tensor) -> None:
                 f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
                 "move one of them with .to(device)"
             )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Whether a module is a program of ``torch.export``: its flag says nothing, and ``eval()`` raises."""
+    return isinstance(module, torch.fx.GraphModule) and "train" in vars(module)
 
 
 def _in_training(module: nn.Module) -> bool:

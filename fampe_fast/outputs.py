@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,8 +23,21 @@ Reading = Literal["softmax", "sigmoid", "distribution", "independent"]
 
 # Probabilities sum to 1 up to their own rounding; a sum this near is no coincidence with three classes or more.
 _SUM_TOLERANCE = 1e-4
-# Operators that hand on the values they get.
-_CARRIERS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Slice", "Select", "Alias", "Reshape")
+# Operators that hand on the values they get, or values between them.
+_CARRIERS = frozenset(
+    {"View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Alias", "AsStrided"}
+    | {"Permute", "Transpose", "T", "Expand", "Flip", "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index"}
+    | {"IndexSelect", "Gather", "Clamp", "ClampMin", "ClampMax", "NanToNum"}
+)
+_JOINERS = frozenset({"Cat", "Stack"})
+# Torch's wrappers, which return what the model inside returns, and where they keep it.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+}
 
 
 def check_output(output: object) -> Output:
@@ -39,10 +53,11 @@ def check_output(output: object) -> Output:
 
 def declared_output(model: object) -> Output | None:
     """Find what a model's owner says of its output, in its attribute ``output``; None where it has none."""
-    for wrapper in ("_orig_mod", "module"):  # of torch.compile and DataParallel
-        inner = getattr(model, wrapper, None)
-        if isinstance(inner, nn.Module) and type(model).__name__ in ("OptimizedModule", "DataParallel"):
-            return declared_output(inner)
+    if (wrapped := _WRAPPERS.get(type(model).__name__)) is not None:
+        return declared_output(getattr(model, wrapped, None))
+    owner = model.func if isinstance(model, partial) else getattr(model, "__self__", None)  # of model.forward
+    if isinstance(owner, nn.Module):
+        return declared_output(owner)
     output = getattr(model, "output", None)
     # Modules may well have a layer of that name.
     return check_output(output) if isinstance(output, str) else None
@@ -83,15 +98,17 @@ def _described(answer: object) -> str:
     return kind
 
 
-def resolve_reading(output: Tensor, declared: Output | None) -> Reading:
+def resolve_reading(output: Tensor, declared: Output | None, pair: Tensor | None = None) -> Reading:
     """Decide how a model's output is read, and refuse one that plainly is something else than was said of it.
 
     What gives an output away: a single class, the operator that made it (a softmax or a sigmoid is seen in the autograd
-    graph, where there is one), three or more probabilities that sum to 1, and values outside [0, 1].
+    graph, where there is one), three or more probabilities that sum to 1, or two that do so for two images, and values
+    outside [0, 1].
 
     Args:
         output: (P, classes) or (P, classes, ...), of real images.
         declared: what was said of it; None where nothing was, which means ``logits``.
+        pair: (2, classes, ...), of two images that differ, where the model was shown such.
 
     Raises:
         ValueError: it cannot be that; the message says which word to give.
@@ -104,10 +121,12 @@ def resolve_reading(output: Tensor, declared: Output | None) -> Reading:
     how = "(load_classifier(..., output=...), Classifier(model, output=...), --model-output)"
     if declared == "probabilities":
         if not unit:
-            found = values[~values.isnan()]
+            lowest, highest = values.aminmax()
+            if bool(lowest.isnan()):
+                raise ValueError("output='probabilities' must lie in [0, 1], and the model gives NaN for an image")
             raise ValueError(
-                f"output='probabilities' must lie in [0, 1], and the model gives {float(found.min()):g} to "
-                f"{float(found.max()):g}: say 'logits', or 'sigmoid' for independent classes {how}"
+                f"output='probabilities' must lie in [0, 1], and the model gives {float(lowest):g} to "
+                f"{float(highest):g}: say 'logits', or 'sigmoid' for independent classes {how}"
             )
         exclusive = last != "Sigmoid" and classes > 1 and sums_to_one
         return "distribution" if exclusive else "independent"
@@ -123,7 +142,7 @@ def resolve_reading(output: Tensor, declared: Output | None) -> Reading:
             "the model gives one value per image, and a softmax of one value is always 1: say output='sigmoid' if it "
             f"is a logit, 'probabilities' if it is a probability {how}"
         )
-    if classes >= 3 and sums_to_one:
+    if sums_to_one and (classes >= 3 or (declared is None and pair is not None and _sum_exactly(pair))):
         raise ValueError(
             f"the model's {classes} outputs lie in [0, 1] and sum to 1: they are probabilities already: say "
             f"output='probabilities' {how}"
@@ -135,15 +154,30 @@ def _sum_tolerance(kind: torch.dtype) -> float:
     return max(_SUM_TOLERANCE, 4 * torch.finfo(kind).eps) if kind.is_floating_point else _SUM_TOLERANCE
 
 
+def _sum_exactly(pair: Tensor) -> bool:
+    """Whether the two values of either image sum to 1 to the last bits of float32, and are not the same two."""
+    values = _wide(pair.detach())
+    if pair.dtype in (torch.float16, torch.bfloat16) or bool((values[0] == values[1]).all()):
+        return False
+    return bool(((values.sum(1) - 1).abs() <= 4 * torch.finfo(values.dtype).eps).all())
+
+
 def _last_operator(output: Tensor) -> str:
-    """The operator that made the values, as autograd names it without "Backward0"; empty where it is not known."""
-    node = output.grad_fn
-    while node is not None:
-        name = node.name().partition("Backward")[0]
-        if name not in _CARRIERS or not node.next_functions:
-            return name
-        node = node.next_functions[0][0]
-    return ""
+    """The operator that made all the values, as autograd names it without "Backward0"; empty where it is not known."""
+    made: set[str] = set()
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = "" if node is None else node.name().partition("Backward")[0]
+        if node is None or not node.next_functions or name not in _CARRIERS | _JOINERS:
+            made.add(name)
+        else:
+            parts = node.next_functions if name in _JOINERS else node.next_functions[:1]
+            waiting += [part for part, _ in parts]
+    return made.pop() if len(made) == 1 else ""
 
 
 def _wide(output: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ def probe(model: Model, images: Tensor) -> Probed:
     if not isinstance(model, nn.Module):
         return _asked(model, images, declared, _companions_of(model))
     known = _PROBED.setdefault(model, {})
-    # A head that was exchanged since shows in the parameters' shapes.
-    shapes = tuple(parameter.shape for parameter in model.parameters())
-    key = images.device, input_dtype(model), images.shape[1:], shapes, declared
+    # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
+    parts = tuple(parameter.shape for parameter in model.parameters()), tuple(map(type, model.modules()))
+    key = images.device, input_dtype(model), images.shape[1:], parts, declared
     if key not in known:
         known[key] = _asked(model, images, declared, {})
     found = known[key]
@@ -141,13 +141,25 @@ def answer(model: Model, images: Tensor) -> Tensor:
         TypeError, ValueError: as ``probe``.
     """
     output = logits_in(model(images))
-    if not torch.compiler.is_compiling() and (output.ndim < 2 or len(output) != len(images)):
-        shape = tuple(output.shape)
-        single = ": it takes one image at a time, give internal_batch_size=1" if shape[:1] == (1,) else ""
-        raise ValueError(
-            f"the model's output must be (B, classes); for images {tuple(images.shape)} it is {shape}{single}"
-        )
+    if not torch.compiler.is_compiling():
+        _check_form(output, images)
     return output
+
+
+def _check_form(output: Tensor, images: Tensor) -> None:
+    shape = tuple(output.shape)
+    if output.layout != torch.strided or output.is_complex():
+        kind = output.dtype if output.layout == torch.strided else output.layout
+        raise TypeError(f"the model's output must be a dense tensor of real numbers, got one of {kind}")
+    if output.ndim < 2 or len(output) != len(images) or 0 in shape[1:]:
+        hint = ""
+        if shape == (len(images),):
+            hint = ": one value per image is (B, 1), as of output.unsqueeze(1)"
+        elif shape[:1] == (1,) and len(images) > 1:
+            hint = ": it takes one image at a time, give internal_batch_size=1"
+        raise ValueError(
+            f"the model's output must be (B, classes); for images {tuple(images.shape)} it is {shape}{hint}"
+        )
 
 
 def outputs(model: Model, images: Tensor, chunk: int, probed: Probed | None = None) -> Tensor:
@@ -199,13 +211,14 @@ def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[
         pair, writes_input, single = (None, *companions[key]) if seen else _with_companion(model, image)
         output, saved, no_gradient = _with_gradients(model, image, writes_input)
     if pair is not None:
-        _compare(model, image, output.detach(), pair)
+        _compare(model, image, output.detach(), pair[:1])
+    reading = resolve_reading(output, declared, pair)
     companions[key] = writes_input, single
     registered = set(model.modules()) if isinstance(model, nn.Module) else set()
     return Probed(
         tuple(output.shape[1:]),
         saved,
-        resolve_reading(output, declared),
+        reading,
         writes_input,
         single,
         no_gradient,
@@ -217,8 +230,8 @@ def _with_companion(model: Model, image: Tensor) -> tuple[Tensor | None, bool, s
     """Show the image beside its negative.
 
     Returns:
-        The image's output, (1, classes, ...), or None where the model does not take two; whether it wrote to its input;
-        and why it does not take two.
+        Their outputs, (2, classes, ...), or None where the model does not take two; whether it wrote to its input; and
+        why it does not take two.
     """
     negative = image.amax() + image.amin() - image
     pair = torch.cat([image, negative])
@@ -226,7 +239,7 @@ def _with_companion(model: Model, image: Tensor) -> tuple[Tensor | None, bool, s
     with torch.no_grad():
         try:
             shown, version = _shown(model, pair)
-            return answer(model, shown)[:1], shown._version != version, ""
+            return answer(model, shown), shown._version != version, ""
         except Exception as error:
             if not is_out_of_memory(error):  # one image may fit
                 single = f"for two it fails with {_line(error)}"

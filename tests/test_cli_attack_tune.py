@@ -342,6 +342,9 @@ def test_models_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
     other = Classifier(Smooth(classes=5), name="five", input_size=SIZE, num_classes=5).eval()
     with pytest.raises(ValueError, match="low reader has 2 classes and five has 5"):
         attack_files(low_reader(), paths, tmp_path / "out", ORACLE, transfer_to=other)
+    grey = Classifier(Smooth(), name="grey", input_size=SIZE, num_classes=2, channels=1).eval()
+    with pytest.raises(ValueError, match="low reader takes 3 channels and grey takes 1"):
+        attack_files(low_reader(), paths, tmp_path / "out", ORACLE, transfer_to=grey)
     twin = attack_files(low_reader(), paths, tmp_path / "out", ORACLE, transfer_to=low_reader())
     assert twin.models == ("low reader", "low reader (2)")
     assert twin.fooled("low", "low reader", "low reader (2)").mean == 1
@@ -473,6 +476,56 @@ def test_a_search_over_files_goes_on_without_what_fails(
             return super().attribute(inputs, target, **options) * math.nan
 
     nothing = tune_files(classifier, {"never": Never(evidence)}, paths, tmp_path / "no.json", metric_steps=4)
+    assert not nothing.results
+    assert len(nothing.failures) == 3
+    assert not (tmp_path / "no.json").exists()
+
+
+def test_an_image_that_fails_at_one_radius_costs_itself(
+    known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fampe_fast.pipelines import tune_cutoff as module
+
+    classifier, evidence, paths = known
+    judge = module._Faithfulness.__call__
+
+    def fails(self: object, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
+        scores: list[float] = judge(self, images, targets, maps, radius)  # type: ignore[arg-type]
+        if radius == 4 and any(torch.equal(image, refused) for image in images):
+            raise ValueError("not this one at that radius")
+        return scores
+
+    refused = classifier.transform(Image.open(paths[1]).convert("RGB"))
+    options = {"targets": [0] * 3, "metric_steps": 4, "protocol": "per_pixel"}
+    monkeypatch.setattr(module._Faithfulness, "__call__", fails)
+    found = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "some.json", **options)
+    assert [(f.path, f.reason) for f in found.failures] == [
+        (paths[1], "known: ValueError: not this one at that radius")
+    ]
+    monkeypatch.setattr(module._Faithfulness, "__call__", judge)
+    whole = tmp_path / "all.json"
+    every = tune_files(classifier, {"known": Known(evidence)}, paths, whole, **options)
+    assert every.results["known"].unfiltered.n == 3
+    scores: dict[tuple[str, int], float] = {}
+    for line in map(json.loads, whole.with_suffix(".jsonl").read_text().splitlines()[1:]):
+        for entry in line.get("results", ()):
+            scores[line["part"], entry["id"]] = entry["result"].get("score")
+    one = found.results["known"]
+    assert one.unfiltered.n == 2
+    for radius, estimate in one.curve.items():
+        assert estimate.n == 2
+        if radius in every.results["known"].curve:
+            expected = (scores[f"radius {radius}", 0] + scores[f"radius {radius}", 2]) / 2
+            assert estimate.mean == pytest.approx(expected, abs=1e-5)
+    assert one.curve.keys() & every.results["known"].curve.keys() >= {1, 2, 4}
+
+    def never(self: object, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
+        if radius is not None:
+            raise ValueError("none")
+        return judge(self, images, targets, maps, radius)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module._Faithfulness, "__call__", never)
+    nothing = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "no.json", **options)
     assert not nothing.results
     assert len(nothing.failures) == 3
     assert not (tmp_path / "no.json").exists()
@@ -676,15 +729,15 @@ def test_names_offered_are_names_known_and_the_help_loads_no_torch() -> None:
 def test_labels_that_only_the_model_can_refuse_are_named(
     command: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A TorchScript file does not say how many classes it has."""
+    """A TorchScript file does not say how many classes it has: its answer to an image of noise does."""
     labels = tmp_path / "far.json"
     labels.write_text(json.dumps({f"object_{k}.png": 900 + k for k in range(3)}))
     out = tmp_path / "out.json"
     arguments = [command, str(photos), "--labels", str(labels), "--model", str(model_file), "--out", str(out)]
     assert main(arguments) == UNUSABLE
     errors = capsys.readouterr().err.replace("\n", " ")
-    assert errors.count("is out of range: the model has 8 classes") == 3
-    assert "3 of 3 images failed" in errors
+    assert errors.count("the label 900 of 'object_0.png' is out of range: the model has 8 classes") == 1
+    assert not out.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by a signal")

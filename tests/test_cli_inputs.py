@@ -132,10 +132,7 @@ def test_another_number_of_names_than_classes_is_said_before_any_work(
     named = ["study", "alpha"] if command == "study" else [command]
     arguments = [*named, str(photos), "--model", str(model_file), "--class-names", str(names)]
     said = refused([*arguments, "--out", str(tmp_path / "out.json")], capsys)
-    if count:
-        assert f"names.txt has {count} names, and small has 8 classes" in said
-    else:
-        assert "class_names is empty" in said
+    assert f"names.txt has {count} names, and small has 8 classes" in said
     assert not (tmp_path / "out.json").exists()
 
 
@@ -232,6 +229,31 @@ TWICE = [
 ]
 
 
+def test_more_bands_than_frequencies_are_refused_once(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["occlude", str(photos), "--model", str(model_file), "--out", str(tmp_path / "out"), "--bands", "5000"]
+    assert "5000 bands of equal width are too many" in refused(arguments, capsys)
+
+
+def test_memory_that_is_not_there_is_said_in_one_line(
+    photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\nstack")
+
+    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", none_left)
+    arguments = ["occlude", str(photos), "--model", str(model_file), "--out", str(tmp_path / "out")]
+    assert "out of memory" in refused(arguments, capsys)
+
+    def a_fault(*arguments: object, **options: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", a_fault)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(arguments)
+
+
 @pytest.mark.parametrize(("name", "text"), TWICE)
 def test_a_file_that_is_labelled_twice_is_named(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
@@ -239,6 +261,25 @@ def test_a_file_that_is_labelled_twice_is_named(name: str, text: str, tmp_path: 
         read_labels(tmp_path / name)
     (tmp_path / name).write_text(text.replace("3", "1"))
     assert read_labels(tmp_path / name)["a.png"] == 1  # twice the same is the same
+
+
+@pytest.mark.parametrize("index", ["1.0", "1_0", "9" * 5000, "-1.5", ".5", "1e3", ""])
+@pytest.mark.parametrize("head", ["", "file,index\n"])
+def test_an_index_that_is_no_whole_number_is_named(index: str, head: str, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"{head}a.png,{index}\nb.png,2\n")
+    if not head and not index:  # as a head line may be
+        assert read_labels(labels) == {"b.png": 2}
+        return
+    with pytest.raises(
+        ValueError, match=rf"labels\.csv, line {2 if head else 1}: expected 'file name,class index'"
+    ) as e:
+        read_labels(labels)
+    assert len(str(e.value)) < 300
+    if index == "9" * 5000:
+        (tmp_path / "labels.json").write_text(f'{{"a.png": {index}}}')
+        with pytest.raises(ValueError, match=r"labels\.json"):
+            labels_of([Path("a.png")], read_labels(tmp_path / "labels.json"), 10)
 
 
 def test_labels_in_another_encoding_name_their_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from models_for_tests import Smooth, some_images
 from torch import Tensor, nn
 
-from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity
+from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
 from fampe_fast.attacks import BandLimitedAttack
 from fampe_fast.attacks.transfer import answers_of
 from fampe_fast.frequency import two_scale_map
@@ -41,25 +41,32 @@ def run_method(name: str, model: nn.Module, images: Tensor) -> Tensor:
     return found
 
 
-def run_curves(model: nn.Module, images: Tensor) -> Tensor:
-    found = insertion_deletion(model, images, images, [1, 2], mean=0.5, steps=5)
+def run_curves(model: nn.Module, images: Tensor, **options: Any) -> Tensor:
+    found = insertion_deletion(model, images, images, [1, 2], mean=0.5, **options)
     return torch.cat([found.insertion_curves, found.deletion_curves])
+
+
+def run_stability(model: nn.Module, images: Tensor) -> Tensor:
+    method = create_method("saliency", model)
+    return stability(method, images, [1, 2], samples=2).distances
 
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     **{name: partial(run_method, name) for name in METHODS if "_fampe_published" not in name},
     "attack": lambda model, images: BandLimitedAttack(model, "low", 5)(images, [1, 2]).images,
     "occluded frequency": lambda model, images: OccludedFrequency(model, 4)(images, [1, 2]).drops,
-    "insertion and deletion": run_curves,
+    "insertion and deletion": partial(run_curves, steps=5),
+    "a part of the curves": partial(run_curves, passes=12),
+    "stability": run_stability,
     "mu-fidelity": lambda model, images: mu_fidelity(model, images, images, [1, 2], grid_size=3, samples=8).scores,
     "answers": lambda model, images: answers_of(model, images, torch.tensor([1, 2], device="cpu")).probability,
 }
 
 
 @contextmanager
-def default_dtype() -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -69,21 +76,18 @@ def default_dtype() -> Iterator[None]:
 SETTINGS: dict[str, Callable[[], Any]] = {
     "bf16 autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "fp16 autocast": lambda: torch.autocast("cpu", dtype=torch.float16),
-    "float64 by default": default_dtype,
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "float16 by default": lambda: default_dtype(torch.float16),
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
     "another default device": lambda: torch.device("meta"),
 }
 
 
-CAPTUMS = ("saliency", "smoothgrad", "integrated_gradients")
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_the_caller_has_set_changes_no_bit(call: str, setting: str) -> None:
-    if setting == "another default device" and call.endswith(CAPTUMS):
-        pytest.skip("Captum itself makes tensors on the default device")
     model, images = Smooth(), some_images(2)
     quiet = CALLS[call](model, images)
     for fresh in (False, True):  # a model that is known, and one that is asked inside

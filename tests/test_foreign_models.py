@@ -155,6 +155,30 @@ def test_models_quantised_as_they_run_serve_where_scores_are_asked() -> None:
                 call(some_images(2))
 
 
+class Keeps(Smooth):
+    """Counts its passes in a buffer and keeps a tensor for every batch size, as position tables are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.kept: dict[int, Tensor] = {}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.passes = self.passes + 1
+        ones = self.kept.setdefault(len(pixels), torch.ones(len(pixels), 1))
+        return super().forward(pixels) * ones
+
+
+def test_what_a_model_keeps_of_a_score_serves_its_training() -> None:
+    model, images = Keeps(), some_images(5)
+    for call in calls(model).values():
+        call(images)
+    assert not model.passes.is_inference()
+    for count in model.kept:
+        loss = model(some_images(count)).sum()
+        torch.autograd.grad(loss, model.head.weight)
+
+
 # In place ------------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +382,20 @@ def test_frozen_programs_are_explained() -> None:
         found, plain = call(images), calls(model)[name](images)
         tensors = [each if isinstance(each, Tensor) else first_tensor(each) for each in (found, plain)]
         torch.testing.assert_close(*tensors, rtol=1e-3, atol=1e-5)
+
+
+def test_exported_programs_are_explained_as_they_come() -> None:
+    """They say that they train, and their eval() raises."""
+    images, model = some_images(2), Smooth()
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    assert program.training
+    for name, call in calls(program).items():
+        found, plain = call(images), calls(model)[name](images)
+        tensors = [each if isinstance(each, Tensor) else first_tensor(each) for each in (found, plain)]
+        torch.testing.assert_close(*tensors, rtol=1e-3, atol=1e-5)
+    trained = nn.Sequential(program, nn.Dropout(0.5)).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"training mode \(2 modules"):  # the parts around one still count
+        FAMPE(trained, steps=1, samples=1).attribute(images, 1)
 
 
 # One image size ------------------------------------------------------------------------------------------------------

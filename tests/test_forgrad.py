@@ -398,9 +398,9 @@ def test_an_outcome_from_before_there_were_two_filters_is_the_signed_one_s(tmp_p
     old = TunedCutoff("resnet", "fixed", 3, {3: Estimate(0.5, None, 1)}, Estimate(0.1, None, 1), "rise", 10, True)
     old.save(file)
     content = json.loads(file.read_text())
-    (entry,) = content.values()
-    del entry["signed"]
-    file.write_text(json.dumps({"resnet | fixed": entry}))
+    ((key, entry),) = ((key, value) for key, value in content.items() if isinstance(value, dict) and "curve" in value)
+    del entry["signed"], content[key]
+    file.write_text(json.dumps({**content, "resnet | fixed": entry}))
     with pytest.raises(KeyError, match=r"no cut-off for 'resnet \| fixed' .*resnet \| fixed \| signed"):
         TunedCutoff.load(file, "resnet", "fixed")
     assert TunedCutoff.load(file, "resnet", "fixed", signed=True) == old

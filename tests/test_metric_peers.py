@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from models_for_tests import Smooth, some_images
+from models_for_tests import Smooth, asked, some_images
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE
@@ -87,7 +87,8 @@ def xplique_scores(
 @pytest.mark.parametrize(("score", "activation"), [("logit", None), ("probability", "softmax")])
 @pytest.mark.parametrize("grid_size", [9, 5, None])
 def test_mu_fidelity_is_xpliques_on_the_same_subsets(score: str, activation: str | None, grid_size: int | None) -> None:
-    model, images, targets = Shown(Smooth()), some_images(3), [1, 4, 0]
+    images, targets = some_images(3), [1, 4, 0]
+    model = asked(Shown(Smooth()), images)
     maps = signed_maps(images)
     ours = mu_fidelity(model, images, maps, targets, score=score, grid_size=grid_size, samples=50).scores
     shown = torch.cat(model.shown).reshape(3, 50, 3, 24, 24)
@@ -163,7 +164,7 @@ def as_captum_calls(method) -> Callable:
 def test_the_largest_distance_is_captums_sensitivity_max(name: str) -> None:
     captum_metrics = pytest.importorskip("captum.metrics")
     model, images, targets = Smooth(), some_images(3), torch.tensor([1, 4, 0])
-    method = Explained(create_method(name, model, passes=10))
+    method = Explained(create_method(name, model, **({} if name == "saliency" else {"passes": 10})))
     ours = stability(method, images, targets, reduce="max", samples=6, radius=0.05).scores
     copies = torch.stack(method.inputs[1:], 1).flatten(0, 1)  # every image's copies together, as Captum expands them
     theirs = captum_metrics.sensitivity_max(

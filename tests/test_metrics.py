@@ -406,6 +406,32 @@ def test_an_own_substrate_and_the_end_points() -> None:
     torch.testing.assert_close(result.deletion_curves[:, [0, -1]], torch.stack([p["whole"], p["colour"]], 1))
 
 
+def test_targets_are_numbers_lists_arrays_or_tensors() -> None:
+    from fampe_fast.metrics.validation import check_targets
+
+    images = torch.zeros(2, 3, 8, 8)
+    for given in (
+        [1, 1],
+        (1, 1),
+        1,
+        np.int64(1),
+        np.array(1),
+        np.array([1, 1]),
+        np.array([1, 1], np.uint8),
+        torch.tensor(1),
+    ):
+        assert check_targets(given, images).tolist() == [1, 1]  # type: ignore[arg-type]
+    for wrong in (np.array([1.0, 1.0]), np.array([True, False]), 1.0, True, "11", [1, None], np.array(["1", "1"])):
+        with pytest.raises(TypeError, match="targets must"):
+            check_targets(wrong, images)  # type: ignore[arg-type]
+    for wrong in (np.array([1]), [1], np.array([[1, 1]])):
+        with pytest.raises(ValueError, match="one entry per image"):
+            check_targets(wrong, images)  # type: ignore[arg-type]
+    for beyond in ([0, 10**30], [0, -(10**30)], [0, 2**63]):
+        with pytest.raises(ValueError, match=rf"target {beyond[1]} \(image 1\) is out of range"):
+            check_targets(beyond, images)
+
+
 def test_the_mean_colour_is_the_models_own_unless_given() -> None:
     images, maps = pictures(2, 3, 8, 8)
     model = SmallNet(3)
@@ -518,10 +544,10 @@ def with_value(tensor: Tensor, value: float) -> Tensor:
         ({"targets": [0]}, ValueError, r"one entry per image, \(2,\), got shape \(1,\)"),
         ({"targets": torch.zeros(2, 1, dtype=torch.long)}, ValueError, r"got shape \(2, 1\)"),
         ({"targets": torch.zeros(2)}, TypeError, "targets must hold integers, got a tensor of torch.float32"),
-        ({"targets": [0.5, 1.0]}, TypeError, "targets must be an int, or a sequence or tensor of ints"),
+        ({"targets": [0.5, 1.0]}, TypeError, "targets must be an int, or a sequence, array or tensor of ints"),
         ({"targets": "01"}, TypeError, "got '01'"),
         ({"targets": None}, TypeError, "got 'None'"),
-        ({"targets": np.zeros(2, dtype=np.int64)}, TypeError, "targets must be an int, or a sequence"),
+        ({"targets": np.zeros(2)}, TypeError, "targets must be an int, or a sequence"),
         (
             {"protocol": "risE"},
             ValueError,

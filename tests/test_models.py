@@ -1259,6 +1259,27 @@ class TestNumberOfClasses:
         assert load_classifier(maps, input_size=16, class_names=["a", "b"]).num_classes == 2
 
 
+class TestNumbersOfNumPy:
+    def test_numbers_of_numpy_and_torch_are_numbers(self) -> None:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(1), nn.LazyLinear(5)).eval()
+        module(torch.zeros(1, 3, 16, 16))
+        plain = load_classifier(module, input_size=16, mean=0.5, std=0.25, num_classes=5)
+        for size, mean, std in (
+            (np.int64(16), np.float32(0.5), np.float64(0.25)),
+            (np.array(16), np.array([0.5, 0.5, 0.5]), np.float32(0.25)),
+            ((np.int32(16), 16), torch.tensor(0.5), torch.tensor([0.25])),
+        ):
+            found = load_classifier(module, input_size=size, mean=mean, std=std, num_classes=np.int64(5))
+            assert found.input_size == plain.input_size
+            assert all(type(side) is int for side in found.input_size)
+            assert type(found.num_classes) is int
+            assert torch.equal(found.mean.expand(1, 3, 1, 1), plain.mean.expand(1, 3, 1, 1))
+            assert torch.equal(found.std.expand(1, 3, 1, 1), plain.std.expand(1, 3, 1, 1))
+        for wrong in (True, 16.0, (16, True), "16", np.array(True)):
+            with pytest.raises(TypeError, match="input_size must be an integer or"):
+                load_classifier(module, input_size=wrong)
+
+
 class TestBadArguments:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
@@ -1267,8 +1288,8 @@ class TestBadArguments:
             ({"weights": 3}, TypeError, "weights must be the path"),
             ({"weights": "a.pth", "pretrained": True}, ValueError, "contradict"),
             ({"num_classes": 0}, ValueError, "at least 1, got 0"),
-            ({"num_classes": 2.0}, TypeError, "num_classes must be an integer"),
-            ({"num_classes": True}, TypeError, "num_classes must be an integer"),
+            ({"num_classes": 2.0}, TypeError, "num_classes must be a whole number"),
+            ({"num_classes": True}, TypeError, "num_classes must be a whole number"),
             ({"mean": 124}, ValueError, "divide mean and std by 255"),
             ({"std": 0}, ValueError, "std must be above 0"),
             ({"input_size": -3}, ValueError, "input_size"),

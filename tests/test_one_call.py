@@ -165,6 +165,9 @@ def test_bad_input_is_named_alike_everywhere(name: str) -> None:
         (torch.full_like(images, torch.nan), 0, ValueError, "NaN or infinity"),
         (images, 5, ValueError, "target 5 .* out of range: the model has 5 classes"),
         (images, [0], ValueError, r"one entry per image, \(2,\)"),
+        (images, 10**30, ValueError, "target 1000000000000000000000000000000 is out of range"),
+        (images, [0, 2**63], ValueError, "target 9223372036854775808 is out of range"),
+        (images, np.array([0, 2**63], dtype=np.uint64), ValueError, "target 9223372036854775808 is out of range"),
         (images, 0.5, TypeError, "target must be None, an int"),
         (images, np.array([0.5, 1.0]), TypeError, "target must hold integers, got an array of float64"),
     ):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models_for_tests import Smooth, TwoClassLinear, some_images
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fampe_fast import (
     FAMPE,
@@ -338,3 +341,138 @@ def test_the_ends_of_the_range_give_finite_scores(reading: str) -> None:
         assert slope.isfinite().all()
         assert scores(values, reading).isfinite().all()  # type: ignore[arg-type]
         assert is_right(values, classes, reading).dtype == torch.bool  # type: ignore[arg-type]
+
+
+# Cases found in review -----------------------------------------------------------------------------------------------
+
+
+def after(function: Callable[[Tensor], Tensor], classes: int, output: str | None = None) -> nn.Module:
+    """A small net with something behind it."""
+
+    class Net(Smooth):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return function(super().forward(pixels))
+
+    net = Net(classes=classes)
+    if output is not None:
+        net.output = output
+    return net
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda z: z.softmax(1),
+        lambda z: z.exp() / z.exp().sum(1, keepdim=True),
+        lambda z: torch.stack([1 - z[:, 0].sigmoid(), z[:, 0].sigmoid()], 1),
+        lambda z: (z.softmax(1) + (3 * z).softmax(1)) / 2,
+    ],
+    ids=["softmax", "by hand", "p and 1 - p", "ensemble"],
+)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_two_probabilities_are_found_where_no_operator_tells(made: Callable[[Tensor], Tensor], gradients: bool) -> None:
+    net, images = after(made, 2), some_images(2)
+    model = net if gradients else torch.no_grad()(net.forward)
+    for _ in range(2):  # and again: nothing is kept of a model that was refused
+        with pytest.raises(ValueError, match="say output='probabilities'"):
+            insertion_deletion(model, images, images, 1, mean=0.5, steps=2)
+    net.output = "probabilities"
+    assert probe(net, images).reading == "distribution"
+    assert probe(net.forward, images).reading == "distribution"  # a method knows its module
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda p: torch.cat([p[:, :2], p[:, 2:]], 1),
+        lambda p: torch.stack([p[:, k] for k in (2, 0, 1)], 1),
+        lambda p: p.clamp(1e-6, 1 - 1e-6),
+        lambda p: p.t().contiguous().t(),
+        lambda p: p[:, [3, 1, 0]],
+    ],
+    ids=["cat", "stack", "clamp", "transpose", "index"],
+)
+def test_sigmoids_are_seen_through_what_moves_and_joins_them(made: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        probe(after(lambda z: made(z.sigmoid()), 5), some_images(1))
+    # What is joined with something else is not known.
+    assert probe(after(lambda z: torch.cat([z, z.sigmoid()], 1), 5), some_images(1)).reading == "softmax"
+
+
+def test_two_logits_that_sum_to_1_once_are_logits() -> None:
+    images = some_images(1)
+    model = TwoClassLinear(torch.ones_like(images[0]) / images.sum())  # (1, 0) for this image
+    assert probe(model, images).reading == "softmax"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_probabilities_that_are_nan_are_named(share: float) -> None:
+    net = after(lambda z: torch.where(torch.arange(5) < 5 * share, math.nan, z.softmax(1)), 5, "probabilities")
+    with pytest.raises(ValueError, match="gives NaN"):
+        probe(net, some_images(1))
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda z: z.to(torch.complex64), TypeError, "dense tensor of real numbers, got one of torch.complex64"),
+        (lambda z: z.to_sparse(), TypeError, "got one of torch.sparse_coo"),
+        (lambda z: z[:, :0], ValueError, r"it is \(1, 0\)$"),
+        (lambda z: z[:, :, None][..., :0], ValueError, r"it is \(1, 5, 0\)$"),
+        (lambda z: z[:, 0], ValueError, r"it is \(1,\): one value per image is \(B, 1\)"),
+    ],
+    ids=["complex", "sparse", "no classes", "no places", "one dimension"],
+)
+def test_outputs_that_are_no_scores_are_named(
+    made: Callable[[Tensor], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        FAMPE(after(made, 5), steps=1, samples=1).attribute(some_images(1), 1)
+
+
+def test_a_softmax_that_is_added_to_a_known_model_is_found() -> None:
+    net, images = nn.Sequential(Smooth()).eval(), some_images(1)
+    FAMPE(net, steps=1, samples=1).attribute(images, 1)
+    net.append(nn.Softmax(1).eval())
+    with pytest.raises(ValueError, match="ends in a softmax"):
+        FAMPE(net, steps=1, samples=1).attribute(images, 1)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, AveragedModel, partial, lambda net: torch.compile(net, backend="eager"), lambda net: net.forward],
+    ids=["DataParallel", "AveragedModel", "partial", "compile", "method"],
+)
+def test_wrappers_keep_what_was_said(wrap: Callable[[nn.Module], Any]) -> None:
+    wrapped = wrap(after(lambda z: z, 3, "sigmoid"))
+    assert probe(wrapped.eval() if isinstance(wrapped, nn.Module) else wrapped, some_images(1)).reading == "sigmoid"
+
+
+def test_an_explorer_has_the_classes_that_are_explained() -> None:
+    images, places = some_images(2), after(lambda z: z[:, :, None].expand(-1, -1, 3), 5)
+    for model, explorer, target in (
+        (Smooth(), Smooth(classes=3), 4),
+        (Smooth(), places, 1),
+        (places, Smooth(), (1, 2)),
+    ):
+        with pytest.raises(ValueError, match="expected an explorer of the same classes"):
+            FAMPE(model, steps=1, samples=1, explorer=explorer).attribute(images, target)
+    for output, function in (("probabilities", lambda z: z.softmax(1)), ("sigmoid", lambda z: z)):
+        explored = FAMPE(Smooth(), steps=1, samples=1, explorer=after(function, 5, output)).attribute(images, 4)
+        assert explored.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        ([-1, 2], ValueError, r"target -1 \(image 0\) is out of range"),
+        ([1, 5], ValueError, r"target 5 \(image 1\) is out of range"),
+        ([1.7, 2.0], TypeError, "targets must hold integers, got torch.float32"),
+        (torch.tensor([True, False]), TypeError, "got torch.bool"),
+    ],
+)
+def test_transfer_takes_classes_alone(targets: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        transfer_rates({"a": Smooth()}, some_images(2), targets, BandLimitedAttack)
+    with pytest.raises(ValueError, match=r"must be \(B, classes\); for one image it is \(1, 5, 2\)"):
+        answers_of(after(lambda z: torch.stack([z, z], 2), 5), some_images(2), torch.tensor([0, 1]))

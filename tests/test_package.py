@@ -134,6 +134,20 @@ def test_a_checkout_works_where_another_copy_is_installed() -> None:
     assert [Path(file).parent for file in output] == [ROOT / name for name in folders]
 
 
+def test_a_checkout_offers_no_other_folder_as_part_of_the_package() -> None:
+    output = run(
+        """
+        import importlib.util, pkgutil
+        import fampe_fast
+        for name in ("tests", "benchmarks", "docs", "setup", "conftest"):
+            print(importlib.util.find_spec(f"fampe_fast.{name}"))
+        import fampe_fast.kernels.band_mix, fampe_fast.reference.band_mix
+        """,
+        ROOT,
+    ).split()
+    assert output == ["None"] * 5
+
+
 def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("fampe-fast")
     if not command.exists():

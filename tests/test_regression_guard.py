@@ -51,9 +51,10 @@ RECORDED: dict[str, dict[str, float]] = {
     "operators per step": {"FAMPE": 4, "AttEXplore": 4},
     # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing. The model is new
     # each time: some 30 are what it is asked first, which finds training mode and outputs that are no logits.
-    "operators per call": {"FAMPE": 109, "AttEXplore": 88},
-    # Host operators that draw the placements of input diversity, of all steps at once.
-    "operators per call of placements": {"FAMPE": 164, "AttEXplore": 164},
+    "operators per call": {"FAMPE": 110, "AttEXplore": 89},
+    # Host operators that draw the placements of input diversity, of all steps at once, and ask a new model whether it
+    # takes the larger frames.
+    "operators per call of placements": {"FAMPE": 167, "AttEXplore": 167},
     # New memory per sample, in units of the sample (C * H * W * 4 bytes), the model's gradient among it, at 32 x 32.
     "bytes per sample": {"FAMPE": 3.08, "AttEXplore": 3.02},
     # Instructions of a thread per element of the result: coefficient and sample, pixel and sample, or pixel. Triton 3.9

@@ -517,6 +517,17 @@ def test_an_explanation_whose_picture_is_another_s_is_drawn_again(model_file: Pa
     assert "was not written by fampe_fast" in capsys.readouterr().err
 
 
+def test_a_picture_is_drawn_again_where_its_class_has_another_name(model_file: Path, tmp_path: Path, capsys) -> None:
+    photos, out, names = draw(tmp_path / "photos", 1), tmp_path / "out", tmp_path / "names.txt"
+    pictures = []
+    for word in ("first", "second", "second"):
+        names.write_text("".join(f"{word} {k}\n" for k in range(load_embedded_classifier().num_classes)))
+        assert main([*quick("explain", photos, model_file, out), "--class-names", str(names)]) == DONE
+        pictures.append((out / "object_0.png").read_bytes())
+    assert pictures[0] != pictures[1] == pictures[2]
+    assert "1 of 1 images were finished by an earlier run" in capsys.readouterr().err
+
+
 def test_more_images_and_more_methods_cost_themselves(model_file: Path, tmp_path: Path) -> None:
     photos, out = draw(tmp_path / "photos", 3), tmp_path / "out"
     arguments = quick("evaluate", photos, model_file, out)

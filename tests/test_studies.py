@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from fampe_fast import load_embedded_classifier
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
@@ -17,6 +18,7 @@ from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
 from fampe_fast.methods.passes import passes_of
 from fampe_fast.metrics import Estimate, insertion_deletion
+from fampe_fast.models.classifier import Classifier
 from fampe_fast.plots.studies import StudyLine, study_figure
 from fampe_fast.studies import STUDIES, Budget, Study, Variant, define_study, run_study
 from fampe_fast.studies.records import Record, Records
@@ -275,6 +277,14 @@ def test_another_model_explores(classifier, photos: Path, tmp_path: Path) -> Non
     paths = find_images([photos])
     with pytest.raises(ValueError, match="needs another model"):
         run_study(study, classifier, paths, tmp_path / "none")
+    size = classifier.input_size
+    for other, message in (
+        (Classifier(nn.Linear(3, 7), name="seven", num_classes=7, input_size=size), "classes and seven has 7"),
+        (Classifier(nn.Linear(1, 4), name="grey", channels=1, input_size=size), "channels and grey takes 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_study(study, classifier, paths, tmp_path / "none", explorer=other)
+    assert not (tmp_path / "none").exists()
     result = run_study(study, classifier, paths, tmp_path / "out", explorer=classifier, metric_steps=4)
     by_label = {outcome.variant.label: outcome for outcome in result.outcomes}
     assert by_label["fampe, other explorer"].passes == 2 * by_label["fampe"].passes

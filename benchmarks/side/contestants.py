@@ -325,8 +325,12 @@ def count_passes(way: Way, case: Case, chunk: int) -> Passes:
     images = torch.rand(case.batch, 3, case.side, case.side, generator=torch.Generator().manual_seed(2))
     targets = torch.zeros(case.batch, dtype=torch.long)
     with torch.random.fork_rng():
+        call = build(Way(way.method), case, Models(model, model, model), chunk, images, targets)
+        call()  # a model that is new is asked what its output is like first
+        model.forward_images.clear()
+        model.backward_images.clear()
         torch.manual_seed(0)
-        build(Way(way.method), case, Models(model, model, model), chunk, images, targets)()
+        call()
     forward, backward = model.forward_images, model.backward_images
     enlarged = sum(count for (_, width), count in forward.items() if width > case.side)
     total = sum(forward.values())

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..chunking import ChunkSize
 from ..isolation import isolated
 from ..metrics import Estimate, mean_and_error
+from ..metrics.validation import check_classes
 from ..model_care import Model, check_model
 from ..outputs import is_right, probabilities
 from ..probing import NOT_PROBED, call, probe
@@ -51,7 +52,7 @@ class TransferRates:
     def matrix(self) -> Tensor:
         """(sources, targets) float64, the shares; NaN where there is none."""
         rows = [[float("nan") if e is None else e.mean for e in row.values()] for row in self.rates.values()]
-        return torch.tensor(rows, dtype=torch.float64)
+        return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def transfer_rates(
@@ -81,12 +82,15 @@ def transfer_rates(
     """
     if not models:
         raise ValueError("expected at least one model, got none")
-    classes = torch.as_tensor(targets, device=images.device).long()
+    classes = torch.as_tensor(targets, device=images.device)
     if not len(images) or classes.shape != (len(images),):
         raise ValueError(
             f"expected at least one image and a target for each, got {len(images)} images and targets of shape "
             f"{tuple(classes.shape)}"
         )
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"targets must hold integers, got {classes.dtype}")
+    classes = classes.long()
     for model in models.values():
         check_model(model, images)
     chunk = internal_batch_size
@@ -142,9 +146,8 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
         right = [torch.zeros(0, dtype=torch.bool, device="cpu")]
         probability = [torch.zeros(0, dtype=torch.float64, device="cpu")]
         probed = probe(model, images) if len(images) else NOT_PROBED
-        known = probed.shape[0] if probed.shape else 0
-        if len(images) and int(classes.max()) >= known:
-            raise ValueError(f"class {int(classes.max())} is out of range: the model has {known} classes")
+        if len(images):
+            check_classes(probed.shape, classes)
         chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
 
         def ask(part: slice) -> tuple[Tensor, Tensor]:
@@ -170,6 +173,6 @@ def fooled_share(before: Tensor | Sequence[bool], after: Tensor | Sequence[bool]
         before: (B,) bool, whether the model was right about each image as it was.
         after: (B,) bool, the same once attacked.
     """
-    known = torch.as_tensor(before, dtype=torch.bool)
-    fooled = ~torch.as_tensor(after, dtype=torch.bool)[known]
+    known = torch.as_tensor(before, dtype=torch.bool, device="cpu")
+    fooled = ~torch.as_tensor(after, dtype=torch.bool, device="cpu")[known]
     return mean_and_error(fooled) if len(fooled) else None

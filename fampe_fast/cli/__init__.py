@@ -40,6 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, TypeError, OSError, ImportError, WeightsUnavailableError, BackendUnavailableError) as error:
             _say(str(error))
             return UNUSABLE
+        except (RuntimeError, MemoryError) as error:
+            from ..models.messages import first_line
+            from ..out_of_memory import is_out_of_memory
+
+            if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+                raise
+            _say(f"out of memory: {first_line(error)}")
+            return UNUSABLE
 
 
 def _say(text: str) -> None:

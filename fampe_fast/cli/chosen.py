@@ -38,7 +38,6 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         mean=arguments.mean,
         std=arguments.std,
         input_size=arguments.input_size,
-        class_names=names,
         interpolation=arguments.interpolation,
         device=device,
         model_args=dict(arguments.model_arg),
@@ -46,11 +45,13 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         output=arguments.model_output,
     )
     classes = _ask(classifier).shape[0]
-    if names is not None and len(names) != classes:
-        raise ValueError(
-            f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
-            "classes; expected a name per class, one a line"
-        )
+    if names is not None:
+        if len(names) != classes:
+            raise ValueError(
+                f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
+                "classes; expected a name per class, one a line"
+            )
+        classifier.class_names, classifier.num_classes = tuple(names), classes
     return classifier
 
 

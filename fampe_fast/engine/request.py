@@ -79,7 +79,8 @@ def prepared(
     Raises:
         TypeError: inputs, target, ids or chunk size of a wrong type, or a model whose output is no tensor.
         ValueError: wrong shape, NaN, values outside the bounds, a model in training mode, on another device, without
-            gradients where they are asked for, or whose output is not what was said of it; a target out of range.
+            gradients where they are asked for, or whose output is not what was said of it; a target out of range, or
+            one that another model than the first does not have.
         torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
     """
     device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
@@ -105,12 +106,31 @@ def prepared(
                 targets = first_choices(output)
             else:
                 targets = resolve_targets(models[0], images, target, chunks.size, probed[0])
+            for one in probed[1:] if len(images) else ():
+                _check_explorer(one, probed[0], targets)
             frame = padded_size(images.shape[-2]), padded_size(images.shape[-1])
             asked = input_diversity and len(images) > 0
             takes = tuple(
                 not asked or takes_size(model, images, one, *frame) for model, one in zip(models, probed, strict=True)
             )
             yield Request(images, ids, targets, chunks, probed, takes, output)
+
+
+def _check_explorer(explorer: Probed, model: Probed, targets: Targets) -> None:
+    """Refuse an explorer that does not have the classes that are explained.
+
+    Raises:
+        ValueError: an output of another number of dimensions, or without a target's class or place.
+    """
+    indices = targets.classes[:, None]
+    if targets.places is not None:
+        indices = torch.cat([indices, targets.places], 1)
+    sizes = torch.tensor(explorer.shape, device=indices.device)
+    if len(sizes) != indices.shape[1] or bool(((indices < -sizes) | (indices >= sizes)).any()):
+        raise ValueError(
+            f"the explorer's output for one image is {explorer.shape}, without the target's place, and the model's is "
+            f"{model.shape}: expected an explorer of the same classes"
+        )
 
 
 def _check_trainable_tensors(model: Model) -> None:

@@ -112,9 +112,13 @@ def first_choices(output: Tensor) -> Targets:
 
 def _indices(target: Target, batch: int) -> Tensor:
     """(B, 1 + D) int64: class and place of every image, on the target's device."""
+    if isinstance(target, Tensor) and target.dtype == torch.uint64:  # whose large numbers torch wraps
+        target = target.cpu().numpy()
     if isinstance(target, np.ndarray):
         if target.dtype.kind not in "iu":
             raise TypeError(f"target must hold integers, got an array of {target.dtype}")
+        if target.dtype == np.uint64 and target.size:
+            _whole(target.max())
         target = torch.from_numpy(np.atleast_1d(target.astype(np.int64)))
     if isinstance(target, Tensor):
         if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
@@ -124,9 +128,9 @@ def _indices(target: Target, batch: int) -> Tensor:
     elif isinstance(target, tuple):
         if not target or not all(_is_index(index) for index in target):
             raise TypeError(f"a tuple target must hold ints (class, place...), got {target!r}")
-        return torch.tensor([int(index) for index in target], device="cpu").expand(batch, -1)  # type: ignore[arg-type]
+        return torch.tensor([_whole(index) for index in target], device="cpu").expand(batch, -1)  # type: ignore[arg-type]
     elif _is_index(target):
-        return torch.full((batch, 1), int(target), dtype=torch.long, device="cpu")  # type: ignore[arg-type]
+        return torch.full((batch, 1), _whole(target), dtype=torch.long, device="cpu")  # type: ignore[arg-type]
     elif isinstance(target, Sequence) and not isinstance(target, str):
         return _of_a_list(target, batch)
     else:
@@ -147,7 +151,19 @@ def _of_a_list(target: Sequence[Any], batch: int) -> Tensor:
     lengths = {len(row) for row in rows}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"target {_shorten(target)}: expected tuples of one length, got {sorted(lengths)}")
-    return torch.tensor([[int(index) for index in row] for row in rows], device="cpu").reshape(batch, -1)
+    return torch.tensor([[_whole(index) for index in row] for row in rows], device="cpu").reshape(batch, -1)
+
+
+def _whole(index: Any) -> int:
+    """An index as an int that a tensor holds.
+
+    Raises:
+        ValueError: it has more than 64 bits, and so is no class.
+    """
+    whole = int(index)
+    if not -(2**63) <= whole < 2**63:
+        raise ValueError(f"target {_shorten(whole)} is out of range: expected the index of a class")
+    return whole
 
 
 def _expected(target: object) -> str:

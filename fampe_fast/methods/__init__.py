@@ -1,4 +1,4 @@
-"""Attribution methods: FAMPE, AttEXplore, and Captum's through the same call."""
+"""Attribution methods: FAMPE, AttEXplore, Captum's through the same call, and FORGrad, which filters their maps."""
 
 from .attexplore import AttEXplore
 from .base import AttributionMethod

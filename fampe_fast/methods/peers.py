@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..checks import check_bounds, check_count, check_number, check_seed
 from ..engine.request import Request, prepared
@@ -145,13 +147,14 @@ class CaptumMethod:
         image = request.images[index : index + 1].clone()
         target = request.targets.of(index)
         if self.name == "integrated_gradients":
-            found: Tensor = self._attr.IntegratedGradients(forward).attribute(
-                image.requires_grad_(),  # Captum warns where it has to ask for it
-                baselines=self.bounds[0],
-                target=target,
-                n_steps=self.passes,
-                internal_batch_size=chunk,
-            )
+            with _usual_defaults(image.device):
+                found: Tensor = self._attr.IntegratedGradients(forward).attribute(
+                    image.requires_grad_(),  # Captum warns where it has to ask for it
+                    baselines=self.bounds[0],
+                    target=target,
+                    n_steps=self.passes,
+                    internal_batch_size=chunk,
+                )
             return found[0].detach().float()
         saliency = self._attr.Saliency(forward)
         if self.name == "saliency":
@@ -167,6 +170,27 @@ class CaptumMethod:
             gradients: Tensor = saliency.attribute(samples.requires_grad_(), target=target, abs=False)
             total += gradients.detach().float().sum(0, keepdim=True)
         return total[0] / self.passes
+
+
+class _InDouble(TorchFunctionMode):
+    """Make Captum's tensors of Python's floats in float64; it rounds them to float32 itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.tensor and not kwargs and found.dtype in (torch.float16, torch.bfloat16):
+            return torch.tensor(args[0], dtype=torch.float64)
+        return found
+
+
+@contextmanager
+def _usual_defaults(device: torch.device) -> Iterator[None]:
+    """Keep a caller's default device and a default dtype below float32 out of Captum's own tensors, in this thread."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != device.type:
+            stack.enter_context(device)
+        if torch.get_default_dtype() in (torch.float16, torch.bfloat16):
+            stack.enter_context(_InDouble())
+        yield
 
 
 def _stream(seed: int, image_id: int) -> int:

@@ -31,7 +31,7 @@ def explain(
         ValueError: as ``FAMPE.attribute``.
         TypeError: an option the method does not have.
     """
-    device = options.pop("device", None)
+    device = options.pop("device", None) or "cpu"
     for word in ("softmax", "channel_first", "normalise", "abs", "nr_channels", "img_size"):  # meant for Quantus itself
         options.pop(word, None)
     images = torch.as_tensor(np.asarray(inputs, dtype=np.float32), device=device)

@@ -56,7 +56,7 @@ def refine(
     last = count - 1
     number = torch.arange(count, device=shown.device)
     limit = count if passes is None else min(passes, count)
-    grid = torch.linspace(0, last, min(FIRST, limit), dtype=torch.float64).round().long().to(shown.device)
+    grid = torch.linspace(0, last, min(FIRST, limit), dtype=torch.float64, device="cpu").round().long().to(shown.device)
     wanted = torch.zeros_like(shown, dtype=torch.bool).scatter_(1, shown[:, grid], True)
     taken = torch.zeros_like(wanted)
     while True:

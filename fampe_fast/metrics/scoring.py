@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fampe_fast.chunking import ChunkSize
 from fampe_fast.compilation import Compile, Compiled, resolve_compile
-from fampe_fast.metrics.validation import check_range
+from fampe_fast.metrics.validation import check_classes
 from fampe_fast.model_care import Model, input_dtype
 from fampe_fast.outputs import probabilities, scores
 from fampe_fast.probing import Probed, answer
@@ -96,10 +96,14 @@ class Scorer:
             compile: as ``check_compile`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
+
+        Raises:
+            ValueError: a target out of range.
         """
+        if len(probed.shape) == 1:
+            check_classes(probed.shape, targets)
         self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
         self._dtype = input_dtype(model)
-        self._in_range = False
         forward = _forward_of(model, score, probed)
         self._plain: Callable[..., Tensor] = forward.any_size.plain
         self._graphed = compile == "graphs"
@@ -119,19 +123,15 @@ class Scorer:
         """
 
         def ask(part: slice) -> Tensor:
-            with torch.inference_mode():
+            # Not inference_mode, whose tensors a model may keep, in a buffer or a cache, and could not train with.
+            with torch.no_grad():
                 return self._run(make(part))
 
         own, common = [], []
         for part, found in self._chunks.each(len(image_index), ask):
-            with torch.inference_mode():
-                if not self._in_range:
-                    check_range(self._targets, found.shape[1])
-                    self._in_range = True
-                own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
-                common.append(found[: max(shared - part.start, 0), self._targets])
+            own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
+            common.append(found[: max(shared - part.start, 0), self._targets])
             self._advance(len(found))
-        # Outside inference mode: tensors that callers may use freely.
         return torch.cat(own), torch.cat(common)
 
     def _run(self, pixels: Tensor) -> Tensor:

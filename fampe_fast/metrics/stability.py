@@ -120,7 +120,7 @@ def stability(
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
     normalise = check_flag("normalise", normalise)
     kind = torch.promote_types(images.dtype, torch.float32)
-    distances = torch.zeros((len(images), samples), dtype=kind)
+    distances = torch.zeros((len(images), samples), dtype=kind, device="cpu")
     if len(images):
         options = _options(method, ids, image_ids is not None, internal_batch_size)
         pixels = images.detach().to(kind)

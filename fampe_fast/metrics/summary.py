@@ -64,7 +64,8 @@ def paired_difference(a: Tensor | Sequence[float], b: Tensor | Sequence[float]) 
 
 def _checked(values: Tensor | Sequence[float], name: str) -> Tensor:
     # Devices without float64 exist, hence first to the CPU.
-    found = torch.as_tensor(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=torch.float64)
+    numbers = values.detach().cpu() if isinstance(values, Tensor) else values
+    found = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
     if found.ndim != 1 or len(found) == 0:
         raise ValueError(f"{name} must be (n,) with n at least 1, got shape {tuple(found.shape)}")
     bad = ~found.isfinite()

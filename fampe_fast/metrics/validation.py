@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,12 +53,20 @@ def check_finite(values: Tensor, what: str) -> None:
 def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
     """Targets as (B,) int64 on the images' device; whether the model has these classes shows at its first output."""
     batch = len(images)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
+        targets = torch.from_numpy(targets.astype(np.int64))
     if not isinstance(targets, Tensor):
         single = not isinstance(targets, Sequence)
         numbers = targets if isinstance(targets, Sequence) else [targets]
         if isinstance(targets, str) or not all(_is_index(number) for number in numbers):
-            raise TypeError(f"targets must be an int, or a sequence or tensor of ints, got {str(targets)[:80]!r}")
-        values = torch.tensor([int(number) for number in numbers], dtype=torch.long, device="cpu")
+            raise TypeError(
+                f"targets must be an int, or a sequence, array or tensor of ints, got {str(targets)[:80]!r}"
+            )
+        whole = [int(number) for number in numbers]
+        for image, number in enumerate(whole):
+            if not -(2**63) <= number < 2**63:
+                raise ValueError(f"target {number} (image {image}) is out of range: expected the index of a class")
+        values = torch.tensor(whole, dtype=torch.long, device="cpu")
     else:
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise TypeError(f"targets must hold integers, got a tensor of {targets.dtype}")
@@ -73,9 +82,12 @@ def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tens
     return values.to(images.device)
 
 
-def check_range(targets: Tensor, classes: int) -> None:
-    """Every target below the number of classes."""
-    wrong = targets >= classes
+def check_classes(shape: tuple[int, ...], targets: Tensor) -> None:
+    """The output for an image has the shape (classes,), and every target is one of them."""
+    if len(shape) != 1:
+        raise ValueError(f"the model's output must be (B, classes); for one image it is {(1, *shape)}")
+    (classes,) = shape
+    wrong = (targets < 0) | (targets >= classes)
     if bool(wrong.any()):
         image = int(wrong.nonzero()[0])
         raise ValueError(
@@ -85,7 +97,9 @@ def check_range(targets: Tensor, classes: int) -> None:
 
 
 def _is_index(value: object) -> bool:
-    if isinstance(value, (bool, Tensor)):
+    if isinstance(value, Tensor):  # as in a list of entries of a tensor
+        return value.ndim == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    if isinstance(value, (bool, np.bool_)):
         return False
     try:
         operator.index(value)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fampe_fast.checks import check_count, check_whole
 from fampe_fast.models.channels import first_channels
 from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
 from fampe_fast.outputs import Output, check_output, logits_in
@@ -173,11 +175,7 @@ def check_channels(channels: object) -> int:
         TypeError: not a whole number.
         ValueError: below 1.
     """
-    if isinstance(channels, bool) or not isinstance(channels, int):
-        raise TypeError(f"channels must be a whole number, got {channels!r}")
-    if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
-    return channels
+    return check_count("channels", channels)
 
 
 def _channel_values(
@@ -203,14 +201,19 @@ def _numbers(value: float | Sequence[float], what: str) -> tuple[float, ...]:
     if isinstance(value, str | bytes):
         raise TypeError(f"{what} must be a number or a sequence of numbers, one per channel, got {value!r}")
     try:
-        numbers = tuple(float(v) for v in ([value] if isinstance(value, int | float) else value))
+        found = tuple(float(v) for v in ([value] if _is_single(value) else value))  # type: ignore[arg-type, union-attr]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{what} must be a number or a sequence of numbers, one per channel, got {value!r}") from error
-    if not numbers:
+    if not found:
         raise ValueError(f"{what} is empty; expected one number, or one per channel")
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{what} must be finite, got {numbers}")
-    return numbers
+    if not all(math.isfinite(number) for number in found):
+        raise ValueError(f"{what} must be finite, got {found}")
+    return found
+
+
+def _is_single(value: object) -> bool:
+    """Whether it is one number: Python's, NumPy's, or an array or a tensor of no dimensions."""
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
 
 
 def _byte_hint(means: tuple[float, ...]) -> str:
@@ -227,7 +230,7 @@ def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
         ValueError: a side below 1, or another number of values than 1 or 2.
     """
     try:
-        sides = [operator.index(side) for side in ([size] if isinstance(size, int) else size)]
+        sides = [check_whole("input_size", side) for side in ([size] if _is_single(size) else size)]  # type: ignore[union-attr]
     except TypeError as error:
         raise TypeError(f"input_size must be an integer or (H, W), got {size!r}") from error
     if len(sides) not in (1, 2) or min(sides) < 1:

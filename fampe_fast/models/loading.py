@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fampe_fast.checks import check_count
 from fampe_fast.models.batch_norm import fold_batch_norm as fold_batch_norm_of
 from fampe_fast.models.channels import first_channels
 from fampe_fast.models.checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
@@ -121,7 +122,9 @@ def load_classifier(
     """
     _check_device(device)
     args = dict(model_args or {})
-    _check_arguments(weights, pretrained, num_classes, args)
+    _check_arguments(weights, pretrained, args)
+    if num_classes is not None:
+        num_classes = check_count("num_classes", num_classes)
     if isinstance(source, Classifier):
         given: dict[str, object] = {
             "weights": weights,
@@ -261,18 +264,13 @@ def _wrapped(
     return classifier.eval() if device is None else classifier.eval().to(device)
 
 
-def _check_arguments(weights: object, pretrained: object, num_classes: object, model_args: Mapping[str, Any]) -> None:
+def _check_arguments(weights: object, pretrained: object, model_args: Mapping[str, Any]) -> None:
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise TypeError(f"weights must be the path of a checkpoint, got {type(weights).__name__}")
     if not isinstance(pretrained, bool | None):
         raise TypeError(f"pretrained must be True, False or None, got {pretrained!r}")
     if weights is not None and pretrained:
         raise ValueError("weights and pretrained=True contradict each other; give one of them")
-    if num_classes is not None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-            raise TypeError(f"num_classes must be an integer, got {num_classes!r}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not all(isinstance(key, str) for key in model_args):
         raise TypeError(f"model_args must be keyword arguments, got the keys {list(model_args)}")
 

@@ -40,7 +40,7 @@ from .attack_study import (
     ImageRecord,
     SavedImage,
 )
-from .batches import Batch, Failure, Group, groups_of
+from .batches import Batch, Failure, Group, check_same_task, groups_of
 from .records import RECORDS, Item, Records, digest_of_settings
 from .settings import unique_names
 
@@ -100,8 +100,8 @@ def attack_files(
         The ``AttackStudy``.
 
     Raises:
-        ValueError: models of different numbers of classes, more rings than the images have frequencies for, save_images
-            with bounds other than (0, 1), or an output would replace an image or a file of another's.
+        ValueError: models of different numbers of classes or channels, more rings than the images have frequencies for,
+            save_images with bounds other than (0, 1), or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
@@ -177,12 +177,7 @@ def _record(records: Records, context: str, item: Item, name: str) -> ImageRecor
 def _by_name(classifier: Classifier, other: Classifier | None) -> dict[str, Model]:
     if other is None:
         return {classifier.name: classifier}
-    counts = classifier.num_classes, other.num_classes
-    if None not in counts and counts[0] != counts[1]:
-        raise ValueError(
-            f"attacks transfer between models of the same classes; {classifier.name} has {counts[0]} classes and "
-            f"{other.name} has {counts[1]}"
-        )
+    check_same_task(classifier, other, "attacks transfer between")
     name = other.name if other.name != classifier.name else f"{other.name} (2)"
     return {classifier.name: classifier, name: other}
 

@@ -28,7 +28,7 @@ ATTACK = "attack"
 """The kind of ``attack.json``."""
 CONFIDENCE = 0.95
 # The attack sets the one, and has no map for the other.
-_NOT_THE_ATTACK_S = {"direction", "area_cutoff"}
+_NOT_OF_ATTACKS = {"direction", "area_cutoff"}
 ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
 
 
@@ -46,7 +46,7 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
     if gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}; got {gradients!r}")
     made = GRADIENTS[gradients]
-    known = {entry.name for entry in dataclasses.fields(made)} - _NOT_THE_ATTACK_S
+    known = {entry.name for entry in dataclasses.fields(made)} - _NOT_OF_ATTACKS
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(

@@ -70,6 +70,30 @@ def check_targets(targets: Tensor, outputs: Tensor) -> None:
         raise ValueError(f"the target {wrong[0]} is out of range: the model has {outputs.shape[1]} classes")
 
 
+def check_same_task(classifier: Classifier, other: Classifier, what: str) -> None:
+    """Refuse another model of other classes, or for images of other channels; what is not known is let through.
+
+    Args:
+        classifier: the model.
+        other: the one beside it, which is shown the same images and asked for the same classes.
+        what: takes two models of one task, for the message.
+
+    Raises:
+        ValueError: they differ; the message names both.
+    """
+    counts = classifier.num_classes, other.num_classes
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(
+            f"{what} models of the same classes; {classifier.name} has {counts[0]} classes and {other.name} has "
+            f"{counts[1]}"
+        )
+    if classifier.channels != other.channels:
+        raise ValueError(
+            f"{what} models of the same images; {classifier.name} takes {classifier.channels} channels and "
+            f"{other.name} takes {other.channels}"
+        )
+
+
 def device_of(classifier: Classifier) -> torch.device:
     """The device the classifier's normalisation, and with it the model, is on."""
     return classifier.mean.device

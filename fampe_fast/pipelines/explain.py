@@ -127,12 +127,14 @@ def explain_files(
         return digest_of_settings(everything | {"image": item.digest, "id": item.position, "target": target})
 
     def finished(item: Item, result: Explanation, image: Tensor, attribution: Tensor) -> None:
+        # The name is in the picture alone: the same map may be drawn with another one.
+        key = digest_of_settings({"archive": key_of(item), "class_name": result.class_name})
         mark = mark_of(result.picture)
-        if mark is None or mark.key != key_of(item):
+        if mark is None or mark.key != key:
             figure = explanation_figure(
                 image, attribution, class_name=result.class_name, probability=result.probability, cutoff=result.cutoff
             )
-            save_figure(figure, result.picture, key=key_of(item))
+            save_figure(figure, result.picture, key=key)
         done[item.position] = result
         on_result(result)
 

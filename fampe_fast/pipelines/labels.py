@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import read_text
+
+_INDEX = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -35,7 +39,7 @@ def read_labels(path: Path) -> dict[str, int]:
             raise ValueError(f"the labels {path} are not CSV: {error}") from error
     try:
         entries = json.loads(text, object_pairs_hook=_Pairs)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         raise ValueError(
             f"the labels {path} are not JSON ({error}); expected JSON, or CSV in a file named *.csv"
         ) from error
@@ -63,14 +67,17 @@ def _from_csv(text: str, path: Path) -> Iterable[tuple[str, int]]:
         if not row:
             continue
         head, first = first, False
-        try:
+        if len(row) > 1 and _INDEX.fullmatch(row[1].strip()):
             yield row[0].strip(), int(row[1])
-        except (IndexError, ValueError) as error:
-            if head:
-                continue
+        elif not head or (len(row) > 1 and _NUMBER.match(row[1].strip())):  # a head line has no number there
             raise ValueError(
-                f"the labels {path}, line {reader.line_num}: expected 'file name,class index', got {row!r}"
-            ) from error
+                f"the labels {path}, line {reader.line_num}: expected 'file name,class index', got {_shown(row)}"
+            )
+
+
+def _shown(row: list[str]) -> str:
+    text = repr(row)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _each_once(entries: Iterable[tuple[str, int]], path: Path) -> dict[str, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
+from ..frequency.bands import equal_width_bands
 from ..methods.occluded_frequency import OccludedFrequency
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
@@ -154,6 +155,8 @@ def occlude_files(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+    if method.spacing == "width":  # more bands than the images have frequencies for are refused here, once
+        equal_width_bands(*classifier.input_size, method.bands, include_dc=method.include_dc)
     check_outputs(occlusion_outputs(out), paths)
     remove_leftovers(out)
     settings: dict[str, object] = {

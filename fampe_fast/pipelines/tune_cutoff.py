@@ -316,21 +316,30 @@ def tune_files(
                 if part.items:
                     explained.append(part)
                     on_done(len(part.items))
-            if not explained:
+            curve: dict[int, Estimate] | None = None
+            while curve is None and explained:
+                first = explained[0].batch()
+                assert first is not None
+                side = min(first.images.shape[-2:])
+                tries = _tries(side)
+                on_stage(f"{name}: cut-offs", tries)
+                try:
+                    curve = _search(partial(search.mean, explained), side, UpTo(tries, on_done))
+                except _ImagesLostError:  # every radius is judged by the same images: once more without them
+                    explained = [part for part in explained if part.items]
+            if curve is None:
                 continue
-            first = explained[0].batch()
-            assert first is not None
-            side = min(first.images.shape[-2:])
-            tries = _tries(side)
-            on_stage(f"{name}: cut-offs", tries)
             items = [item for part in explained for item in part.items]
-            curve = _search(partial(search.mean, explained), side, UpTo(tries, on_done))
             tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(search.unfiltered(items)))
             tuned.save(out)
             tuning.results[name] = tuned
             save_figure(_figure(tuning), out.with_suffix(".png"))
             store.remove(context, items)
     return tuning
+
+
+class _ImagesLostError(Exception):
+    """Images failed at a radius, and are no longer among those of the search."""
 
 
 @dataclass(frozen=True)
@@ -370,15 +379,19 @@ class _SearchOverFiles:
         return [float(self._found(item)["unfiltered"]) for item in items]
 
     def mean(self, groups: Sequence[Group], radius: int) -> Estimate:
-        """The score of the maps filtered with a radius."""
+        """The score of the maps filtered with a radius; ``_ImagesLostError`` where images fail, which are then gone."""
         part = f"radius {radius}"
+        before = sum(len(group.items) for group in groups)
         for group in groups:
-            open_ones = [k for k, item in enumerate(group.items) if self.records.get(self.context, item, part) is None]
-            whole = group.batch()
-            if open_ones and whole is not None:
-                items = [group.items[k] for k in open_ones]
-                scores = self._scores(whole.part(open_ones), items, radius)
-                self.records.add(self.context, items, [{"score": score} for score in scores], part)
+            items = {item.position: item for item in group.items}
+
+            def work(batch: Batch, items: dict[int, Item] = items) -> list[dict[str, Any]]:
+                scores = self._scores(batch, [items[position] for position in batch.positions], radius)
+                return [{"score": score} for score in scores]
+
+            group.settle_in(self.records, self.context, work, part)
+        if sum(len(group.items) for group in groups) < before:
+            raise _ImagesLostError
         return mean_and_error([float(self._found(item, part)["score"]) for group in groups for item in group.items])
 
     def _scores(self, batch: Batch, items: list[Item], radius: int) -> list[float]:

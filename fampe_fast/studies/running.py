@@ -16,7 +16,7 @@ from ..methods.registry import create_method
 from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
-from ..pipelines.batches import Batch, Failure, groups_of, targets_of_batch
+from ..pipelines.batches import Batch, Failure, check_same_task, groups_of, targets_of_batch
 from ..pipelines.records import RECORDS, Item
 from ..pipelines.settings import everything_of, unique_names
 from .design import Study, Variant
@@ -124,10 +124,13 @@ def run_study(
 
     Raises:
         ValueError: the folder holds a study with other settings, images (by their content) or labels, or files of
-            another's, a variant's options are out of range, or an explorer is missing.
+            another's, a variant's options are out of range, or an explorer is missing or is one of other classes or
+            channels.
         TypeError: a variant's method does not have one of its options.
         OSError: the records cannot be written.
     """
+    if explorer is not None:
+        check_same_task(classifier, explorer, "a path is explored by")
     methods = {variant.label: _method(variant, classifier, explorer) for variant in study.variants}
     settings = {
         "study": study.name,

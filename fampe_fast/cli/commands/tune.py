@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.forgrad import FORGrad
     from ...methods.registry import create_method
     from ...pipelines.tune_cutoff import tune_files, tuning_outputs
+    from .. import SOME_FAILED, UNUSABLE
     from ..chosen import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
     from ..output import Bar, closing, console, error_console, print_failure, print_left_out
 
@@ -121,7 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         for path in (arguments.out, arguments.out.with_suffix(".png")):
             screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
     lost = len({failure.path for failure in tuning.failures})
-    return closing(errors, len(paths) - lost if tuning.results else 0, len(paths))
+    code = closing(errors, len(paths) - lost if tuning.results else 0, len(paths))
+    # Every image may have failed with one method or another, and yet there is an outcome.
+    return SOME_FAILED if code == UNUSABLE and tuning.results else code
 
 
 def _table(found: TunedCutoff) -> Table:
