@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 
 from .errors import warn
+from .isolation import DEVICE_TYPES
+from .matrix_precision import matrix_precision
 
 Compile = Literal["auto", "off", "on", "graphs"]
 
@@ -49,7 +51,7 @@ class Compiled:
         self.active = True
         self._what = what
         self._options = options
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Call the compiled function, or the plain one once the compiler has failed.
@@ -60,7 +62,9 @@ class Compiled:
         if not self.active:
             return self.plain(*args)
         try:
-            return self._compiled(*args) if self._compiled else self._first_call(*args)
+            settings = _settings()
+            compiled = self._compiled.get(settings)
+            return compiled(*args) if compiled else self._first_call(settings, *args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -73,13 +77,31 @@ class Compiled:
             )
             return result
 
-    def _first_call(self, *args: Any) -> Any:
+    def _first_call(self, settings: tuple[Any, ...], *args: Any) -> Any:
         # The filters belong to the whole process: two threads that both kept and put them back would mix them up.
         with _FILTERING, warnings.catch_warnings():
             # Spectra only pass through; what works on them is not the compiler's.
             warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
-            self._compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)
-            return self._compiled(*args)
+            compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)
+            self._compiled[settings] = compiled
+            return compiled(*args)
+
+
+def _settings() -> tuple[Any, ...]:
+    """Return the settings of the process for each of which the compiler makes another graph.
+
+    It gives a function up after eight graphs, so that each combination of settings has a function of its own.
+    """
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        matrix_precision(),
+        torch.is_autocast_cache_enabled(),
+        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICE_TYPES),
+    )
 
 
 def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:

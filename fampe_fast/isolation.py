@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-_DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
+DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def isolated(*, gradients: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))  # leaving inference mode has switched it on
-        for kind in _DEVICE_TYPES:
+        for kind in DEVICE_TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield

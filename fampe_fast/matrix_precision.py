@@ -47,6 +47,12 @@ def tensor_float32(enabled: bool) -> Iterator[None]:
             _TURN.notify_all()
 
 
+def matrix_precision() -> str | bool:
+    """Return how products of float32 matrices are computed on a GPU now: torch's newer word or its older switch."""
+    matmul: Any = torch.backends.cuda.matmul
+    return matmul.fp32_precision if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)
+
+
 @dataclass
 class _Level:
     """A setting, how to undo it, and how often each thread has asked for it."""

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 import fampe_fast
 from fampe_fast import FAMPE, AttEXplore, FORGrad, warmup
 from fampe_fast.errors import FampeWarning
+from fampe_fast.matrix_precision import tensor_float32
 from fampe_fast.methods.peers import CaptumMethod
 from fampe_fast.ops import compiled
 from fampe_fast.testing import Case
@@ -68,6 +69,27 @@ def test_a_mix_has_three_graphs_at_most() -> None:
                         mixed = compiled.band_mix(**arguments)
                     assert not mixed.is_inference()
     assert graphs() == 6
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_the_settings_of_a_process_do_not_use_the_graphs_up() -> None:
+    """Each combination would be a graph of torch's eight; a warning that it gave up would fail this test."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    arguments = mix_arguments(Case(8, 8), torch.device("cpu"))
+    wanted = compiled.band_mix(**arguments)
+    try:
+        with compiled.compiled_at_once():
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                for default in (torch.float32, torch.float64, torch.bfloat16):
+                    torch.set_default_dtype(default)
+                    assert torch.equal(compiled.band_mix(**arguments), wanted)
+            for around in (torch.autocast("cpu"), torch.device("meta"), tensor_float32(True)):
+                with around:
+                    assert torch.equal(compiled.band_mix(**arguments), wanted)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
 
 
 @needs_compiler

@@ -67,7 +67,7 @@ def load_classifier(
     Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, `weights` are
     read into it, and it moves to `device`. If loading fails, all of that is taken back. Its memory format stays as it
     is: turn the weights of a convolutional network channels-last yourself (``module.to(memory_format=
-    torch.channels_last)``) for 10 to 30 % more speed on a CPU, if its code does not use ``view`` on feature maps. A
+    torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on feature maps. A
     module in another precision than fp32, or built under ``torch.inference_mode``, is left alone altogether; the
     classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..compilation import Compiled
+from ..isolation import isolated
 from ..reference.band_mix import mix_rows
 from ..reference.dct_mix import dct_mix_rows
 from ..reference.radial_mask import radial_mask
@@ -53,8 +54,8 @@ def _shared(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 # The compiler allows a function eight graphs and then gives it up for good. The mix has three, since one channel and
-# one coefficient are constants to it; what would double them has a function of its own (this), or is kept out (the
-# mode of inference, below).
+# one coefficient are constants to it; what would double them has a function of its own (this, and each combination of
+# the process's settings), or is kept out (inference mode and autocast, below).
 _mix = _CompiledWhenWorthwhile(_apart, "the band mix")
 _shared_mix = _CompiledWhenWorthwhile(_shared, "the band mix with a shared multiplier")
 _dct_mix = _CompiledWhenWorthwhile(dct_mix_rows, "the DCT mix")
@@ -87,8 +88,7 @@ def _one(values: Tensor, index: int) -> Tensor:
     return _own(values[index : index + 1])
 
 
-@torch.inference_mode(mode=False)
-@torch.no_grad()
+@isolated()
 def band_mix(
     spectrum: Tensor,
     cutoff: Tensor,
@@ -118,8 +118,7 @@ def band_mix(
     return mixed.view(len(samples), channels, height, half)
 
 
-@torch.inference_mode(mode=False)
-@torch.no_grad()
+@isolated()
 def dct_mix(
     spectrum: Tensor,
     weights: Tensor,
