@@ -435,3 +435,16 @@ def test_what_the_commands_write_by_default_is_no_part_of_the_project() -> None:
     assert parse(["study", "noise", "x"]).out is None
     assert any(fnmatch.fnmatch("fampe_study_noise", line) for line in ignored)
     assert not any(fnmatch.fnmatch("fampe_fast", line) for line in ignored)
+
+
+@pytest.mark.parametrize(("size", "sides"), [("4", "4 x 4"), ("7", "7 x 7")])
+@pytest.mark.parametrize("command", ["explain", "evaluate", "occlude"])
+def test_a_size_that_no_method_explains_costs_one_line_before_work(
+    command: str, size: str, sides: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    arguments = [command, str(photos), "--model", str(model_file), "--input-size", size, "--out", str(out)]
+    told = refused(arguments, capsys).strip()
+    assert f"at least 8 pixels high and wide, got {sides}" in told
+    assert "\n" not in told
+    assert not list(out.rglob("*.png"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine.validation import check_size
 from ..files import Output, check_outputs, read_text
 from ..images import FoundImages, survey_images
 from ..methods.registry import options_of
@@ -59,12 +60,14 @@ def _ask(classifier: Classifier) -> Probed:
     """Show the classifier an image of noise: what is wrong with it ends the command, and not every image.
 
     Raises:
-        ValueError, TypeError: it takes images that files do not have, fails, or its output is not what was said of it.
+        ValueError, TypeError: it takes images that files do not have or no method explains, fails, or its output is not
+            what was said of it.
     """
     if classifier.channels not in (1, 3):
         raise ValueError(f"{classifier.name} takes images of {classifier.channels} channels; image files have 1 or 3")
-    shape = (1, classifier.channels, *classifier.input_size)
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
+    shape = classifier.channels, *classifier.input_size
+    check_size(shape)
+    noise = torch.rand((1, *shape), generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
     try:
         return probe(classifier, noise)
     except (ValueError, TypeError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,15 +33,7 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
         raise ValueError(f"inputs must be (B, C, H, W), got shape {tuple(images.shape)}")
     if images.shape[1] == 0:
         raise ValueError(f"inputs must have at least one channel, got shape {tuple(images.shape)}")
-    if min(images.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(
-            f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {images.shape[-2]} x {images.shape[-1]}"
-        )
-    if max(images.shape[-2:]) > LARGEST_SIDE or images.shape[1:].numel() > LARGEST_IMAGE:
-        raise ValueError(
-            f"images may have {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values at most, got "
-            f"{tuple(images.shape[1:])}; explain a smaller version"
-        )
+    check_size(images.shape[1:])
     if len(images) == 0:
         return images.detach().float()
     flat = images.detach().flatten(1)
@@ -55,6 +50,21 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
         )
     checked = images.detach().float().contiguous()
     return checked.clone() if checked.is_inference() else checked
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Check the size (C, H, W) of an image.
+
+    Raises:
+        ValueError: a side below 8 or above 16384 pixels, or more than 2^30 values.
+    """
+    if min(shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {shape[-2]} x {shape[-1]}")
+    if max(shape[-2:]) > LARGEST_SIDE or math.prod(shape) > LARGEST_IMAGE:
+        raise ValueError(
+            f"images may have {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values at most, got "
+            f"{tuple(shape)}; explain a smaller version"
+        )
 
 
 def _list(flags: Tensor, most: int = 5) -> str:
