@@ -23,6 +23,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded classifier as a TorchScript file: a model from disk like any other."""
+    from fampe_fast.models.embedded import load_embedded_classifier
+
+    path = tmp_path_factory.mktemp("model") / "small.pt"
+    torch.jit.trace(load_embedded_classifier(), torch.rand(2, 3, 96, 96)).save(str(path))
+    return path
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     if not (SHARED / "models" / MODEL).is_file():

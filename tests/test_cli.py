@@ -24,15 +24,6 @@ from fampe_fast.models.embedded import load_embedded_classifier
 QUICK = ["--steps", "1", "--samples", "2"]
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded classifier as a TorchScript file: a model from disk like any other."""
-    classifier = load_embedded_classifier()
-    path = tmp_path_factory.mktemp("model") / "small.pt"
-    torch.jit.trace(classifier, torch.rand(2, 3, 96, 96)).save(str(path))
-    return path
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"

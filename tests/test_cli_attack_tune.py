@@ -29,21 +29,12 @@ from fampe_fast.frequency import filtered_map, low_pass
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models import Classifier
-from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.pipelines.attack import attack_files, nearest_levels
 from fampe_fast.pipelines.attack_study import AttackSettings, attack_config
 from fampe_fast.pipelines.tune_cutoff import tune_files
 
 SIZE = 24
 EPS = 0.2
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded classifier as a TorchScript file: a model from disk like any other."""
-    path = tmp_path_factory.mktemp("model") / "small.pt"
-    torch.jit.trace(load_embedded_classifier(), torch.rand(2, 3, 96, 96)).save(str(path))
-    return path
 
 
 @pytest.fixture

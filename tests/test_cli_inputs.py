@@ -28,17 +28,9 @@ from fampe_fast.errors import FampeWarning
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.methods.registry import options_of
-from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.pipelines.labels import labels_of, read_labels
 
 QUICK = ["--steps", "1", "--samples", "1"]
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "small.pt"
-    torch.jit.trace(load_embedded_classifier(), torch.rand(2, 3, 96, 96)).save(str(path))
-    return path
 
 
 @pytest.fixture

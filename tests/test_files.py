@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, PngImagePlugin
 
 from fampe_fast import TunedCutoff
@@ -35,7 +34,6 @@ from fampe_fast.files import (
 from fampe_fast.images import find_images, survey_images
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate
-from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.pipelines.settings import unique_names
 
 QUICK = {
@@ -56,13 +54,6 @@ OUTPUTS = {
     "demo": ["demo.png"],
     "defend": ["defence.json", "reliance.png"],
 }
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "small.pt"
-    torch.jit.trace(load_embedded_classifier(), torch.rand(2, 3, 96, 96)).save(str(path))
-    return path
 
 
 @pytest.fixture

@@ -59,13 +59,6 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
 RECORDED = [name for name in COMMANDS if name != "explain"]
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "small.pt"
-    torch.jit.trace(load_embedded_classifier(), torch.rand(2, 3, 96, 96)).save(str(path))
-    return path
-
-
 def draw(folder: Path, count: int = COUNT, seed: int = 5) -> Path:
     folder.mkdir()
     for k, image in enumerate(generate(count, seed=seed).images):
