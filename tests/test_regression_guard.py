@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
-from fampe_fast.outputs import cross_entropy
+from fampe_fast.runtime.outputs import cross_entropy
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
