@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import Smooth, some_images
 from torch import Tensor
+
+from .models_for_tests import Smooth, some_images
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import Smooth, asked, some_images
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
 from fampe_fast.runtime.outputs import cross_entropy
+
+from .models_for_tests import Smooth, asked, some_images
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -312,7 +313,7 @@ def test_memory_grows_with_the_chunk_and_not_with_steps_and_samples(method: type
 
 
 def test_no_number_of_the_configuration_compiles_anything_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two graphs, with and without input diversity, for all of them; tests/test_compile.py changes the sizes."""
+    """Two graphs, with and without input diversity, for all; tests/runtime/test_compile.py changes the sizes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     model, images = Smooth(), some_images(2)

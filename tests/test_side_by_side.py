@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import Smooth, some_images
 from scipy import fft
 from torch import Tensor, nn
+
+from .models_for_tests import Smooth, some_images
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
