@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..catalog import PLAIN_METHODS
 from ..checks import check_bounds, check_count, check_number, check_seed
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
@@ -34,14 +35,6 @@ def _captum() -> ModuleType:
         ) from error
     module: ModuleType = captum.attr
     return module
-
-
-PEER_OPTIONS: dict[str, frozenset[str]] = {
-    "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
-    "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
-    "saliency": frozenset({"bounds", "absolute"}),
-}
-"""The options each method takes."""
 
 
 class CaptumMethod:
@@ -78,8 +71,8 @@ class CaptumMethod:
         absolute: bool | None = None,
     ) -> None:
         attr = _captum()
-        if name not in PEER_OPTIONS:
-            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(PEER_OPTIONS)}")
+        if name not in get_args(PeerName):
+            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(get_args(PeerName))}")
         if not callable(model):
             raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
         if not isinstance(absolute, bool | None):
@@ -103,7 +96,7 @@ class CaptumMethod:
     def settings(self) -> dict[str, object]:
         """Say all that a map depends on besides the model, for a record."""
         known = {name: getattr(self, name) for name in ("passes", "noise", "seed", "bounds")}
-        used = {name: value for name, value in known.items() if name in PEER_OPTIONS[self.name]}
+        used = {name: value for name, value in known.items() if name in (PLAIN_METHODS[self.name].only or ())}
         return {"passes": self.passes, **used, "absolute": self.absolute}
 
     @captum_call
