@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..catalog import PLAIN_METHODS
 from ..checks import check_bounds, check_count, check_number, check_seed
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
@@ -93,11 +92,10 @@ class CaptumMethod:
         """False: the delta is Captum's to compute, on its own method."""
         return False
 
-    def settings(self) -> dict[str, object]:
-        """Say all that a map depends on besides the model, for a record."""
-        known = {name: getattr(self, name) for name in ("passes", "noise", "seed", "bounds")}
-        used = {name: value for name, value in known.items() if name in (PLAIN_METHODS[self.name].only or ())}
-        return {"passes": self.passes, **used, "absolute": self.absolute}
+    def describe(self) -> dict[str, object]:
+        """Describe the options, those that this method does not use as well."""
+        options = ("passes", "noise", "seed", "bounds", "absolute")
+        return {"method": self.name, "config": {option: getattr(self, option) for option in options}}
 
     @captum_call
     def attribute(
