@@ -10,9 +10,10 @@ import torch
 if "FAMPE_FAST_PTX" not in os.environ:
     pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
 
-from gpu.primitives import primitive
-from gpu.sizes import Size
 from ptx.traffic import SECTOR, Counts, counting
+
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
 
 SIDE = 96
 SIZE = Size(2, 4, SIDE, SIDE)
