@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from fampe_fast import BandLimitedAttack, OccludedFrequency, create_method, load_embedded_classifier
-from fampe_fast.attacks import disturbance
 from fampe_fast.engine.config import PathConfig
 from fampe_fast.frequency import fourier_signature
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import insertion_deletion
-from fampe_fast.pipelines.occlude import bootstrap_interval
+from fampe_fast.metrics.summary import bootstrap_interval
 from fampe_fast.plots import contact_sheet, save_figure
 from fampe_fast.plots.bands import BandCurve, bands_figure
 from fampe_fast.plots.signatures import signatures_figure
+from fampe_fast.robustness import disturbance
 
 PATH = {"steps": 10, "samples": 20}
 METHODS = {

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attacks import BandLimitedAttack, transfer_rates
     from .engine.config import AttEXploreConfig, FAMPEConfig
     from .errors import BackendUnavailableError, FampeWarning, ImageReadError, WeightsUnavailableError
     from .methods.attexplore import AttEXplore
     from .methods.fampe import FAMPE
     from .methods.forgrad import FORGrad, LowPassGradients
-    from .methods.occluded_frequency import OccludedFrequency
     from .methods.registry import create_method
+    from .methods.warmup import WarmUp, warmup
     from .metrics import insertion_deletion, mu_fidelity, stability
     from .models import Classifier, load_classifier, load_embedded_classifier
     from .ops.backends import register_backend
-    from .pipelines.tune_cutoff import TunedCutoff, tune_cutoff
-    from .pipelines.warm_up import WarmUp, warmup
-    from .training import BandMixAugmentation, LowPassAugmentation
+    from .robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation, transfer_rates
+    from .robustness.occluded_frequency import OccludedFrequency
+    from .runs.tune import TunedCutoff, tune_cutoff
 
 __version__ = "0.1.0"
 
@@ -51,19 +50,19 @@ _HOMES = {
     "AttEXplore": "methods.attexplore",
     "AttEXploreConfig": "engine.config",
     "BackendUnavailableError": "errors",
-    "BandLimitedAttack": "attacks",
-    "BandMixAugmentation": "training",
+    "BandLimitedAttack": "robustness",
+    "BandMixAugmentation": "robustness",
     "Classifier": "models",
     "FAMPE": "methods.fampe",
     "FAMPEConfig": "engine.config",
     "FORGrad": "methods.forgrad",
     "FampeWarning": "errors",
     "ImageReadError": "errors",
-    "LowPassAugmentation": "training",
+    "LowPassAugmentation": "robustness",
     "LowPassGradients": "methods.forgrad",
-    "OccludedFrequency": "methods.occluded_frequency",
-    "TunedCutoff": "pipelines.tune_cutoff",
-    "WarmUp": "pipelines.warm_up",
+    "OccludedFrequency": "robustness",
+    "TunedCutoff": "runs.tune",
+    "WarmUp": "methods.warmup",
     "WeightsUnavailableError": "errors",
     "create_method": "methods.registry",
     "insertion_deletion": "metrics",
@@ -72,9 +71,9 @@ _HOMES = {
     "mu_fidelity": "metrics",
     "register_backend": "ops.backends",
     "stability": "metrics",
-    "transfer_rates": "attacks",
-    "tune_cutoff": "pipelines.tune_cutoff",
-    "warmup": "pipelines.warm_up",
+    "transfer_rates": "robustness",
+    "tune_cutoff": "runs.tune",
+    "warmup": "methods.warmup",
 }
 
 __all__ = [

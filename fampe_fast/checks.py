@@ -23,6 +23,10 @@ SMALLEST_CUTOFF, LARGEST_CUTOFF = 1e-15, 1e15
 """Of Gaussians in cycles over the shorter side: float32 holds their squares and reciprocals, all frequencies times."""
 
 _LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
+SMALLEST_SIDE = 8
+# What the kernels' 32-bit indices and exact radii reach, the larger frames of input diversity included.
+LARGEST_SIDE = 16384
+LARGEST_IMAGE = 2**30
 _T = TypeVar("_T", bound=str)
 
 
@@ -262,6 +266,145 @@ def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) ->
     return torch.tensor(ids, dtype=torch.long, device=images.device)
 
 
+def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
+    """Images as contiguous float32.
+
+    Raises:
+        TypeError: no tensor, or not floating-point.
+        ValueError: not (B, C, H, W), a side below 8 or above 16384 pixels, more than 2^30 values per image, NaN or
+            infinity, or values outside ``bounds``.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"inputs must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"inputs must be floating-point with values in [{bounds[0]:g}, {bounds[1]:g}], got {images.dtype}"
+            + (" (divide 8-bit images by 255)" if images.dtype == torch.uint8 else "")
+        )
+    if images.ndim != 4:
+        raise ValueError(f"inputs must be (B, C, H, W), got shape {tuple(images.shape)}")
+    if images.shape[1] == 0:
+        raise ValueError(f"inputs must have at least one channel, got shape {tuple(images.shape)}")
+    check_size(images.shape[1:])
+    if len(images) == 0:
+        return images.detach().float()
+    flat = images.detach().flatten(1)
+    lowest, highest = flat.amin(1), flat.amax(1)
+    strange = ~(lowest.isfinite() & highest.isfinite())  # a NaN pixel makes both NaN
+    if bool(strange.any()):
+        raise ValueError(f"inputs hold NaN or infinity in image(s) {_list(strange)}; expected finite values")
+    outside = (lowest < bounds[0]) | (highest > bounds[1])
+    if bool(outside.any()):
+        raise ValueError(
+            f"inputs must lie in [{bounds[0]:g}, {bounds[1]:g}], got values from {float(lowest.min()):g} to "
+            f"{float(highest.max()):g} (image(s) {_list(outside)}); normalisation belongs into the model, "
+            "other ranges into `bounds`"
+        )
+    checked = images.detach().float().contiguous()
+    return checked.clone() if checked.is_inference() else checked
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Check the size (C, H, W) of an image.
+
+    Raises:
+        ValueError: a side below 8 or above 16384 pixels, or more than 2^30 values.
+    """
+    if min(shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {shape[-2]} x {shape[-1]}")
+    if max(shape[-2:]) > LARGEST_SIDE or math.prod(shape) > LARGEST_IMAGE:
+        raise ValueError(
+            f"images may have {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values at most, got "
+            f"{tuple(shape)}; explain a smaller version"
+        )
+
+
+def check_unit_images(images: object) -> None:
+    """Floating-point (B, C, H, W), finite, in [0, 1]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating-point with values in [0, 1], got {images.dtype}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(images.shape)}")
+    check_finite(images, "images")
+    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {float(images.min()):g} to {float(images.max()):g}; "
+            "normalisation belongs into the model"
+        )
+
+
+def check_maps(maps: object, images: Tensor) -> None:
+    """Floating-point, finite, of the images' shape or with one channel."""
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"maps must be a torch.Tensor (B, C, H, W), got {type(maps).__name__}")
+    if not maps.is_floating_point():
+        raise TypeError(f"maps must be floating-point, got {maps.dtype}")
+    batch, _, height, width = images.shape
+    if maps.shape not in (images.shape, (batch, 1, height, width)):
+        raise ValueError(
+            f"maps must have the images' shape {tuple(images.shape)} or {(batch, 1, height, width)}, "
+            f"got {tuple(maps.shape)}"
+        )
+    check_finite(maps, "maps")
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Neither NaN nor infinity; the message names the images."""
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bool(bad.any()):
+        where = bad.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+        raise ValueError(f"{what} must be finite, got NaN or infinity in image(s) {shown}")
+
+
+def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
+    """Targets as (B,) int64 on the images' device; whether the model has these classes shows at its first output."""
+    batch = len(images)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
+        targets = torch.from_numpy(targets.astype(np.int64))
+    if not isinstance(targets, Tensor):
+        single = not isinstance(targets, Sequence)
+        numbers = targets if isinstance(targets, Sequence) else [targets]
+        if isinstance(targets, str) or not all(_is_index(number) for number in numbers):
+            raise TypeError(
+                f"targets must be an int, or a sequence, array or tensor of ints, got {str(targets)[:80]!r}"
+            )
+        whole = [int(number) for number in numbers]
+        for image, number in enumerate(whole):
+            if not -(2**63) <= number < 2**63:
+                raise ValueError(f"target {number} (image {image}) is out of range: expected the index of a class")
+        values = torch.tensor(whole, dtype=torch.long, device="cpu")
+    else:
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise TypeError(f"targets must hold integers, got a tensor of {targets.dtype}")
+        single = targets.ndim == 0
+        values = targets.detach().long().reshape(1) if single else targets.detach().long()
+    if single:
+        values = values.expand(batch)
+    if values.shape != (batch,):
+        raise ValueError(f"targets must have one entry per image, ({batch},), got shape {tuple(values.shape)}")
+    if bool((values < 0).any()):
+        image = int((values < 0).nonzero()[0])
+        raise ValueError(f"target {int(values[image])} (image {image}) is out of range: expected 0 or more")
+    return values.to(images.device)
+
+
+def check_classes(shape: tuple[int, ...], targets: Tensor) -> None:
+    """The output for an image has the shape (classes,), and every target is one of them."""
+    if len(shape) != 1:
+        raise ValueError(f"the model's output must be (B, classes); for one image it is {(1, *shape)}")
+    (classes,) = shape
+    wrong = (targets < 0) | (targets >= classes)
+    if bool(wrong.any()):
+        image = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"target {int(targets[image])} (image {image}) is out of range: the model has {classes} classes, "
+            f"expected 0 to {classes - 1}"
+        )
+
+
 def _plain(value: object) -> object:
     """The Python value of a NumPy scalar, or of an array or a tensor of no dimensions; others as they are."""
     item = getattr(value, "item", None)
@@ -298,3 +441,20 @@ def _pair(value: object) -> tuple[object, object] | None:
 
 def _shown(value: object) -> str:
     return f"{value!r:.80} ({type(value).__name__})"
+
+
+def _list(flags: Tensor, most: int = 5) -> str:
+    where = flags.nonzero().flatten().tolist()
+    return ", ".join(str(index) for index in where[:most]) + (", ..." if len(where) > most else "")
+
+
+def _is_index(value: object) -> bool:
+    if isinstance(value, Tensor):  # as in a list of entries of a tensor
+        return value.ndim == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

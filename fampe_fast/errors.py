@@ -43,3 +43,8 @@ class WeightsUnavailableError(RuntimeError):
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

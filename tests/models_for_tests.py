@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, FAMPEConfig
-from fampe_fast.probing import probe
+from fampe_fast.runtime.model_probe import probe
 
 
 def published(model: nn.Module, **options: Any) -> FAMPE:

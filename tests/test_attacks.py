@@ -12,18 +12,12 @@ from models_for_tests import Smooth, TwoClassLinear, some_images
 from torch import Tensor, nn
 
 from fampe_fast import AttEXploreConfig, FAMPEConfig
-from fampe_fast.attacks import (
-    AdversarialImages,
-    BandLimitedAttack,
-    compare_reliance,
-    disturbance,
-    transfer_rates,
-)
 from fampe_fast.engine.config import PathConfig
 from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency.low_pass import low_pass
-from fampe_fast.methods.occluded_frequency import OccludedFrequency
-from fampe_fast.pipelines.defend import DefenceSettings, defend
+from fampe_fast.robustness import AdversarialImages, BandLimitedAttack, compare_reliance, disturbance, transfer_rates
+from fampe_fast.robustness.occluded_frequency import OccludedFrequency
+from fampe_fast.runs.defend import DefenceSettings, defend
 
 PLAIN = {"samples": 1, "smoothing": False, "input_diversity": False}
 ONE_STEP = PathConfig(steps=1, eps=0.1, **PLAIN)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fampe_fast.frequency.low_pass import low_pass
 from fampe_fast.reference.radial_mask import radial_mask
-from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
+from fampe_fast.robustness import BandMixAugmentation, LowPassAugmentation
 
 BOTH = [lambda **options: LowPassAugmentation((2, 6), **options), lambda **options: BandMixAugmentation(**options)]
 

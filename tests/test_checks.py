@@ -12,7 +12,6 @@ import torch
 from models_for_tests import Smooth
 
 from fampe_fast import FAMPE, AttEXplore, FORGrad, OccludedFrequency, create_method, insertion_deletion
-from fampe_fast.attacks import BandLimitedAttack
 from fampe_fast.checks import (
     LARGEST,
     LARGEST_CUTOFF,
@@ -34,12 +33,12 @@ from fampe_fast.engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from fampe_fast.frequency import low_pass
 from fampe_fast.frequency.two_scale import two_scale_map
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour
-from fampe_fast.pipelines.attack_study import AttackSettings
-from fampe_fast.pipelines.defend import DefenceSettings
-from fampe_fast.pipelines.scoring import Measurement
 from fampe_fast.plots.spectrum import spectrum_figure
 from fampe_fast.reference.radial_mask import radial_mask
-from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
+from fampe_fast.robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation
+from fampe_fast.runs.attack_results import AttackSettings
+from fampe_fast.runs.defend import DefenceSettings
+from fampe_fast.runs.measurement import Measurement
 
 
 class Index:

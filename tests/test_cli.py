@@ -326,7 +326,7 @@ def test_names_offered_are_names_known() -> None:
     from fampe_fast.cli.commands.evaluate import METRIC_NAMES
     from fampe_fast.methods import METHODS
     from fampe_fast.metrics import PROTOCOLS
-    from fampe_fast.pipelines.scoring import METRICS
+    from fampe_fast.runs.measurement import METRICS
 
     assert METHOD_NAMES == METHODS
     assert set(PROTOCOL_NAMES) == set(PROTOCOLS)
@@ -364,7 +364,7 @@ def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tm
 
 def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, tmp_path: Path) -> None:
     from fampe_fast.methods import create_method
-    from fampe_fast.pipelines.evaluate import evaluate_files
+    from fampe_fast.runs.evaluate import evaluate_files
 
     classifier = load_embedded_classifier()
     inner = create_method("fampe", classifier, steps=1, samples=1)
@@ -390,7 +390,7 @@ def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, t
 
 def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: Path) -> None:
     from fampe_fast.methods import create_method
-    from fampe_fast.pipelines.evaluate import evaluate_files
+    from fampe_fast.runs.evaluate import evaluate_files
 
     classifier = load_embedded_classifier()
     inner = create_method("fampe", classifier, steps=1, samples=1)

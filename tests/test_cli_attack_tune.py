@@ -21,17 +21,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fampe_fast import TunedCutoff, create_method
-from fampe_fast.attacks import BandLimitedAttack, disturbance
 from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
-from fampe_fast.cli.chosen import other_classifier_of
+from fampe_fast.cli.model_and_methods import other_classifier_of
 from fampe_fast.cli.parser import parse
 from fampe_fast.frequency import filtered_map, low_pass
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models import Classifier
-from fampe_fast.pipelines.attack import attack_files, nearest_levels
-from fampe_fast.pipelines.attack_study import AttackSettings, attack_config
-from fampe_fast.pipelines.tune_cutoff import tune_files
+from fampe_fast.robustness import BandLimitedAttack, disturbance
+from fampe_fast.runs.attack import attack_files, nearest_levels
+from fampe_fast.runs.attack_results import AttackSettings, attack_config
+from fampe_fast.runs.tune import tune_files
 
 SIZE = 24
 EPS = 0.2
@@ -475,7 +475,7 @@ def test_a_search_over_files_goes_on_without_what_fails(
 def test_an_image_that_fails_at_one_radius_costs_itself(
     known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fampe_fast.pipelines import tune_cutoff as module
+    from fampe_fast.runs import tune as module
 
     classifier, evidence, paths = known
     judge = module._Faithfulness.__call__
@@ -704,7 +704,7 @@ def test_typing_errors_exit_with_two(arguments: list[str], message: str, capsys:
 
 def test_names_offered_are_names_known_and_the_help_loads_no_torch() -> None:
     from fampe_fast.cli.arguments import BAND_NAMES, GRADIENT_NAMES
-    from fampe_fast.pipelines.attack_study import BANDS, GRADIENTS
+    from fampe_fast.runs.attack_results import BANDS, GRADIENTS
 
     assert BAND_NAMES == BANDS
     assert tuple(GRADIENTS) == GRADIENT_NAMES

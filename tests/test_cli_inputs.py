@@ -28,7 +28,7 @@ from fampe_fast.errors import FampeWarning
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.methods.registry import options_of
-from fampe_fast.pipelines.labels import labels_of, read_labels
+from fampe_fast.runs.labels import labels_of, read_labels
 
 QUICK = ["--steps", "1", "--samples", "1"]
 
@@ -234,14 +234,14 @@ def test_memory_that_is_not_there_is_said_in_one_line(
     def none_left(*arguments: object, **options: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\nstack")
 
-    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", none_left)
+    monkeypatch.setattr("fampe_fast.cli.model_and_methods.load_classifier", none_left)
     arguments = ["occlude", str(photos), "--model", str(model_file), "--out", str(tmp_path / "out")]
     assert "out of memory" in refused(arguments, capsys)
 
     def a_fault(*arguments: object, **options: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", a_fault)
+    monkeypatch.setattr("fampe_fast.cli.model_and_methods.load_classifier", a_fault)
     with pytest.raises(RuntimeError, match="something else"):
         main(arguments)
 
@@ -287,7 +287,7 @@ def test_labels_that_lack_an_image_are_said_before_the_model_is_loaded(
     def loaded(*given: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", loaded)
+    monkeypatch.setattr("fampe_fast.cli.model_and_methods.load_classifier", loaded)
     labels = tmp_path / "labels.json"
     for text, message in (('{"object_0.png": 1}', "1 of 2 images have no label"), (
         '{"object_0.png": 1, "object_1.png": -2}', "the label -2 of 'object_1.png' is out of range",

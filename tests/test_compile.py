@@ -145,7 +145,7 @@ def test_a_model_that_fails_fails_with_its_own_error() -> None:
 
 @pytest.mark.usefixtures("traced_only")
 def test_memory_errors_are_not_taken_for_compiler_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fampe_fast.compilation import Compiled
+    from fampe_fast.runtime.compilation import Compiled
 
     def hungry(values: Tensor) -> Tensor:
         return values

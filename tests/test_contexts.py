@@ -16,13 +16,13 @@ from models_for_tests import Smooth, some_images
 from torch import Tensor, nn
 
 from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
-from fampe_fast.attacks import BandLimitedAttack
-from fampe_fast.attacks.transfer import answers_of
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map
-from fampe_fast.matrix_precision import tensor_float32
 from fampe_fast.methods import METHODS
-from fampe_fast.model_care import frozen_parameters
+from fampe_fast.robustness import BandLimitedAttack
+from fampe_fast.robustness.transfer import answers_of
+from fampe_fast.runtime.model import frozen_parameters
+from fampe_fast.runtime.tf32 import tensor_float32
 
 pytest.importorskip("captum")
 

@@ -13,7 +13,7 @@ import torch
 from models_for_tests import Smooth, some_images
 
 from fampe_fast import FAMPE, insertion_deletion
-from fampe_fast.cpu_memory import _KEEP, _USUAL, VARIABLE, kept_memory
+from fampe_fast.runtime.cpu_memory import _KEEP, _USUAL, VARIABLE, kept_memory
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ KEPT, GIVEN_BACK = [_KEEP], [_KEEP, _USUAL, "trim"]
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int] | str]:
     """What the C library would be told, call by call."""
     allocator = Allocator()
-    monkeypatch.setattr("fampe_fast.cpu_memory._glibc", lambda: allocator)
+    monkeypatch.setattr("fampe_fast.runtime.cpu_memory._glibc", lambda: allocator)
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", VARIABLE)]:
         monkeypatch.delenv(name)
     return allocator.told
@@ -120,7 +120,7 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
     """Counts page faults, over so many blocks that it does not matter if the heap has to grow for one more of them."""
     usual, kept = printed_by("""
         import resource, torch
-        from fampe_fast.cpu_memory import kept_memory
+        from fampe_fast.runtime.cpu_memory import kept_memory
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -146,7 +146,7 @@ def test_what_is_free_is_given_back_at_the_end() -> None:
     """Even where a small tensor outlives the block at the heap's end."""
     before, inside, after = printed_by("""
         import os, torch
-        from fampe_fast.cpu_memory import kept_memory
+        from fampe_fast.runtime.cpu_memory import kept_memory
 
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20

@@ -12,11 +12,11 @@ from models_for_tests import Smooth, some_images
 from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, insertion_deletion, mu_fidelity
-from fampe_fast.attacks import BandLimitedAttack
-from fampe_fast.chunking import free_memory
 from fampe_fast.errors import BackendUnavailableError, FampeWarning
 from fampe_fast.ops import backends
-from fampe_fast.probing import probe
+from fampe_fast.robustness import BandLimitedAttack
+from fampe_fast.runtime.chunking import free_memory
+from fampe_fast.runtime.model_probe import probe
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +284,7 @@ def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPat
     model, images = Large(100), some_images(1)
     each = 2 * probe(model, images).saved_bytes + 8 * images[0].numel() * 4
     for room, chunk in ((2.5, 2), (0.1, 1), (7.9, 7), (1000, 8)):
-        monkeypatch.setattr("fampe_fast.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
+        monkeypatch.setattr("fampe_fast.runtime.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
         model.shown.clear()
         FAMPE(model, steps=1, samples=16).attribute(images, target=0)
         assert len(model.shown) == -(-16 // chunk)

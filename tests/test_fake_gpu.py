@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fampe_fast import FAMPE, AttEXplore
-from fampe_fast.chunking import ChunkSize
 from fampe_fast.engine import aggregation, path, schedule
 from fampe_fast.engine.request import Request
 from fampe_fast.engine.targets import Targets
-from fampe_fast.metrics.scoring import Scorer
+from fampe_fast.metrics.scorer import Scorer
 from fampe_fast.ops import pixel_mask
-from fampe_fast.probing import NOT_PROBED
+from fampe_fast.runtime.chunking import ChunkSize
+from fampe_fast.runtime.model_probe import NOT_PROBED
 
 
 def fake_gpus_work() -> bool:

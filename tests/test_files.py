@@ -34,7 +34,7 @@ from fampe_fast.files import (
 from fampe_fast.images import find_images, survey_images
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate
-from fampe_fast.pipelines.settings import unique_names
+from fampe_fast.runs.settings import unique_names
 
 QUICK = {
     "explain": ["--steps", "1", "--samples", "1"],
@@ -97,9 +97,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*given: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("fampe_fast.cli.chosen.load_classifier", loaded)
-    monkeypatch.setattr("fampe_fast.pipelines.demo.load_embedded_classifier", loaded)
-    monkeypatch.setattr("fampe_fast.pipelines.defend._scenes", loaded)
+    monkeypatch.setattr("fampe_fast.cli.model_and_methods.load_classifier", loaded)
+    monkeypatch.setattr("fampe_fast.runs.demo.load_embedded_classifier", loaded)
+    monkeypatch.setattr("fampe_fast.runs.defend._scenes", loaded)
 
 
 # Inputs ---------------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from models_for_tests import Smooth, published, some_images
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, create_method, insertion_deletion, mu_fidelity
-from fampe_fast.attacks import BandLimitedAttack
 from fampe_fast.engine.placements import padded_size, resize_matrix
-from fampe_fast.probing import probe, takes_size
+from fampe_fast.robustness import BandLimitedAttack
+from fampe_fast.runtime.model_probe import probe, takes_size
 
 
 def calls(model: Any) -> dict[str, Callable[[Tensor], object]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from fampe_fast import FAMPE, AttEXplore, FORGrad, LowPassGradients, TunedCutoff, create_method, tune_cutoff
 from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
 from fampe_fast.metrics import Estimate, insertion_deletion
-from fampe_fast.pipelines import tune_cutoff as search
-from fampe_fast.pipelines.explain import settings_of
+from fampe_fast.runs import tune as search
+from fampe_fast.runs.explain import settings_of
 
 SIZES = [(8, 8), (9, 9), (12, 20), (21, 10), (15, 16), (1, 7)]
 

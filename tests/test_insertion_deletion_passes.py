@@ -23,7 +23,7 @@ from fampe_fast.errors import FampeWarning
 from fampe_fast.metrics import InsertionDeletion, SolidColour, insertion_deletion, mu_fidelity
 from fampe_fast.metrics.protocols import Protocol
 from fampe_fast.metrics.refinement import Refined, refine
-from fampe_fast.metrics.scoring import _size
+from fampe_fast.metrics.scorer import _size
 
 K = 224
 X = torch.linspace(0, 1, K + 1, dtype=torch.float64)

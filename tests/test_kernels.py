@@ -30,14 +30,7 @@ from fampe_fast.reference import philox as reference_philox  # noqa: E402
 from fampe_fast.reference import radial_mask as reference_masks  # noqa: E402
 from fampe_fast.reference import radius as reference_radius  # noqa: E402
 from fampe_fast.testing import Case, poisoned_memory  # noqa: E402
-from fampe_fast.testing.arguments import (  # noqa: E402
-    exactly,
-    mask_arguments,
-    mix_arguments,
-    moved,
-    spectra,
-    step_arguments,
-)
+from fampe_fast.testing.arguments import exactly, mask_arguments, mix_arguments, moved, spectra, step_arguments  # noqa: E402
 from fampe_fast.testing.known_answers import PHILOX, UNIFORM_WORDS, uniform_of  # noqa: E402
 
 # Random numbers -------------------------------------------------------------------------------------------------------

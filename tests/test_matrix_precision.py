@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from fampe_fast.matrix_precision import tensor_float32
+from fampe_fast.runtime.tf32 import tensor_float32
 
 
 def state() -> list[object]:
@@ -62,7 +62,7 @@ def test_what_the_caller_has_set_comes_back(setting: str) -> None:
     script = textwrap.dedent(
         f"""
         import torch
-        from fampe_fast.matrix_precision import tensor_float32
+        from fampe_fast.runtime.tf32 import tensor_float32
 
         def precisions():
             cudnn = torch.backends.cudnn

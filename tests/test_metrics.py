@@ -407,7 +407,7 @@ def test_an_own_substrate_and_the_end_points() -> None:
 
 
 def test_targets_are_numbers_lists_arrays_or_tensors() -> None:
-    from fampe_fast.metrics.validation import check_targets
+    from fampe_fast.checks import check_targets
 
     images = torch.zeros(2, 3, 8, 8)
     for given in (

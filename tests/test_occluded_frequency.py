@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from fampe_fast.frequency.bands import RadialBands, bands_between, equal_energy_bands, equal_width_bands
 from fampe_fast.frequency.low_pass import low_pass
 from fampe_fast.images.generated import BANDS, band_texture, generate
-from fampe_fast.methods.occluded_frequency import OccludedFrequency
+from fampe_fast.metrics.summary import bootstrap_interval
 from fampe_fast.models import Classifier
-from fampe_fast.pipelines.occlude import bootstrap_interval, occlude_files
 from fampe_fast.plots.bands import BandCurve, bands_figure
+from fampe_fast.robustness.occluded_frequency import OccludedFrequency
+from fampe_fast.runs.occlude import occlude_files
 
 SIZES = [(16, 16), (15, 15), (12, 20), (21, 10), (9, 30), (8, 33)]
 

@@ -15,11 +15,11 @@ from test_contexts import options_of
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, create_method
-from fampe_fast.attacks import BandLimitedAttack
 from fampe_fast.errors import FampeWarning
 from fampe_fast.methods import METHODS, CaptumMethod
 from fampe_fast.methods.passes import passes_of
 from fampe_fast.methods.registry import options_of as known_options
+from fampe_fast.robustness import BandLimitedAttack
 
 captum_attr = pytest.importorskip("captum.attr")
 

@@ -23,10 +23,10 @@ from fampe_fast import (
     load_classifier,
     mu_fidelity,
 )
-from fampe_fast.attacks import BandLimitedAttack, transfer_rates
-from fampe_fast.attacks.transfer import answers_of
-from fampe_fast.outputs import cross_entropy, is_right, log_odds, probabilities, scores, softmax_twice
-from fampe_fast.probing import probe
+from fampe_fast.robustness import BandLimitedAttack, transfer_rates
+from fampe_fast.robustness.transfer import answers_of
+from fampe_fast.runtime.model_probe import probe
+from fampe_fast.runtime.outputs import cross_entropy, is_right, log_odds, probabilities, scores, softmax_twice
 
 MARGINS = [-80.0, -60.0, -20.0, -1.0, 0.0, 1.0, 17.0, 20.0, 40.0, 60.0, 80.0]
 

@@ -22,10 +22,10 @@ from fampe_fast import (
     stability,
     tune_cutoff,
 )
-from fampe_fast.attacks import BandLimitedAttack
 from fampe_fast.engine.config import PathConfig
 from fampe_fast.metrics.protocols import PROTOCOLS, Protocol, SolidColour
 from fampe_fast.progress import UpTo, progress
+from fampe_fast.robustness import BandLimitedAttack
 
 MODEL, IMAGES = Smooth(), some_images(3, height=12, width=13)
 MAPS = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(1))

@@ -31,7 +31,7 @@ from benchmarks import ROOT
 from benchmarks.end_to_end.counting import Counted, MeanColour
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
-from fampe_fast.outputs import cross_entropy
+from fampe_fast.runtime.outputs import cross_entropy
 
 METHODS = [FAMPE, AttEXplore]
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))

@@ -25,10 +25,10 @@ from fampe_fast.files import mark_of
 from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
 from fampe_fast.models.embedded import load_embedded_classifier
-from fampe_fast.pipelines.evaluate import evaluate_files
-from fampe_fast.pipelines.explain import explain_files
-from fampe_fast.pipelines.records import Item, Journal, Records
-from fampe_fast.pipelines.settings import everything_of
+from fampe_fast.runs.evaluate import evaluate_files
+from fampe_fast.runs.explain import explain_files
+from fampe_fast.runs.records import Item, Journal, Records
+from fampe_fast.runs.settings import everything_of
 
 COUNT = 4
 # What each command is given, the file that grows while it works, and what it leaves behind.
@@ -179,9 +179,9 @@ def test_a_finished_run_is_not_done_again(
         raise AssertionError("computed again")
 
     monkeypatch.setattr("fampe_fast.methods.base.PathMethod.attribute", gone)
-    monkeypatch.setattr("fampe_fast.methods.occluded_frequency.OccludedFrequency.__call__", gone)
-    monkeypatch.setattr("fampe_fast.attacks.band_limited.BandLimitedAttack.__call__", gone)
-    monkeypatch.setattr("fampe_fast.pipelines.tune_cutoff.insertion_deletion", gone)
+    monkeypatch.setattr("fampe_fast.robustness.occluded_frequency.OccludedFrequency.__call__", gone)
+    monkeypatch.setattr("fampe_fast.robustness.band_limited.BandLimitedAttack.__call__", gone)
+    monkeypatch.setattr("fampe_fast.runs.tune.insertion_deletion", gone)
     assert main(arguments) == DONE
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == kept
     assert kept

@@ -20,9 +20,11 @@ from fampe_fast.methods.passes import passes_of
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.plots.studies import StudyLine, study_figure
-from fampe_fast.studies import STUDIES, Budget, Study, Variant, define_study, run_study
-from fampe_fast.studies.records import Record, Records
-from fampe_fast.studies.report import as_json, as_table, write_report
+from fampe_fast.runs.study import run_study
+from fampe_fast.runs.study_definitions import STUDIES, Budget, define_study
+from fampe_fast.runs.study_design import Study, Variant
+from fampe_fast.runs.study_records import Record, Records
+from fampe_fast.runs.study_report import as_json, as_table, write_report
 
 QUICK = {"steps": 1, "samples": 2}
 SMALL = Study(
@@ -87,7 +89,7 @@ def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, 
     scored = []
     real = insertion_deletion
     monkeypatch.setattr(
-        "fampe_fast.studies.running.insertion_deletion", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)
+        "fampe_fast.runs.study.insertion_deletion", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)
     )
     again = run(classifier, photos, tmp_path / "out", batch_size=2, on_scores=settled.append)
     assert sum(scored) == 9 - 5  # each finished score once

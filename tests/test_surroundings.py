@@ -22,9 +22,9 @@ from fampe_fast.ops import backends, compiled
 from fampe_fast.reference import dct_mix as reference_dct
 from fampe_fast.reference import radius as reference_radius
 from fampe_fast.reference import spectral_noise
+from fampe_fast.robustness import BandMixAugmentation, LowPassAugmentation
 from fampe_fast.testing import Case
 from fampe_fast.testing.arguments import dct_arguments, mask_arguments, mix_arguments, step_arguments
-from fampe_fast.training import BandMixAugmentation, LowPassAugmentation
 
 CPU = torch.device("cpu")
 CASE = Case(9, 12, batch=2, channels=3)

@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 import fampe_fast
 from fampe_fast import FAMPE, AttEXplore, FORGrad, warmup
 from fampe_fast.errors import FampeWarning
-from fampe_fast.matrix_precision import tensor_float32
-from fampe_fast.methods.peers import CaptumMethod
+from fampe_fast.methods.captum_methods import CaptumMethod
 from fampe_fast.ops import compiled
+from fampe_fast.runtime.tf32 import tensor_float32
 from fampe_fast.testing import Case
 from fampe_fast.testing.arguments import mix_arguments
 
@@ -144,7 +144,7 @@ def test_a_model_and_a_filtered_method_are_taken_for_what_they_will_run(monkeypa
 
 def test_as_few_steps_as_show_every_kind_of_sample() -> None:
     from fampe_fast.engine.placements import draw_placements
-    from fampe_fast.pipelines.warm_up import _steps_needed
+    from fampe_fast.methods.warmup import _steps_needed
 
     config = FAMPE(Smooth(), samples=3, steps=30, input_diversity=True).config
     diversified = [sum(place is not None for place in of_step) for of_step in draw_placements(0, 30, 3, 24, 24)]
@@ -213,7 +213,7 @@ def test_bad_arguments_are_named(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_kernels_are_ready_after_it() -> None:
-    from fampe_fast.pipelines.warm_up import _kernels
+    from fampe_fast.methods.warmup import _kernels
 
     model = Smooth().cuda()
     method = FAMPE(model, steps=3, samples=8, input_diversity=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fampe_fast.compilation import with_code_of_its_own
-from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.engine.precision import autocast, matrix_precision
 from fampe_fast.models import fold_batch_norm
+from fampe_fast.runtime.compilation import with_code_of_its_own
+from fampe_fast.runtime.cpu_memory import kept_memory
 
 from .counting import Counted, MeanColour
 from .public_attexplore import RESIZE_RATE, PublicAttEXplore

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.cli.arguments import key_value, numbers, positive
-from fampe_fast.cpu_memory import kept_memory
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
-from fampe_fast.model_care import chunk_size
-from fampe_fast.probing import probe
+from fampe_fast.runtime.cpu_memory import kept_memory
+from fampe_fast.runtime.model import chunk_size
+from fampe_fast.runtime.model_probe import probe
 
 from .contestants import ModelSpec, load_images
 from .measuring import timed

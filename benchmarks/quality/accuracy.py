@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.cli.arguments import add_batches, add_labels, add_model, positive
-from fampe_fast.cli.chosen import classifier_of, labelled_images, targets_of
+from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
 from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.models import fold_batch_norm

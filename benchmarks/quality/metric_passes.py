@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.cli.arguments import add_model, positive
-from fampe_fast.cli.chosen import classifier_of, labelled_images, targets_of
+from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
 from fampe_fast.images import load_images
 from fampe_fast.methods import create_method
 from fampe_fast.methods.registry import options_of

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPEConfig, ops
 from fampe_fast.cli.arguments import add_labels, add_model
-from fampe_fast.cli.chosen import classifier_of, labelled_images, targets_of
+from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.path import smoothing_kernel
 from fampe_fast.engine.samplers import BandMixSampler
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
-from fampe_fast.model_care import frozen_parameters
 from fampe_fast.plots import save_figure
 from fampe_fast.plots.studies import StudyLine, study_figure
 from fampe_fast.reference.gradient_step import smooth
 from fampe_fast.reference.philox import to_uniform
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.reference.spectral_noise import hermitian_grid, spectral_words
+from fampe_fast.runtime.model import frozen_parameters
 
 REFERENCE = 200
 COUNTS = (2, 4, 8, 16, 32, 64)

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(str(error))
             return UNUSABLE
         except (RuntimeError, MemoryError) as error:
-            from ..models.messages import first_line
-            from ..out_of_memory import is_out_of_memory
+            from ..errors import first_line
+            from ..runtime.out_of_memory import is_out_of_memory
 
             if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
                 raise

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..images import FoundImages
 from ..metrics import Estimate
-from ..pipelines.batches import Failure
+from ..runs.batches import Failure
 from . import DONE, SOME_FAILED, UNUSABLE
 
 

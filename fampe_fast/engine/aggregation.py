@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..compilation import Compiled, resolve_compile
-from ..model_care import Model, input_dtype, memory_format
-from ..outputs import Reading, cross_entropy, log_odds, softmax_twice
-from ..probing import Probed, answer
+from ..runtime.compilation import Compiled, resolve_compile
+from ..runtime.model import Model, input_dtype, memory_format
+from ..runtime.model_probe import Probed, answer
+from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from .config import PathConfig
 from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, matrix_precision

@@ -18,7 +18,7 @@ from ..checks import (
     check_number,
     check_seed,
 )
-from ..compilation import Compile
+from ..runtime.compilation import Compile
 
 Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import warn
 from ..frequency.low_pass import low_pass
-from ..model_care import frozen_parameters
+from ..runtime.model import frozen_parameters
 from .aggregation import GradientLoop
 from .request import Request
 from .samplers import Prepared, Stream

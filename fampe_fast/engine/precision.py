@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..matrix_precision import tensor_float32
+from ..runtime.tf32 import tensor_float32
 from .config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

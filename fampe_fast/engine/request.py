@@ -10,16 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_image_ids
-from ..chunking import ChunkSize
-from ..cpu_memory import kept_memory
-from ..isolation import isolated
-from ..model_care import Model, check_model
-from ..outputs import Reading
-from ..probing import NOT_PROBED, Probed, outputs, probe, takes_size
+from ..checks import check_image_ids, check_images
+from ..runtime.chunking import ChunkSize
+from ..runtime.cpu_memory import kept_memory
+from ..runtime.isolation import isolated
+from ..runtime.model import Model, check_model
+from ..runtime.model_probe import NOT_PROBED, Probed, outputs, probe, takes_size
+from ..runtime.outputs import Reading
 from .placements import padded_size
 from .targets import Target, Targets, first_choices, resolve_targets
-from .validation import check_images
 
 
 @dataclass(frozen=True)

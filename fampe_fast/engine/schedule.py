@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..chunking import even_parts
+from ..runtime.chunking import even_parts
 from .config import PathConfig
 from .placements import draw_placements
 from .samplers import Rows

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model_care import Model
-from ..probing import Probed, outputs, probe
+from ..runtime.model import Model
+from ..runtime.model_probe import Probed, outputs, probe
 
 Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | NDArray[Any] | None
 

@@ -2,9 +2,9 @@
 
 from .attexplore import AttEXplore
 from .base import AttributionMethod
+from .captum_methods import CaptumMethod
 from .fampe import FAMPE
 from .forgrad import FORGrad, LowPassGradients
-from .peers import CaptumMethod
 from .registry import METHODS, create_method
 
 __all__ = [

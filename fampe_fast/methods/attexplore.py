@@ -6,7 +6,7 @@ from typing import Any
 
 from ..engine.config import AttEXploreConfig
 from ..engine.samplers import DCTSampler
-from ..model_care import Model
+from ..runtime.model import Model
 from .base import PathMethod, configured
 
 

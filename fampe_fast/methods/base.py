@@ -16,8 +16,8 @@ from ..engine.request import prepared
 from ..engine.samplers import Sampler
 from ..engine.targets import Target
 from ..frequency.two_scale import two_scale_map
-from ..model_care import Model
 from ..progress import progress
+from ..runtime.model import Model
 
 Config = TypeVar("Config", bound=PathConfig)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..checks import check_cutoff, check_flag
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
-from ..model_care import Model
-from ..outputs import Output, declared_output, logits_in
+from ..runtime.model import Model
+from ..runtime.outputs import Output, declared_output, logits_in
 from .base import captum_call
 
 

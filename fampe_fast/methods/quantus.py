@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model_care import Model
+from ..runtime.model import Model
 from .registry import create_method
 
 

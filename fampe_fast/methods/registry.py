@@ -8,12 +8,12 @@ from typing import Any
 from ..checks import check_cutoff
 from ..engine.config import AttEXploreConfig, FAMPEConfig
 from ..frequency.low_pass import DEFAULT_CUTOFF
-from ..model_care import Model
+from ..runtime.model import Model
 from .attexplore import AttEXplore
 from .base import AttributionMethod
+from .captum_methods import PEER_OPTIONS, CaptumMethod
 from .fampe import FAMPE
 from .forgrad import FORGrad
-from .peers import PEER_OPTIONS, CaptumMethod
 
 _PLAIN = ("fampe", "fampe_published", "attexplore", *PEER_OPTIONS)
 _FILTERED, _FILTERED_SIGNED = "forgrad_", "forgrad_signed_"

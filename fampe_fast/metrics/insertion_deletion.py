@@ -8,19 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_count, check_positive
-from fampe_fast.chunking import ChunkSize
-from fampe_fast.compilation import Compile
-from fampe_fast.cpu_memory import kept_memory
-from fampe_fast.isolation import isolated
+from fampe_fast.checks import check_count, check_finite, check_maps, check_positive, check_targets, check_unit_images
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from fampe_fast.metrics.refinement import Refined, refine
-from fampe_fast.metrics.scoring import Scorer, check_compile
-from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_model, memory_format
+from fampe_fast.metrics.scorer import Scorer, check_compile
 from fampe_fast.ops import pixel_mask
-from fampe_fast.probing import NOT_PROBED, probe
 from fampe_fast.progress import UpTo, progress
+from fampe_fast.runtime.chunking import ChunkSize
+from fampe_fast.runtime.compilation import Compile
+from fampe_fast.runtime.cpu_memory import kept_memory
+from fampe_fast.runtime.isolation import isolated
+from fampe_fast.runtime.model import Model, check_model, memory_format
+from fampe_fast.runtime.model_probe import NOT_PROBED, probe
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
 
@@ -134,7 +133,7 @@ def insertion_deletion(
             range, CUDA graphs without a GPU.
     """
     chosen = resolve_protocol(protocol)
-    check_images(images)
+    check_unit_images(images)
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import LARGEST, check_number
-from fampe_fast.metrics.validation import check_finite
+from fampe_fast.checks import LARGEST, check_finite, check_number
 
 __all__ = ["pointing_game", "relevance_mass"]
 

@@ -9,19 +9,28 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_choice, check_count, check_image_ids, check_number, check_seed
-from fampe_fast.chunking import ChunkSize
-from fampe_fast.compilation import Compile
-from fampe_fast.cpu_memory import kept_memory
-from fampe_fast.isolation import isolated
+from fampe_fast.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_image_ids,
+    check_maps,
+    check_number,
+    check_seed,
+    check_targets,
+    check_unit_images,
+)
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
 from fampe_fast.metrics.rank_correlation import rank_correlation
-from fampe_fast.metrics.scoring import Score, Scorer, check_compile
-from fampe_fast.metrics.validation import check_finite, check_images, check_maps, check_targets
-from fampe_fast.model_care import Model, check_model, memory_format
-from fampe_fast.probing import NOT_PROBED, probe
+from fampe_fast.metrics.scorer import Score, Scorer, check_compile
 from fampe_fast.progress import progress
+from fampe_fast.runtime.chunking import ChunkSize
+from fampe_fast.runtime.compilation import Compile
+from fampe_fast.runtime.cpu_memory import kept_memory
+from fampe_fast.runtime.isolation import isolated
+from fampe_fast.runtime.model import Model, check_model, memory_format
+from fampe_fast.runtime.model_probe import NOT_PROBED, probe
 
 __all__ = ["MuFidelity", "mu_fidelity"]
 
@@ -111,7 +120,7 @@ def mu_fidelity(
             finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit,
             CUDA graphs without a GPU.
     """
-    check_images(images)
+    check_unit_images(images)
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)

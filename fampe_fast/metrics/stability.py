@@ -13,14 +13,16 @@ from torch import Tensor
 from fampe_fast.checks import (
     LARGEST,
     check_count,
+    check_finite,
     check_flag,
     check_image_ids,
     check_positive,
     check_seed,
+    check_targets,
+    check_unit_images,
 )
 from fampe_fast.metrics.draws import Stream, random_words
 from fampe_fast.metrics.rank_correlation import rank_correlation, ranks
-from fampe_fast.metrics.validation import check_finite, check_images, check_targets
 from fampe_fast.progress import progress
 from fampe_fast.reference.philox import to_uniform
 
@@ -110,7 +112,7 @@ def stability(
     if not callable(getattr(method, "attribute", None)):
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
     with torch.no_grad():
-        check_images(images)
+        check_unit_images(images)
     classes = check_targets(targets, images)
     ids = check_image_ids(image_ids, images)
     seed, samples = check_seed(seed), check_count("samples", samples)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fampe_fast.checks import check_count, check_whole
 from fampe_fast.models.channels import first_channels
 from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
-from fampe_fast.outputs import Output, check_output, logits_in
+from fampe_fast.runtime.outputs import Output, check_output, logits_in
 
 __all__ = [
     "Classifier",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.checks import check_count
+from fampe_fast.errors import first_line
 from fampe_fast.models.batch_norm import fold_batch_norm as fold_batch_norm_of
 from fampe_fast.models.channels import first_channels
 from fampe_fast.models.checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
@@ -25,12 +26,11 @@ from fampe_fast.models.classifier import (
     check_input_size,
     default_transform,
 )
-from fampe_fast.models.messages import first_line
 from fampe_fast.models.ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
 from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS
 from fampe_fast.models.trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
-from fampe_fast.outputs import Output, check_output
+from fampe_fast.runtime.outputs import Output, check_output
 
 __all__ = ["load_classifier"]
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compilation import Compiled
-from ..isolation import isolated
 from ..reference.band_mix import mix_rows
 from ..reference.dct_mix import dct_mix_rows
 from ..reference.radial_mask import radial_mask
 from ..reference.spectral_noise import HermitianGrid, hermitian_grid
+from ..runtime.compilation import Compiled
+from ..runtime.isolation import isolated
 
 # Compiling takes 24 s the first time and 5 s from torch's cache, as long as the plain function takes for 500 and 90
 # million values; a run that never gets there, such as a few maps, is better off without. (The switch cannot be seen in

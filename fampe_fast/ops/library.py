@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..matrix_precision import tensor_float32
 from ..reference.pixel_mask import result_format
 from ..reference.radius import squared_radius
+from ..runtime.tf32 import tensor_float32
 from .backends import implementation
 
 NAMESPACE = "fampe_fast"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ...metrics import Estimate
-    from ...pipelines.attack_study import AttackStudy
-    from ...pipelines.batches import Failure
+    from ...runs.attack_results import AttackStudy
+    from ...runs.batches import Failure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -90,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Attack a folder's images."""
     from rich.markup import escape
 
-    from ...pipelines.attack import attack_files, attack_outputs
-    from ...pipelines.attack_study import AttackSettings, attack_config
-    from ..chosen import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ...runs.attack import attack_files, attack_outputs
+    from ...runs.attack_results import AttackSettings, attack_config
+    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     given = {

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...pipelines.defend import ATTACKS, DefenceSettings, defend
+    from ...runs.defend import ATTACKS, DefenceSettings, defend
     from .. import DONE
     from ..output import console, error_console, estimate_text
 

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...pipelines.demo import run_demo
+    from ...runs.demo import run_demo
     from ..output import console
 
     rows, picture = run_demo(arguments.out, images=arguments.images, seed=arguments.seed)

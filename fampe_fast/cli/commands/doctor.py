@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...pipelines.doctor import examine
+    from ...runs.doctor import examine
     from ..output import console
 
     findings = examine()

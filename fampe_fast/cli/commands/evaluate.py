@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ...methods.base import AttributionMethod
-    from ...pipelines.batches import Failure
-    from ...pipelines.evaluate import Evaluation
+    from ...runs.batches import Failure
+    from ...runs.evaluate import Evaluation
 
 # Named here and not imported from the pipelines, which would load torch before a typing error is reported.
 METRIC_NAMES = ("insertion_deletion", "mu_fidelity", "stability")
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from ...methods.registry import create_method
-    from ...pipelines.evaluate import evaluate_files, evaluation_outputs
-    from ..chosen import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ...runs.evaluate import evaluate_files, evaluation_outputs
+    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     options = options_by_method(arguments, arguments.methods)

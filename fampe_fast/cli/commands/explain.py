@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..arguments import METHOD_NAMES, add_method_options, add_model
 
 if TYPE_CHECKING:
-    from ...pipelines.batches import Failure
-    from ...pipelines.explain import Explanation
+    from ...runs.batches import Failure
+    from ...runs.explain import Explanation
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ...methods.registry import create_method
-    from ...pipelines.explain import explain_files, explanation_outputs
-    from ..chosen import check_all_outputs, check_target, classifier_of, found_images, options_by_method
+    from ...runs.explain import explain_files, explanation_outputs
+    from ..model_and_methods import check_all_outputs, check_target, classifier_of, found_images, options_by_method
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     found = found_images(arguments, arguments.images)

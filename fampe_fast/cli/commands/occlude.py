@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..arguments import add_batches, add_labels, add_model, positive
 
 if TYPE_CHECKING:
-    from ...pipelines.batches import Failure
+    from ...runs.batches import Failure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...methods.occluded_frequency import OccludedFrequency
-    from ...pipelines.occlude import occlude_files, occlusion_outputs
-    from ..chosen import check_all_outputs, classifier_of, labelled_images, targets_of
+    from ...robustness.occluded_frequency import OccludedFrequency
+    from ...runs.occlude import occlude_files, occlusion_outputs
+    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, targets_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     found, labels = labelled_images(arguments)

@@ -18,7 +18,7 @@ from ..arguments import (
 )
 
 if TYPE_CHECKING:
-    from ...pipelines.batches import Failure
+    from ...runs.batches import Failure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,10 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...studies import Budget, define_study, run_study
-    from ...studies.report import write_report
-    from ...studies.running import study_outputs
-    from ..chosen import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ...runs.study import run_study, study_outputs
+    from ...runs.study_definitions import Budget, define_study
+    from ...runs.study_report import write_report
+    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
     from ..output import Bar, closing, console, error_console, estimate_text, print_failure, print_left_out
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")

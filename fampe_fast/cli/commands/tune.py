@@ -22,8 +22,8 @@ from ..arguments import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ...pipelines.batches import Failure
-    from ...pipelines.tune_cutoff import TunedCutoff
+    from ...runs.batches import Failure
+    from ...runs.tune import TunedCutoff
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...methods.forgrad import FORGrad
     from ...methods.registry import create_method
-    from ...pipelines.tune_cutoff import tune_files, tuning_outputs
+    from ...runs.tune import tune_files, tuning_outputs
     from .. import SOME_FAILED, UNUSABLE
-    from ..chosen import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
     from ..output import Bar, closing, console, error_console, print_failure, print_left_out
 
     filtered = {name: f"{_prefix(arguments)}{name}" for name in arguments.method}

@@ -1,0 +1,204 @@
+"""Captum's gradient methods behind the same call, for comparison; nothing of them is written again here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..checks import check_bounds, check_count, check_number, check_seed
+from ..engine.request import Request, prepared
+from ..engine.targets import Target
+from ..errors import warn
+from ..progress import progress
+from ..runtime.model import Model, frozen_parameters
+from ..runtime.model_probe import call
+from .base import captum_call
+
+PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
+
+
+def _captum() -> ModuleType:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError(
+            "integrated_gradients, smoothgrad and saliency come from Captum, which is not installed: pip install captum"
+        ) from error
+    module: ModuleType = captum.attr
+    return module
+
+
+PEER_OPTIONS: dict[str, frozenset[str]] = {
+    "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
+    "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
+    "saliency": frozenset({"bounds", "absolute"}),
+}
+"""The options each method takes."""
+
+
+class CaptumMethod:
+    """One of Captum's methods, image by image, so that a map does not depend on its batch.
+
+    It explains the model's output for the target as it is: a logit, or a probability where the model gives those.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode.
+        name: ``integrated_gradients`` (black baseline, Gauss-Legendre), ``smoothgrad`` (the mean gradient of noisy
+            copies) or ``saliency`` (the gradient).
+        passes: forward and backward passes per image, at least 1; ``saliency`` makes one.
+        noise: standard deviation of SmoothGrad's noise, in pixel units, 0 or more.
+        seed: of SmoothGrad's noise; with the image's id it names the image's stream, and nothing else is drawn.
+        bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
+        absolute: take the map's absolute values, which is what ranks pixels by how much they matter and not by which
+            way. None is the method's custom: yes for ``saliency``, no for the others.
+
+    Raises:
+        ImportError: Captum is not installed; the message says how to get it.
+        TypeError: a value of a wrong type.
+        ValueError: an unknown name, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: PeerName,
+        *,
+        passes: int = 50,
+        noise: float = 0.15,
+        seed: int = 0,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        absolute: bool | None = None,
+    ) -> None:
+        attr = _captum()
+        if name not in PEER_OPTIONS:
+            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(PEER_OPTIONS)}")
+        if not callable(model):
+            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        if not isinstance(absolute, bool | None):
+            raise TypeError(f"absolute must be True, False or None, got {absolute!r}")
+        self.forward_func, self.name = model, name
+        self.passes = 1 if name == "saliency" else check_count("passes", passes)
+        self.noise: float = check_number("noise", noise, 0, math.inf)
+        self.seed, self.bounds = check_seed(seed), check_bounds(bounds)
+        self.absolute = name == "saliency" if absolute is None else absolute
+        self._attr = attr
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """What Captum's method says."""
+        return self.name == "integrated_gradients"
+
+    def has_convergence_delta(self) -> bool:
+        """False: the delta is Captum's to compute, on its own method."""
+        return False
+
+    def settings(self) -> dict[str, object]:
+        """Say all that a map depends on besides the model, for a record."""
+        known = {name: getattr(self, name) for name in ("passes", "noise", "seed", "bounds")}
+        used = {name: value for name, value in known.items() if name in PEER_OPTIONS[self.name]}
+        return {"passes": self.passes, **used, "absolute": self.absolute}
+
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``."""
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+        ) as request:
+            model, (probed,) = self.forward_func, request.probed
+
+            def forward(pixels: Tensor) -> Tensor:
+                return call(model, pixels, probed)
+
+            maps = torch.empty_like(request.images)
+            with (
+                progress(len(maps), self.name, show_progress) as advance,
+                frozen_parameters(model),
+                torch.enable_grad(),
+            ):
+                for index in range(len(maps)):
+                    maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
+                    advance(1)
+            _warn_of_strange(maps, request.image_ids)
+        return maps.abs() if self.absolute else maps
+
+    def _one(self, forward: Callable[[Tensor], Tensor], request: Request, index: int, chunk: int) -> Tensor:
+        """The signed map of one image, (C, H, W) float32."""
+        image = request.images[index : index + 1].clone()
+        target = request.targets.of(index)
+        if self.name == "integrated_gradients":
+            with _usual_defaults(image.device):
+                found: Tensor = self._attr.IntegratedGradients(forward).attribute(
+                    image.requires_grad_(),  # Captum warns where it has to ask for it
+                    baselines=self.bounds[0],
+                    target=target,
+                    n_steps=self.passes,
+                    internal_batch_size=chunk,
+                )
+            return found[0].detach().float()
+        saliency = self._attr.Saliency(forward)
+        if self.name == "saliency":
+            found = saliency.attribute(image.requires_grad_(), target=target, abs=False)
+            return found[0].detach().float()
+        # Captum's NoiseTunnel draws from the global generator, which belongs to the caller and to all threads.
+        generator = torch.Generator("cpu").manual_seed(_stream(self.seed, int(request.image_ids[index])))
+        total = torch.zeros_like(image)
+        for start in range(0, self.passes, chunk):
+            shape = (min(chunk, self.passes - start), *image.shape[1:])
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            samples = image + self.noise * noise.to(image.device)
+            gradients: Tensor = saliency.attribute(samples.requires_grad_(), target=target, abs=False)
+            total += gradients.detach().float().sum(0, keepdim=True)
+        return total[0] / self.passes
+
+
+class _InDouble(TorchFunctionMode):
+    """Make Captum's tensors of Python's floats in float64; it rounds them to float32 itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.tensor and not kwargs and found.dtype in (torch.float16, torch.bfloat16):
+            return torch.tensor(args[0], dtype=torch.float64)
+        return found
+
+
+@contextmanager
+def _usual_defaults(device: torch.device) -> Iterator[None]:
+    """Keep a caller's default device and a default dtype below float32 out of Captum's own tensors, in this thread."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != device.type:
+            stack.enter_context(device)
+        if torch.get_default_dtype() in (torch.float16, torch.bfloat16):
+            stack.enter_context(_InDouble())
+        yield
+
+
+def _stream(seed: int, image_id: int) -> int:
+    """The seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
+    return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63
+
+
+def _warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
+    strange = ~maps.isfinite().flatten(1).all(1)
+    if bool(strange.any()):
+        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")

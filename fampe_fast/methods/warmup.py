@@ -1,0 +1,219 @@
+"""Everything that is compiled on first use, compiled ahead of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_count
+from ..engine.config import PathConfig
+from ..engine.placements import draw_placements
+from ..engine.targets import Target
+from ..errors import FampeWarning
+from ..ops import backends
+from ..runtime.compilation import resolve_compile
+from ..runtime.model import chunk_size
+from .base import PathMethod
+from .fampe import FAMPE
+from .forgrad import FORGrad
+
+__all__ = ["WarmUp", "warmup"]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What ``warmup`` did.
+
+    Attributes:
+        graphs: how many graphs ``torch.compile`` made: of the loop over the samples with the model inside, and on a CPU
+            of the generator of random numbers.
+        kernels: the Triton kernels that were compiled or loaded, by name, sorted.
+        steps: of the path that were walked for it.
+        seconds: what it took.
+        note: why nothing was compiled, or empty.
+    """
+
+    graphs: int
+    kernels: tuple[str, ...]
+    steps: int
+    seconds: float
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether anything was compiled."""
+        return bool(self.graphs or self.kernels)
+
+    def __str__(self) -> str:
+        if not self:
+            return f"nothing compiled in {self.seconds:.1f} s: {self.note}"
+        parts = [f"{self.graphs} graph{'s' if self.graphs > 1 else ''}"] * bool(self.graphs)
+        parts += [f"kernels {', '.join(self.kernels)}"] * bool(self.kernels)
+        return f"compiled {' and '.join(parts)} in {self.seconds:.1f} s"
+
+
+def warmup(
+    method: Any,
+    image_size: int | Sequence[int] | None = None,
+    *,
+    batch: int = 1,
+    channels: int = 3,
+    target: Target = 0,
+    internal_batch_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> WarmUp:
+    """Compile a method's loop and kernels for images of one size, so that its first map comes as fast as the others.
+
+    It explains noise, over as few steps as show every kind of sample (with CUDA graphs over all, for they are captured
+    for each size of a chunk); what is compiled then serves every method with that model and every later call with
+    images of that size. With ``compile="on"`` one warm-up serves every batch and chunk size; with ``graphs`` give
+    those that will be used. A warm-up of a method that was called before, or is called with the same sizes again,
+    compiles nothing. The compilers keep what they made on disk, too (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in
+    ``TRITON_CACHE_DIR``): a process that finds it there warms up in a fraction of the time.
+
+    Args:
+        method: what will be used: ``FAMPE``, ``AttEXplore``, ``FORGrad`` around one of them; or a model, for ``FAMPE``
+            with its defaults. Of other methods nothing is compiled.
+        image_size: (H, W) in pixels, or one number for a square; None for the model's own ``input_size``.
+        batch: images per call.
+        channels: of an image.
+        target: as for ``attribute``; any valid class will do.
+        internal_batch_size: as for ``attribute``.
+        device: where the images will be; None for where the model is.
+
+    Returns:
+        A ``WarmUp``; false, with a note that says why, where there was nothing to compile, as on a CPU with
+        ``compile="off"`` and without a C++ compiler.
+
+    Raises:
+        TypeError: neither a method nor a model, or sizes that are no whole numbers.
+        ValueError: sizes that are too small or unknown, and whatever ``attribute`` finds wrong with the model.
+
+    Example:
+        >>> print(warmup(FAMPE(classifier), (224, 224), batch=8))
+        compiled 2 graphs and kernels accumulate, band_mix, ... in 41.3 s
+    """
+    path = _path_method(method)
+    if path is None:
+        return WarmUp(0, (), 0, 0.0, f"{type(method).__name__} compiles nothing")
+    height, width = _size(path.forward_func, image_size)
+    where = torch.device(device) if device is not None else _device_of(path.forward_func)
+    shape = (check_count("batch", batch), check_count("channels", channels), height, width)
+    steps = _steps_needed(path.config, shape, chunk_size(internal_batch_size, where))
+    # A twin, so that the method keeps its number of steps; what is compiled is kept by model and kind, not by method.
+    twin = copy.copy(path)
+    twin.config = dataclasses.replace(path.config, steps=steps)
+    lower, upper = path.config.bounds
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * (upper - lower) + lower
+    graphs, kernels = _graphs(), _kernels()
+    start = time.perf_counter()
+    with _mixes(where), warnings.catch_warnings():
+        # Noise may well lie where the model is flat; that torch.compile failed is still said.
+        warnings.filterwarnings("ignore", "the gradient of image", FampeWarning)
+        twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+    seconds = time.perf_counter() - start
+    new_kernels = tuple(sorted(name for name, count in _kernels().items() if count > kernels.get(name, 0)))
+    found = WarmUp(_graphs() - graphs, new_kernels, steps, seconds)
+    return found if found else dataclasses.replace(found, note=_why_nothing(path, where))
+
+
+def _path_method(method: Any) -> PathMethod[Any] | None:
+    while isinstance(method, FORGrad):
+        method = method.method
+    if isinstance(method, PathMethod):
+        return method
+    if callable(getattr(method, "attribute", None)):
+        return None
+    if callable(method):
+        return FAMPE(method)
+    raise TypeError(f"method must be an attribution method or a model, got {type(method).__name__}")
+
+
+def _size(model: Any, image_size: int | Sequence[int] | None) -> tuple[int, int]:
+    if image_size is None:
+        image_size = getattr(model, "input_size", None)
+        if image_size is None:
+            raise ValueError("image_size is not given, and the model has no input_size: give (height, width)")
+    sizes = tuple(image_size) if isinstance(image_size, Iterable) else (image_size, image_size)
+    if len(sizes) != 2:
+        raise ValueError(f"image_size must be (height, width) or one number, got {image_size!r}")
+    return check_count("image_size", sizes[0]), check_count("image_size", sizes[1])
+
+
+def _device_of(model: Any) -> torch.device:
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: int) -> int:
+    """As few as show plain and diversified samples, two of each at a time, if the path does: one alone is not compiled.
+
+    A chunk size of one leaves no choice, and a chunk of one row is what it compiles.
+    """
+    if config.compile == "graphs":
+        return config.steps
+    batch, _, height, width = shape
+    missing = {False, True} if config.input_diversity else {False}
+    drawn = draw_placements(config.seed, config.steps, config.samples, height, width) if config.input_diversity else []
+    for step in range(config.steps):
+        plain = sum(placement is None for placement in drawn[step]) if drawn else config.samples
+        rows = {False: plain * batch, True: (config.samples - plain) * batch}
+        missing -= {kind for kind, count in rows.items() if count >= min(2, chunk)}
+        if not missing:
+            return step + 1
+    return config.steps
+
+
+def _mixes(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU a random mix is compiled once it has proved worth it: the one that is used in here has."""
+    if device.type != "cpu" or backends.choice(device)[0] != "compiled":
+        return nullcontext()
+    from ..ops.compiled import compiled_at_once
+
+    return compiled_at_once()
+
+
+def _graphs() -> int:
+    """How many graphs torch has made in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _kernels() -> dict[str, int]:
+    """How many forms of each of the package's Triton kernels are ready in this process."""
+    found: dict[str, int] = {}
+    for module_name, module in list(sys.modules.items()):
+        if not module_name.startswith("fampe_fast.kernels."):
+            continue
+        for value in list(vars(module).values()):
+            if type(value).__name__ == "JITFunction" and value.__module__ == module_name:
+                found[value.__name__.lstrip("_")] = _forms(value)
+    return found
+
+
+def _forms(kernel: Any) -> int:
+    """Compiled forms of a kernel; Triton keeps them per device, since 3.3 with other things beside them."""
+    per_device = getattr(kernel, "device_caches", None) or getattr(kernel, "cache", {})
+    return sum(len(kept[0] if isinstance(kept, tuple) else kept) for kept in per_device.values())
+
+
+def _why_nothing(method: PathMethod[Any], device: torch.device) -> str:
+    wanted = method.config.compile
+    backend, _ = backends.choice(device)
+    if backend == "reference" and resolve_compile(wanted, device) == "off":
+        return f"compile={wanted!r} on {device.type}, and the reference, which needs no compiler, serves there"
+    return "all was compiled already"

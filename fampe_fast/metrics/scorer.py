@@ -1,0 +1,164 @@
+"""What the metrics ask of the model: probabilities or logits of many images, in chunks, plain or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fampe_fast.checks import check_classes
+from fampe_fast.runtime.chunking import ChunkSize
+from fampe_fast.runtime.compilation import Compile, Compiled, resolve_compile
+from fampe_fast.runtime.model import Model, input_dtype
+from fampe_fast.runtime.model_probe import Probed, answer
+from fampe_fast.runtime.outputs import probabilities, scores
+
+__all__ = ["Score", "Scorer", "check_compile"]
+
+Score = Literal["probability", "logit"]
+
+
+def check_compile(compile: object, device: torch.device) -> Literal["off", "on", "graphs"]:
+    """What one of the four ways is on a device.
+
+    Raises:
+        ValueError: another value, or graphs for a device that has none.
+    """
+    if compile not in get_args(Compile):
+        raise ValueError(f"compile must be one of {', '.join(get_args(Compile))}; got {compile!r}")
+    return resolve_compile(compile, device)  # type: ignore[arg-type]
+
+
+class _Forward(NamedTuple):
+    """A model's scores of all classes, compiled in two ways; called with the model, the pixels and the model's type."""
+
+    any_size: Compiled
+    """One graph for every number of images from 2."""
+    graphed: Compiled
+    """A CUDA graph for every number of images."""
+
+
+# Shared by all calls that score with a model: compiling takes long.
+_FORWARD: WeakKeyDictionary[Any, dict[Hashable, _Forward]] = WeakKeyDictionary()
+
+
+def _forward_of(model: Model, score: Score, probed: Probed) -> _Forward:
+    try:
+        known = _FORWARD.setdefault(model, {})
+    except TypeError:  # a callable that cannot be hashed or weakly referred to
+        known = {}
+    key = score, probed.reading, probed.writes_input
+    if key not in known:
+        # The model is an argument: a function that holds it would keep it alive in the table above.
+        def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
+            return _scores(model, pixels, dtype, score, probed)
+
+        what = f"the scores of {type(model).__name__}"
+        known[key] = _Forward(Compiled(forward, what), Compiled(forward, what, mode="reduce-overhead"))
+    return known[key]
+
+
+def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: Probed) -> Tensor:
+    """(P, classes), float32 or the float64 of the model."""
+    shown = pixels if dtype is None else pixels.to(dtype)
+    output = answer(model, shown.clone() if probed.writes_input else shown)
+    if output.ndim != 2:
+        raise ValueError(
+            f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(output.shape)}"
+        )
+    return probabilities(output, probed.reading) if score == "probability" else scores(output, probed.reading)
+
+
+class Scorer:
+    """The model's score of each row's target, in chunks, without waiting for the device between them."""
+
+    def __init__(
+        self,
+        model: Model,
+        targets: Tensor,
+        *,
+        chunks: ChunkSize,
+        probed: Probed,
+        compile: Literal["off", "on", "graphs"],
+        score: Score = "probability",
+        advance: Callable[[int], None],
+    ) -> None:
+        """Nothing is compiled before the first chunk.
+
+        Args:
+            model: in evaluation mode.
+            targets: (B,) int64, the images' classes, on their device.
+            chunks: images per model pass.
+            probed: what is known of the model.
+            compile: as ``check_compile`` gives it.
+            score: what is taken of the model's output.
+            advance: told after each pass how many images went through.
+
+        Raises:
+            ValueError: a target out of range.
+        """
+        if len(probed.shape) == 1:
+            check_classes(probed.shape, targets)
+        self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
+        self._dtype = input_dtype(model)
+        forward = _forward_of(model, score, probed)
+        self._plain: Callable[..., Tensor] = forward.any_size.plain
+        self._graphed = compile == "graphs"
+        self._compiled = None if compile == "off" else forward.graphed if self._graphed else forward.any_size
+
+    def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
+        """Scores of the rows that ``make`` gives for a slice of them, each for its image's target.
+
+        Args:
+            image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
+            make: gives the rows (p, C, H, W) of a slice, in the model's memory format; asked again for fewer where the
+                pass ran out of memory.
+            shared: so many of the first rows are scored for all targets.
+
+        Returns:
+            (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
+        """
+
+        def ask(part: slice) -> Tensor:
+            # Not inference_mode, whose tensors a model may keep, in a buffer or a cache, and could not train with.
+            with torch.no_grad():
+                return self._run(make(part))
+
+        own, common = [], []
+        for part, found in self._chunks.each(len(image_index), ask):
+            own.append(found.gather(1, self._targets[image_index[part], None])[:, 0])
+            common.append(found[: max(shared - part.start, 0), self._targets])
+            self._advance(len(found))
+        return torch.cat(own), torch.cat(common)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        compiled = self._compiled
+        if compiled is None or not compiled.active:
+            return self._plain(self._model, pixels, self._dtype)
+        count = len(pixels)
+        pixels = _padded(pixels, _size(count, self._chunks.size, self._graphed))
+        if self._graphed:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        elif len(pixels) > 1:
+            torch._dynamo.maybe_mark_dynamic(pixels, 0)
+        found: Tensor = compiled(self._model, pixels, self._dtype)
+        return found[:count]
+
+
+def _size(count: int, chunk: int, graphed: bool) -> int:
+    """How many images a compiled pass for ``count`` shows, so that few graphs serve all."""
+    if graphed:  # a power of two below the chunk: a remainder costs less than twice itself, and captures few graphs
+        return min(chunk, 1 << (count - 1).bit_length())
+    return min(chunk, max(count, 2))  # a compiler takes a size of one for a constant
+
+
+def _padded(pixels: Tensor, count: int) -> Tensor:
+    """The last image repeated, in the same memory format."""
+    if count == len(pixels):
+        return pixels
+    channels_last = pixels.shape[1] > 1 and pixels.is_contiguous(memory_format=torch.channels_last)
+    index = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
+    return pixels[index].contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

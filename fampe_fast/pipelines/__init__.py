@@ -1,1 +1,0 @@
-"""Whole jobs over files, and what they share: batches, labels, records. The command line and programs call them."""

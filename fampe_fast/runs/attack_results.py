@@ -1,0 +1,330 @@
+"""What band-limited attacks on image files are set to, and what is known of them: records, summaries, curves, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_count, check_cutoff
+from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
+from ..files import json_content
+from ..metrics import Estimate, mean_and_error
+from ..metrics.summary import bootstrap_interval
+from ..plots.bands import BandCurve
+from ..robustness.band_limited import DEFAULT_CONFIG, Band
+from ..robustness.transfer import fooled_share
+from .batches import Failure
+
+BANDS: tuple[Band, ...] = ("low", "high", "all")
+GRADIENTS: dict[str, type[PathConfig]] = {"plain": PathConfig, "fampe": FAMPEConfig, "attexplore": AttEXploreConfig}
+"""What the gradient of a step is averaged over: the images themselves, or a method's samples."""
+
+ATTACK = "attack"
+"""The kind of ``attack.json``."""
+CONFIDENCE = 0.95
+# The attack sets the one, and has no map for the other.
+_NOT_OF_ATTACKS = {"direction", "area_cutoff"}
+ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
+
+
+def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
+    """The configuration of an attack: ten steps of 8/255 in all, without smoothing and input diversity.
+
+    Args:
+        gradients: of ``GRADIENTS``; ``plain`` has one sample per step.
+        **options: other values of the fields of that method's configuration.
+
+    Raises:
+        ValueError: an unknown name or field, a value out of range, or several samples that would all be the same.
+        TypeError: a value of a wrong type.
+    """
+    if gradients not in GRADIENTS:
+        raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}; got {gradients!r}")
+    made = GRADIENTS[gradients]
+    known = {entry.name for entry in dataclasses.fields(made)} - _NOT_OF_ATTACKS
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"an attack with {gradients} gradients has no option(s) {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
+    plain = gradients == "plain"
+    defaults: dict[str, Any] = {"steps": DEFAULT_CONFIG.steps, "eps": DEFAULT_CONFIG.eps} | (
+        {"samples": 1} if plain else {}
+    )
+    config = made(**{**defaults, "smoothing": False, "input_diversity": False, **options})
+    if plain and config.samples > 1 and not config.input_diversity:
+        raise ValueError(f"plain gradients of {config.samples} samples are {config.samples} times the same one")
+    return config
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """What is done to every image.
+
+    Attributes:
+        bands: of ``BANDS``, at least one.
+        cutoff: between the low and the high band, in cycles over the shorter side, 0 or more.
+        config: of the attacks, as from ``attack_config``.
+        rings: of equal width in which the perturbations' energy is measured.
+
+    Raises:
+        ValueError: no band or an unknown one, a negative cut-off, fewer than one ring.
+        TypeError: numbers of a wrong type.
+    """
+
+    bands: tuple[Band, ...] = BANDS
+    cutoff: float = 30.0
+    config: PathConfig = DEFAULT_CONFIG
+    rings: int = 16
+
+    def __post_init__(self) -> None:
+        unknown = [band for band in self.bands if band not in BANDS]
+        if unknown or not self.bands:
+            raise ValueError(f"unknown band(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(BANDS)}")
+        object.__setattr__(self, "cutoff", check_cutoff("cutoff", self.cutoff))
+        object.__setattr__(self, "rings", check_count("rings", self.rings))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one image.
+
+    Attributes:
+        right: whether its first choice is the target.
+        probability: its probability of the target.
+    """
+
+    right: bool
+    probability: float
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """An attacked image rounded to 8 bits.
+
+    Attributes:
+        file: the PNG, relative to the study's folder.
+        largest_change: of a value, from the image as the model saw it, in pixel units.
+        band_share: the share of that change's energy in the band.
+        answer: the model's.
+    """
+
+    file: str
+    largest_change: float
+    band_share: float
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class AttackedImage:
+    """One image attacked in one band on one model.
+
+    Attributes:
+        band_share: the share of the perturbation's energy in the band.
+        energy: the perturbation's, per ring; sums to its squared Euclidean norm.
+        answers: of every model, by name.
+        saved: where the image was kept; None where it was not.
+    """
+
+    band_share: float
+    energy: list[float]
+    answers: dict[str, Answer]
+    saved: SavedImage | None = None
+
+    @classmethod
+    def of_result(cls, result: dict[str, Any], saved_as: str) -> AttackedImage:
+        """What ``ImageRecord.as_result`` made JSON of."""
+        saved = result["saved"]
+        if saved is not None:
+            saved = SavedImage(**{**saved, "answer": Answer(**saved["answer"])})
+            saved = replace(saved, file=str(PurePosixPath(saved.file).with_name(saved_as)))
+        return cls(result["band_share"], result["energy"], _answers(result["answers"]), saved)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """Everything about one image.
+
+    Attributes:
+        path: its file.
+        target: the class attacked.
+        before: the models' answers to the image as it is, by name.
+        attacks: by band, then by the model that was attacked.
+    """
+
+    path: Path
+    target: int
+    before: dict[str, Answer]
+    attacks: dict[str, dict[str, AttackedImage]]
+
+    def as_result(self) -> dict[str, Any]:
+        """All but the path, as JSON takes it."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+    @classmethod
+    def of_result(cls, path: Path, result: dict[str, Any], saved_as: str) -> ImageRecord:
+        """The record of a result.
+
+        Args:
+            path: the image's file.
+            result: from ``as_result``, by way of JSON.
+            saved_as: the name under which its attacked images are saved now.
+        """
+        attacks = {
+            band: {model: AttackedImage.of_result(found, saved_as) for model, found in sources.items()}
+            for band, sources in result["attacks"].items()
+        }
+        return cls(path, result["target"], _answers(result["before"]), attacks)
+
+
+def _answers(found: dict[str, Any]) -> dict[str, Answer]:
+    return {model: Answer(**answer) for model, answer in found.items()}
+
+
+@dataclass
+class AttackStudy:
+    """The state of a study, complete for every image it names.
+
+    Attributes:
+        settings: of the attacks.
+        models: names; the first is the one that was asked for, a second the one attacks are transferred to and from.
+        edges: radii of the rings, in cycles over the shorter side.
+        records: of the images attacked.
+        failures: images left out.
+        earlier: how many images an earlier run had attacked.
+    """
+
+    settings: AttackSettings
+    models: tuple[str, ...]
+    edges: list[float]
+    records: list[ImageRecord] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
+
+    def accuracy(self, model: str) -> Estimate:
+        """The share of the images whose target is the model's first choice, before any attack."""
+        return mean_and_error([float(record.before[model].right) for record in self.records])
+
+    def fooled(self, band: str, source: str, model: str) -> Estimate | None:
+        """Among the images the model is right about, the share it no longer is once ``source`` has been attacked."""
+        before = [record.before[model].right for record in self.records]
+        return fooled_share(before, [record.attacks[band][source].answers[model].right for record in self.records])
+
+    def fooled_as_saved(self, band: str) -> Estimate | None:
+        """The same of the first model attacked and asked, for the images as they were saved; None where none was."""
+        saved = [(record, record.attacks[band][self.models[0]].saved) for record in self.records]
+        kept = [(record.before[self.models[0]].right, image.answer.right) for record, image in saved if image]
+        return fooled_share([before for before, _ in kept], [after for _, after in kept])
+
+    def confidence(self, band: str | None) -> Estimate | None:
+        """The first model's mean probability of the target, over the images it is right about.
+
+        Args:
+            band: attacked in that band; None as they are.
+        """
+        name = self.models[0]
+        right = [record for record in self.records if record.before[name].right]
+        found = [r.before[name] if band is None else r.attacks[band][name].answers[name] for r in right]
+        return mean_and_error([answer.probability for answer in found]) if found else None
+
+    def band_share(self, band: str) -> Estimate:
+        """The mean share of the energy of the perturbations made on the first model in the band."""
+        return mean_and_error([record.attacks[band][self.models[0]].band_share for record in self.records])
+
+    def band_share_as_saved(self, band: str) -> Estimate | None:
+        """The same of the images as they were saved: rounding to 8 bits spreads over all bands; None where none was."""
+        saved = [record.attacks[band][self.models[0]].saved for record in self.records]
+        shares = [image.band_share for image in saved if image]
+        return mean_and_error(shares) if shares else None
+
+    def ring_shares(self, band: str) -> Tensor:
+        """(images, rings) float64: the rings' shares of the energy of the perturbations made on the first model."""
+        energy = torch.tensor(
+            [record.attacks[band][self.models[0]].energy for record in self.records], dtype=torch.float64
+        )
+        return energy / energy.sum(1, keepdim=True).clamp(min=1e-300)
+
+    def largest_saved_change(self) -> float | None:
+        """The largest change of a value among the images saved, in pixel units; None where none was."""
+        saved = [record.attacks[band][self.models[0]].saved for record in self.records for band in self.settings.bands]
+        return max((image.largest_change for image in saved if image), default=None)
+
+    def saved_stay_inside(self) -> bool:
+        """Whether all images saved lie in the ball of radius eps around what the model saw, 8 bits and all."""
+        largest = self.largest_saved_change()
+        return largest is None or largest <= self.settings.config.eps + ROUNDING / 255
+
+    def curves(self) -> dict[str, BandCurve]:
+        """What is plotted: the mean share of each ring with its interval, by band."""
+        edges = torch.tensor(self.edges, dtype=torch.float64)
+        shares = {band: self.ring_shares(band) for band in self.settings.bands}
+        return {
+            f"{band} band" if band != "all" else "no limit": BandCurve(
+                edges, found.mean(0), bootstrap_interval(found, CONFIDENCE)
+            )
+            for band, found in shares.items()
+        }
+
+    def as_json(self) -> str:
+        """Everything, as JSON; without images, no summary."""
+        return json_content(
+            ATTACK,
+            {
+                "settings": {
+                    "models": self.models,
+                    **asdict(self.settings),
+                    "config_type": type(self.settings.config).__name__,
+                },
+                "summary": self._summary() if self.records else {},
+                "images": [
+                    {"file": record.path.name, **{k: v for k, v in asdict(record).items() if k != "path"}}
+                    for record in self.records
+                ],
+                "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
+            },
+        )
+
+    def _summary(self) -> dict[str, object]:
+        def written(estimate: Estimate | None) -> dict[str, Any] | None:
+            return None if estimate is None else asdict(estimate)
+
+        name, rings = self.models[0], {}
+        for band, curve in zip(self.settings.bands, self.curves().values(), strict=True):
+            interval = curve.interval
+            rings[band] = {
+                "mean_share": curve.values.tolist(),
+                "lower": None if interval is None else interval[0].tolist(),
+                "upper": None if interval is None else interval[1].tolist(),
+            }
+        return {
+            "images": len(self.records),
+            "accuracy": {model: written(self.accuracy(model)) for model in self.models},
+            "confidence_before": written(self.confidence(None)),
+            "edges": self.edges,
+            "interval": f"{CONFIDENCE:g}, percentile bootstrap over images",
+            "bands": {
+                band: {
+                    "fooled": written(self.fooled(band, name, name)),
+                    "fooled_as_saved": written(self.fooled_as_saved(band)),
+                    "confidence_after": written(self.confidence(band)),
+                    "band_share": written(self.band_share(band)),
+                    "band_share_as_saved": written(self.band_share_as_saved(band)),
+                    "disturbance": rings[band],
+                }
+                for band in self.settings.bands
+            },
+            "transfer": {
+                band: {
+                    source: {model: written(self.fooled(band, source, model)) for model in self.models}
+                    for source in self.models
+                }
+                for band in self.settings.bands
+            },
+            "largest_saved_change": self.largest_saved_change(),
+        }

@@ -1,0 +1,235 @@
+"""Explain image files: a picture and an archive for each."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..files import (
+    FIGURE,
+    FOLDER,
+    Output,
+    check_outputs,
+    json_text,
+    mark_of,
+    npz_content,
+    remove_leftovers,
+    write_atomically,
+)
+from ..methods.base import AttributionMethod, PathMethod
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from ..plots import explanation_figure, save_figure
+from ..runtime.model_probe import probabilities_of
+from .batches import Batch, Failure, groups_of
+from .records import Item, digest_of_settings
+from .settings import everything_of, settings_of, unique_names
+
+MAP = "map"
+"""The kind of the archives."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of an explained file.
+
+    Attributes:
+        path: the file.
+        target: the class explained.
+        class_name: its name.
+        probability: the model's for that class.
+        predicted: the model's own first choice.
+        cutoff: in cycles over the shorter side; None for methods without one.
+        seconds: of the batch, divided by its images.
+        picture: the PNG written.
+        archive: the ``.npz`` written: map, image, target, predicted, probability, cutoff, seconds, settings (JSON).
+        earlier: whether an earlier run had finished it.
+    """
+
+    path: Path
+    target: int
+    class_name: str
+    probability: float
+    predicted: int
+    cutoff: float | None
+    seconds: float
+    picture: Path
+    archive: Path
+    earlier: bool = False
+
+
+def explanation_outputs(paths: Sequence[Path], out: Path) -> list[Output]:
+    """What ``explain_files`` writes."""
+    return [
+        Output(out, FOLDER),
+        *(
+            output
+            for name in unique_names(paths)
+            for output in (Output(out / f"{name}.png", FIGURE), Output(out / f"{name}.npz", MAP))
+        ),
+    ]
+
+
+def explain_files(
+    classifier: Classifier,
+    method: AttributionMethod,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    target: int | None = None,
+    batch_size: int = 8,
+    internal_batch_size: int | None = None,
+    on_result: Callable[[Explanation], None] = lambda result: None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+    on_replaced: Callable[[Path], None] = lambda archive: None,
+) -> list[Explanation]:
+    """Explain files and write ``NAME.png`` and ``NAME.npz`` for each into ``out``, each whole or not at all.
+
+    An archive that is there and was made from the same image, place, target, model and settings is not made again.
+
+    Args:
+        classifier: the model.
+        method: made for this classifier.
+        paths: image files; a file's place in this list names it in the random stream.
+        out: folder, made if missing.
+        target: class explained in every image; None explains the model's own choice.
+        batch_size: images read and explained together.
+        internal_batch_size: samples per model pass.
+        on_result: called as soon as a file's results are written.
+        on_failure: called for a file that cannot be read or explained.
+        on_replaced: called for an archive of another image or other settings that is about to be replaced.
+
+    Returns:
+        The explanations, in order.
+
+    Raises:
+        ValueError: an output would replace an image, or a file that this package did not write.
+        OSError: the results cannot be written.
+    """
+    check_outputs(explanation_outputs(paths, out), paths)
+    remove_leftovers(out)
+    names = unique_names(paths)
+    model = identity_of(classifier)
+    settings = {**model, **settings_of(method)}
+    everything = {"command": "explain", "version": __version__, **model, "maps": everything_of(method, classifier)}
+    done: dict[int, Explanation] = {}
+
+    def key_of(item: Item) -> str:
+        return digest_of_settings(everything | {"image": item.digest, "id": item.position, "target": target})
+
+    def finished(item: Item, result: Explanation, image: Tensor, attribution: Tensor) -> None:
+        # The name is in the picture alone: the same map may be drawn with another one.
+        key = digest_of_settings({"archive": key_of(item), "class_name": result.class_name})
+        mark = mark_of(result.picture)
+        if mark is None or mark.key != key:
+            figure = explanation_figure(
+                image, attribution, class_name=result.class_name, probability=result.probability, cutoff=result.cutoff
+            )
+            save_figure(figure, result.picture, key=key)
+        done[item.position] = result
+        on_result(result)
+
+    def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]:
+        began = time.perf_counter()
+        probabilities = probabilities_of(classifier, batch.images)
+        targets = probabilities.argmax(1) if target is None else torch.full_like(probabilities[:, 0], target).long()
+        ids, chunk = batch.positions, internal_batch_size
+        cutoff: Tensor | None = None
+        if isinstance(method, PathMethod):
+            maps, details = method.attribute(
+                batch.images, targets, image_ids=ids, internal_batch_size=chunk, return_details=True
+            )
+            cutoff = details.cutoff
+        else:
+            maps = method.attribute(batch.images, targets, image_ids=ids, internal_batch_size=chunk)
+        class_names = [classifier.class_name(int(chosen)) for chosen in targets]
+        return maps, probabilities, targets, cutoff, class_names, (time.perf_counter() - began) / len(batch.paths)
+
+    def keep(
+        batch: Batch, items: list[Item], found: tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]
+    ) -> None:
+        maps, probabilities, targets, cutoffs, class_names, seconds = found
+        results = []
+        for k, item in enumerate(items):
+            chosen = int(targets[k])
+            picture, archive = (out / f"{names[item.position]}.{ending}" for ending in ("png", "npz"))
+            results.append(
+                Explanation(
+                    item.path,
+                    chosen,
+                    class_names[k],
+                    float(probabilities[k, chosen]),
+                    int(probabilities[k].argmax()),
+                    None if cutoffs is None else float(cutoffs[k]),
+                    seconds,
+                    picture,
+                    archive,
+                )
+            )
+        # All archives first: they are what a run that goes on is spared, and a picture takes longer than an archive.
+        for k, (item, result) in enumerate(zip(items, results, strict=True)):
+            mark = mark_of(result.archive)
+            if mark is not None and mark.key != key_of(item):
+                on_replaced(result.archive)
+            _write(result, batch.images[k], maps[k], settings, key_of(item))
+        for k, (item, result) in enumerate(zip(items, results, strict=True)):
+            finished(item, result, batch.images[k], maps[k])
+
+    for group in groups_of(classifier, paths, None, batch_size, on_failure):
+        for item in group.items:
+            earlier = _earlier(item, out / names[item.position], key_of(item), classifier)
+            if earlier is not None:
+                finished(item, *earlier)
+        group.settle(lambda item: item.position in done, work, keep)
+    return [done[position] for position in sorted(done)]
+
+
+def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[Explanation, Tensor, Tensor] | None:
+    """What an earlier run has found of an image, with the image and its map; None where there is nothing."""
+    picture, archive = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.npz")
+    mark = mark_of(archive)
+    if item.digest is None or mark is None or mark.kind != MAP or mark.key != key:
+        return None
+    try:
+        with np.load(archive) as found:
+            chosen, cutoff = int(found["target"]), float(found["cutoff"])
+            result = Explanation(
+                item.path,
+                chosen,
+                classifier.class_name(chosen),
+                float(found["probability"]),
+                int(found["predicted"]),
+                None if np.isnan(cutoff) else cutoff,
+                float(found["seconds"]),
+                picture,
+                archive,
+                earlier=True,
+            )
+            return result, torch.from_numpy(found["image"]), torch.from_numpy(found["map"])
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):  # damaged since
+        return None
+
+
+def _write(result: Explanation, image: Tensor, attribution: Tensor, settings: dict[str, object], key: str) -> None:
+    content = npz_content(
+        MAP,
+        key,
+        map=attribution.cpu().numpy(),
+        image=image.cpu().numpy(),
+        target=result.target,
+        predicted=result.predicted,
+        probability=result.probability,
+        cutoff=np.nan if result.cutoff is None else result.cutoff,
+        seconds=result.seconds,
+        settings=json_text(settings),
+    )
+    write_atomically(result.archive, content)

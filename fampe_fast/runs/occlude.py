@@ -1,0 +1,229 @@
+"""Occluded Frequency over image files: a curve per image, their mean with its confidence interval, JSON and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
+from ..frequency.bands import equal_width_bands
+from ..metrics.summary import RESAMPLES, bootstrap_interval
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from ..plots import save_figure
+from ..plots.bands import BandCurve, bands_figure
+from ..robustness.occluded_frequency import OccludedFrequency
+from .batches import Batch, Failure, Group, groups_of
+from .records import RECORDS, Item, Records, never_twice
+
+OCCLUSION = "occluded frequency"
+"""The kind of ``occluded_frequency.json``."""
+
+
+@dataclass
+class OcclusionStudy:
+    """The state of a study, complete for every image it names.
+
+    Attributes:
+        settings: of the model and the method.
+        confidence: of the intervals, in (0, 1).
+        paths: images measured.
+        targets: the class of each.
+        base: the score of each image as it is.
+        drops: for each image its K drops.
+        edges: for each image the K + 1 radii of its bands, in cycles over the shorter side.
+        energy: for each image the bands' shares of its energy.
+        failures: images left out.
+        earlier: how many images an earlier run had measured.
+    """
+
+    settings: dict[str, object]
+    confidence: float
+    paths: list[Path] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    base: list[float] = field(default_factory=list)
+    drops: list[list[float]] = field(default_factory=list)
+    edges: list[list[float]] = field(default_factory=list)
+    energy: list[list[float]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
+
+    def mean_drops(self) -> Tensor:
+        """(K,) float64, the mean drop of each band over the images."""
+        return torch.tensor(self.drops, dtype=torch.float64).mean(0)
+
+    def interval(self) -> Tensor | None:
+        """(2, K): bootstrap interval of the mean drops; None for fewer than two images."""
+        return bootstrap_interval(torch.tensor(self.drops, dtype=torch.float64), self.confidence)
+
+    def median_edges(self) -> Tensor:
+        """(K + 1,), the radii of the bands; where each image has its own, their medians over the images."""
+        return torch.tensor(self.edges, dtype=torch.float64).quantile(0.5, 0)
+
+    def curve(self) -> BandCurve:
+        """What is plotted: the mean drops with their interval, over the bands' radii."""
+        return BandCurve(self.median_edges(), self.mean_drops(), self.interval())
+
+    def as_json(self) -> str:
+        """Everything, as JSON; without images, no summary."""
+        summary: dict[str, object] = {}
+        if self.paths:
+            interval = self.interval()
+            summary = {
+                "images": len(self.paths),
+                "mean_score": sum(self.base) / len(self.base),
+                "edges": self.median_edges().tolist(),
+                "mean_drop": self.mean_drops().tolist(),
+                "lower": None if interval is None else interval[0].tolist(),
+                "upper": None if interval is None else interval[1].tolist(),
+                "interval": f"{self.confidence:g}, percentile bootstrap over images, {RESAMPLES} resamples",
+            }
+        return json_content(
+            OCCLUSION,
+            {
+                "settings": self.settings,
+                "summary": summary,
+                "images": [
+                    {
+                        "file": path.name,
+                        "target": self.targets[k],
+                        "score": self.base[k],
+                        "edges": self.edges[k],
+                        "drops": self.drops[k],
+                        "energy": self.energy[k],
+                    }
+                    for k, path in enumerate(self.paths)
+                ],
+                "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
+            },
+        )
+
+
+def occlusion_outputs(out: Path) -> list[Output]:
+    """What ``occlude_files`` writes."""
+    return [
+        Output(out, FOLDER),
+        Output(out / "occluded_frequency.json", OCCLUSION),
+        Output(out / "occluded_frequency.png", FIGURE),
+        Output(out / "occluded_frequency.jsonl", RECORDS),
+    ]
+
+
+def occlude_files(
+    classifier: Classifier,
+    method: OccludedFrequency,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    targets: Sequence[int] | None = None,
+    confidence: float = 0.95,
+    batch_size: int = 8,
+    internal_batch_size: int | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> OcclusionStudy:
+    """Remove the bands of every file, one by one; ``out/occluded_frequency.json`` and ``.png``.
+
+    What is measured of a batch is on disk (``out/occluded_frequency.jsonl``) at once, and is not measured again for the
+    same image, place, target, model and settings. Interrupted, it sums up what has been measured and lets the interrupt
+    through.
+
+    Args:
+        classifier: the model.
+        method: made for this classifier.
+        paths: image files.
+        out: folder, made if missing.
+        targets: the class of each file; None takes the model's own choice.
+        confidence: of the bootstrap intervals of the mean, in (0, 1).
+        batch_size: images read together.
+        internal_batch_size: images per model pass.
+        on_images: called with the number of images just measured.
+        on_failure: called for an image left out.
+
+    Returns:
+        The ``OcclusionStudy``.
+
+    Raises:
+        ValueError: a confidence outside (0, 1), or an output would replace an image or a file of another's.
+        OSError: the results cannot be written.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+    if method.spacing == "width":  # more bands than the images have frequencies for are refused here, once
+        equal_width_bands(*classifier.input_size, method.bands, include_dc=method.include_dc)
+    check_outputs(occlusion_outputs(out), paths)
+    remove_leftovers(out)
+    settings: dict[str, object] = {
+        **identity_of(classifier),
+        "method": method.name,
+        "bands": method.bands,
+        "spacing": method.spacing,
+        "score": method.score,
+        "include_dc": method.include_dc,
+        "clamp": method.clamp,
+        "model_passes": method.bands + 1,
+    }
+    study = OcclusionStudy(settings, confidence)
+    groups: list[Group] = []
+
+    def failed(failure: Failure) -> None:
+        study.failures.append(failure)
+        on_failure(failure)
+
+    def work(batch: Batch) -> list[dict[str, Any]]:
+        chosen = None if targets is None else [targets[position] for position in batch.positions]
+        found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
+        columns = {"target": found.target, "base": found.base, "drops": found.drops}
+        rows = {
+            name: values.tolist() for name, values in {**columns, "edges": found.edges, "energy": found.energy}.items()
+        }
+        return [{name: values[k] for name, values in rows.items()} for k in range(len(batch.paths))]
+
+    with Records(out / "occluded_frequency.jsonl", "occlude") as records:
+        own = type(method) is OccludedFrequency and method.forward_func is classifier
+        known = {**settings, "bounds": method.bounds, **({} if own else {"unknown": never_twice()})}
+        context = records.context(known)
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                study.earlier += sum(records.get(context, item) is not None for item in group.items)
+                groups.append(group)
+                group.settle_in(records, context, work)
+                on_images(len(group.items))
+        finally:
+            # Of the group at work too, where the interrupt came between its results and the next line.
+            measured = [i for group in groups for i in group.items if records.get(context, i) is not None]
+            if measured:
+                _fill(study, records, context, measured)
+                _save(study, out)
+    return study
+
+
+def _fill(study: OcclusionStudy, records: Records, context: str, measured: Sequence[Item]) -> None:
+    """The study of what is on record."""
+    for item in measured:
+        found = records.get(context, item)
+        assert found is not None
+        study.paths.append(item.path)
+        study.targets.append(found["target"])
+        study.base.append(found["base"])
+        study.drops.append(found["drops"])
+        study.edges.append(found["edges"])
+        study.energy.append(found["energy"])
+
+
+def _save(study: OcclusionStudy, out: Path) -> None:
+    write_atomically(out / "occluded_frequency.json", study.as_json().encode())
+    name = str(study.settings["model"])
+    figure = bands_figure(
+        {name: study.curve()},
+        title=f"{name}: drop without one band, {len(study.paths)} images",
+        score=str(study.settings["score"]),
+        by_number=study.settings["spacing"] == "energy",
+        confidence=study.confidence,
+    )
+    save_figure(figure, out / "occluded_frequency.png")

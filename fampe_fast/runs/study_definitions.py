@@ -1,0 +1,163 @@
+"""The studies that come with the package: FAMPE's numbers, one or two at a time, against AttEXplore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine.config import FAMPEConfig
+from .study_design import Study, Variant
+
+_BYTE = 1 / 255
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all variants of a study share.
+
+    Attributes:
+        steps: T.
+        samples: N.
+        seed: of the random numbers.
+        options: of FAMPE, for every variant that does not vary them itself.
+    """
+
+    steps: int = 10
+    samples: int = 20
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def fampe(self, label: str, axis: str = "", value: float = 0.0, series: str = "fampe", **options: Any) -> Variant:
+        """FAMPE with some options of its own."""
+        return Variant(label, "fampe", {**self.path(), **self.options, **options}, axis, value, series)
+
+    def baseline(self) -> Variant:
+        """AttEXplore at the same number of passes."""
+        return Variant("attexplore", "attexplore", self.path())
+
+    def path(self) -> dict[str, Any]:
+        """Of every path method."""
+        return {"steps": self.steps, "samples": self.samples, "seed": self.seed}
+
+
+def _methods(budget: Budget) -> Study:
+    path = {**budget.path(), **budget.options}
+    return Study(
+        "methods", "Which method, and which part of it?",
+        (
+            budget.baseline(),
+            Variant("fampe_published", "fampe_published", path),
+            budget.fampe("fampe"),
+            budget.fampe("fampe, attribution as collected", area_cutoff=None),
+            Variant("attexplore, two scales", "attexplore", {**budget.path(), "area_cutoff": FAMPEConfig.area_cutoff}),
+        ),
+    )  # fmt: skip
+
+
+def _peers(budget: Budget) -> Study:
+    passes = budget.steps * budget.samples
+    return Study(
+        "peers", "Which method, at the same number of passes and at fewer?",
+        (
+            budget.baseline(),
+            budget.fampe("fampe"),
+            budget.fampe("fampe, T=10, N=2", steps=10, samples=2),
+            budget.fampe("fampe, T=5, N=2", steps=5, samples=2),
+            Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), "steps": 5, "samples": 2}),
+            *(
+                Variant(f"{name}, {'absolute' if absolute else 'signed'}", name, {**options, "absolute": absolute})
+                for name, options in (
+                    ("integrated_gradients", {"passes": passes}),
+                    ("smoothgrad", {"passes": passes, "seed": budget.seed}),
+                )
+                for absolute in (True, False)
+            ),
+            Variant("saliency", "saliency"),
+        ),
+    )  # fmt: skip
+
+
+def _explorer(budget: Budget) -> Study:
+    variants = [
+        Variant(f"{name}, other explorer", name, path, explored=True)
+        for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), **budget.options}))
+    ]
+    return Study(
+        "explorer", "Do samples met on another model's path serve as well?",
+        (budget.baseline(), budget.fampe("fampe"), *variants),
+    )  # fmt: skip
+
+
+def _alpha(budget: Budget) -> Study:
+    variants = [budget.fampe(f"alpha={tenths / 10:g}", "alpha", tenths / 10, alpha=tenths / 10) for tenths in range(11)]
+    return Study("alpha", "How much should the low band weigh?", (budget.baseline(), *variants))
+
+
+def _cutoff(budget: Budget) -> Study:
+    by_energy = [
+        budget.fampe(
+            f"tau={tau:g}, {'with' if dc else 'without'} DC",
+            "tau",
+            tau,
+            "energy with DC" if dc else "energy without DC",
+            tau=tau,
+            include_dc=dc,
+            cutoff=None,
+        )
+        for dc in (True, False)
+        for tau in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+    ]
+    fixed = [
+        budget.fampe(f"cutoff={radius}", "cut-off (cycles)", radius, "fixed", cutoff=float(radius))
+        for radius in (30, 50, 70)
+    ]
+    return Study(
+        "cutoff", "Where should the bands be told apart: by energy, or at a fixed radius?",
+        (budget.baseline(), *by_energy, *fixed),
+    )  # fmt: skip
+
+
+def _budget(budget: Budget) -> Study:
+    variants = [
+        budget.fampe(f"T={steps}, N={samples}", "passes", steps * samples, f"N={samples}", steps=steps, samples=samples)
+        for samples in (2, 5, 10, 20)
+        for steps in (1, 2, 5, 10)
+    ]
+    return Study("budget", "How many steps and samples are enough?", (budget.baseline(), *variants))
+
+
+def _noise(budget: Budget) -> Study:
+    sigmas = [
+        budget.fampe(f"sigma={level}/255", "sigma * 255", level, "sigma", sigma=level * _BYTE)
+        for level in (0, 4, 8, 16, 32, 64)
+    ]
+    rhos = [budget.fampe(f"rho={rho:g}", "rho", rho, "rho", rho=rho) for rho in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    return Study("noise", "How strong should the perturbations be?", (budget.baseline(), *sigmas, *rhos))
+
+
+STUDIES: Mapping[str, Callable[[Budget], Study]] = {
+    "methods": _methods,
+    "peers": _peers,
+    "alpha": _alpha,
+    "cutoff": _cutoff,
+    "budget": _budget,
+    "noise": _noise,
+    "explorer": _explorer,
+}
+"""The studies by name."""
+
+
+def define_study(name: str, budget: Budget | None = None) -> Study:
+    """A study by name.
+
+    Args:
+        name: a key of ``STUDIES``.
+        budget: steps, samples, seed and options that its variants share; default: AttEXplore's T = 10, N = 20.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; known are {', '.join(STUDIES)}")
+    return STUDIES[name](budget or Budget())

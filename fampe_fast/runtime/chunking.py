@@ -1,0 +1,216 @@
+"""How many images a model pass takes: asked for, or as many as fit; halved once where they did not."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import warn
+from .model import Model, chunk_size
+from .model_probe import Probed, probe
+from .out_of_memory import is_out_of_memory, with_advice
+
+Result = TypeVar("Result")
+
+# Of the free memory; the rest is for workspaces and fragmentation.
+_SHARE = 0.8
+# The backward pass holds gradients of activations beside what the forward pass has saved.
+_BESIDE = 2
+# Spectrum, sample, gradient and their like, in units of a sample.
+_OWN = 8
+
+# The largest chunk that fitted after one that did not, by model and kind of pass.
+_FITTING: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+
+
+class ChunkSize:
+    """Images per model pass, for one run.
+
+    Attributes:
+        size: how many at most.
+    """
+
+    def __init__(self, models: tuple[Model, ...], images: Tensor, size: int, kind: Hashable) -> None:
+        """Take a size, or what was found to fit before.
+
+        Args:
+            models: whose passes they are.
+            images: (B, C, H, W), what the passes are made of.
+            size: images per pass, if they fit.
+            kind: of pass; what fitted is remembered for each.
+        """
+        self._models = models
+        self._images = tuple(images.shape)
+        self._device = images.device
+        self._key = images.device, self._images[1:], kind
+        self._halved = False
+        self.size = min([size, *(known[self._key] for known in self._known() if self._key in known)])
+
+    @classmethod
+    def for_gradients(
+        cls,
+        models: tuple[Model, ...],
+        images: Tensor,
+        asked: int | None,
+        precision: str = "fp32",
+        probed: Sequence[Probed] | None = None,
+    ) -> ChunkSize:
+        """For forward and backward passes over samples of images.
+
+        Args:
+            models: whose passes they are.
+            images: (B, C, H, W), what will be explained.
+            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory.
+            precision: of the passes.
+            probed: what is known of the models, where they have been probed.
+
+        Raises:
+            TypeError, ValueError: a choice that is no whole number of at least 1, or models that ``probe`` refuses.
+        """
+        size = chunk_size(asked, images.device)
+        if len(images):
+            found = [probe(model, images) for model in models] if probed is None else probed
+            size = min(_at_most(size, asked, one) for one in found)
+            if asked is None:
+                size = min(size, *(_that_fit(one, images) or size for one in found))
+        return cls(models, images, size, precision)
+
+    @classmethod
+    def for_scores(cls, model: Model, images: Tensor, asked: int | None, probed: Probed | None = None) -> ChunkSize:
+        """For forward passes, which keep nothing.
+
+        Args:
+            model: whose passes they are.
+            images: (B, C, H, W), whose variants will be scored.
+            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere.
+            probed: what is known of the model, where it has been probed.
+
+        Raises:
+            TypeError, ValueError: a choice that is no whole number of at least 1, or a model that ``probe`` refuses.
+        """
+        size = chunk_size(asked, images.device)
+        if len(images):
+            size = _at_most(size, asked, probe(model, images) if probed is None else probed)
+        return cls((model,), images, size, "scores")
+
+    def run(self, call: Callable[[int], Result], rows: int) -> Result:
+        """The result of a call that takes the size; where it runs out of memory, with half of it, once in a run.
+
+        Args:
+            call: makes passes of at most so many images.
+            rows: how many it cuts into passes, evenly (``even_parts``).
+
+        Raises:
+            torch.OutOfMemoryError: the memory does not suffice for half of it either.
+        """
+        try:
+            return call(self.size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            tried = -(-rows // even_parts(rows, self.size))
+            if self._halved or tried == 1:
+                raise
+        # Out here the traceback, which holds the call's tensors, is gone.
+        self._halve(tried)
+        return call(self.size)
+
+    def each(self, rows: int, call: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
+        """The results of a call for one part of the rows after another, which runs as in ``run``.
+
+        Args:
+            rows: how many there are.
+            call: makes one pass of a slice of them; asked again for fewer where it ran out of memory.
+        """
+        begin = 0
+        while begin < rows:
+
+            def one(size: int, begin: int = begin) -> Result:
+                return call(slice(begin, min(begin + size, rows)))
+
+            found = self.run(one, min(self.size, rows - begin))
+            end = min(begin + self.size, rows)
+            yield slice(begin, end), found
+            begin = end
+
+    @contextmanager
+    def advice(self) -> Iterator[None]:
+        """Say what to change where the memory does not suffice.
+
+        Raises:
+            torch.OutOfMemoryError: in place of the one that says how many bytes were missing.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise with_advice(error, self.size, self._images) from error
+
+    def _halve(self, tried: int) -> None:
+        self._halved = True
+        self.size = tried // 2
+        for known in self._known():
+            known[self._key] = self.size
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        warn(
+            f"out of memory with {tried} images per model pass: going on with {self.size}, in later calls with this "
+            f"model as well (internal_batch_size={self.size} spares the attempt)"
+        )
+
+    def _known(self) -> list[dict[Hashable, int]]:
+        return [_FITTING.setdefault(model, {}) for model in self._models if isinstance(model, nn.Module)]
+
+
+def _at_most(size: int, asked: int | None, probed: Probed) -> int:
+    """The size; 1 for a model that takes one image at a time.
+
+    Raises:
+        ValueError: more was asked for than 1 of such a model.
+    """
+    if not probed.single:
+        return size
+    if asked is not None and asked > 1:
+        raise ValueError(
+            f"the model takes one image at a time ({probed.single}), and internal_batch_size is {asked}: give 1"
+        )
+    if asked is None:
+        warn(f"the model takes one image at a time ({probed.single}): every pass is of one (internal_batch_size=1)")
+    return 1
+
+
+def even_parts(rows: int, size: int) -> int:
+    """Into how many parts of at most ``size`` rows are cut; even ones, as a small remainder costs more per row."""
+    return -(-rows // size)
+
+
+def _that_fit(probed: Probed, images: Tensor) -> int | None:
+    """As many samples as the free memory holds, at least one; None where that is not known."""
+    saved, free = probed.saved_bytes, free_memory(images.device)
+    if saved is None or free is None:
+        return None
+    each = _BESIDE * saved + _OWN * images[0].numel() * 4
+    return max(1, int(_SHARE * free / each))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still hand out; None where it does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "cpu":
+        try:
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return None

@@ -1,0 +1,119 @@
+"""``torch.compile`` for functions that must run all the same where it fails."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+
+from ..errors import warn
+from .isolation import DEVICE_TYPES
+from .tf32 import matrix_precision
+
+Compile = Literal["auto", "off", "on", "graphs"]
+
+_FILTERING = threading.RLock()
+
+
+def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
+    """What ``auto`` is on a device: off on a CPU, on elsewhere.
+
+    Raises:
+        ValueError: CUDA graphs for a device that has none.
+    """
+    if wanted == "graphs" and device.type != "cuda":
+        raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
+    if wanted == "auto":
+        return "off" if device.type == "cpu" else "on"
+    return wanted
+
+
+class Compiled:
+    """A function through ``torch.compile(fullgraph=True)``; once a call of that fails, the plain function serves.
+
+    Attributes:
+        active: whether the compiled function serves.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str, **options: Any) -> None:
+        """Compile lazily, at the first call.
+
+        Args:
+            function: a plain function, closure or not.
+            what: its name in the warning.
+            options: of ``torch.compile``.
+        """
+        self.plain = function
+        self.active = True
+        self._what = what
+        self._options = options
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the compiled function, or the plain one once the compiler has failed.
+
+        Raises:
+            Whatever the plain function raises, and out-of-memory errors.
+        """
+        if not self.active:
+            return self.plain(*args)
+        try:
+            settings = _settings()
+            compiled = self._compiled.get(settings)
+            return compiled(*args) if compiled else self._first_call(settings, *args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.active = False
+            result = self.plain(*args)  # raises what is the caller's mistake and not the compiler's
+            reason = " ".join(str(error).split())
+            warn(
+                f"torch.compile failed for {self._what}, which now runs uncompiled: "
+                f"{type(error).__name__}: {reason[:300]}"
+            )
+            return result
+
+    def _first_call(self, settings: tuple[Any, ...], *args: Any) -> Any:
+        # The filters belong to the whole process: two threads that both kept and put them back would mix them up.
+        with _FILTERING, warnings.catch_warnings():
+            # Spectra only pass through; what works on them is not the compiler's.
+            warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
+            compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)
+            self._compiled[settings] = compiled
+            return compiled(*args)
+
+
+def _settings() -> tuple[Any, ...]:
+    """Return the settings of the process for each of which the compiler makes another graph.
+
+    It gives a function up after eight graphs, so that each combination of settings has a function of its own.
+    """
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        matrix_precision(),
+        torch.is_autocast_cache_enabled(),
+        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICE_TYPES),
+    )
+
+
+def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiler counts and limits its graphs per code object, which all closures of one function share."""
+    if not isinstance(function, FunctionType):
+        return function
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own

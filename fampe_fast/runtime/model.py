@@ -1,0 +1,113 @@
+"""What the package takes for a model, and how it treats one: checks, formats, frozen parameters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_count
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+
+
+def check_model(model: Model, images: Tensor) -> None:
+    """The model must be in evaluation mode, on the images' device.
+
+    Raises:
+        TypeError: the model cannot be called.
+        ValueError: training mode, or parameters on another device.
+    """
+    if not callable(model):
+        raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        return
+    fixed = {part for module in model.modules() if _is_exported(module) for part in module.modules()}
+    # A frozen TorchScript module has no such flag.
+    training = [
+        name or type(model).__name__
+        for name, module in model.named_modules()
+        if _in_training(module) and module not in fixed
+    ]
+    if training:
+        raise ValueError(
+            f"the model is in training mode ({len(training)} modules, {training[0]!r} first), where dropout and batch "
+            "statistics make results random: call model.eval()"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device != images.device:
+            raise ValueError(
+                f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
+                "move one of them with .to(device)"
+            )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    """Whether a module is a program of ``torch.export``: its flag says nothing, and ``eval()`` raises."""
+    return isinstance(module, torch.fx.GraphModule) and "train" in vars(module)
+
+
+def _in_training(module: nn.Module) -> bool:
+    return bool(getattr(module, "training", False))
+
+
+def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
+    """Images per model pass; None is 8 on a CPU and 64 elsewhere."""
+    if internal_batch_size is None:
+        return 8 if device.type == "cpu" else 64
+    return check_count("internal_batch_size", internal_batch_size)
+
+
+def input_dtype(model: Model) -> torch.dtype | None:
+    """The type the model computes in, that of its first floating parameter; None where there is none to ask."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
+def memory_format(model: Model) -> torch.memory_format:
+    """Channels-last for a channels-last model; others may use view() on what they get."""
+    if isinstance(model, nn.Module):
+        for weight in model.parameters():
+            if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+                return torch.channels_last
+    return torch.contiguous_format
+
+
+@contextmanager
+def frozen_parameters(model: Model) -> Iterator[None]:
+    """Keep the parameters out of the graph, so that no pass computes or stores anything for their gradients.
+
+    Several threads may hold one model's parameters frozen: the last to leave gives ``requires_grad`` back.
+    """
+    mine = []
+    with _FREEZING:
+        for parameter in model.parameters() if isinstance(model, nn.Module) else ():
+            if id(parameter) in _FROZEN or (parameter.requires_grad and not parameter.is_inference()):
+                _FROZEN.setdefault(id(parameter), _Frozen(parameter)).holders += 1
+                parameter.requires_grad_(False)
+                mine.append(id(parameter))
+    try:
+        yield
+    finally:
+        with _FREEZING:
+            for key in mine:
+                frozen = _FROZEN[key]
+                frozen.holders -= 1
+                if not frozen.holders:
+                    del _FROZEN[key]
+                    frozen.parameter.requires_grad_(True)
+
+
+class _Frozen:
+    """A parameter that was trainable, and how many blocks hold it frozen."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.holders = 0
+
+
+_FREEZING = threading.Lock()
+_FROZEN: dict[int, _Frozen] = {}

@@ -1,0 +1,397 @@
+"""Show a model an image before work starts: what its output is, what it keeps, and what it cannot do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .model import Model, frozen_parameters, input_dtype, memory_format
+from .out_of_memory import is_out_of_memory, with_advice
+from .outputs import Output, Reading, declared_output, logits_in, probabilities, resolve_reading
+
+
+class Probed(NamedTuple):
+    """What a model's answers to an image told."""
+
+    shape: tuple[int, ...]
+    """Of its output for an image, without the batch: (classes,) or (classes, ...)."""
+    saved_bytes: int | None
+    """Kept for the backward pass; None where that cannot be seen."""
+    reading: Reading
+    """How its output is read."""
+    writes_input: bool
+    """Whether it changes the images it is given, in place."""
+    single: str
+    """Why it takes one image at a time and no more; empty where it takes several."""
+    no_gradient: str
+    """Why autograd does not see the way from the image to the output; empty where it does."""
+    hidden: tuple[ref[nn.Module], ...]
+    """Modules that ran and are not registered in the model."""
+
+
+NOT_PROBED = Probed((), None, "softmax", False, "", "", ())
+"""What stands for a model that is shown no image."""
+
+# How far another image may move an output, as a share of the largest: dynamic quantisation does so by half a percent.
+_COMPANY = 0.05
+
+# A pass per call would be one wasted for each image that is explained alone.
+_PROBED: WeakKeyDictionary[nn.Module, dict[Hashable, Probed]] = WeakKeyDictionary()
+# Of other callables the companions are seen once: they are asked again in every call, as what they run may change.
+_COMPANIONS: WeakKeyDictionary[Callable[..., object], dict[Hashable, tuple[bool, str]]] = WeakKeyDictionary()
+
+
+def probe(model: Model, images: Tensor) -> Probed:
+    """Show the first image to a model, once for each kind of image; other callables than modules are asked every time.
+
+    Args:
+        model: gives (B, classes) or (B, classes, ...).
+        images: (B, C, H, W), B at least 1.
+
+    Raises:
+        TypeError: the output is no tensor and holds none.
+        ValueError: its first dimension is not the batch, it has no class dimension, it plainly is something else than
+            was said of it (``outputs.resolve_reading``), or a module is in training mode: one that runs without being
+            registered in the model, or shows in an output that differs between equal images.
+    """
+    declared = declared_output(model)
+    if not isinstance(model, nn.Module):
+        return _asked(model, images, declared, _companions_of(model))
+    known = _PROBED.setdefault(model, {})
+    # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
+    parts = tuple(parameter.shape for parameter in model.parameters()), tuple(map(type, model.modules()))
+    key = images.device, input_dtype(model), images.shape[1:], parts, declared
+    if key not in known:
+        known[key] = _asked(model, images, declared, {})
+    found = known[key]
+    for hidden in found.hidden:
+        module = hidden()
+        if module is not None:
+            _refuse_training(module)
+    return found
+
+
+def _asked(
+    model: Model, images: Tensor, declared: Output | None, companions: dict[Hashable, tuple[bool, str]]
+) -> Probed:
+    try:
+        return _ask(model, images[:1], declared, companions)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise with_advice(error, 1, images.shape) from error
+        raise
+
+
+def takes_size(model: Model, images: Tensor, probed: Probed, height: int, width: int) -> bool:
+    """Tell whether a model takes images of another size than the ones it was made for; many transformers do not.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, C, H, W), B at least 1, of a size that it takes.
+        probed: what is known of it.
+        height: the other one, in pixels, at least H.
+        width: likewise.
+    """
+    key = images.device, input_dtype(model), images.shape[1:], height, width
+    known = _SIZES.setdefault(model, {}) if isinstance(model, nn.Module) else {}
+    if key not in known:
+        padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
+        padded = nn.functional.pad(images[:1], padding)
+        try:
+            with torch.no_grad():
+                known[key] = call(model, padded, probed).shape[1:] == probed.shape
+        except Exception as error:  # every library has its own way to refuse a size
+            if is_out_of_memory(error):
+                raise
+            known[key] = False
+    return known[key]
+
+
+_SIZES: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
+
+
+def call(model: Model, images: Tensor, probed: Probed | None = None) -> Tensor:
+    """Compute the model's output for images, in its type and memory format; the images stay as they are.
+
+    Args:
+        model: in evaluation mode.
+        images: (P, C, H, W).
+        probed: what is known of it; without it the images may be written to.
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
+    shown = images.to(input_dtype(model)).contiguous(memory_format=memory_format(model))
+    if probed is not None and probed.writes_input and shown.data_ptr() == images.data_ptr():
+        shown = shown.clone()
+    return answer(model, shown)
+
+
+def answer(model: Model, images: Tensor) -> Tensor:
+    """Call a model and take the tensor of scores out of what it returns, a row for each image.
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
+    output = logits_in(model(images))
+    if not torch.compiler.is_compiling():
+        _check_form(output, images)
+    return output
+
+
+def _check_form(output: Tensor, images: Tensor) -> None:
+    shape = tuple(output.shape)
+    if output.layout != torch.strided or output.is_complex():
+        kind = output.dtype if output.layout == torch.strided else output.layout
+        raise TypeError(f"the model's output must be a dense tensor of real numbers, got one of {kind}")
+    if output.ndim < 2 or len(output) != len(images) or 0 in shape[1:]:
+        hint = ""
+        if shape == (len(images),):
+            hint = ": one value per image is (B, 1), as of output.unsqueeze(1)"
+        elif shape[:1] == (1,) and len(images) > 1:
+            hint = ": it takes one image at a time, give internal_batch_size=1"
+        raise ValueError(
+            f"the model's output must be (B, classes); for images {tuple(images.shape)} it is {shape}{hint}"
+        )
+
+
+def outputs(model: Model, images: Tensor, chunk: int, probed: Probed | None = None) -> Tensor:
+    """Compute the model's output for all images, ``chunk`` of them at a time, without gradients.
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
+    probed = probe(model, images) if probed is None else probed
+    with torch.no_grad():
+        return torch.cat([call(model, images[k : k + chunk], probed) for k in range(0, len(images), chunk)])
+
+
+def probabilities_of(model: Model, images: Tensor) -> Tensor:
+    """Compute the model's probability of every class, as its output is read.
+
+    Args:
+        model: gives (B, classes).
+        images: (B, C, H, W), B at least 1, one model pass.
+
+    Returns:
+        (B, classes) in [0, 1].
+
+    Raises:
+        TypeError, ValueError: as ``probe``.
+    """
+    probed = probe(model, images)
+    with torch.no_grad():
+        return probabilities(call(model, images, probed), probed.reading)
+
+
+def _companions_of(model: Model) -> dict[Hashable, tuple[bool, str]]:
+    try:
+        return _COMPANIONS.setdefault(model, {})
+    except TypeError:  # a callable that cannot be hashed or weakly referred to
+        return {}
+
+
+def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[Hashable, tuple[bool, str]]) -> Probed:
+    if _compiled(model):
+        # A pass with hooks, or of another size, would make it compile once more.
+        with torch.no_grad():
+            output = call(model, image)
+        return Probed(tuple(output.shape[1:]), None, resolve_reading(output, declared), False, "", "", ())
+    ran: list[nn.Module] = []
+    key = image.device, image.shape
+    with _watched(ran):
+        seen = key in companions
+        pair, writes_input, single = (None, *companions[key]) if seen else _with_companion(model, image)
+        output, saved, no_gradient = _with_gradients(model, image, writes_input)
+    if pair is not None:
+        _compare(model, image, output.detach(), pair[:1])
+    reading = resolve_reading(output, declared, pair)
+    companions[key] = writes_input, single
+    registered = set(model.modules()) if isinstance(model, nn.Module) else set()
+    return Probed(
+        tuple(output.shape[1:]),
+        saved,
+        reading,
+        writes_input,
+        single,
+        no_gradient,
+        tuple(ref(module) for module in dict.fromkeys(ran) if module not in registered),
+    )
+
+
+def _with_companion(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
+    """Show the image beside its negative.
+
+    Returns:
+        Their outputs, (2, classes, ...), or None where the model does not take two; whether it wrote to its input; and
+        why it does not take two.
+    """
+    negative = image.amax() + image.amin() - image
+    pair = torch.cat([image, negative])
+    single = ""
+    with torch.no_grad():
+        try:
+            shown, version = _shown(model, pair)
+            return answer(model, shown), shown._version != version, ""
+        except Exception as error:
+            if not is_out_of_memory(error):  # one image may fit
+                single = f"for two it fails with {_line(error)}"
+        shown, version = _shown(model, image)
+        answer(model, shown)
+        return None, shown._version != version, single
+
+
+def _shown(model: Model, images: Tensor) -> tuple[Tensor, int]:
+    """A copy of the images as the model takes them, and the number of writes it has seen."""
+    shown = images.detach().to(input_dtype(model), copy=True).contiguous(memory_format=memory_format(model))
+    return shown, shown._version
+
+
+def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> None:
+    """Compare an image's outputs, (1, classes, ...), alone and beside another image.
+
+    Raises:
+        ValueError: they differ by more than rounding, and two equal passes do so too; or by more than a model does that
+            finds the range of its quantised numbers in each batch.
+    """
+    if not alone.is_floating_point():
+        return
+    scale = alone.double().abs().max()
+    rounding = float(scale) * torch.finfo(alone.dtype).eps ** 0.5
+
+    def moved(other: Tensor) -> float:
+        return float((other.double() - alone.double()).abs().max())
+
+    advice = "dropout or batch statistics are at work. Put every part of it in evaluation mode: .eval()"
+    # NaN compares false: what is wrong with it is said where it is used.
+    if not (beside := moved(together)) > rounding:
+        return
+    with torch.no_grad():
+        again = moved(call(model, image.clone()))
+    if again > rounding:
+        raise ValueError(
+            f"the model's output for an image changed by {again:.3g} (of {float(scale):.3g}) in an equal pass, so maps "
+            f"would be random: {advice}"
+        )
+    if beside > _COMPANY * float(scale):
+        raise ValueError(
+            f"the model's output for an image changed by {beside:.3g} (of {float(scale):.3g}) beside another image, so "
+            f"maps would depend on their batch: {advice}"
+        )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+
+
+def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Tensor, int | None, str]:
+    """Show the image with autograd on.
+
+    Returns:
+        The output; the bytes kept for the backward pass, None where they were not seen; and why there is no gradient.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in _state_of(model)}
+    saved: dict[int, int] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        with (
+            frozen_parameters(model),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(remember, lambda kept: kept),
+        ):
+            leaf = image.detach().clone().requires_grad_(True)
+            output = call(model, leaf.clone() if writes_input else leaf)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # One that computes outside torch, say: good enough for scores. What is wrong with the model itself is raised.
+        with torch.no_grad():
+            return call(model, image.detach().clone()), None, _line(error)
+    if _reaches(output, leaf):
+        return output, sum(saved.values()), ""
+    return (
+        output,
+        None,
+        ("it runs under torch.no_grad or torch.inference_mode, detaches on the way, or does not look at the image"),
+    )
+
+
+def _reaches(output: Tensor, leaf: Tensor) -> bool:
+    """Whether autograd's graph leads from an output back to a leaf; parameters may make it require a gradient, too."""
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or "NotImplemented" in node.name():  # which has a way back, and no gradient
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
+
+
+@contextmanager
+def _watched(ran: list[nn.Module]) -> Iterator[None]:
+    """Note the modules that run in this thread, and stop one in training mode before it runs.
+
+    Raises:
+        ValueError: a module in training mode whose training mode matters.
+    """
+    thread = threading.get_ident()
+
+    def see(module: nn.Module, arguments: object) -> None:
+        if threading.get_ident() == thread:
+            _refuse_training(module)
+            ran.append(module)
+
+    hook = register_module_forward_pre_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _refuse_training(module: nn.Module) -> None:
+    if getattr(module, "training", False) and _mode_matters(module):
+        raise ValueError(
+            f"the model runs a {type(module).__name__} in training mode, where dropout and batch statistics make "
+            "results random: put every part of it in evaluation mode, also what a function, a method or a list holds: "
+            ".eval()"
+        )
+
+
+def _mode_matters(module: nn.Module) -> bool:
+    """Whether a module computes, or remembers, something else in training mode."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        per_image = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        return module.track_running_stats or not per_image
+    if isinstance(module, nn.RReLU):
+        return True
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    if "drop" in type(module).__name__.lower():  # torch's, timm's DropPath and DropBlock2d, ...
+        shares = [getattr(module, name, None) for name in ("p", "drop_prob", "prob")]
+        return all(share is None for share in shares) or any(bool(share) for share in shares)
+    return type(module).__name__ == "StochasticDepth"  # torchvision's
+
+
+def _state_of(model: Model) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+
+
+def _compiled(model: Model) -> bool:
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return any(type(module).__name__ == "OptimizedModule" for module in modules)
