@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import published
 from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion, load_embedded_classifier
 from fampe_fast.images.generated import generate
+
+from .models_for_tests import published
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 pytestmark = pytest.mark.usefixtures("triton_runs")

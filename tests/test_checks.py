@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from models_for_tests import Smooth
 
 from fampe_fast import FAMPE, AttEXplore, FORGrad, OccludedFrequency, create_method, insertion_deletion
 from fampe_fast.checks import (
@@ -39,6 +38,8 @@ from fampe_fast.robustness import BandLimitedAttack, BandMixAugmentation, LowPas
 from fampe_fast.runs.attack_results import AttackSettings
 from fampe_fast.runs.defend import DefenceSettings
 from fampe_fast.runs.measurement import Measurement
+
+from .models_for_tests import Smooth
 
 
 class Index:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import Smooth, some_images
 from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, insertion_deletion, mu_fidelity
@@ -17,6 +16,8 @@ from fampe_fast.ops import backends
 from fampe_fast.robustness import BandLimitedAttack
 from fampe_fast.runtime.chunking import free_memory
 from fampe_fast.runtime.model_probe import probe
+
+from .models_for_tests import Smooth, some_images
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import rich.progress
 import torch
-from models_for_tests import Smooth, some_images
 
 from fampe_fast import (
     FAMPE,
@@ -26,6 +25,8 @@ from fampe_fast.engine.config import PathConfig
 from fampe_fast.metrics.protocols import PROTOCOLS, Protocol, SolidColour
 from fampe_fast.progress import UpTo, progress
 from fampe_fast.robustness import BandLimitedAttack
+
+from .models_for_tests import Smooth, some_images
 
 MODEL, IMAGES = Smooth(), some_images(3, height=12, width=13)
 MAPS = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from models_for_tests import Smooth, asked, some_images
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +31,8 @@ from benchmarks.end_to_end.counting import Counted, MeanColour
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
 from fampe_fast.runtime.outputs import cross_entropy
+
+from .models_for_tests import Smooth, asked, some_images
 
 METHODS = [FAMPE, AttEXplore]
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -307,7 +308,7 @@ def test_memory_grows_with_the_chunk_and_not_with_steps_and_samples(method: type
 
 
 def test_no_number_of_the_configuration_compiles_anything_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two graphs, with and without input diversity, for all of them; tests/test_compile.py changes the sizes."""
+    """Two graphs, with and without input diversity, for all; tests/runtime/test_compile.py changes the sizes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     model, images = Smooth(), some_images(2)

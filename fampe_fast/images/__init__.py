@@ -1,14 +1,6 @@
 """Image files to PIL images and to tensors."""
 
-from fampe_fast.images.reading import (
-    IMAGE_EXTENSIONS,
-    FoundImages,
-    find_images,
-    load_images,
-    read_image,
-    survey_images,
-    to_rgb,
-)
+from .reading import IMAGE_EXTENSIONS, FoundImages, find_images, load_images, read_image, survey_images, to_rgb
 
 __all__ = [
     "IMAGE_EXTENSIONS",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fampe_fast.errors import FampeWarning, ImageReadError, warn
-from fampe_fast.files import IMAGE, MARK, mark_of
+from ..errors import FampeWarning, ImageReadError, warn
+from ..files import IMAGE, MARK, mark_of
 
 __all__ = [
     "IMAGE_EXTENSIONS",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fampe_fast.metrics.insertion_deletion import InsertionDeletion, insertion_deletion
-from fampe_fast.metrics.localisation import pointing_game, relevance_mass
-from fampe_fast.metrics.mu_fidelity import MuFidelity, mu_fidelity
-from fampe_fast.metrics.protocols import PROTOCOLS, GaussianBlur, Protocol, SolidColour
-from fampe_fast.metrics.stability import Stability, stability
-from fampe_fast.metrics.summary import Estimate, mean_and_error, paired_difference
+from .insertion_deletion import InsertionDeletion, insertion_deletion
+from .localisation import pointing_game, relevance_mass
+from .mu_fidelity import MuFidelity, mu_fidelity
+from .protocols import PROTOCOLS, GaussianBlur, Protocol, SolidColour
+from .stability import Stability, stability
+from .summary import Estimate, mean_and_error, paired_difference
 
 __all__ = [
     "PROTOCOLS",

@@ -7,7 +7,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from fampe_fast.reference.philox import philox4x32, split_seed
+from ..reference.philox import philox4x32, split_seed
 
 __all__ = ["Stream", "random_words"]
 

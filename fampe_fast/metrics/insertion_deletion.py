@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_count, check_finite, check_maps, check_positive, check_targets, check_unit_images
-from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
-from fampe_fast.metrics.refinement import Refined, refine
-from fampe_fast.metrics.scorer import Scorer, check_compile
-from fampe_fast.ops import pixel_mask
-from fampe_fast.progress import UpTo, progress
-from fampe_fast.runtime.chunking import ChunkSize
-from fampe_fast.runtime.compilation import Compile
-from fampe_fast.runtime.cpu_memory import kept_memory
-from fampe_fast.runtime.isolation import isolated
-from fampe_fast.runtime.model import Model, check_model, memory_format
-from fampe_fast.runtime.model_probe import NOT_PROBED, probe
+from ..checks import check_count, check_finite, check_maps, check_positive, check_targets, check_unit_images
+from ..ops import pixel_mask
+from ..progress import UpTo, progress
+from ..runtime.chunking import ChunkSize
+from ..runtime.compilation import Compile
+from ..runtime.cpu_memory import kept_memory
+from ..runtime.isolation import isolated
+from ..runtime.model import Model, check_model, memory_format
+from ..runtime.model_probe import NOT_PROBED, probe
+from .protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
+from .refinement import Refined, refine
+from .scorer import Scorer, check_compile
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
 

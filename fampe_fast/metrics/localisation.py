@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import LARGEST, check_finite, check_number
+from ..checks import LARGEST, check_finite, check_number
 
 __all__ = ["pointing_game", "relevance_mass"]
 

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import (
+from ..checks import (
     check_choice,
     check_count,
     check_finite,
@@ -20,17 +20,17 @@ from fampe_fast.checks import (
     check_targets,
     check_unit_images,
 )
-from fampe_fast.metrics.draws import Stream, random_words
-from fampe_fast.metrics.protocols import GaussianBlur, SolidColour, Substrate, mean_colour
-from fampe_fast.metrics.rank_correlation import rank_correlation
-from fampe_fast.metrics.scorer import Score, Scorer, check_compile
-from fampe_fast.progress import progress
-from fampe_fast.runtime.chunking import ChunkSize
-from fampe_fast.runtime.compilation import Compile
-from fampe_fast.runtime.cpu_memory import kept_memory
-from fampe_fast.runtime.isolation import isolated
-from fampe_fast.runtime.model import Model, check_model, memory_format
-from fampe_fast.runtime.model_probe import NOT_PROBED, probe
+from ..progress import progress
+from ..runtime.chunking import ChunkSize
+from ..runtime.compilation import Compile
+from ..runtime.cpu_memory import kept_memory
+from ..runtime.isolation import isolated
+from ..runtime.model import Model, check_model, memory_format
+from ..runtime.model_probe import NOT_PROBED, probe
+from .draws import Stream, random_words
+from .protocols import GaussianBlur, SolidColour, Substrate, mean_colour
+from .rank_correlation import rank_correlation
+from .scorer import Score, Scorer, check_compile
 
 __all__ = ["MuFidelity", "mu_fidelity"]
 

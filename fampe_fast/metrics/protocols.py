@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_count, check_number, check_positive, check_whole
+from ..checks import check_count, check_number, check_positive, check_whole
 
 __all__ = ["PROTOCOLS", "GaussianBlur", "Protocol", "SolidColour", "Substrate", "resolve_protocol"]
 

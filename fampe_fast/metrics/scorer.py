@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_classes
-from fampe_fast.runtime.chunking import ChunkSize
-from fampe_fast.runtime.compilation import Compile, Compiled, resolve_compile
-from fampe_fast.runtime.model import Model, input_dtype
-from fampe_fast.runtime.model_probe import Probed, answer
-from fampe_fast.runtime.outputs import probabilities, scores
+from ..checks import check_classes
+from ..runtime.chunking import ChunkSize
+from ..runtime.compilation import Compile, Compiled, resolve_compile
+from ..runtime.model import Model, input_dtype
+from ..runtime.model_probe import Probed, answer
+from ..runtime.outputs import probabilities, scores
 
 __all__ = ["Score", "Scorer", "check_compile"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import (
+from ..checks import (
     LARGEST,
     check_count,
     check_finite,
@@ -21,10 +21,10 @@ from fampe_fast.checks import (
     check_targets,
     check_unit_images,
 )
-from fampe_fast.metrics.draws import Stream, random_words
-from fampe_fast.metrics.rank_correlation import rank_correlation, ranks
-from fampe_fast.progress import progress
-from fampe_fast.reference.philox import to_uniform
+from ..progress import progress
+from ..reference.philox import to_uniform
+from .draws import Stream, random_words
+from .rank_correlation import rank_correlation, ranks
 
 __all__ = ["Stability", "stability"]
 

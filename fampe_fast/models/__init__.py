@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fampe_fast.models.batch_norm import fold_batch_norm
-    from fampe_fast.models.classifier import Classifier
-    from fampe_fast.models.embedded import load_embedded_classifier
-    from fampe_fast.models.loading import load_classifier
+    from .batch_norm import fold_batch_norm
+    from .classifier import Classifier
+    from .embedded import load_embedded_classifier
+    from .loading import load_classifier
 
 __all__ = ["Classifier", "fold_batch_norm", "load_classifier", "load_embedded_classifier"]
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
-from fampe_fast.models.control_flow import Flow, comes_from, fixed_flow, has_hooks, known
-from fampe_fast.runtime.tf32 import tensor_float32
+from ..runtime.tf32 import tensor_float32
+from .control_flow import Flow, comes_from, fixed_flow, has_hooks, known
 
 __all__ = ["fold_batch_norm"]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fampe_fast.errors import first_line
+from ..errors import first_line
 
 __all__ = ["Mismatch", "archive_kind", "fit", "foreign_classes", "pickled", "read_state_dict", "what_it_is"]
 

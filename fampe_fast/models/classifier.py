@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fampe_fast.checks import check_count, check_whole
-from fampe_fast.models.channels import first_channels
-from fampe_fast.models.transforms import CHANNELS, PixelTransform, ResizeAndCrop
-from fampe_fast.runtime.outputs import Output, check_output, logits_in
+from ..checks import check_count, check_whole
+from ..runtime.outputs import Output, check_output, logits_in
+from .channels import first_channels
+from .transforms import CHANNELS, PixelTransform, ResizeAndCrop
 
 __all__ = [
     "Classifier",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fampe_fast.models.classifier import Classifier
+    from .classifier import Classifier
 
 __all__ = ["EmbeddedNet", "embedded_record", "load_embedded_classifier"]
 
@@ -89,7 +89,7 @@ def load_embedded_classifier(device: torch.device | str | None = None) -> Classi
     """
     from safetensors.torch import load
 
-    from fampe_fast.models.classifier import Classifier
+    from .classifier import Classifier
 
     record = embedded_record()
     net = EmbeddedNet(len(record["class_names"]))

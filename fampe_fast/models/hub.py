@@ -15,7 +15,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
-from fampe_fast.errors import WeightsUnavailableError, first_line
+from ..errors import WeightsUnavailableError, first_line
 
 __all__ = ["hub_file", "url_file"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fampe_fast.models.classifier import Classifier
-from fampe_fast.models.contents import digest_of
+from .classifier import Classifier
+from .contents import digest_of
 
 __all__ = ["identity_of"]
 

@@ -13,24 +13,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fampe_fast.checks import check_count
-from fampe_fast.errors import first_line
-from fampe_fast.models.batch_norm import fold_batch_norm as fold_batch_norm_of
-from fampe_fast.models.channels import first_channels
-from fampe_fast.models.checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
-from fampe_fast.models.class_names import timm_class_names
-from fampe_fast.models.classifier import (
-    Classifier,
-    channel_statistics,
-    check_class_names,
-    check_input_size,
-    default_transform,
-)
-from fampe_fast.models.ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
-from fampe_fast.models.transforms import CHANNELS, INTERPOLATIONS
-from fampe_fast.models.trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
-from fampe_fast.models.zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
-from fampe_fast.runtime.outputs import Output, check_output
+from ..checks import check_count
+from ..errors import first_line
+from ..runtime.outputs import Output, check_output
+from .batch_norm import fold_batch_norm as fold_batch_norm_of
+from .channels import first_channels
+from .checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
+from .class_names import timm_class_names
+from .classifier import Classifier, channel_statistics, check_class_names, check_input_size, default_transform
+from .ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
+from .transforms import CHANNELS, INTERPOLATIONS
+from .trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
+from .zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
 
 __all__ = ["load_classifier"]
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fampe_fast.images import to_rgb
+from ..images import to_rgb
 
 __all__ = ["CHANNELS", "INTERPOLATIONS", "PixelTransform", "ResizeAndCrop", "timm_transform", "torchvision_transform"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fampe_fast.models.classifier import Classifier
-from fampe_fast.models.ownership import undisturbed
-from fampe_fast.runtime.tf32 import tensor_float32
+from ..runtime.tf32 import tensor_float32
+from .classifier import Classifier
+from .ownership import undisturbed
 
 __all__ = ["agree", "images_for", "number_of_classes", "prefer_channels_last", "run_once"]
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor, nn
 
-from fampe_fast.errors import WeightsUnavailableError
-from fampe_fast.models.checkpoints import StateDict, fit, read_state_dict
-from fampe_fast.models.class_names import timm_class_names
-from fampe_fast.models.classifier import check_input_size
-from fampe_fast.models.hub import hub_file, url_file
-from fampe_fast.models.transforms import CHANNELS, timm_transform, torchvision_transform
+from ..errors import WeightsUnavailableError
+from .checkpoints import StateDict, fit, read_state_dict
+from .class_names import timm_class_names
+from .classifier import check_input_size
+from .hub import hub_file, url_file
+from .transforms import CHANNELS, timm_transform, torchvision_transform
 
 __all__ = ["Request", "Resolved", "load_timm", "load_torchvision", "timm_settings", "torchvision_name"]
 

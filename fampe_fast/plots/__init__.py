@@ -8,13 +8,13 @@ from __future__ import annotations
 
 # Imported here and not on first access: two functions bear their module's name, and a module imported later would take
 # its function's place. The modules themselves import torch and numpy alone.
-from fampe_fast.plots.colours import ScaledMap, rgba_of, scale_map
-from fampe_fast.plots.contact_sheet import contact_sheet
-from fampe_fast.plots.curves import curves_figure
-from fampe_fast.plots.overlay import explanation_figure, overlay
-from fampe_fast.plots.saving import save_figure
-from fampe_fast.plots.signatures import signatures_figure, slopes_figure
-from fampe_fast.plots.spectrum import log_amplitude, spectrum_figure
+from .colours import ScaledMap, rgba_of, scale_map
+from .contact_sheet import contact_sheet
+from .curves import curves_figure
+from .overlay import explanation_figure, overlay
+from .saving import save_figure
+from .signatures import signatures_figure, slopes_figure
+from .spectrum import log_amplitude, spectrum_figure
 
 __all__ = [
     "ScaledMap",

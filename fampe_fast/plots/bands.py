@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fampe_fast.plots.canvas import FAINT, add_text, new_figure
-from fampe_fast.plots.charts import framed_axes, line_style, marker_style
+from .canvas import FAINT, add_text, new_figure
+from .charts import framed_axes, line_style, marker_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fampe_fast.plots.colours import FloatArray, ScaledMap, colours_of
+from .colours import FloatArray, ScaledMap, colours_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

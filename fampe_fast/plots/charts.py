@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fampe_fast.plots.canvas import FAINT, INK, add_axes
+from .canvas import FAINT, INK, add_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

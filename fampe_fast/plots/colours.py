@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fampe_fast.checks import LARGEST, check_number
+from ..checks import LARGEST, check_number
 
 FloatArray = NDArray[np.floating[Any]]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from fampe_fast.plots.canvas import FAINT, add_axes, add_scale, add_text, new_figure, to_bytes
-from fampe_fast.plots.colours import FloatArray, default_smoothing, image_to_rgb, overlay_rgb, scale_map
+from .canvas import FAINT, add_axes, add_scale, add_text, new_figure, to_bytes
+from .colours import FloatArray, default_smoothing, image_to_rgb, overlay_rgb, scale_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fampe_fast.plots.canvas import FAINT, INK, add_axes, add_text, new_figure
+from .canvas import FAINT, INK, add_axes, add_text, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

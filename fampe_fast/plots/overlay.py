@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fampe_fast.plots.canvas import FAINT, add_axes, add_scale, add_text, draw_outline, new_figure, show_rgb
-from fampe_fast.plots.colours import (
-    FloatArray,
-    ScaledMap,
-    colours_of,
-    default_smoothing,
-    image_to_rgb,
-    overlay_rgb,
-    scale_map,
-)
-from fampe_fast.plots.spectrum import checked_cutoff, draw_spectrum, label_spectrum, spectrum_caption
+from .canvas import FAINT, add_axes, add_scale, add_text, draw_outline, new_figure, show_rgb
+from .colours import FloatArray, ScaledMap, colours_of, default_smoothing, image_to_rgb, overlay_rgb, scale_map
+from .spectrum import checked_cutoff, draw_spectrum, label_spectrum, spectrum_caption
 
 if TYPE_CHECKING:
     import numpy as np

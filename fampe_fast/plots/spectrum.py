@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fampe_fast.checks import check_positive
-from fampe_fast.plots.canvas import FAINT, INK, add_axes, add_text, new_figure
-from fampe_fast.plots.colours import FloatArray, image_to_rgb
+from ..checks import check_positive
+from .canvas import FAINT, INK, add_axes, add_text, new_figure
+from .colours import FloatArray, image_to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

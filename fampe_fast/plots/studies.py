@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fampe_fast.metrics.summary import Estimate
-from fampe_fast.plots.canvas import FAINT, add_text, new_figure
-from fampe_fast.plots.charts import framed_axes, line_style, marker_style
+from ..metrics.summary import Estimate
+from .canvas import FAINT, add_text, new_figure
+from .charts import framed_axes, line_style, marker_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p ptx.plugin``): Triton kernels run on CPU tensors, as compiled code on ``machine``.
+"""A pytest plugin (``-p tests.ptx.plugin``): Triton kernels run on CPU tensors, as compiled code on ``machine``.
 
 Everything up to the PTX is Triton's own: specialisation, alignment, block shapes are those of a GPU. The environment
 says which GPU, ``FAMPE_FAST_PTX=sm_90``, and what its inexact instructions return, ``sm_90,1`` for the highest results
@@ -29,7 +29,7 @@ _patches = ExitStack()
 def pytest_configure() -> None:
     """Put the machine where Triton looks for a GPU, before the suite asks which backends run."""
     if os.environ.get("TRITON_INTERPRET") != "0":
-        raise pytest.UsageError("ptx.plugin: set TRITON_INTERPRET=0, so that kernels are compiled")
+        raise pytest.UsageError("tests.ptx.plugin: set TRITON_INTERPRET=0, so that kernels are compiled")
     target, _, share = os.environ.get("FAMPE_FAST_PTX", "sm_90").partition(",")
     from triton.compiler.compiler import CompiledKernel
 

@@ -1,0 +1,66 @@
+"""Tensors of more than 2^31 elements: the kernels' compiled code addresses them, on a machine without that memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if "FAMPE_FAST_PTX" not in os.environ:
+    pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
+
+from benchmarks.kernels.launches import record
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
+
+from ..ptx.instructions import Approximation
+from ..ptx.machine import run
+from ..ptx.memory import VirtualMemory
+from ..ptx.program import parse
+
+IMAGES = 1100
+SIZE = Size(IMAGES, 1, 2048, 2048)
+FULL_OF = {"image_index_ptr": IMAGES - 1, "used_ptr": 36}
+"""Every row shows the last image; every tile uses all of its bins."""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("radial_mask", {}),
+        ("energy_cutoff", {}),
+        ("band_mix", {}),
+        ("band_mix", {"run": 1}),  # a program for every row: the last one begins far behind the first
+        ("dct_mix", {}),
+        ("dct_mix", {"run": 1}),
+        ("diversify", {}),
+        ("diversify_adjoint", {}),
+        ("accumulate", {}),
+        ("gradient_step", {}),
+        ("pixel_mask", {}),
+        ("pixel_mask", {"run": 1}),
+    ],
+)
+def test_the_last_program_writes_the_last_element(name: str, options: dict[str, int]) -> None:
+    entry = primitive(name)
+    arguments = entry.arguments(entry.fitted(SIZE), torch.device("meta"))
+    largest = 0
+    launches = record(entry.implemented_by, lambda: entry.kernel()(**arguments, **options))
+    for launch in launches:
+        compiled = launch.compile()
+        kinds, named = compiled.src.signature, launch.named
+        values = {key: named[key] for key in launch.kernel.arg_names if kinds[key] != "constexpr"}
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        memory = VirtualMemory(tensors, FULL_OF)
+        chosen = [0, launch.programs // 2, launch.programs - 1]
+        passed = [memory.addresses.get(key, value) for key, value in values.items()]
+        program = parse(compiled.asm["ptx"])
+        run(program, launch.programs, passed, memory, compiled.metadata.shared, Approximation(), only=chosen)
+        # A tile has room for 36 shells, and the last one, in a corner of the plane, crosses fewer.
+        allowed = 35 * 4 if launch.name == "tile_energy" else 0
+        assert memory.written, launch.name
+        assert max(memory.written.values()) <= allowed, (launch.name, memory.written)
+        largest = max(largest, *(tensor.numel() for tensor in tensors.values()))
+    assert largest > 2**31

@@ -1,0 +1,93 @@
+"""What the kernels say of their memory traffic, counted on the machine that executes their compiled code."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if "FAMPE_FAST_PTX" not in os.environ:
+    pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
+
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
+
+from ..ptx.traffic import SECTOR, Counts, counting
+
+SIDE = 96
+SIZE = Size(2, 4, SIDE, SIDE)
+PIXELS = 2 * 3 * SIDE * SIDE * 4
+"""Bytes of the images."""
+SPECTRA = 2 * 3 * SIDE * (SIDE // 2 + 1) * 8
+
+
+def traffic(name: str, **changes: object) -> Counts:
+    entry = primitive(name)
+    arguments = entry.arguments(entry.fitted(SIZE), torch.device("cpu"))
+    with counting() as counts:
+        entry.kernel()(**arguments, **changes)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "written"),
+    [
+        ("band_mix", "band_mix", 4 * SPECTRA),
+        ("dct_mix", "dct_mix", 4 * PIXELS),
+        ("gradient_step", "step", 3 * PIXELS),
+        ("accumulate", "accumulate", PIXELS),
+        ("pixel_mask", "pixel_mask", 4 * PIXELS),
+        ("radial_mask", "radial_mask", SPECTRA // 3),
+        ("diversify_adjoint", "diversify_adjoint", 4 * PIXELS),
+    ],
+)
+def test_results_are_written_once_in_whole_sectors(name: str, kernel: str, written: int) -> None:
+    stores = traffic(name)[kernel, "st"]
+    assert stores.moved == stores.footprint
+    assert written <= stores.moved <= written + 2 * 3 * SECTOR  # a tensor may begin in the middle of a sector
+
+
+@pytest.mark.parametrize(("name", "source"), [("band_mix", SPECTRA), ("dct_mix", PIXELS)])
+def test_a_mix_reads_a_spectrum_once_for_all_samples_of_a_program(name: str, source: int) -> None:
+    loads = {run: traffic(name, run=run)[name, "ld"].moved for run in (1, 4)}
+    spare = 2 * 3 * SECTOR
+    assert 4 * source <= loads[1] <= 4 * (source + spare)  # once per sample, which is the most
+    assert source <= loads[4] <= source + spare
+
+
+def test_the_sum_of_gradients_reads_each_once() -> None:
+    loads = traffic("accumulate")["accumulate", "ld"]
+    assert 5 * PIXELS <= loads.moved <= 5 * PIXELS + 6 * SECTOR  # four gradients of every image, and the sum so far
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_masking_reads_images_once_for_all_rows_of_a_program(channels_last: bool) -> None:
+    """Both images, and the steps: once if contiguous; a pixel's three channels share one, which stretches may part."""
+    entry = primitive("pixel_mask")
+    arguments = entry.arguments(SIZE, torch.device("cpu"))
+    if channels_last:
+        arguments |= {name: arguments[name].to(memory_format=torch.channels_last) for name in ("start", "finish")}
+    with counting() as counts:
+        entry.kernel()(**arguments, run=4)
+    loads, stores = counts["pixel_mask", "ld"], counts["pixel_mask", "st"]
+    images, steps = 2 * PIXELS, PIXELS if not channels_last else PIXELS // 3
+    assert images + steps <= loads.moved
+    # Channels last, the four elements of a thread are read one by one, so up to four times the steps' sectors.
+    assert loads.moved <= images + (steps if not channels_last else 4 * PIXELS // 2)
+    assert stores.moved == 4 * PIXELS
+
+
+def test_the_cut_off_reads_the_spectrum_once() -> None:
+    """Rows of 49 coefficients begin anywhere in a sector: a stretch of them touches one sector more than it fills."""
+    loads = traffic("energy_cutoff")["tile_energy", "ld"]
+    assert SPECTRA <= loads.footprint <= SPECTRA + 2 * SECTOR
+    stretches = 2 * 3 * SIDE * 2  # a row lies in two tiles
+    assert SPECTRA <= loads.moved <= SPECTRA + stretches * SECTOR
+
+
+def test_the_step_reads_and_writes_what_its_file_says() -> None:
+    """36 bytes per pixel and channel: gradients in two passes, four inputs, three results."""
+    counts = traffic("gradient_step")
+    least = sum(counts[key].footprint for key in (("magnitude", "ld"), ("step", "ld"), ("step", "st")))
+    assert 9 * PIXELS <= least <= 9 * PIXELS + 20 * SECTOR
