@@ -1,15 +1,17 @@
 """Name every method, metric, protocol and study: a row each, as data that imports nothing.
 
 ``create_method``, ``evaluate``, ``study``, ``tune`` and the command line read these rows, so a new method or metric is
-its file and its row here.
+its file and its row here. The functions below the rows read the options that belong to them, also without torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
+
+from .options import Option, read_options
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -33,6 +35,8 @@ class MethodRow:
         only: the options it takes; None for all.
         given: arguments it is always called with.
         explorer: whether another model may decide the steps of its path.
+        defaults: of options, where they are not those of ``options``.
+        family: what the command line's help calls the methods with these options; default: the class of ``home``.
     """
 
     home: str
@@ -40,6 +44,8 @@ class MethodRow:
     only: tuple[str, ...] | None = None
     given: Mapping[str, object] = field(default_factory=dict)
     explorer: bool = False
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    family: str = ""
 
 
 _CAPTUM = f"{_PACKAGE}.methods.captum_methods:CaptumMethod"
@@ -47,12 +53,17 @@ _FAMPE = f"{_PACKAGE}.engine.config:FAMPEConfig"
 
 
 def _captum(name: str, *only: str) -> MethodRow:
-    return MethodRow(_CAPTUM, _CAPTUM, (*only, "bounds", "absolute"), {"name": name})
+    return MethodRow(_CAPTUM, _CAPTUM, (*only, "bounds", "absolute"), {"name": name}, family="Captum's methods")
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {
     "fampe": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE", _FAMPE, explorer=True),
-    "fampe_published": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE.published", _FAMPE, explorer=True),
+    "fampe_published": MethodRow(
+        f"{_PACKAGE}.methods.fampe:FAMPE.published",
+        _FAMPE,
+        explorer=True,
+        defaults={"mode": "mix", "input_diversity": True, "area_cutoff": None},
+    ),
     "attexplore": MethodRow(
         f"{_PACKAGE}.methods.attexplore:AttEXplore",
         f"{_PACKAGE}.engine.config:AttEXploreConfig",
@@ -67,8 +78,84 @@ PLAIN_METHODS: dict[str, MethodRow] = {
 FILTERS: dict[str, Mapping[str, object]] = {"forgrad_": {"signed": False}, "forgrad_signed_": {"signed": True}}
 """Prefixes of a method's name: FORGrad filters its maps, as the authors do or with their signs."""
 
-METHODS: tuple[str, ...] = (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
+
+def method_names() -> tuple[str, ...]:
+    """List every name that ``create_method`` takes."""
+    return (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
+
+
+METHODS: tuple[str, ...] = method_names()
 """Every name that ``create_method`` takes."""
+
+
+def parts_of(method: str) -> tuple[str, str]:
+    """Split a method's name into the filter's prefix, which may be empty, and the plain method.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if method not in method_names():
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(method_names())}")
+    prefix = max((prefix for prefix in FILTERS if method.startswith(prefix)), key=len, default="")
+    return prefix, method.removeprefix(prefix)
+
+
+def method_options(method: str) -> tuple[Option, ...]:
+    """Read the options that a method takes, all but the explorer, which is a model.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    prefix, plain = parts_of(method)
+    row = PLAIN_METHODS[plain]
+    own = tuple(
+        replace(option, default=row.defaults.get(option.name, option.default))
+        for option in read_options(row.options, row.only)
+    )
+    return (*own, filter_option()) if prefix else own
+
+
+def filter_option() -> Option:
+    """Read the one option of FORGrad's filters."""
+    return replace(*read_options(f"{_PACKAGE}.methods.forgrad:FORGrad", ["cutoff"]), name="map_cutoff")
+
+
+@dataclass(frozen=True)
+class GradientRow:
+    """What the gradients of an attack's steps are averaged over.
+
+    Attributes:
+        options: the configuration whose fields the options are.
+        samples: the default number of samples a step.
+    """
+
+    options: str
+    samples: int
+
+
+GRADIENTS: dict[str, GradientRow] = {
+    "plain": GradientRow(f"{_PACKAGE}.engine.config:PathConfig", 1),
+    "fampe": GradientRow(_FAMPE, 20),
+    "attexplore": GradientRow(f"{_PACKAGE}.engine.config:AttEXploreConfig", 20),
+}
+"""Of an attack: those of the images themselves, or of a method's samples."""
+
+ATTACK_DEFAULTS: Mapping[str, object] = {"steps": 10, "eps": 8 / 255, "smoothing": False, "input_diversity": False}
+"""Of an attack's path, where they are not those of a map's."""
+
+NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff")
+"""The attack sets the one, and has no map for the other."""
+
+
+def gradient_options(gradients: str) -> tuple[Option, ...]:
+    """Read the options that an attack with these gradients takes."""
+    row = GRADIENTS[gradients]
+    defaults = {**ATTACK_DEFAULTS, "samples": row.samples}
+    return tuple(
+        replace(option, default=defaults.get(option.name, option.default))
+        for option in read_options(row.options)
+        if option.name not in NOT_OF_ATTACKS
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +186,7 @@ class MetricRow:
         scores: what it gives for an image.
         only: the options that a run may set.
         prefix: of the options' flags on the command line.
+        unprefixed: options whose flags have no prefix.
         choices: the words that an option takes where its type does not say.
         explains: whether it has the method explain other images.
         named: whether images have names in its random stream, so that it takes ``image_ids``.
@@ -112,6 +200,7 @@ class MetricRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     explains: bool = False
     named: bool = True
+    unprefixed: tuple[str, ...] = ()
     reading: str = ""
 
 
@@ -130,6 +219,7 @@ METRICS: dict[str, MetricRow] = {
         "metric-",
         {"protocol": PROTOCOLS},
         named=False,
+        unprefixed=("protocol",),
     ),
     "mu_fidelity": MetricRow(
         f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
@@ -147,6 +237,16 @@ METRICS: dict[str, MetricRow] = {
         reading="stability: share of the map that changes when the image changes by up to 0.02; low is stable",
     ),
 }
+
+
+def metric_options(metric: str) -> tuple[Option, ...]:
+    """Read the options of a metric that a run may set."""
+    row = METRICS[metric]
+    return tuple(
+        replace(option, kind="choice", choices=row.choices[option.name]) if option.name in row.choices else option
+        for option in read_options(row.home, row.only)
+    )
+
 
 STUDIES: dict[str, str] = {
     "methods": "FAMPE's parts",

@@ -38,8 +38,8 @@ from fampe_fast.runs.settings import unique_names
 
 QUICK = {
     "explain": ["--steps", "1", "--samples", "1"],
-    "evaluate": ["--methods", "fampe", "--steps", "1", "--samples", "1", "--metric-steps", "2"],
-    "attack": ["--bands", "low", "--attack-steps", "1"],
+    "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "1", "--metric-steps", "2"],
+    "attack": ["--bands", "low", "--steps", "1"],
     "occlude": ["--bands", "4"],
     "tune": ["--method", "fampe", "--steps", "1", "--samples", "1", "--metric-steps", "2"],
     "study": ["--steps", "1", "--samples", "1", "--metric-steps", "2"],
@@ -49,7 +49,7 @@ OUTPUTS = {
     "evaluate": ["scores.json", "contact_sheet.png", "scores.jsonl"],
     "attack": ["attack.json", "attack.png", "attack.jsonl"],
     "occlude": ["occluded_frequency.json", "occluded_frequency.png", "occluded_frequency.jsonl"],
-    "tune": ["cut.json", "cut.png", "cut.jsonl"],
+    "tune": ["cutoffs.json", "cutoffs.png", "cutoffs.jsonl"],
     "study": ["study.json", "table.md", "plot.png", "records.jsonl"],
     "demo": ["demo.png"],
     "defend": ["defence.json", "reliance.png"],
@@ -72,8 +72,7 @@ def words(command: str, photos: Path | str, model: Path, out: Path | str, *more:
     if command in ("demo", "defend"):
         return [command, "--out", str(out)]
     named = ["study", "noise"] if command == "study" else [command]
-    place = Path(out) / "cut.json" if command == "tune" else out
-    return [*named, str(photos), "--model", str(model), "--out", str(place), *QUICK[command], *more]
+    return [*named, str(photos), "--model", str(model), "--out", str(out), *QUICK[command], *more]
 
 
 def contents(*folders: Path) -> dict[Path, bytes]:
@@ -144,7 +143,7 @@ def test_what_bears_the_name_of_an_output_is_not_replaced_where_it_is_an_input(
     image = (photos / "object_0.png").read_bytes()
     for command, name in (
         ("evaluate", "contact_sheet.png"), ("attack", "attack.png"), ("occlude", "occluded_frequency.png"),
-        ("tune", "cut.png"), ("study", "plot.png"),
+        ("tune", "cutoffs.png"), ("study", "plot.png"),
     ):  # fmt: skip
         (photos / name).write_bytes(image)
         assert f"{name} is one of the inputs" in refused(words(command, photos, model_file, photos), capsys)
@@ -154,10 +153,10 @@ def test_what_bears_the_name_of_an_output_is_not_replaced_where_it_is_an_input(
     said = refused(words("attack", low, model_file, tmp_path / "data", "--save-images"), capsys)
     assert "low/object_0.png is one of the inputs" in said
     # Whatever else is read is an input too.
-    labels = photos / "cut.json"
+    labels = photos / "cutoffs.json"
     labels.write_text('{"object_0.png": 1, "object_1.png": 1}')
     arguments = words("tune", photos, model_file, photos, "--labels", str(labels))
-    assert "cut.json is one of the inputs" in refused(arguments, capsys)
+    assert "cutoffs.json is one of the inputs" in refused(arguments, capsys)
     names = photos / "scores.json"
     names.write_text("a\nb\n")
     arguments = words("evaluate", photos, model_file, photos, "--class-names", str(names))
@@ -186,7 +185,7 @@ def test_a_file_of_another_s_is_not_replaced(
             b"PK\x03\x04",
             (photos / "object_0.png").read_bytes(),
         ):
-            if command == "tune" and name == "cut.json" and content != b'{"mine": 1}\n':
+            if command == "tune" and name == "cutoffs.json" and content != b'{"mine": 1}\n':
                 continue  # not even JSON: another message
             out = tmp_path / "out"
             out.mkdir()
@@ -200,7 +199,7 @@ def test_a_file_of_another_s_is_not_replaced(
             (out / name).unlink()
             (out / name).mkdir()
             said = refused(words(command, photos, model_file, out), capsys)
-            assert "is a folder" in said or "a file name ending in .json" in said
+            assert "is a folder" in said or "Is a directory" in said
             (out / name).rmdir()
             out.rmdir()
 

@@ -1,4 +1,4 @@
-"""The command ``fampe-fast``.
+"""Run the command ``fampe-fast``.
 
 Exit codes: 0 all done, 1 some images failed (doctor: a fault), 2 nothing could start or every image failed, 130
 interrupted.
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code: int = arguments.run(arguments)
             return code
         except KeyboardInterrupt:
-            _say("interrupted; what was finished is whole")
+            _say("interrupted; completed results were saved")
             return INTERRUPTED
         except (ValueError, TypeError, OSError, ImportError, WeightsUnavailableError, BackendUnavailableError) as error:
             _say(str(error))
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """One line on standard error, which a lost terminal does not take."""
+    """Print one line on standard error, unless the terminal is lost."""
     with contextlib.suppress(OSError, ValueError):
         print(f"fampe-fast: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 

@@ -1,25 +1,29 @@
-"""From parsed arguments to what they choose: the classifier, the methods' options."""
+"""Make of parsed arguments what they choose: the classifier, the methods' options, the images."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..catalog import METRICS, method_options
 from ..checks import check_size
 from ..errors import first_line
 from ..files import Output, check_outputs, read_text
 from ..images import FoundImages, survey_images
-from ..methods.registry import options_of
+from ..methods.registry import check_options
 from ..models import load_classifier
 from ..models.classifier import Classifier
 from ..ops.backends import choice
-from ..runs.labels import check_label, labels_of, read_labels
+from ..runs.batches import check_run_ids
+from ..runs.labels import check_label, image_ids_of, labels_of, read_image_ids, read_labels
 from ..runtime.model_probe import Probed, probe
-from .arguments import METHOD_OPTIONS
+from .flags import flag_of, given
 
 
 def classifier_of(arguments: argparse.Namespace) -> Classifier:
@@ -93,7 +97,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier | None:
-    """The classifier of ``--NAME`` and of what begins with it; None where it is not given.
+    """Load the classifier of ``--NAME`` and of what begins with it; None where it is not given.
 
     What else there is to a model (how images are shown to it, the device) it has in common with the first one.
     """
@@ -110,46 +114,106 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
 
 
 def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict[str, dict[str, Any]]:
-    """What each method is given of the options; ValueError for one that none of them has."""
-    given = {name: getattr(arguments, name) for name in METHOD_OPTIONS}
-    chosen = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
-    unused = [name for name in chosen if not any(name in options_of(method) for method in methods)]
-    if unused:
-        known = sorted({name for method in methods for name in options_of(method)})
-        raise ValueError(f"{', '.join(methods)}: no such option(s): {', '.join(unused)}; known are {', '.join(known)}")
-    return {method: {k: v for k, v in chosen.items() if k in options_of(method)} for method in methods}
-
-
-def check_target(target: int, classifier: Classifier) -> None:
-    """Refuse a ``--target`` that is no class of the classifier."""
-    classes = _ask(classifier).shape[0]
-    if not 0 <= target < classes:
-        raise ValueError(f"--target {target} is out of range: {classifier.name} has {classes} classes")
-
-
-def labelled_images(arguments: argparse.Namespace) -> tuple[FoundImages, list[int] | None]:
-    """Find the images of a folder and, where they are given, their labels, which may not be the model's classes yet.
+    """Share out the methods' options that were given: each method gets those that it has.
 
     Raises:
-        ValueError: no folder, no images, or images without a label.
+        ValueError: an option that none of the methods has, or a value out of range.
+        TypeError: a value of a wrong type.
     """
-    if not arguments.images.is_dir():
-        raise ValueError(f"{arguments.images} is not a folder; {arguments.command} takes a folder of images")
-    found = found_images(arguments, arguments.images)
+    known = {method: {option.name for option in method_options(method)} for method in methods}
+    found = shared_out(given(arguments, "method"), known)
+    for method, options in found.items():
+        check_options(method, **options)  # before the model is loaded, as far as that can be
+    return found
+
+
+def metric_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collect the options of the metrics."""
+    found = {name: given(arguments, f"metric {name}") for name in METRICS}
+    spare = [name for name, options in found.items() if options and name not in arguments.metric]
+    if spare:
+        raise ValueError(f"options of {', '.join(spare)}, but measured are {', '.join(arguments.metric)} alone")
+    names = {"protocol": "protocol", "steps": "metric_steps", "passes": "metric_passes"}
+    result = {names[k]: v for k, v in found["insertion_deletion"].items()}
+    if "samples" in found["mu_fidelity"]:
+        result["mu_fidelity_samples"] = found["mu_fidelity"]["samples"]
+    if "samples" in found["stability"]:
+        result["stability_samples"] = found["stability"]["samples"]
+    return {**result, "metric_seed": given(arguments, "method").get("seed", 0)}
+
+
+def shared_out(options: dict[str, Any], known: Mapping[str, Collection[str]]) -> dict[str, dict[str, Any]]:
+    """Give each name the options that it knows; ValueError for one that none of them knows."""
+    unused = [flag_of(option) for option in options if not any(option in own for own in known.values())]
+    if unused:
+        every = sorted(flag_of(option) for own in known.values() for option in own)
+        raise ValueError(
+            f"{', '.join(known)}: no such option(s): {', '.join(unused)}; known are {', '.join(dict.fromkeys(every))}"
+        )
+    return {name: {key: value for key, value in options.items() if key in own} for name, own in known.items()}
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """The images that a command was given, and what it was told of them.
+
+    Attributes:
+        found: the files, and what is left out of their folders.
+        labels: the class of each, which may not be the model's; None where there are none.
+        target: the one class of all; None where there is none.
+        image_ids: what names each in the random stream; None for its place.
+    """
+
+    found: FoundImages
+    labels: list[int] | None
+    target: int | None
+    image_ids: list[int] | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return self.found.paths
+
+    def targets(self, classifier: Classifier) -> list[int] | None:
+        """Give each image its class; None where the model chooses.
+
+        Raises:
+            ValueError: a label or a target that is no class of the model.
+        """
+        if self.target is not None:
+            classes = _ask(classifier).shape[0]
+            if not 0 <= self.target < classes:
+                raise ValueError(f"--target {self.target} is out of range: {classifier.name} has {classes} classes")
+            return [self.target] * len(self.paths)
+        if self.labels is not None:
+            for path, label in zip(self.paths, self.labels, strict=True):
+                check_label(path, label, classifier.num_classes)
+        return self.labels
+
+
+def chosen_images(arguments: argparse.Namespace) -> ChosenImages:
+    """Find the images of a command, their labels and ids; the command's other files are none of them.
+
+    Raises:
+        ValueError: no folder where one is expected, no images, images without a label or an id, or ids that are not
+            unique.
+    """
+    given_paths = arguments.images
+    if isinstance(given_paths, Path) and not given_paths.is_dir():
+        raise ValueError(f"{given_paths} is not a folder; {arguments.command} takes a folder of images")
+    found = survey_images(given_paths, known=other_inputs(arguments))
     found.paths = found.paths[: arguments.limit]
-    if arguments.labels is None:
-        return found, None
-    return found, labels_of(found.paths, read_labels(arguments.labels), None)
-
-
-def found_images(arguments: argparse.Namespace, given: Path | list[Path]) -> FoundImages:
-    """Find images, and what is left out of their folders; the command's other files go without saying."""
-    return survey_images(given, known=other_inputs(arguments))
+    labels = None if arguments.labels is None else labels_of(found.paths, read_labels(arguments.labels), None)
+    ids = None
+    if arguments.image_ids is not None:
+        ids = check_run_ids(found.paths, image_ids_of(found.paths, read_image_ids(arguments.image_ids)))
+    return ChosenImages(found, labels, arguments.target, ids)
 
 
 def other_inputs(arguments: argparse.Namespace) -> list[Path]:
-    """The files and folders that a command reads besides images: models, checkpoints, labels, names."""
-    values = [value for name, value in vars(arguments).items() if name not in ("out", "command", "images")]
+    """List the files and folders that a command reads besides images: models, checkpoints, labels, names."""
+    known = vars(arguments).items()
+    values = [value for name, value in known if name not in ("out", "command", "images") and ":" not in name]
     paths = [Path(value) for value in values if isinstance(value, str | Path) and str(value)]
     return [path for path in paths if os.path.exists(path)]
 
@@ -157,11 +221,3 @@ def other_inputs(arguments: argparse.Namespace) -> list[Path]:
 def check_all_outputs(arguments: argparse.Namespace, outputs: list[Output], images: list[Path]) -> None:
     """Refuse outputs that would replace an input, or a file of another's, before there is any work to lose."""
     check_outputs(outputs, [*images, *other_inputs(arguments)])
-
-
-def targets_of(found: FoundImages, labels: list[int] | None, classifier: Classifier) -> list[int] | None:
-    """The class of each image; ValueError for one that is no class of the model."""
-    if labels is not None:
-        for path, label in zip(found.paths, labels, strict=True):
-            check_label(path, label, classifier.num_classes)
-    return labels

@@ -1,4 +1,4 @@
-"""What every command prints: bars, tables' numbers, the closing line."""
+"""Print what every command prints: bars, tables' numbers, the closing line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import DONE, SOME_FAILED, UNUSABLE
 
 
 class Bar:
-    """A progress bar over files that costs nothing where standard error is no terminal."""
+    """Show a progress bar over files; it costs nothing where standard error is no terminal."""
 
     def __init__(self, console: Console, label: str, total: int) -> None:
         self._progress = Progress(
@@ -37,17 +37,17 @@ class Bar:
         self._progress.reset(self._task, description=label, total=total)
 
     def __call__(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count so many more as done."""
         self._progress.advance(self._task, count)
 
 
 def print_failure(errors: Console, failure: Failure) -> None:
-    """Which image failed, and why."""
+    """Say which image failed, and why."""
     errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
 
 
 def estimate_text(estimate: Estimate, *, signed: bool = False) -> str:
-    """``mean ± standard error``."""
+    """Write ``mean ± standard error``."""
     mean = f"{estimate.mean:+.3f}" if signed else f"{estimate.mean:.3f}"
     return mean if estimate.standard_error is None else f"{mean} ± {estimate.standard_error:.3f}"
 
@@ -61,7 +61,7 @@ def closing(errors: Console, done: int, total: int) -> int:
 
 
 class _Screen(Console):
-    """A console that goes on in silence once nobody reads it: a closed pipe, a lost terminal."""
+    """Print to a console, and go on in silence once nobody reads it: a closed pipe, a lost terminal."""
 
     def _check_buffer(self) -> None:
         try:
@@ -77,26 +77,26 @@ class _Screen(Console):
 
 
 def console() -> Console:
-    """Standard output."""
+    """Open standard output."""
     # A pipe has no width of its own: give tables the room they need there.
     found = _Screen()
     return found if found.is_terminal else _Screen(width=160)
 
 
 def error_console() -> Console:
-    """Standard error."""
+    """Open standard error."""
     return _Screen(stderr=True)
 
 
 def print_left_out(errors: Console, found: FoundImages) -> None:
-    """What of the folders is not looked at, in one line."""
+    """Say what of the folders is not looked at, in one line."""
     text = found.left_out_text()
     if text:
         errors.print(f"left out of {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def print_earlier(errors: Console, count: int, total: int, out: Path) -> None:
-    """How much an earlier run had finished."""
+    """Say how much an earlier run had finished."""
     if count:
         errors.print(
             f"{count} of {total} images were finished by an earlier run in {escape(str(out))}",

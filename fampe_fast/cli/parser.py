@@ -1,4 +1,4 @@
-"""What can be typed after ``fampe-fast``."""
+"""Parse what is typed after ``fampe-fast``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Returns:
         The arguments; ``run`` among them is the command's function.
     """
+    return make_parser().parse_args(argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="fampe-fast",
         description="Frequency-aware attribution maps: what an image classifier looked at.",
@@ -28,4 +33,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
-    return parser.parse_args(argv)
+    for made in commands.choices.values():
+        # The flags are many: the help lists them below, and an error need not.
+        positional = [action for action in made._actions if not action.option_strings]
+        names = [str(action.metavar or action.dest) + (" ..." if action.nargs == "+" else "") for action in positional]
+        made.usage = " ".join(["%(prog)s", "[options]", *names])
+    return parser

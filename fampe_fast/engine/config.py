@@ -40,15 +40,15 @@ def _settle(config: object, **values: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """What every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
+    """Hold what every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
 
     Attributes:
         steps: T, steps along the path.
         samples: N, perturbed samples whose gradients are averaged at each step.
         eps: radius of the path around the image (maximum norm), in pixel units: at most 1e12, and large enough for a
             step to move a float32 pixel (1e-6 per step for pixels up to 1).
-        decay: of the momentum (MI-FGSM, arXiv 1710.06081), 0 or more; above 1 only while the momentum of all steps
-            fits into float32.
+        decay: factor on the momentum from step to step (MI-FGSM, arXiv 1710.06081), 0 or more; above 1 only while the
+            momentum of all steps fits into float32.
         smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
         input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
         gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
@@ -58,13 +58,14 @@ class PathConfig:
             its Gaussian low-pass with this cut-off in cycles over the shorter side, 1e-15 to 1e15; None leaves the
             attribution as the path collects it.
         direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
-        loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as that code does.
-        seed: of every random number, any 64-bit integer.
+        loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as in AttEXplore's
+            public code.
+        seed: number that every random number follows from, any 64-bit integer.
         bounds: smallest and largest pixel value, finite.
         precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
-        compile: the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA graphs), or
-            ``auto``: on for GPUs, off on a CPU, where it pays in long runs only (MobileNetV2 on 2 cores: 40 s to
-            compile, for passes that are some 10 % faster). It changes the model's last bits;
+        compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
+            graphs), or ``auto``: on for GPUs, off on a CPU. On a CPU it pays in long runs only (MobileNetV2 on 2 cores:
+            40 s to compile, for passes that are some 10 % faster). It changes the model's last bits;
             a model that cannot be compiled runs as it is, with one warning.
     """
 
@@ -133,7 +134,7 @@ class FAMPEConfig(PathConfig):
         rho: half-width of the random multipliers, in [0, 1].
         sigma: standard deviation of the white noise, in pixel units, 0 to 1e12.
         tau: share of the spectral energy inside the cut-off, in (0, 1].
-        include_dc: whether the mean of the image counts as energy.
+        include_dc: count the mean of the image as energy.
         cutoff: a fixed cut-off in cycles over the shorter side, 1e-15 to 1e15, in place of the one tau gives.
         gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
     """

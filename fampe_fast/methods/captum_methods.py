@@ -47,10 +47,11 @@ class CaptumMethod:
             copies) or ``saliency`` (the gradient).
         passes: forward and backward passes per image, at least 1; ``saliency`` makes one.
         noise: standard deviation of SmoothGrad's noise, in pixel units, 0 or more.
-        seed: of SmoothGrad's noise; with the image's id it names the image's stream, and nothing else is drawn.
+        seed: number that SmoothGrad's noise follows from, any 64-bit integer; with the image's id it names the image's
+            stream, and nothing else is drawn.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
-        absolute: take the map's absolute values, which is what ranks pixels by how much they matter and not by which
-            way. None is the method's custom: yes for ``saliency``, no for the others.
+        absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign. None is
+            the method's custom: yes for ``saliency``, no for the others.
 
     Raises:
         ImportError: Captum is not installed; the message says how to get it.

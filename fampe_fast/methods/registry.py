@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from ..catalog import FILTERS, METHODS, PLAIN_METHODS, load
+from ..catalog import FILTERS, PLAIN_METHODS, load, method_options, parts_of
 from ..checks import check_cutoff
 from ..frequency.low_pass import DEFAULT_CUTOFF
-from ..options import read_options
 from ..runtime.model import Model
 from .base import AttributionMethod
 from .forgrad import FORGrad
@@ -19,18 +19,26 @@ def options_of(name: str) -> frozenset[str]:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-    prefix, plain = _parts(name)
-    row = PLAIN_METHODS[plain]
-    own = {option.name for option in read_options(row.options, row.only)}
-    return frozenset(own | ({"explorer"} if row.explorer else set()) | ({"map_cutoff"} if prefix else set()))
+    own = {option.name for option in method_options(name)}
+    return frozenset(own | {"explorer"} if PLAIN_METHODS[parts_of(name)[1]].explorer else own)
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """Split a name into the filter's prefix, which may be empty, and the plain method."""
-    prefix = max((prefix for prefix in FILTERS if name.startswith(prefix)), key=len, default="")
-    return prefix, name.removeprefix(prefix)
+def check_options(name: str, **options: Any) -> None:
+    """Refuse options that a method does not take, as far as that can be told without a model.
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+        TypeError: an option the method does not have, or a value of a wrong type.
+    """
+    known = options_of(name)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if "map_cutoff" in options:
+        check_cutoff("map_cutoff", options["map_cutoff"])
+    configuration = load(PLAIN_METHODS[parts_of(name)[1]].options)
+    if dataclasses.is_dataclass(configuration):
+        configuration(**{key: value for key, value in options.items() if key not in ("map_cutoff", "explorer")})  # type: ignore[operator]
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
@@ -47,14 +55,11 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
         TypeError: an option the method does not have.
         ImportError: a method of Captum's, which is not installed.
     """
-    known = options_of(name)
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    prefix, plain = _parts(name)
+    check_options(name, **options)
+    prefix, plain = parts_of(name)
     if prefix:
-        cutoff = check_cutoff("map_cutoff", options.pop("map_cutoff", DEFAULT_CUTOFF))
-        if "absolute" in known:
+        cutoff = options.pop("map_cutoff", DEFAULT_CUTOFF)
+        if "absolute" in options_of(name):
             options.setdefault("absolute", False)  # both filters take the mean over channels with its signs
         return FORGrad(create_method(plain, model, **options), cutoff, **FILTERS[prefix])  # type: ignore[arg-type]
     row = PLAIN_METHODS[name]

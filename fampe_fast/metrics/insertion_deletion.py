@@ -108,8 +108,8 @@ def insertion_deletion(
             not comparable.
         steps: at most this many steps of equal size, in place of the protocol's own step: coarser and faster, and
             another quantity, whose steps show other images.
-        passes: at most this many steps of each curve are measured, the two ends among them; at least 2. From K + 1 on
-            it changes nothing.
+        passes: evaluate at most this many steps of each curve, chosen where it moves most, the two ends among them; at
+            least 2. The others are interpolated; from K + 1 on it changes nothing.
         tolerance: a curve is measured no further once the estimated error of its area is this or less; above 0.
         mean: the colour that the model's normalisation maps to zero, one number or one per channel, for protocols that
             change pixels to it (`rise`); None takes `model.mean`, which every `Classifier` has.

@@ -102,7 +102,7 @@ def mu_fidelity(
         baseline: what a subset's pixels turn into, in pixel units: a number, one number per channel, or a substrate of
             ``insertion_deletion`` (``SolidColour()`` is the model's mean colour, ``GaussianBlur()`` the blurred image).
         score: the target's probability, as the model's output is read, or its logit.
-        seed: of the subsets, 64 bits.
+        seed: number that the random subsets follow from, 64 bits.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
         internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
             scores do not depend on it, but for the rounding inside the model. Halved as in ``insertion_deletion``.

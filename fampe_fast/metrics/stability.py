@@ -87,14 +87,14 @@ def stability(
         method: anything with ``attribute(inputs, target=targets)``: a method of this package, or Captum's.
         images: (B, C, H, W) floating-point in [0, 1], as the method takes them.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints. Copies keep it.
-        radius: in pixel units, above 0.
+        radius: largest change of a value, in pixel units, above 0.
         samples: perturbed copies per image; the cost is ``samples + 1`` attributions.
-        reduce: "mean" or "max" over the copies.
+        reduce: the "mean" or the "max" of the copies' distances.
         distance: "l1", "l2", "squared_l2", over all values of the map, or "spearman": one minus the rank correlation
             of the values, in [0, 2], which sees the order alone (1 where one of the two maps is constant).
         normalise: divide by the same measure of the unperturbed map (by 1 where that is zero); "spearman" has no scale
             to divide by, and stays as it is.
-        seed: of the perturbations, 64 bits; the method has its own.
+        seed: number that the perturbations follow from, 64 bits; the method has its own.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random streams; default: their position.
         internal_batch_size: passed on to the method where given.
         show_progress: draw a progress bar on standard error.

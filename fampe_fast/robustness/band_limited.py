@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..catalog import ATTACK_DEFAULTS
 from ..checks import check_choice, check_count, check_cutoff
 from ..engine.aggregation import GradientLoop
 from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
@@ -27,7 +28,7 @@ from ..runtime.model import Model
 
 Band = Literal["low", "high", "all"]
 
-DEFAULT_CONFIG = PathConfig(steps=10, samples=1, eps=8 / 255, smoothing=False, input_diversity=False)
+DEFAULT_CONFIG = PathConfig(samples=1, **ATTACK_DEFAULTS)  # type: ignore[arg-type]
 """The plain iterative sign attack: one gradient a step, momentum 1, 8/255."""
 
 

@@ -58,11 +58,11 @@ class OccludedFrequency:
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
-        bands: K, how many.
+        bands: K, the number of bands.
         spacing: ``width``: rings of one width from DC to the corner of the spectrum, the same for all images of a size;
             ``energy``: rings that share each image's own energy evenly.
-        score: ``probability``: of the target, as the model's output is read; ``logit``: the target's logit, or the
-            logarithm of its probability where the model gives probabilities.
+        score: score whose drop is measured: ``probability``: the target's, as the model's output is read; ``logit``:
+            the target's, or the logarithm of its probability where the model gives probabilities.
         include_dc: let the first band hold DC, the mean of the image; else no band does.
         clamp: clip what remains into ``bounds``, as for a model that takes nothing else.
         bounds: smallest and largest pixel value.

@@ -40,7 +40,7 @@ from .attack_results import (
     ImageRecord,
     SavedImage,
 )
-from .batches import Batch, Failure, Group, check_same_task, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, check_same_task, groups_of
 from .records import RECORDS, Item, Records, digest_of_settings
 from .settings import unique_names
 
@@ -68,6 +68,7 @@ def attack_files(
     settings: AttackSettings | None = None,
     *,
     targets: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
     transfer_to: Classifier | None = None,
     save_images: bool = False,
     batch_size: int = 8,
@@ -78,8 +79,8 @@ def attack_files(
     """Attack every file in every band; ``out/attack.json`` and ``out/attack.png``.
 
     A batch counts once all its attacks are made; it is on disk (``out/attack.jsonl``) then, and is not attacked again
-    for the same images, places, targets, models and settings. Interrupted, it sums up what has been attacked and lets
-    the interrupt through. A file's place in ``paths`` names it in the random stream, so that its batch does not matter.
+    for the same images, ids, targets, models and settings. Interrupted, it sums up what has been attacked and lets the
+    interrupt through.
 
     Args:
         classifier: the model attacked; its transform reads the images.
@@ -87,6 +88,7 @@ def attack_files(
         out: folder, made if missing.
         settings: bands, cut-off, the attacks' configuration.
         targets: the class of each file; None takes the classifier's own choice, about which it is right by definition.
+        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
         transfer_to: another model of the same classes on the same device, for images of the same size: it is attacked
             too, and each model is tried on what was made on the other.
         save_images: write the images attacked on ``classifier`` as ``out/images/BAND/NAME.png``, rounded to the
@@ -100,8 +102,9 @@ def attack_files(
         The ``AttackStudy``.
 
     Raises:
-        ValueError: models of different numbers of classes or channels, more rings than the images have frequencies for,
-            save_images with bounds other than (0, 1), or an output would replace an image or a file of another's.
+        ValueError: models of different numbers of classes or channels, image ids that are not unique or out of range,
+            more rings than the images have frequencies for, save_images with bounds other than (0, 1), or an output
+            would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
@@ -109,6 +112,7 @@ def attack_files(
     edges = equal_width_bands(*classifier.input_size, settings.rings, include_dc=True).edges[0].tolist()
     if save_images and settings.config.bounds != (0, 1):
         raise ValueError(f"images are saved for bounds of (0, 1), got {settings.config.bounds}")
+    image_ids = check_run_ids(paths, image_ids)
     check_outputs(attack_outputs(paths, out, settings.bands, save_images), paths)
     for folder in (out, *(out / "images" / band for band in settings.bands)):
         remove_leftovers(folder)
@@ -128,7 +132,7 @@ def attack_files(
         on_failure(failure)
 
     def key_of(item: Item) -> str:
-        return digest_of_settings({"context": context, "image": item.digest, "id": item.position, "to": item.target})
+        return digest_of_settings({"context": context, "image": item.digest, "id": item.image_id, "to": item.target})
 
     def done(item: Item) -> bool:
         found = records.get(context, item)
@@ -154,7 +158,7 @@ def attack_files(
     with Records(out / "attack.jsonl", "attack") as records:
         context = records.context(everything)
         try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed):
+            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
                 study.earlier += sum(map(done, group.items))
                 groups.append(group)
                 group.settle(done, work, keep)
@@ -202,7 +206,7 @@ def _attacked(
     for band in settings.bands:
         for source, attacked in models.items():
             attack = BandLimitedAttack(attacked, band, settings.cutoff, settings.config)
-            found, after = attack_and_ask(_named(attack, batch.positions, chunk), models, images, classes, chunk)
+            found, after = attack_and_ask(_named(attack, batch.ids, chunk), models, images, classes, chunk)
             energy = disturbance(images, found.images, bands=settings.rings).perturbation
             saved: list[SavedImage | None] = [None] * len(batch.paths)
             if files is not None and source == first:

@@ -1,8 +1,7 @@
-"""What band-limited attacks on image files are set to, and what is known of them: records, summaries, curves, JSON."""
+"""Hold the settings of band-limited attacks on image files and their results: records, summaries, curves, JSON."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..catalog import ATTACK_DEFAULTS, GRADIENTS, gradient_options, load
 from ..checks import check_count, check_cutoff
-from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
+from ..engine.config import PathConfig
 from ..files import json_content
 from ..metrics import Estimate, mean_and_error
 from ..metrics.summary import bootstrap_interval
@@ -21,19 +21,15 @@ from ..robustness.transfer import fooled_share
 from .batches import Failure
 
 BANDS: tuple[Band, ...] = ("low", "high", "all")
-GRADIENTS: dict[str, type[PathConfig]] = {"plain": PathConfig, "fampe": FAMPEConfig, "attexplore": AttEXploreConfig}
-"""What the gradient of a step is averaged over: the images themselves, or a method's samples."""
 
 ATTACK = "attack"
 """The kind of ``attack.json``."""
 CONFIDENCE = 0.95
-# The attack sets the one, and has no map for the other.
-_NOT_OF_ATTACKS = {"direction", "area_cutoff"}
 ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
 
 
 def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
-    """The configuration of an attack: ten steps of 8/255 in all, without smoothing and input diversity.
+    """Make the configuration of an attack: ten steps of 8/255 in all, without smoothing and input diversity.
 
     Args:
         gradients: of ``GRADIENTS``; ``plain`` has one sample per step.
@@ -45,33 +41,29 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
     """
     if gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}; got {gradients!r}")
-    made = GRADIENTS[gradients]
-    known = {entry.name for entry in dataclasses.fields(made)} - _NOT_OF_ATTACKS
+    known = {option.name for option in gradient_options(gradients)}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
             f"an attack with {gradients} gradients has no option(s) {', '.join(unknown)}; known: "
             f"{', '.join(sorted(known))}"
         )
-    plain = gradients == "plain"
-    defaults: dict[str, Any] = {"steps": DEFAULT_CONFIG.steps, "eps": DEFAULT_CONFIG.eps} | (
-        {"samples": 1} if plain else {}
-    )
-    config = made(**{**defaults, "smoothing": False, "input_diversity": False, **options})
-    if plain and config.samples > 1 and not config.input_diversity:
+    row = GRADIENTS[gradients]
+    config: PathConfig = load(row.options)(**{**ATTACK_DEFAULTS, "samples": row.samples, **options})
+    if gradients == "plain" and config.samples > 1 and not config.input_diversity:
         raise ValueError(f"plain gradients of {config.samples} samples are {config.samples} times the same one")
     return config
 
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What is done to every image.
+    """Say what is done to every image.
 
     Attributes:
-        bands: of ``BANDS``, at least one.
-        cutoff: between the low and the high band, in cycles over the shorter side, 0 or more.
-        config: of the attacks, as from ``attack_config``.
-        rings: of equal width in which the perturbations' energy is measured.
+        bands: those of ``BANDS`` that are attacked, one at a time; at least one.
+        cutoff: radius that separates the low from the high band, in cycles over the shorter side, 0 or more.
+        config: the attacks' configuration, as from ``attack_config``.
+        rings: number of rings of equal width in which the perturbations' energy is measured.
 
     Raises:
         ValueError: no band or an unknown one, a negative cut-off, fewer than one ring.

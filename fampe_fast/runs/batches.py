@@ -1,4 +1,4 @@
-"""Image files in batches, where one bad file or one failing image costs itself and not the run."""
+"""Work on image files in batches; a file that cannot be read or an image that fails is skipped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..checks import check_image_ids
 from ..files import digest_of
 from ..images import load_images
 from ..models.classifier import Classifier
@@ -37,25 +38,32 @@ class Batch:
 
     Attributes:
         paths: their files.
-        positions: (B,) their places in the whole run, which name them in the random stream.
+        positions: (B,) their places in the whole run.
+        ids: (B,) their names in the random stream.
         images: (B, C, H, W) in [0, 1], on the classifier's device.
     """
 
     paths: list[Path]
     positions: list[int]
+    ids: list[int]
     images: Tensor
 
     def singles(self) -> list[Batch]:
-        """The same images one by one."""
+        """Split into the same images one by one."""
         return [self.part([k]) for k in range(len(self.paths))]
 
     def part(self, keep: Sequence[int]) -> Batch:
-        """Some of the images, by their index in the batch."""
-        return Batch([self.paths[k] for k in keep], [self.positions[k] for k in keep], self.images[list(keep)])
+        """Take some of the images, by their index in the batch."""
+        return Batch(
+            [self.paths[k] for k in keep],
+            [self.positions[k] for k in keep],
+            [self.ids[k] for k in keep],
+            self.images[list(keep)],
+        )
 
 
 def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> Tensor:
-    """(B,) int64: the targets of a batch among those of the whole run; where there are none, the model's own choice."""
+    """Take the targets (B,) int64 of a batch from those of the whole run; where there are none, the model chooses."""
     if targets is not None:
         return torch.tensor([targets[position] for position in batch.positions], device=batch.images.device)
     with torch.no_grad():
@@ -95,7 +103,7 @@ def check_same_task(classifier: Classifier, other: Classifier, what: str) -> Non
 
 
 def device_of(classifier: Classifier) -> torch.device:
-    """The device the classifier's normalisation, and with it the model, is on."""
+    """Find the device that the classifier's normalisation, and with it the model, is on."""
     return classifier.mean.device
 
 
@@ -115,13 +123,13 @@ class Group:
         self._batch: Batch | None = None
 
     def again(self, on_failure: Callable[[Failure], None]) -> Group:
-        """The same images for other work, whose failures do not cost this group its images."""
+        """Take the same images for other work, whose failures do not cost this group its images."""
         other = Group(self._classifier, self.items, on_failure)
         other._batch = self._batch
         return other
 
     def batch(self) -> Batch | None:
-        """The images, read; None where none can be."""
+        """Read the images; None where none can be."""
         if self._batch is None and self.items:
             good: list[tuple[Item, Tensor]] = []
             loaded = load_images([item.path for item in self.items], self._classifier.transform)
@@ -133,7 +141,12 @@ class Group:
             self.items = [item for item, _ in good]
             if good:
                 images = torch.stack([image for _, image in good]).to(device_of(self._classifier))
-                self._batch = Batch([i.path for i in self.items], [i.position for i in self.items], images)
+                self._batch = Batch(
+                    [item.path for item in self.items],
+                    [item.position for item in self.items],
+                    [item.image_id for item in self.items],
+                    images,
+                )
         return self._batch
 
     def settle(
@@ -170,12 +183,28 @@ class Group:
     def settle_in(
         self, records: Records, context: str, work: Callable[[Batch], list[dict[str, Any]]], part: str = ""
     ) -> None:
-        """``settle`` with results that go into records as they are."""
+        """Work as ``settle`` does, with results that go into records as they are."""
 
         def keep(batch: Batch, items: list[Item], found: list[dict[str, Any]]) -> None:
             records.add(context, items, found, part)
 
         self.settle(lambda item: records.get(context, item, part) is not None, work, keep)
+
+
+def check_run_ids(paths: Sequence[Path], image_ids: Sequence[int] | None) -> list[int]:
+    """Give every file of a run its image id: the one that is given for it, or its place.
+
+    Raises:
+        TypeError: ids that are no integers.
+        ValueError: not one for each file, outside [0, 2^32 - 2], or one that two files share.
+    """
+    ids: list[int] = check_image_ids(image_ids, torch.empty(len(paths))).tolist()
+    first: dict[int, Path] = {}
+    for path, image_id in zip(paths, ids, strict=True):
+        if image_id in first:
+            raise ValueError(f"image ids must be unique; {first[image_id].name!r} and {path.name!r} have {image_id}")
+        first[image_id] = path
+    return ids
 
 
 def groups_of(
@@ -184,19 +213,25 @@ def groups_of(
     targets: Sequence[int] | None,
     size: int,
     on_failure: Callable[[Failure], None],
+    image_ids: Sequence[int] | None = None,
 ) -> Iterator[Group]:
-    """The images of a run in groups of ``size``, in order; done or not, so that what goes on is cut in the same places.
+    """Cut the images of a run into groups of ``size``, in order, done or not: a resumed run has the same groups.
 
     Args:
         classifier: whose transform reads them.
-        paths: image files; a file's place names it in the random stream.
+        paths: image files.
         targets: the class of each; None lets the model choose.
         size: images in a group.
         on_failure: called for an image that is left out.
+        image_ids: the name of each in the random stream; default: its place.
+
+    Raises:
+        TypeError, ValueError: image ids as ``check_run_ids`` refuses them.
     """
+    ids = check_run_ids(paths, image_ids)
     for start in range(0, len(paths), size):
         items = [
-            Item(paths[k], k, digest_of(paths[k]), None if targets is None else targets[k])
+            Item(paths[k], k, ids[k], digest_of(paths[k]), None if targets is None else targets[k])
             for k in range(start, min(start + size, len(paths)))
         ]
         yield Group(classifier, items, on_failure)
@@ -205,7 +240,7 @@ def groups_of(
 def one_by_one_on_error(
     batch: Batch, work: Callable[[Batch], Result], on_failure: Callable[[Failure], None]
 ) -> Iterator[tuple[Batch, Result]]:
-    """The batch's result; if it fails, the results of its images one by one, failures to ``on_failure``."""
+    """Work on a batch or, if that fails, on its images one by one; what fails again goes to ``on_failure``."""
     try:
         yield batch, work(batch)
         return

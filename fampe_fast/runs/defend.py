@@ -43,22 +43,22 @@ _RINGS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class DefenceSettings:
-    """The experiment's numbers.
+    """Hold the experiment's numbers.
 
     Attributes:
-        seed: of images, initial weights, order, augmentations and attacks.
+        seed: number that images, initial weights, order, augmentations and attacks follow from, 0 to 2^31 - 1.
         size: side of the images, pixels, at least 64.
         contrast: largest deviation of each texture from the background, in pixel units, at most 0.125.
-        train_images: generated for training.
-        test_images: generated for the accuracies, of another seed.
+        train_images: number of images generated for training.
+        test_images: number of images generated for the accuracies, of another seed.
         train_steps: optimiser steps of each classifier.
         batch_size: images per step.
-        learning_rate: at its highest, of AdamW on one cycle.
-        cutoff: between the low and the high band, in cycles over the side; the textures' bands end at 9 and begin
-            at 16.
-        probability: that a training image is augmented.
+        learning_rate: largest learning rate, of AdamW on one cycle.
+        cutoff: radius that separates the low from the high band, in cycles over the side; the textures' bands end at 9
+            and begin at 16.
+        probability: probability that a training image is augmented.
         eps: radius of the attacks (maximum norm), in pixel units.
-        attack_steps: of the attacks.
+        attack_steps: sign steps of each attack.
     """
 
     seed: int = 0

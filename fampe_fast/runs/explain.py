@@ -30,7 +30,7 @@ from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
 from ..runtime.model_probe import probabilities_of
-from .batches import Batch, Failure, groups_of
+from .batches import Batch, Failure, check_run_ids, check_targets, groups_of
 from .records import Item, digest_of_settings
 from .settings import everything_of, unique_names
 
@@ -85,7 +85,8 @@ def explain_files(
     paths: Sequence[Path],
     out: Path,
     *,
-    target: int | None = None,
+    targets: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     on_result: Callable[[Explanation], None] = lambda result: None,
@@ -94,14 +95,16 @@ def explain_files(
 ) -> list[Explanation]:
     """Explain files and write ``NAME.png`` and ``NAME.npz`` for each into ``out``, each whole or not at all.
 
-    An archive that is there and was made from the same image, place, target, model and settings is not made again.
+    An archive that is there and was made from the same image, id, target, model and settings is not made again.
 
     Args:
         classifier: the model.
         method: made for this classifier.
-        paths: image files; a file's place in this list names it in the random stream.
+        paths: image files.
         out: folder, made if missing.
-        target: class explained in every image; None explains the model's own choice.
+        targets: the class of each file; None explains the model's own choice.
+        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+            A file with the same id has the same map in any other call, order or part of the files.
         batch_size: images read and explained together.
         internal_batch_size: samples per model pass.
         on_result: called as soon as a file's results are written.
@@ -112,9 +115,11 @@ def explain_files(
         The explanations, in order.
 
     Raises:
-        ValueError: an output would replace an image, or a file that this package did not write.
+        ValueError: image ids that are not unique or out of range, or an output would replace an image or a file that
+            this package did not write.
         OSError: the results cannot be written.
     """
+    image_ids = check_run_ids(paths, image_ids)
     check_outputs(explanation_outputs(paths, out), paths)
     remove_leftovers(out)
     names = unique_names(paths)
@@ -124,7 +129,7 @@ def explain_files(
     done: dict[int, Explanation] = {}
 
     def key_of(item: Item) -> str:
-        return digest_of_settings(everything | {"image": item.digest, "id": item.position, "target": target})
+        return digest_of_settings(everything | {"image": item.digest, "id": item.image_id, "target": item.target})
 
     def finished(item: Item, result: Explanation, image: Tensor, attribution: Tensor) -> None:
         # The name is in the picture alone: the same map may be drawn with another one.
@@ -141,18 +146,21 @@ def explain_files(
     def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]:
         began = time.perf_counter()
         probabilities = probabilities_of(classifier, batch.images)
-        targets = probabilities.argmax(1) if target is None else torch.full_like(probabilities[:, 0], target).long()
-        ids, chunk = batch.positions, internal_batch_size
+        chosen = probabilities.argmax(1)
+        if targets is not None:
+            chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)
+            check_targets(chosen, probabilities)
+        ids, chunk = batch.ids, internal_batch_size
         cutoff: Tensor | None = None
         if isinstance(method, PathMethod):
             maps, details = method.attribute(
-                batch.images, targets, image_ids=ids, internal_batch_size=chunk, return_details=True
+                batch.images, chosen, image_ids=ids, internal_batch_size=chunk, return_details=True
             )
             cutoff = details.cutoff
         else:
-            maps = method.attribute(batch.images, targets, image_ids=ids, internal_batch_size=chunk)
-        class_names = [classifier.class_name(int(chosen)) for chosen in targets]
-        return maps, probabilities, targets, cutoff, class_names, (time.perf_counter() - began) / len(batch.paths)
+            maps = method.attribute(batch.images, chosen, image_ids=ids, internal_batch_size=chunk)
+        class_names = [classifier.class_name(target) for target in chosen.tolist()]
+        return maps, probabilities, chosen, cutoff, class_names, (time.perf_counter() - began) / len(batch.paths)
 
     def keep(
         batch: Batch, items: list[Item], found: tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]
@@ -184,7 +192,7 @@ def explain_files(
         for k, (item, result) in enumerate(zip(items, results, strict=True)):
             finished(item, result, batch.images[k], maps[k])
 
-    for group in groups_of(classifier, paths, None, batch_size, on_failure):
+    for group in groups_of(classifier, paths, targets, batch_size, on_failure, image_ids):
         for item in group.items:
             earlier = _earlier(item, out / names[item.position], key_of(item), classifier)
             if earlier is not None:

@@ -1,4 +1,4 @@
-"""Labels of image files, from JSON or CSV."""
+"""Read what a JSON or CSV file says of image files: their labels, or the ids that name them in the random stream."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import read_text
 
-_INDEX = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?\.?[0-9]")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+_ANY_NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object with all its keys: a dict would keep the last of equal ones, and say nothing."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How a message calls a number, several of them, and what it is."""
+
+    one: str
+    all: str
+    number: str
+
+
+_LABELS = _Words("label", "labels", "class index")
+_IDS = _Words("id", "image ids", "image id")
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -31,47 +45,65 @@ def read_labels(path: Path) -> dict[str, int]:
     Raises:
         ValueError: not readable as either, or a file has two labels; the message names the entry.
     """
-    text = read_text(path, "labels")
+    return _read(path, _LABELS)
+
+
+def read_image_ids(path: Path) -> dict[str, int]:
+    """Read image ids by file name, from a file as of ``read_labels``.
+
+    Raises:
+        ValueError: not readable, or a file has two ids; the message names the entry.
+    """
+    return _read(path, _IDS)
+
+
+def _read(path: Path, words: _Words) -> dict[str, int]:
+    text = read_text(path, words.all)
     if path.suffix.lower() == ".csv":
         try:
-            return _each_once(_from_csv(text, path), path)
+            return _each_once(_from_csv(text, path, words), path, words)
         except csv.Error as error:
-            raise ValueError(f"the labels {path} are not CSV: {error}") from error
+            raise ValueError(f"the {words.all} {path} are not CSV: {error}") from error
     try:
         entries = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
         raise ValueError(
-            f"the labels {path} are not JSON ({error}); expected JSON, or CSV in a file named *.csv"
+            f"the {words.all} {path} are not JSON ({error}); expected JSON, or CSV in a file named *.csv"
         ) from error
     if not isinstance(entries, _Pairs):
         raise ValueError(
-            f"the labels {path} must be a JSON object from file name to class index, got a list or a value"
+            f"the {words.all} {path} must be a JSON object from file name to {words.number}, got a list or a value"
         )
-    return _each_once(((name, index) for name, entry in entries for index in _indices(name, entry, path)), path)
+    found = ((name, index) for name, entry in entries for index in _indices(name, entry, path, words))
+    return _each_once(found, path, words)
 
 
-def _indices(name: str, entry: object, path: Path) -> list[int]:
-    """The class index of an entry; several where it says so several times."""
+def _indices(name: str, entry: object, path: Path, words: _Words) -> list[int]:
+    """The number of an entry; several where it says so several times."""
     given = [value for key, value in entry if key == "index"] if isinstance(entry, _Pairs) else [entry]
     found = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
     if not found or len(found) < len(given):
         shown = dict(entry) if isinstance(entry, _Pairs) else entry
-        raise ValueError(f"the labels {path} give {name!r} as {shown!r}; expected a class index or {{'index': ...}}")
+        article = "an" if words.number[0] in "aeiou" else "a"
+        raise ValueError(
+            f"the {words.all} {path} give {name!r} as {shown!r}; expected {article} {words.number} or {{'index': ...}}"
+        )
     return found
 
 
-def _from_csv(text: str, path: Path) -> Iterable[tuple[str, int]]:
+def _from_csv(text: str, path: Path, words: _Words) -> Iterable[tuple[str, int]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     first = True
     for row in reader:
         if not row:
             continue
         head, first = first, False
-        if len(row) > 1 and _INDEX.fullmatch(row[1].strip()):
+        if len(row) > 1 and _NUMBER.fullmatch(row[1].strip()):
             yield row[0].strip(), int(row[1])
-        elif not head or (len(row) > 1 and _NUMBER.match(row[1].strip())):  # a head line has no number there
+        elif not head or (len(row) > 1 and _ANY_NUMBER.match(row[1].strip())):  # a head line has no number there
             raise ValueError(
-                f"the labels {path}, line {reader.line_num}: expected 'file name,class index', got {_shown(row)}"
+                f"the {words.all} {path}, line {reader.line_num}: expected 'file name,{words.number}', got "
+                f"{_shown(row)}"
             )
 
 
@@ -80,12 +112,12 @@ def _shown(row: list[str]) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _each_once(entries: Iterable[tuple[str, int]], path: Path) -> dict[str, int]:
-    labels: dict[str, int] = {}
+def _each_once(entries: Iterable[tuple[str, int]], path: Path, words: _Words) -> dict[str, int]:
+    found: dict[str, int] = {}
     for name, index in entries:
-        if labels.setdefault(name, index) != index:
-            raise ValueError(f"the labels {path} give {name!r} twice, as {labels[name]} and as {index}")
-    return labels
+        if found.setdefault(name, index) != index:
+            raise ValueError(f"the {words.all} {path} give {name!r} twice, as {found[name]} and as {index}")
+    return found
 
 
 def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None) -> list[int]:
@@ -94,24 +126,37 @@ def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None
     Raises:
         ValueError: files without a label, or with two, or a label that is no class of the model.
     """
+    found = _of_files(paths, labels, _LABELS)
+    for path, label in zip(paths, found, strict=True):
+        check_label(path, label, classes)
+    return found
+
+
+def image_ids_of(paths: Sequence[Path], ids: dict[str, int]) -> list[int]:
+    """Find the image id of every file, by its name however its accents are written.
+
+    Raises:
+        ValueError: files without an id, or with two.
+    """
+    return _of_files(paths, ids, _IDS)
+
+
+def _of_files(paths: Sequence[Path], numbers: dict[str, int], words: _Words) -> list[int]:
     spellings: dict[str, set[int]] = {}
-    for name, index in labels.items():
+    for name, index in numbers.items():
         spellings.setdefault(_composed(name), set()).add(index)
 
     def candidates(name: str) -> set[int]:
-        return {labels[name]} if name in labels else spellings.get(_composed(name), set())
+        return {numbers[name]} if name in numbers else spellings.get(_composed(name), set())
 
     chosen = [candidates(path.name) for path in paths]
     missing = [path.name for path, some in zip(paths, chosen, strict=True) if not some]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(paths)} images have no label, {missing[0]!r} first")
+        raise ValueError(f"{len(missing)} of {len(paths)} images have no {words.one}, {missing[0]!r} first")
     for path, some in zip(paths, chosen, strict=True):
         if len(some) > 1:
-            raise ValueError(f"{path.name!r} has the labels {', '.join(map(str, sorted(some)))}; expected one")
-    found = [min(some) for some in chosen]
-    for path, label in zip(paths, found, strict=True):
-        check_label(path, label, classes)
-    return found
+            raise ValueError(f"{path.name!r} has the {words.all} {', '.join(map(str, sorted(some)))}; expected one")
+    return [min(some) for some in chosen]
 
 
 def check_label(path: Path, label: int, classes: int | None) -> None:

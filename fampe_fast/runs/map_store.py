@@ -26,7 +26,7 @@ class MapStore:
         self.folder = folder
 
     def _path(self, context: str, item: Item) -> Path:
-        name = f"{context} {item.digest} {item.position} {item.target}"
+        name = f"{context} {item.digest} {item.image_id} {item.target}"
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.npz"
 
     def holds(self, context: str, item: Item) -> bool:

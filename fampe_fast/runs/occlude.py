@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_seed
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
 from ..frequency.bands import equal_width_bands
 from ..metrics.summary import RESAMPLES, bootstrap_interval
@@ -18,7 +19,7 @@ from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
 from ..robustness.occluded_frequency import OccludedFrequency
-from .batches import Batch, Failure, Group, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, groups_of
 from .records import RECORDS, Item, Records, never_twice
 
 OCCLUSION = "occluded frequency"
@@ -40,6 +41,7 @@ class OcclusionStudy:
         energy: for each image the bands' shares of its energy.
         failures: images left out.
         earlier: how many images an earlier run had measured.
+        seed: of the intervals' random numbers.
     """
 
     settings: dict[str, object]
@@ -52,6 +54,7 @@ class OcclusionStudy:
     energy: list[list[float]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     earlier: int = 0
+    seed: int = 0
 
     def mean_drops(self) -> Tensor:
         """(K,) float64, the mean drop of each band over the images."""
@@ -59,7 +62,7 @@ class OcclusionStudy:
 
     def interval(self) -> Tensor | None:
         """(2, K): bootstrap interval of the mean drops; None for fewer than two images."""
-        return bootstrap_interval(torch.tensor(self.drops, dtype=torch.float64), self.confidence)
+        return bootstrap_interval(torch.tensor(self.drops, dtype=torch.float64), self.confidence, self.seed)
 
     def median_edges(self) -> Tensor:
         """(K + 1,), the radii of the bands; where each image has its own, their medians over the images."""
@@ -121,7 +124,9 @@ def occlude_files(
     out: Path,
     *,
     targets: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
     confidence: float = 0.95,
+    seed: int = 0,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     on_images: Callable[[int], None] = lambda count: None,
@@ -130,7 +135,7 @@ def occlude_files(
     """Remove the bands of every file, one by one; ``out/occluded_frequency.json`` and ``.png``.
 
     What is measured of a batch is on disk (``out/occluded_frequency.jsonl``) at once, and is not measured again for the
-    same image, place, target, model and settings. Interrupted, it sums up what has been measured and lets the interrupt
+    same image, id, target, model and settings. Interrupted, it sums up what has been measured and lets the interrupt
     through.
 
     Args:
@@ -139,7 +144,9 @@ def occlude_files(
         paths: image files.
         out: folder, made if missing.
         targets: the class of each file; None takes the model's own choice.
-        confidence: of the bootstrap intervals of the mean, in (0, 1).
+        image_ids: what names each file in the records, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+        confidence: coverage of the bootstrap intervals of the mean, in (0, 1).
+        seed: number that the bootstrap's random numbers follow from, any 64-bit integer.
         batch_size: images read together.
         internal_batch_size: images per model pass.
         on_images: called with the number of images just measured.
@@ -149,13 +156,15 @@ def occlude_files(
         The ``OcclusionStudy``.
 
     Raises:
-        ValueError: a confidence outside (0, 1), or an output would replace an image or a file of another's.
+        ValueError: a confidence outside (0, 1), image ids that are not unique or out of range, or an output would
+            replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     if method.spacing == "width":  # more bands than the images have frequencies for are refused here, once
         equal_width_bands(*classifier.input_size, method.bands, include_dc=method.include_dc)
+    image_ids = check_run_ids(paths, image_ids)
     check_outputs(occlusion_outputs(out), paths)
     remove_leftovers(out)
     settings: dict[str, object] = {
@@ -168,7 +177,7 @@ def occlude_files(
         "clamp": method.clamp,
         "model_passes": method.bands + 1,
     }
-    study = OcclusionStudy(settings, confidence)
+    study = OcclusionStudy(settings, confidence, seed=check_seed(seed))
     groups: list[Group] = []
 
     def failed(failure: Failure) -> None:
@@ -189,7 +198,7 @@ def occlude_files(
         known = {**settings, "bounds": method.bounds, **({} if own else {"unknown": never_twice()})}
         context = records.context(known)
         try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed):
+            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
                 study.earlier += sum(records.get(context, item) is not None for item in group.items)
                 groups.append(group)
                 group.settle_in(records, context, work)

@@ -160,19 +160,21 @@ class Item:
 
     Attributes:
         path: its file.
-        position: its place in the run, which names it in the random stream.
+        position: its place in the run.
+        image_id: its name in the random stream.
         digest: SHA-256 of the file's bytes; None where they cannot be read.
         target: the class that was given for it; None where the model chooses.
     """
 
     path: Path
     position: int
+    image_id: int
     digest: str | None
     target: int | None
 
 
 class Records:
-    """The results of a command, by the image's content, its place, its target, and all settings; others never mix.
+    """Keep the results of a command by the image's content, its id, its target and all settings; others never mix.
 
     A line of the file is one piece of work, a batch as a rule, so that what goes on is cut into the same batches.
     """
@@ -244,7 +246,7 @@ class Records:
         """The result of an image; None where there is none yet."""
         if item.digest is None:
             return None
-        return self._known.get((context, part, item.digest, item.position, item.target))
+        return self._known.get((context, part, item.digest, item.image_id, item.target))
 
     def add(self, context: str, items: Sequence[Item], results: Sequence[dict[str, Any]], part: str = "") -> None:
         """Write down the results of images that were worked on together.
@@ -263,14 +265,14 @@ class Records:
             {
                 "file": item.path.name,
                 "image": item.digest,
-                "id": item.position,
+                "id": item.image_id,
                 "target": item.target,
                 "result": result,
             }
             for item, result in zip(items, results, strict=True)
         ]
         # As it will be read again: tuples are lists, and NaN is null.
-        keys = [(context, part, item.digest, item.position, item.target) for item in items if item.digest]
+        keys = [(context, part, item.digest, item.image_id, item.target) for item in items if item.digest]
         read = [json.loads(json_text(result)) for item, result in zip(items, results, strict=True) if item.digest]
         before = self._journal.count
         try:

@@ -1,4 +1,4 @@
-"""FORGrad's cut-off for a model and a method: the one whose filtered maps are most faithful on a validation set."""
+"""Tune FORGrad's cut-off for a model and a method: find the one with the most faithful maps on a validation set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..plots.saving import save_figure
 from ..plots.studies import CutoffCurve, cutoffs_figure
 from ..progress import UpTo, progress
 from ..runtime.model import Model
-from .batches import Batch, Failure, Group, groups_of, targets_of_batch
+from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
 from .settings import everything_of
@@ -130,20 +130,19 @@ def _named_by_filter(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def tuning_outputs(out: Path) -> list[Output]:
-    """What ``tune_files`` writes.
+    """List what ``tune_files`` writes.
 
     Raises:
-        ValueError: the name does not end in ``.json``, or the file is there and holds something else.
+        ValueError: ``cutoffs.json`` is there and holds something else.
     """
-    if out.suffix.lower() != ".json" or out.is_dir():
-        raise ValueError(f"expected a file name ending in .json for the cut-offs, got {str(out)!r}")
-    if out.exists():
-        _read(out)
+    if (out / "cutoffs.json").exists():
+        _read(out / "cutoffs.json")
     return [
-        Output(out, CUTOFFS),
-        Output(out.with_suffix(".png"), FIGURE),
-        Output(out.with_suffix(".jsonl"), RECORDS),
-        Output(out.with_suffix(".maps"), FOLDER),
+        Output(out, FOLDER),
+        Output(out / "cutoffs.json", CUTOFFS),
+        Output(out / "cutoffs.png", FIGURE),
+        Output(out / "cutoffs.jsonl", RECORDS),
+        Output(out / "maps", FOLDER),
     ]
 
 
@@ -223,6 +222,7 @@ def tune_files(
     out: Path,
     *,
     targets: Sequence[int] | None = None,
+    image_ids: Sequence[int] | None = None,
     protocol: str = "rise",
     metric_steps: int = 28,
     signed: bool = False,
@@ -232,19 +232,20 @@ def tune_files(
     on_done: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Tuning:
-    """``tune_cutoff`` for several methods over image files; the outcomes go to ``out``, the curves to a PNG beside it.
+    """Tune the cut-off of several methods over image files; ``out/cutoffs.json``, with the curves in ``cutoffs.png``.
 
-    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. Maps (in a folder
-    beside ``out``, ``.maps``, until the method's outcome is found) and scores (``.jsonl``) are on disk as soon as a
-    batch has them, and are not computed again for the same image, place, target, model and settings. An image that a
-    method fails on is left out of that method's curve. A file's place in ``paths`` names it in the random stream.
+    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. Maps (in
+    ``out/maps``, until the method's outcome is found) and scores (``out/cutoffs.jsonl``) are on disk as soon as a batch
+    has them, and are not computed again for the same image, id, target, model and settings. An image that a method
+    fails on is left out of that method's curve.
 
     Args:
         classifier: the model.
         methods: by name, made for this classifier.
         paths: image files; all that can be read are kept in memory.
-        out: a file as of ``TunedCutoff.save``, its name ending in ``.json``; earlier outcomes in it stay.
+        out: folder, made if missing; earlier outcomes in its ``cutoffs.json`` stay.
         targets: the class of each file; None takes the model's own choice.
+        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
         protocol: of insertion and deletion, by name.
         metric_steps: steps of insertion and deletion.
         signed: filter the maps' signed mean over channels, not its absolute value.
@@ -258,14 +259,15 @@ def tune_files(
         The ``Tuning``.
 
     Raises:
-        ValueError: a file of another name or content, an unknown protocol, too few steps, or an output would replace
-            an image or a file of another's.
+        ValueError: a file of another content, an unknown protocol, too few steps, image ids that are not unique or out
+            of range, or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
     check_outputs(tuning_outputs(out), paths)
-    for folder in (out.parent, out.with_suffix(".maps")):
+    image_ids = check_run_ids(paths, image_ids)
+    for folder in (out, out / "maps"):
         remove_leftovers(folder)
     tuning = Tuning()
 
@@ -277,13 +279,13 @@ def tune_files(
     judge = _Faithfulness(classifier, protocol, metric_steps, None, internal_batch_size, check_flag("signed", signed))
     on_stage("images", len(paths))
     groups = []
-    for group in groups_of(classifier, paths, targets, batch_size, failed):
+    for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
         group.batch()
         if group.items:
             groups.append(group)
             on_done(len(group.items))
-    store = MapStore(out.with_suffix(".maps"))
-    with Records(out.with_suffix(".jsonl"), "tune") as records:
+    store = MapStore(out / "maps")
+    with Records(out / "cutoffs.jsonl", "tune") as records:
         for name, method in methods.items():
             context = records.context(
                 {
@@ -322,9 +324,9 @@ def tune_files(
                 continue
             items = [item for part in explained for item in part.items]
             tuned = _outcome(classifier.name, name, judge, curve, mean_and_error(search.unfiltered(items)))
-            tuned.save(out)
+            tuned.save(out / "cutoffs.json")
             tuning.results[name] = tuned
-            save_figure(_figure(tuning), out.with_suffix(".png"))
+            save_figure(_figure(tuning), out / "cutoffs.png")
             store.remove(context, items)
     return tuning
 
@@ -395,7 +397,7 @@ class _SearchOverFiles:
 
     def _maps(self, batch: Batch, chosen: Tensor) -> Tensor:
         maps = self.method.attribute(
-            batch.images, chosen, image_ids=batch.positions, internal_batch_size=self.internal_batch_size
+            batch.images, chosen, image_ids=batch.ids, internal_batch_size=self.internal_batch_size
         )
         return maps.detach().mean(1, keepdim=True)
 

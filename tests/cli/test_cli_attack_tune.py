@@ -237,7 +237,7 @@ def test_nothing_is_left_of_a_weak_attack_in_8_bits(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "low", "--eps", "1/999", "--limit", "1"]
-    assert main([*arguments, "--attack-steps", "2", "--save-images", "--out", str(out)]) == DONE
+    assert main([*arguments, "--steps", "2", "--save-images", "--out", str(out)]) == DONE
     assert "8 bits leave nothing" in capsys.readouterr().out
     saved = json.loads((out / "attack.json").read_text())["images"][0]["attacks"]["low"].popitem()[1]["saved"]
     assert saved["largest_change"] == 0
@@ -348,7 +348,7 @@ def test_attack_prints_tables_and_writes_figures(
     (photos / "broken.png").write_bytes(b"nothing")
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "high,low", "--cutoff", "12"]
-    arguments += ["--eps", "16/255", "--attack-steps", "4", "--rings", "5", "--transfer-to", str(model_file)]
+    arguments += ["--eps", "16/255", "--steps", "4", "--rings", "5", "--transfer-to", str(model_file)]
     assert main([*arguments, "--save-images", "--out", str(out)]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
@@ -414,7 +414,7 @@ def test_the_search_over_files_finds_the_radius_that_is_known(
     Where noise turns signs, FORGrad's absolute value mixes the two before the filter: the noise is faint for it.
     """
     classifier, evidence, paths = known
-    out = tmp_path / "deep" / "cutoffs.json"
+    out = tmp_path / "deep" / "tuned"
     stages = []
     tuning = tune_files(
         classifier, {"known": Known(evidence, loudness=loudness)}, paths, out, protocol="per_pixel", metric_steps=12,
@@ -433,9 +433,9 @@ def test_the_search_over_files_finds_the_radius_that_is_known(
     noisy = noisy[:, None].abs().expand_as(images)
     plain = insertion_deletion(classifier, images, noisy, torch.zeros(3).long(), protocol="per_pixel", steps=12)
     assert found.unfiltered.mean == pytest.approx(float((plain.insertion - plain.deletion).mean()), abs=1e-6)
-    assert TunedCutoff.load(out, "linear", "known", signed=signed) == found
+    assert TunedCutoff.load(out / "cutoffs.json", "linear", "known", signed=signed) == found
     assert stages == ["images", "known: maps", "known: cut-offs"]
-    with Image.open(out.with_suffix(".png")) as picture:
+    with Image.open(out / "cutoffs.png") as picture:
         assert min(picture.size) > 300
 
 
@@ -445,9 +445,10 @@ def test_a_search_over_files_goes_on_without_what_fails(
     classifier, evidence, paths = known
     broken = tmp_path / "images" / "broken.png"
     broken.write_bytes(b"nothing")
-    out = tmp_path / "cutoffs.json"
+    out = tmp_path / "tuned"
     earlier = TunedCutoff("linear", "earlier", 3, {3: Estimate(0.5, None, 1)}, Estimate(0.1, None, 1), "rise", 10)
-    earlier.save(out)
+    out.mkdir()
+    earlier.save(out / "cutoffs.json")
     methods = {"none": Known(evidence, refused=3), "some": Known(evidence, refused=2), "all": Known(evidence)}
     done = []
     tuning = tune_files(
@@ -460,17 +461,17 @@ def test_a_search_over_files_goes_on_without_what_fails(
     ]
     assert tuning.failures[0].path == broken
     assert [found.unfiltered.n for found in tuning.results.values()] == [2, 2, 3]
-    assert TunedCutoff.load(out, "linear", "earlier") == earlier
-    assert TunedCutoff.load(out, "linear", "some").cutoff == 3
+    assert TunedCutoff.load(out / "cutoffs.json", "linear", "earlier") == earlier
+    assert TunedCutoff.load(out / "cutoffs.json", "linear", "some").cutoff == 3
 
     class Never(Known):
         def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
             return super().attribute(inputs, target, **options) * math.nan
 
-    nothing = tune_files(classifier, {"never": Never(evidence)}, paths, tmp_path / "no.json", metric_steps=4)
+    nothing = tune_files(classifier, {"never": Never(evidence)}, paths, tmp_path / "no", metric_steps=4)
     assert not nothing.results
     assert len(nothing.failures) == 3
-    assert not (tmp_path / "no.json").exists()
+    assert not (tmp_path / "no" / "cutoffs.json").exists()
 
 
 def test_an_image_that_fails_at_one_radius_costs_itself(
@@ -490,16 +491,16 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
     refused = classifier.transform(Image.open(paths[1]).convert("RGB"))
     options = {"targets": [0] * 3, "metric_steps": 4, "protocol": "per_pixel"}
     monkeypatch.setattr(module._Faithfulness, "__call__", fails)
-    found = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "some.json", **options)
+    found = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "some", **options)
     assert [(f.path, f.reason) for f in found.failures] == [
         (paths[1], "known: ValueError: not this one at that radius")
     ]
     monkeypatch.setattr(module._Faithfulness, "__call__", judge)
-    whole = tmp_path / "all.json"
+    whole = tmp_path / "all"
     every = tune_files(classifier, {"known": Known(evidence)}, paths, whole, **options)
     assert every.results["known"].unfiltered.n == 3
     scores: dict[tuple[str, int], float] = {}
-    for line in map(json.loads, whole.with_suffix(".jsonl").read_text().splitlines()[1:]):
+    for line in map(json.loads, (whole / "cutoffs.jsonl").read_text().splitlines()[1:]):
         for entry in line.get("results", ()):
             scores[line["part"], entry["id"]] = entry["result"].get("score")
     one = found.results["known"]
@@ -517,10 +518,10 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
         return judge(self, images, targets, maps, radius)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module._Faithfulness, "__call__", never)
-    nothing = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "no.json", **options)
+    nothing = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "no", **options)
     assert not nothing.results
     assert len(nothing.failures) == 3
-    assert not (tmp_path / "no.json").exists()
+    assert not (tmp_path / "no" / "cutoffs.json").exists()
 
 
 def test_an_interrupted_search_keeps_the_methods_it_finished(
@@ -533,13 +534,13 @@ def test_an_interrupted_search_keeps_the_methods_it_finished(
         if stage == "second: cut-offs":
             raise KeyboardInterrupt
 
-    out = tmp_path / "cutoffs.json"
+    out = tmp_path / "tuned"
     methods = {"first": Known(evidence), "second": Known(evidence)}
     with pytest.raises(KeyboardInterrupt):
         tune_files(classifier, methods, paths, out, metric_steps=4, protocol="per_pixel", on_stage=stop)
-    assert TunedCutoff.load(out, "linear", "first").cutoff == 3
+    assert TunedCutoff.load(out / "cutoffs.json", "linear", "first").cutoff == 3
     with pytest.raises(KeyError):
-        TunedCutoff.load(out, "linear", "second")
+        TunedCutoff.load(out / "cutoffs.json", "linear", "second")
 
 
 def test_tune_prints_curves_and_a_line_that_works(
@@ -547,18 +548,18 @@ def test_tune_prints_curves_and_a_line_that_works(
 ) -> None:
     pytest.importorskip("captum")
     (photos / "broken.png").write_bytes(b"nothing")
-    out = tmp_path / "my cutoffs.json"
+    out = tmp_path / "my cutoffs"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency,attexplore", "--steps", "1"]
-    arguments += ["--samples", "2", "--metric-steps", "3", "--out", str(out), "--option", "loss=softmax_twice"]
+    arguments += ["--samples", "2", "--metric-steps", "3", "--out", str(out), "--loss", "softmax_twice"]
     assert main([*arguments, "--limit", "3"]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "1 of 3 images failed" in captured.err
     (photos / "object_2.png").unlink()
-    model = json.loads(out.read_text()).popitem()[1]["model"]
+    model = json.loads((out / "cutoffs.json").read_text()).popitem()[1]["model"]
     lines = [line for line in captured.out.splitlines() if line.startswith("fampe-fast explain")]
     assert len(lines) == 2
     for name, line in zip(("saliency", "attexplore"), lines, strict=True):
-        found = TunedCutoff.load(out, model, name)
+        found = TunedCutoff.load(out / "cutoffs.json", model, name)
         assert f"{found.curve[found.cutoff].mean:.3f} ± {found.curve[found.cutoff].standard_error:.3f}" in captured.out
         assert f"{found.unfiltered.mean:.3f}" in captured.out
         assert found.unfiltered.n == 2
@@ -575,7 +576,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     from fampe_fast.models import load_classifier
 
     classifier = load_classifier(str(model_file))
-    best = TunedCutoff.load(out, model, "saliency")
+    best = TunedCutoff.load(out / "cutoffs.json", model, "saliency")
     images = torch.stack([classifier.transform(Image.open(photos / f"object_{k}.png")) for k in range(2)])
     targets = classifier(images).argmax(1)
     signed = create_method("saliency", classifier, absolute=False).attribute(images, targets)
@@ -596,7 +597,7 @@ def test_tune_searches_for_the_filter_that_is_named(
     pytest.importorskip("captum")
     from fampe_fast.models import load_classifier
 
-    out = tmp_path / "cutoffs.json"
+    out = tmp_path / "tuned"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency", "--metric-steps", "4"]
     arguments += ["--protocol", "per_element", "--out", str(out), *(["--signed"] if signed else [])]
     assert main(arguments) == DONE
@@ -607,10 +608,10 @@ def test_tune_searches_for_the_filter_that_is_named(
     assert shlex.split(line)[3:5] == ["--method", method]
 
     classifier = load_classifier(str(model_file))
-    best = TunedCutoff.load(out, classifier.name, "saliency", signed=signed)
+    best = TunedCutoff.load(out / "cutoffs.json", classifier.name, "saliency", signed=signed)
     assert (best.signed, best.protocol) == (signed, "per_element")
     with pytest.raises(KeyError):
-        TunedCutoff.load(out, classifier.name, "saliency", signed=not signed)
+        TunedCutoff.load(out / "cutoffs.json", classifier.name, "saliency", signed=not signed)
     images = torch.stack([classifier.transform(Image.open(photos / f"object_{k}.png")) for k in range(3)])
     targets = classifier(images).argmax(1)
     maps = create_method(method, classifier, map_cutoff=best.cutoff).attribute(images, targets)
@@ -630,22 +631,22 @@ def test_tune_searches_for_the_filter_that_is_named(
 UNUSABLE_ARGUMENTS = [
     (["attack", "{photos}", "--cutoff", "-3"], "finite and not negative, got -3"),
     (["attack", "{photos}", "--eps", "0"], "eps must be in (0, inf], got 0.0"),
-    (["attack", "{photos}", "--gradients", "fampe", "--option", "rho=2"], "rho must be in [0, 1], got 2"),
-    (["attack", "{photos}", "--option", "speed=9"], "no option(s) speed"),
+    (["attack", "{photos}", "--gradients", "fampe", "--rho", "2"], "rho must be in [0, 1], got 2"),
+    (["attack", "{photos}", "--rho", "0.5"], "no option(s) rho"),
+    (["attack", "{photos}", "--steps", "0"], "steps must be at least 1, got 0"),
     (["attack", "{photos}", "--samples", "5"], "5 times the same one"),
     (["attack", "{photos}", "--rings", "9999"], "bands"),
     (["attack", "{photos}", "--transfer-to-weights", "{model}"], "name it with --transfer-to"),
     (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg belongs to a model"),
     (["study", "explorer", "{photos}", "--explorer-mean", "0.5"], "name it with --explorer"),
-    (["study", "alpha", "{photos}", "--option", "samples=3"], "use --samples"),
+    (["study", "alpha", "{photos}", "--samples", "0"], "samples must be at least 1, got 0"),
     (["attack", "{photos}/object_0.png"], "attack takes a folder of images"),
     (["attack", "{empty}"], "no images in the directory"),
     (["attack", "{photos}", "--labels", "{few_labels}"], "2 of 3 images have no label"),
     (["tune", "{photos}", "--labels", "{few_labels}"], "2 of 3 images have no label"),
     (["tune", "{empty}"], "no images in the directory"),
-    (["tune", "{photos}", "--option", "map_cutoff=3"], "no such option(s): map_cutoff"),
-    (["tune", "{photos}", "--out", "{photos}/cutoffs.txt"], "a file name ending in .json"),
-    (["tune", "{photos}", "--out", "{list}"], "is not a file of tuned cut-offs"),
+    (["tune", "{photos}", "--noise", "0.3"], "no such option(s): --noise"),
+    (["tune", "{photos}", "--out", "{folder_of_a_list}"], "is not a file of tuned cut-offs"),
 ]
 
 
@@ -665,10 +666,11 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     places = {"photos": photos, "model": model_file, "empty": tmp_path / "empty"}
-    places |= {name: tmp_path / f"{name}.json" for name in ("few_labels", "list")}
+    places |= {"few_labels": tmp_path / "few_labels.json", "folder_of_a_list": tmp_path / "list"}
     places["empty"].mkdir()
+    places["folder_of_a_list"].mkdir()
     places["few_labels"].write_text(json.dumps({"object_0.png": 1}))
-    places["list"].write_text("[1]")
+    (tmp_path / "list" / "cutoffs.json").write_text("[1]")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     filled = [part.format(**places) for part in arguments]
@@ -689,7 +691,8 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
         (["attack", "x", "--bands", ","], "unknown band(s) ','"),
         (["attack", "x", "--eps", "8/0"], "a number or a fraction such as 8/255, got '8/0'"),
         (["attack", "x", "--eps", "nan"], "got 'nan'"),
-        (["attack", "x", "--attack-steps", "0"], "must be at least 1"),
+        (["attack", "x", "--option", "decay=1"], "unrecognized arguments: --option"),
+        (["tune", "x", "--map-cutoff", "3"], "unrecognized arguments: --map-cutoff"),
         (["attack", "x", "--gradients", "magic"], "invalid choice: 'magic'"),
         (["tune", "x", "--method", "saliency,forgrad_fampe"], "forgrad_fampe: the cut-off is sought for the"),
         (["tune", "x", "--method", "magic"], "unknown method(s) 'magic'"),
@@ -703,15 +706,11 @@ def test_typing_errors_exit_with_two(arguments: list[str], message: str, capsys:
     assert message in capsys.readouterr().err
 
 
-def test_names_offered_are_names_known_and_the_help_loads_no_torch() -> None:
-    from fampe_fast.cli.arguments import BAND_NAMES, GRADIENT_NAMES
-    from fampe_fast.runs.attack_results import BANDS, GRADIENTS
-
-    assert BAND_NAMES == BANDS
-    assert tuple(GRADIENTS) == GRADIENT_NAMES
+@pytest.mark.parametrize("typed", [["attack", "x", "--bands", "no"], ["explain", "--help"], ["evaluate", "--help"]])
+def test_typing_errors_and_the_help_load_no_torch(typed: list[str]) -> None:
     script = (
-        "import sys; from fampe_fast.cli import main\n"
-        "try: main(['attack', 'x', '--bands', 'no'])\n"
+        f"import sys; from fampe_fast.cli import main\n"
+        f"try: main({typed!r})\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
@@ -724,7 +723,7 @@ def test_labels_that_only_the_model_can_refuse_are_named(
     """A TorchScript file does not say how many classes it has: its answer to an image of noise does."""
     labels = tmp_path / "far.json"
     labels.write_text(json.dumps({f"object_{k}.png": 900 + k for k in range(3)}))
-    out = tmp_path / "out.json"
+    out = tmp_path / "out"
     arguments = [command, str(photos), "--labels", str(labels), "--model", str(model_file), "--out", str(out)]
     assert main(arguments) == UNUSABLE
     errors = capsys.readouterr().err.replace("\n", " ")
@@ -736,7 +735,7 @@ def test_labels_that_only_the_model_can_refuse_are_named(
 def test_a_request_to_end_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fampe_fast", "attack", str(photos), "--model", str(model_file), "--bands", "low"]
-    command += ["--cutoff", "12", "--out", str(out), "--attack-steps", "60", "--batch-size", "1", "--save-images"]
+    command += ["--cutoff", "12", "--out", str(out), "--steps", "60", "--batch-size", "1", "--save-images"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -746,7 +745,7 @@ def test_a_request_to_end_leaves_finished_results_whole(photos: Path, model_file
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, errors
-    assert "interrupted; what was finished is whole" in errors
+    assert "interrupted; completed results were saved" in errors
     assert "Traceback" not in errors
     written = json.loads((out / "attack.json").read_text())
     assert 1 <= len(written["images"]) < 3
@@ -797,14 +796,14 @@ def test_both_run_on_photographs_with_the_real_model(
     rest = ["--labels", str(shared_dir / "images" / "labels.json"), "--limit", "2", "--weights", weights]
     rest += ["--model", "mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5", "--std", "0.5"]
     photographs = str(shared_dir / "images")
-    arguments = ["attack", photographs, *rest, "--bands", "low,high", "--attack-steps", "3", "--out", str(tmp_path)]
+    arguments = ["attack", photographs, *rest, "--bands", "low,high", "--steps", "3", "--out", str(tmp_path)]
     assert main(arguments) == DONE
     summary = json.loads((tmp_path / "attack.json").read_text())["summary"]
     for band in ("low", "high"):
         assert summary["bands"][band]["confidence_after"]["mean"] < 0.3 * summary["confidence_before"]["mean"]
         assert summary["bands"][band]["band_share"]["mean"] > 0.999
-    out = tmp_path / "cutoffs.json"
+    out = tmp_path / "tuned"
     assert main(["tune", photographs, *rest, "--method", "saliency", "--metric-steps", "4", "--out", str(out)]) == DONE
-    found = TunedCutoff.load(out, "mobilenetv2_100", "saliency")
-    assert f"map_cutoff={found.cutoff}" in capsys.readouterr().out
+    found = TunedCutoff.load(out / "cutoffs.json", "mobilenetv2_100", "saliency")
+    assert f"--map-cutoff {found.cutoff}" in capsys.readouterr().out
     assert found.curve[found.cutoff].mean == max(estimate.mean for estimate in found.curve.values())

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from fampe_fast.cli import DONE, UNUSABLE, main
-from fampe_fast.cli.arguments import METHOD_OPTIONS, add_method_options, add_model
+from fampe_fast.cli.arguments import add_batches, add_images, add_model
 from fampe_fast.cli.commands.tune import usage
+from fampe_fast.cli.flags import given as options_given
 from fampe_fast.cli.parser import parse
 from fampe_fast.errors import FampeWarning
 from fampe_fast.images import read_image
@@ -55,35 +56,33 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 # The line that tune gives back ----------------------------------------------------------------------------------------
 
 FULL = (
-    "tune 'my photos' --method fampe,saliency --protocol per_pixel --metric-steps 3 --out x.json "
+    "tune 'my photos' --method fampe,saliency --protocol per_pixel --metric-steps 3 --out x "
     "--model ./net.pt --weights 'a b.safetensors' --model-arg pad_type=same --model-arg depth=3 "
     "--model-arg name='3' --model-arg names='(1, 2)' --mean 0.4,0.5,0.6 --std 0.25 --input-size 160 "
     "--class-names names.txt --interpolation bilinear --keep-batch-norm --device cpu --alpha 0.3 --steps 2 --samples 4 "
-    "--seed -1 --option mode=modulate --option include_dc=False --option eps=8/255 --batch-size 3 "
-    "--internal-batch-size 5 --limit 7 --labels l.json"
+    "--seed -1 --mode modulate --no-include-dc --eps 8/255 --area-cutoff none --bounds=-1,2 --no-absolute "
+    "--batch-size 3 --internal-batch-size 5 --limit 7 --labels l.json --image-ids ids.csv"
 )
 
 
-@pytest.mark.parametrize("line", [FULL, "tune photos", "tune photos --method attexplore --option loss=softmax_twice"])
+@pytest.mark.parametrize(
+    "line", [FULL, "tune photos", "tune photos --method attexplore --loss softmax_twice --target 3"]
+)
 def test_the_line_explains_with_every_option_of_the_model_and_the_method(line: str) -> None:
     given = parse(shlex.split(line))
     for method in given.method:
-        chosen = {name: getattr(given, name) for name in METHOD_OPTIONS if getattr(given, name) is not None}
-        chosen = {k: v for k, v in (chosen | dict(given.option)).items() if k in options_of(method)}
+        chosen = {k: v for k, v in options_given(given, "method").items() if k in options_of(method)}
         words = shlex.split(usage(given, method, 11, chosen))
         assert words[:2] == ["fampe-fast", "explain"]
         found = parse(words[1:])
         assert found.images == [given.images]
-        assert found.method == f"forgrad_{method}"
-        assert dict(found.option)["map_cutoff"] == 11
-        kept = {name: getattr(found, name) for name in METHOD_OPTIONS if getattr(found, name) is not None}
-        assert (kept | dict(found.option)) == chosen | {"map_cutoff": 11}
-        for add in (add_model, add_method_options):
+        assert found.method == [f"forgrad_{method}"]
+        assert options_given(found, "method") == chosen | {"map_cutoff": 11}
+        for add in (add_model, add_batches, add_images):
             parser = argparse.ArgumentParser(add_help=False)
             add(parser)
             for action in parser._actions:
-                if action.dest not in (*METHOD_OPTIONS, "option"):
-                    assert getattr(found, action.dest) == getattr(given, action.dest), action.dest
+                assert getattr(found, action.dest) == getattr(given, action.dest), action.dest
 
 
 def test_the_line_has_an_option_for_every_argument_that_a_parser_may_get() -> None:
@@ -104,7 +103,7 @@ def test_tune_prints_the_size_and_the_names(
     names = tmp_path / "names.txt"
     names.write_text("".join(f"kind {k}\n" for k in range(8)))
     arguments = ["tune", str(photos), "--model", str(model_file), "--input-size", "72", "--class-names", str(names)]
-    assert main([*arguments, *QUICK, "--metric-steps", "2", "--out", str(tmp_path / "cut.json")]) == DONE
+    assert main([*arguments, *QUICK, "--metric-steps", "2", "--out", str(tmp_path / "cut")]) == DONE
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fampe-fast explain"))
     assert main([*shlex.split(line)[1:], "--out", str(tmp_path / "out")]) == DONE
     assert "kind " in capsys.readouterr().out
@@ -123,9 +122,9 @@ def test_another_number_of_names_than_classes_is_said_before_any_work(
     names.write_text("".join(f"kind {k}\n" for k in range(count)))
     named = ["study", "alpha"] if command == "study" else [command]
     arguments = [*named, str(photos), "--model", str(model_file), "--class-names", str(names)]
-    said = refused([*arguments, "--out", str(tmp_path / "out.json")], capsys)
+    said = refused([*arguments, "--out", str(tmp_path / "out")], capsys)
     assert f"names.txt has {count} names, and small has 8 classes" in said
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -420,8 +419,6 @@ def test_what_the_commands_write_by_default_is_no_part_of_the_project() -> None:
     commands = [["demo"], ["defend"], *([name, "x"] for name in ("explain", "evaluate", "attack", "occlude", "tune"))]
     for command in commands:
         written = [parse(command).out]
-        if command[0] == "tune":
-            written += [written[0].with_suffix(ending) for ending in (".png", ".jsonl", ".maps")]
         for path in written:
             assert any(fnmatch.fnmatch(str(path), line) for line in ignored), path
     assert parse(["study", "noise", "x"]).out is None

@@ -35,12 +35,12 @@ COUNT = 4
 COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
     "explain": (["--steps", "8", "--samples", "8"], "object_0.npz", []),
     "evaluate": (
-        ["--methods", "fampe,attexplore", "--steps", "3", "--samples", "8", "--metric-steps", "4"],
+        ["--method", "fampe,attexplore", "--steps", "3", "--samples", "8", "--metric-steps", "4"],
         "scores.jsonl",
         ["scores.json", "contact_sheet.png"],
     ),
     "attack": (
-        ["--bands", "low,all", "--cutoff", "12", "--attack-steps", "20", "--save-images"],
+        ["--bands", "low,all", "--cutoff", "12", "--steps", "20", "--save-images"],
         "attack.jsonl",
         ["attack.json", "attack.png"],
     ),
@@ -74,9 +74,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(command: str, photos: Path, model: Path, out: Path, *more: str, batch: int = 1) -> list[str]:
     options, _, _ = COMMANDS[command]
     named = [command, "methods"] if command == "study" else [command]
-    place = out / "cutoffs.json" if command == "tune" else out
     return [
-        *named, str(photos), "--model", str(model), "--out", str(place), "--batch-size", str(batch), *options, *more,
+        *named, str(photos), "--model", str(model), "--out", str(out), "--batch-size", str(batch), *options, *more,
     ]  # fmt: skip
 
 
@@ -373,8 +372,8 @@ def scores_of(command: str, out: Path) -> Any:
 
 QUICK = {
     "explain": ["--steps", "1", "--samples", "2"],
-    "evaluate": ["--methods", "fampe", "--steps", "1", "--samples", "2", "--metric-steps", "4"],
-    "attack": ["--bands", "all", "--attack-steps", "2", "--save-images"],
+    "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "2", "--metric-steps", "4"],
+    "attack": ["--bands", "all", "--steps", "2", "--save-images"],
     "occlude": ["--bands", "6"],
     "tune": ["--method", "fampe", "--steps", "1", "--samples", "2", "--metric-steps", "3"],
     "study": ["--steps", "1", "--samples", "1", "--metric-steps", "3"],
@@ -383,8 +382,7 @@ QUICK = {
 
 def quick(command: str, photos: Path, model: Path, out: Path, *more: str) -> list[str]:
     named = [command, "methods"] if command == "study" else [command]
-    place = out / "cutoffs.json" if command == "tune" else out
-    return [*named, str(photos), "--model", str(model), "--out", str(place), *QUICK[command], *more]
+    return [*named, str(photos), "--model", str(model), "--out", str(out), *QUICK[command], *more]
 
 
 def settled(
@@ -529,7 +527,7 @@ def test_more_images_and_more_methods_cost_themselves(model_file: Path, tmp_path
     assert main(arguments) == DONE
     assert results(out / "scores.jsonl")[: len(first)] == first
     assert len(results(out / "scores.jsonl")) == 2 * len(first)  # of the batch with the third one
-    assert main([*arguments, "--methods", "fampe,attexplore"]) == DONE
+    assert main([*arguments, "--method", "fampe,attexplore"]) == DONE
     assert len(results(out / "scores.jsonl")) == 2 * len(first) + 1
     assert len(json.loads((out / "scores.json").read_text())["images"]) == 3
 
@@ -606,12 +604,12 @@ def test_records_of_one_command_are_not_another_s(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Records(path, "evaluate") as records:
         context = records.context({"alpha": float("nan"), "eps": float("inf")})
-        records.add(context, [Item(Path("a"), 0, "00", None)], [{"score": float("nan")}])
-        assert records.get(context, Item(Path("b"), 0, "00", None)) == {"score": None}
-        assert records.get(context, Item(Path("a"), 1, "00", None)) is None
-        assert records.get(context, Item(Path("a"), 0, "01", None)) is None
-        assert records.get(context, Item(Path("a"), 0, "00", 0)) is None
-        assert records.get(context, Item(Path("a"), 0, None, None)) is None
+        records.add(context, [Item(Path("a"), 0, 0, "00", None)], [{"score": float("nan")}])
+        assert records.get(context, Item(Path("b"), 7, 0, "00", None)) == {"score": None}  # of any name and place
+        assert records.get(context, Item(Path("a"), 0, 1, "00", None)) is None
+        assert records.get(context, Item(Path("a"), 0, 0, "01", None)) is None
+        assert records.get(context, Item(Path("a"), 0, 0, "00", 0)) is None
+        assert records.get(context, Item(Path("a"), 0, 0, None, None)) is None
     mark = mark_of(path)
     assert mark is not None
     assert mark.kind == "records"

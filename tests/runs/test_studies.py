@@ -251,7 +251,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     labels.write_text("".join(f"{k}.png,{k}\n" for k in range(3)))
     out = tmp_path / "out"
     base = ["study", "noise", str(photos), "--labels", str(labels), "--model", str(model), "--out", str(out)]
-    base += ["--steps", "1", "--samples", "1", "--metric-steps", "2", "--option", "alpha=0.4"]
+    base += ["--steps", "1", "--samples", "1", "--metric-steps", "2", "--alpha", "0.4"]
     assert main(base) == DONE
     table = capsys.readouterr().out
     for word in ("sigma=16/255", "rho=0.75", "ins. gained", "plot.png"):
@@ -261,16 +261,10 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     assert main(base) == DONE
     assert capsys.readouterr().out == table
     assert (out / "records.jsonl").read_text() == before
-    assert main([*base, "--option", "alpha=0.5"]) == UNUSABLE
+    assert main([*base, "--alpha", "0.5"]) == UNUSABLE
     assert "other settings" in capsys.readouterr().err
     (photos / "0.png").write_bytes(b"nothing")
     assert main([*base[:-2], "--out", str(tmp_path / "other")]) == SOME_FAILED
-
-
-def test_the_command_line_knows_every_study() -> None:
-    from fampe_fast.cli.arguments import STUDY_NAMES
-
-    assert tuple(STUDIES) == STUDY_NAMES
 
 
 def test_another_model_explores(classifier, photos: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The commands, one module each: ``add_parser`` says what can be typed, ``run`` does it and gives the exit code."""
+"""Hold the commands, one module each: ``add_parser`` adds the arguments, ``run`` works and gives the exit code."""

@@ -1,23 +1,14 @@
-"""``attack``: which frequency bands fool a model on one's own images, and whether it carries over to another."""
+"""``attack``: find out which frequency bands fool a model on one's own images, and whether that transfers."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import (
-    BAND_NAMES,
-    GRADIENT_NAMES,
-    add_batches,
-    add_labels,
-    add_model,
-    add_other_model,
-    add_other_options,
-    band_names,
-    fraction,
-    positive,
-)
+from ...catalog import GRADIENTS, gradient_options
+from ...options import read_options
+from ..arguments import add_batches, add_folder, add_model, add_other_model, add_out, names_of
+from ..flags import Holder, add_flags, add_shared_flags, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,90 +21,74 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser = commands.add_parser(
         "attack",
         help="attack a folder's images in the low, the high and all frequencies",
         description="Attack a folder's images within one band of frequencies at a time, and count how many of those "
-        "the model classified correctly it then does not. Without --labels the class attacked is the model's own first "
-        "choice, which is correct by definition; of a second model it is then the first one's choice that counts.",
+        "the model classified correctly it then does not. Without --labels or --target the class attacked is the "
+        "model's own first choice, which is correct by definition; of a second model it is then the first one's choice "
+        "that counts.",
     )
-    add_labels(parser)
-    parser.add_argument("--out", type=Path, default=Path("fampe_attack"), help="folder (default: %(default)s)")
+    add_out(parser, "fampe_attack")
     parser.add_argument(
         "--save-images",
         action="store_true",
         help="also write the images attacked on --model, as 8-bit PNG of the size that the model sees",
     )
-    group = parser.add_argument_group("attack")
-    group.add_argument(
-        "--bands",
-        type=band_names,
-        default=list(BAND_NAMES),
-        help=f"comma-separated, of: {', '.join(BAND_NAMES)} (default: {','.join(BAND_NAMES)})",
-    )
-    group.add_argument(
-        "--cutoff",
-        type=float,
-        default=30.0,
-        help="between the low and the high band, cycles over the shorter side (default: %(default)s)",
-    )
-    group.add_argument(
-        "--eps", type=fraction, help="largest change of a value in pixel units, such as 8/255 (default: 8/255)"
-    )
-    group.add_argument("--attack-steps", type=positive, help="sign steps (default: 10)")
-    group.add_argument(
-        "--gradients",
-        choices=GRADIENT_NAMES,
-        default="plain",
-        help="at the image itself, or averaged over a method's samples (default: %(default)s)",
-    )
-    group.add_argument("--samples", type=positive, help="gradients per step (default: 1 for plain, else 20)")
-    group.add_argument("--seed", type=int, help="of the samples; plain gradients draw nothing (default: 0)")
-    add_other_options(group, "the attack's", "decay=0.5, input_diversity=True")
-    group.add_argument(
-        "--rings",
-        type=positive,
-        default=16,
-        help="of equal width, in which the disturbance is measured (default: %(default)s)",
-    )
-    add_batches(group)
+    add_folder(parser)
     add_model(parser)
     group = parser.add_argument_group(
         "transfer", "another model of the same classes, attacked too; each is tried on what was made on the other"
     )
     add_other_model(group, "transfer-to", help="as --model; it is given the images as --model sees them")
+    add_batches(parser)
+    group = parser.add_argument_group("attack")
+    (band,) = read_options("fampe_fast.robustness.band_limited:BandLimitedAttack", ["band"])
+    group.add_argument(
+        "--bands",
+        type=names_of(band.choices, "band"),
+        default=list(band.choices),
+        metavar="NAMES",
+        help=f"bands attacked, comma-separated, of: {', '.join(band.choices)} (default: {','.join(band.choices)})",
+    )
+    group.add_argument(
+        "--gradients",
+        choices=tuple(GRADIENTS),
+        default="plain",
+        help="gradients at the image itself, or averaged over a method's samples (default: %(default)s)",
+    )
+    add_flags(group, "settings", read_options("fampe_fast.runs.attack_results:AttackSettings"))
+    add_shared_flags(
+        parser,
+        "config",
+        [Holder(name, f"--gradients {name}", gradient_options(name)) for name in GRADIENTS],
+        "options of all gradients",
+        {"cutoff": "--fampe-cutoff"},  # beside the one between the bands
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Attack a folder's images."""
+    """Attack a folder's images, and print what fooled the model."""
     from rich.markup import escape
 
     from ...runs.attack import attack_files, attack_outputs
     from ...runs.attack_results import AttackSettings, attack_config
-    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ..model_and_methods import check_all_outputs, chosen_images, classifier_of, other_classifier_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    given = {
-        "eps": arguments.eps,
-        "steps": arguments.attack_steps,
-        "samples": arguments.samples,
-        "seed": arguments.seed,
-    }
-    given = {name: value for name, value in given.items() if value is not None} | dict(arguments.option)
-    settings = AttackSettings(
-        tuple(arguments.bands), arguments.cutoff, attack_config(arguments.gradients, **given), arguments.rings
-    )
-    found, labels = labelled_images(arguments)
-    paths = found.paths
+    config = attack_config(arguments.gradients, **given(arguments, "config"))
+    settings = AttackSettings(tuple(arguments.bands), config=config, **given(arguments, "settings"))
+    images = chosen_images(arguments)
+    paths = images.paths
     outputs = attack_outputs(paths, arguments.out, arguments.bands, arguments.save_images)
     check_all_outputs(arguments, outputs, paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(found, labels, classifier)
+    targets = images.targets(classifier)
     other = other_classifier_of(arguments, "transfer_to")
     screen, errors = console(), error_console()
-    print_left_out(errors, found)
+    print_left_out(errors, images.found)
     with Bar(errors, "attack", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -126,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out,
             settings,
             targets=targets,
+            image_ids=images.image_ids,
             transfer_to=other,
             save_images=arguments.save_images,
             batch_size=arguments.batch_size,

@@ -1,27 +1,25 @@
-"""``defend``: what frequency augmentation does against band-limited attacks, on generated images."""
+"""``defend``: test frequency augmentation against band-limited attacks, on generated images."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ..arguments import fraction, positive
+from ...options import read_options
+from ..flags import add_flags, given
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments; what is not given takes the experiment's own number."""
+    """Add the command's arguments."""
     parser = commands.add_parser(
         "defend", help="train small classifiers with and without frequency augmentation, and attack them"
     )
-    parser.add_argument("--seed", type=int, help="of images, weights, augmentations and attacks (default: 0)")
-    parser.add_argument("--train-steps", type=positive, help="optimiser steps of each classifier")
-    parser.add_argument("--train-images", type=positive, help="generated for training")
-    parser.add_argument("--test-images", type=positive, help="generated for the accuracies")
-    parser.add_argument("--cutoff", type=float, help="between the low and the high band, cycles over the side")
-    parser.add_argument("--probability", type=float, help="that a training image is augmented")
-    parser.add_argument("--eps", type=fraction, help="radius of the attacks in pixel units, such as 4/255")
-    parser.add_argument("--attack-steps", type=positive, help="of the attacks")
-    parser.add_argument("--out", type=Path, default=Path("fampe_defend"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("fampe_defend"), metavar="DIR", help="output folder (default: %(default)s)"
+    )
+    add_flags(
+        parser.add_argument_group("experiment"), "settings", read_options("fampe_fast.runs.defend:DefenceSettings")
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,9 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import DONE
     from ..output import console, error_console, estimate_text
 
-    names = ("seed", "train_steps", "train_images", "test_images", "cutoff", "probability", "eps", "attack_steps")
-    given = {name: getattr(arguments, name) for name in names}
-    settings = DefenceSettings(**{name: value for name, value in given.items() if value is not None})
+    settings = DefenceSettings(**given(arguments, "settings"))
     screen, errors = console(), error_console()
     result = defend(arguments.out, settings, on_stage=lambda stage: errors.print(f"[dim]{escape(stage)} ...[/]"))
     table = Table(

@@ -10,13 +10,17 @@ from ..arguments import positive
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser = commands.add_parser("demo", help="explain generated images offline, with the classifier that ships here")
     parser.add_argument(
         "--out", type=Path, default=Path("fampe_demo"), help="folder for demo.png (default: %(default)s)"
     )
-    parser.add_argument("--images", type=positive, default=4, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=2024, help="of the images (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=positive, default=4, metavar="N", help="how many images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=2024, help="number that the images follow from (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -8,7 +8,7 @@ from .. import DONE, SOME_FAILED
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser = commands.add_parser("doctor", help="versions, devices, which backend would run and why, and a self-test")
     parser.set_defaults(run=run)
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import (
-    METHOD_NAMES,
-    PROTOCOL_NAMES,
-    add_labels,
-    add_method_options,
-    add_model,
-    method_names,
-    names_of,
-    positive,
-)
+from ..arguments import add_batches, add_folder, add_method, add_metric, add_model, add_out
+from ..flags import add_method_flags, add_metric_flags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,9 +15,6 @@ if TYPE_CHECKING:
     from ...runs.batches import Failure
     from ...runs.evaluate import Evaluation
 
-# Named here and not imported from the pipelines, which would load torch before a typing error is reported.
-METRIC_NAMES = ("insertion_deletion", "mu_fidelity", "stability")
-
 _READING = {
     "mu_fidelity": "mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
     "stability": "stability: share of the map that changes when the image changes by up to 0.02; low is stable",
@@ -34,44 +22,16 @@ _READING = {
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser = commands.add_parser("evaluate", help="score methods on a folder of images, side by side")
-    add_labels(parser)
-    parser.add_argument(
-        "--methods",
-        type=method_names,
-        default=["fampe", "attexplore"],
-        help=f"comma-separated, the first is the one others are compared with, of: {', '.join(METHOD_NAMES)} "
-        "(default: fampe,attexplore)",
-    )
-    parser.add_argument(
-        "--metrics",
-        type=_metric_names,
-        default=["insertion_deletion"],
-        help=f"comma-separated, of: {', '.join(METRIC_NAMES)} (default: insertion_deletion)",
-    )
-    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
-    parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
-    parser.add_argument(
-        "--metric-passes",
-        type=positive,
-        help="measure at most so many of each curve's steps, where it moves, and interpolate the others",
-    )
-    parser.add_argument(
-        "--mu-fidelity-samples",
-        type=positive,
-        default=200,
-        help="subsets per image and method, each a pass of the model (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--stability-samples",
-        type=positive,
-        default=10,
-        help="perturbed copies per image and method, each explained anew (default: %(default)s)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("fampe_evaluate"), help="folder (default: %(default)s)")
+    add_method(parser, "fampe,attexplore", note=", the first is the one others are compared with")
+    add_metric(parser)
+    add_out(parser, "fampe_evaluate")
+    add_folder(parser)
     add_model(parser)
-    add_method_options(parser)
+    add_batches(parser)
+    add_metric_flags(parser)
+    add_method_flags(parser)
     parser.set_defaults(run=run)
 
 
@@ -81,20 +41,27 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...methods.registry import create_method
     from ...runs.evaluate import evaluate_files, evaluation_outputs
-    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ..model_and_methods import (
+        check_all_outputs,
+        chosen_images,
+        classifier_of,
+        metric_options_of,
+        options_by_method,
+    )
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    options = options_by_method(arguments, arguments.methods)
-    found, labels = labelled_images(arguments)
-    paths = found.paths
+    options = options_by_method(arguments, arguments.method)
+    metrics = metric_options_of(arguments)
+    images = chosen_images(arguments)
+    paths = images.paths
     check_all_outputs(arguments, evaluation_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(found, labels, classifier)
+    targets = images.targets(classifier)
     methods: dict[str, AttributionMethod] = {
-        name: create_method(name, classifier, **options[name]) for name in arguments.methods
+        name: create_method(name, classifier, **options[name]) for name in arguments.method
     }
     screen, errors = console(), error_console()
-    print_left_out(errors, found)
+    print_left_out(errors, images.found)
     with Bar(errors, "evaluate", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -107,13 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             arguments.out,
             targets=targets,
-            metrics=arguments.metrics,
-            protocol=arguments.protocol,
-            metric_steps=arguments.metric_steps,
-            metric_passes=arguments.metric_passes,
-            mu_fidelity_samples=arguments.mu_fidelity_samples,
-            stability_samples=arguments.stability_samples,
-            metric_seed=arguments.seed or 0,
+            metrics=arguments.metric,
+            **metrics,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_images=advance,
@@ -123,13 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     print_earlier(errors, result.earlier, len(paths), arguments.out)
     screen.print(_table(result, escape(classifier.name)))
     for name, line in _READING.items():
-        if name in arguments.metrics and count:
+        if name in arguments.metric and count:
             screen.print(f"[dim]{line}[/]")
     signed = [name for name, method in methods.items() if getattr(method, "absolute", None) is False]
     if signed and count:
         screen.print(
-            f"[dim]{', '.join(signed)}: pixels are ranked by their signed values; --option absolute=True ranks "
-            "magnitudes[/]"
+            f"[dim]{', '.join(signed)}: pixels are ranked by their signed values; --absolute ranks magnitudes[/]"
         )
     if count:
         for name in ("scores.json", "contact_sheet.png"):
@@ -163,7 +124,3 @@ def _table(result: Evaluation, model: str) -> Table:
             f"{result.scores[name].seconds / count:.2f}",
         )
     return table
-
-
-def _metric_names(text: str) -> list[str]:
-    return names_of(text, METRIC_NAMES, "metric")

@@ -1,65 +1,53 @@
-"""``occlude``: which frequency bands a model's predictions stand on."""
+"""``occlude``: measure which frequency bands a model's predictions depend on."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import add_batches, add_labels, add_model, positive
+from ...options import read_options
+from ..arguments import add_batches, add_folder, add_model, add_out
+from ..flags import add_flags, given
 
 if TYPE_CHECKING:
     from ...runs.batches import Failure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
-    parser = commands.add_parser("occlude", help="which frequency bands the predictions for a folder's images stand on")
-    add_labels(parser)
-    parser.add_argument("--bands", type=positive, default=16, help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--spacing",
-        choices=("width", "energy"),
-        default="width",
-        help="bands of equal width, or of equal energy in each image (default: %(default)s)",
+    """Add the command's arguments."""
+    parser = commands.add_parser(
+        "occlude", help="measure which frequency bands the predictions for a folder's images depend on"
     )
-    parser.add_argument(
-        "--score", choices=("probability", "logit"), default="probability", help="what drops (default: %(default)s)"
-    )
-    parser.add_argument("--include-dc", action="store_true", help="let the first band hold the mean brightness")
-    parser.add_argument("--clamp", action="store_true", help="clip what remains into [0, 1]")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("fampe_occlude"), help="folder (default: %(default)s)")
-    add_batches(parser)
+    add_out(parser, "fampe_occlude")
+    add_folder(parser)
     add_model(parser)
+    add_batches(parser)
+    group = parser.add_argument_group("bands")
+    add_flags(group, "method", read_options("fampe_fast.robustness.occluded_frequency:OccludedFrequency"))
+    group = parser.add_argument_group("intervals of the mean")
+    add_flags(group, "run", read_options("fampe_fast.runs.occlude:occlude_files", ["confidence", "seed"]))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove the bands of a folder's images."""
+    """Remove the bands of a folder's images, and print the mean drops."""
     from rich.markup import escape
     from rich.table import Table
 
     from ...robustness.occluded_frequency import OccludedFrequency
     from ...runs.occlude import occlude_files, occlusion_outputs
-    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, targets_of
+    from ..model_and_methods import check_all_outputs, chosen_images, classifier_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    found, labels = labelled_images(arguments)
-    paths = found.paths
+    OccludedFrequency(lambda pixels: pixels, **given(arguments, "method"))  # refused before the model is loaded
+    images = chosen_images(arguments)
+    paths = images.paths
     check_all_outputs(arguments, occlusion_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(found, labels, classifier)
-    method = OccludedFrequency(
-        classifier,
-        arguments.bands,
-        arguments.spacing,
-        arguments.score,
-        include_dc=arguments.include_dc,
-        clamp=arguments.clamp,
-    )
+    targets = images.targets(classifier)
+    method = OccludedFrequency(classifier, **given(arguments, "method"))
     screen, errors = console(), error_console()
-    print_left_out(errors, found)
+    print_left_out(errors, images.found)
     with Bar(errors, "occlude", len(paths)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -72,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             arguments.out,
             targets=targets,
-            confidence=arguments.confidence,
+            image_ids=images.image_ids,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
+            **given(arguments, "run"),
             on_images=advance,
             on_failure=failed,
         )

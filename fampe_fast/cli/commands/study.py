@@ -1,4 +1,4 @@
-"""``study``: vary a number of FAMPE's on a folder of images."""
+"""``study``: sweep one parameter of FAMPE on a folder of images."""
 
 from __future__ import annotations
 
@@ -6,56 +6,42 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import (
-    PROTOCOL_NAMES,
-    STUDY_NAMES,
-    add_batches,
-    add_labels,
-    add_model,
-    add_other_model,
-    key_value,
-    positive,
-)
+from ...catalog import STUDIES, method_options
+from ..arguments import add_batches, add_folder, add_model, add_other_model
+from ..flags import add_flags, add_metric_flags, given
 
 if TYPE_CHECKING:
     from ...runs.batches import Failure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
-    parser = commands.add_parser("study", help="vary a number of FAMPE's: scores, table, plot")
+    """Add the command's arguments."""
+    parser = commands.add_parser("study", help="sweep one parameter of FAMPE: scores, table, plot")
     parser.add_argument(
         "study",
-        choices=STUDY_NAMES,
-        help="what is varied: FAMPE's parts, the method (also Captum's) and its passes, alpha, the cut-off between "
-        "the bands, steps and samples, sigma and rho, the model that decides the steps",
+        choices=tuple(STUDIES),
+        metavar="STUDY",
+        help=f"what is varied: {'; '.join(f'{name}: {varied}' for name, varied in STUDIES.items())}",
     )
-    add_labels(parser)
-    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
-    parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
     parser.add_argument(
-        "--metric-passes",
-        type=positive,
-        help="measure at most so many of each curve's steps, where it moves, and interpolate the others",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="output folder; an existing study is resumed (default: fampe_study_STUDY)",
     )
-    parser.add_argument("--out", type=Path, help="folder; a study that is there goes on (default: fampe_study_NAME)")
+    add_folder(parser)
     add_model(parser)
     group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
     add_other_model(group, "explorer")
-    group = parser.add_argument_group("method")
-    group.add_argument("--steps", type=positive, default=10, help="steps along the path (default: %(default)s)")
-    group.add_argument("--samples", type=positive, default=20, help="samples per step (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
-    group.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=key_value,
-        metavar="KEY=VALUE",
-        help="a field of FAMPE's configuration for all its variants that do not vary it, repeatable; the lines of "
-        "AttEXplore keep theirs",
+    add_batches(parser)
+    add_metric_flags(parser)
+    group = parser.add_argument_group(
+        "options of every variant",
+        "each is held by the variants that do not vary it; AttEXplore's have the first three",
     )
-    add_batches(group)
+    shared = ("steps", "samples", "seed")
+    options = method_options("fampe")
+    add_flags(group, "method", sorted(options, key=lambda option: option.name not in shared))
     parser.set_defaults(run=run)
 
 
@@ -64,26 +50,35 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
+    from ...methods.registry import check_options
     from ...runs.study import run_study, study_outputs
     from ...runs.study_definitions import Budget, define_study
     from ...runs.study_report import write_report
-    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
+    from ..model_and_methods import (
+        check_all_outputs,
+        chosen_images,
+        classifier_of,
+        metric_options_of,
+        other_classifier_of,
+    )
     from ..output import Bar, closing, console, error_console, estimate_text, print_failure, print_left_out
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
-    for name in ("steps", "samples", "seed"):
-        if name in dict(arguments.option):
-            raise ValueError(f"--option {name}: every line of a study has the same, use --{name}")
-    budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
-    study = define_study(arguments.study, budget)
-    found, labels = labelled_images(arguments)
-    paths = found.paths
+    options = given(arguments, "method")
+    check_options("fampe", **options)  # before the model is loaded
+    shared = {name: options.pop(name) for name in ("steps", "samples", "seed") if name in options}
+    study = define_study(arguments.study, Budget(**shared, options=options))
+    arguments.metric = ["insertion_deletion"]
+    metrics = metric_options_of(arguments)
+    metrics.pop("metric_seed")
+    images = chosen_images(arguments)
+    paths = images.paths
     check_all_outputs(arguments, study_outputs(out), paths)
     classifier = classifier_of(arguments)
     explorer = other_classifier_of(arguments, "explorer")
-    targets = targets_of(found, labels, classifier)
+    targets = images.targets(classifier)
     screen, errors = console(), error_console()
-    print_left_out(errors, found)
+    print_left_out(errors, images.found)
     with Bar(errors, study.name, len(paths) * len(study.variants)) as advance:
 
         def failed(failure: Failure) -> None:
@@ -96,9 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
             out,
             explorer=explorer,
             targets=targets,
-            protocol=arguments.protocol,
-            metric_steps=arguments.metric_steps,
-            metric_passes=arguments.metric_passes,
+            **metrics,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_scores=advance,

@@ -1,4 +1,4 @@
-"""``tune``: the cut-off with which FORGrad serves a model and a method best."""
+"""``tune``: find the best cut-off of FORGrad for a model and a method."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import (
-    METHOD_OPTIONS,
-    PLAIN_NAMES,
-    PROTOCOL_NAMES,
-    add_labels,
-    add_method_options,
-    add_model,
-    option_words,
-    plain_method_names,
-    positive,
-)
+from ...catalog import FILTERS, metric_options
+from ...options import read_options
+from ..arguments import add_batches, add_images, add_method, add_model, add_out, option_words
+from ..flags import add_flags, add_method_flags, given
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from ...runs.batches import Failure
@@ -27,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Its arguments."""
+    """Add the command's arguments."""
     parser = commands.add_parser(
         "tune",
         help="find the radius that FORGrad filters a method's maps with, by their faithfulness on a folder's images",
@@ -35,30 +30,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "and find the one with the best insertion minus deletion. About 2 log2(side) radii are tried, each for "
         "2 (metric steps + 1) forward passes per image.",
     )
-    add_labels(parser)
-    parser.add_argument(
-        "--method",
-        type=plain_method_names,
-        default=["fampe"],
-        help=f"one or several, comma-separated, of: {', '.join(PLAIN_NAMES)} (default: fampe)",
-    )
-    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
-    parser.add_argument(
-        "--metric-steps", type=positive, default=28, help="of insertion and deletion (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--signed", action="store_true", help="filter the maps with their signs, which FORGrad's authors do not"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fampe_cutoffs.json"),
-        help="JSON file; outcomes of other models and methods in it stay, and the curves go beside it as PNG "
-        "(default: %(default)s)",
-    )
-    add_model(parser)
-    add_method_options(parser)
+    add_method(parser, "fampe", filters=False)
+    add_out(parser, "fampe_tune")
+    search = read_options("fampe_fast.runs.tune:tune_files", ["protocol", "metric_steps", "signed"])
+    (protocol,) = (option for option in metric_options("insertion_deletion") if option.name == "protocol")
+    add_flags(parser.add_argument_group("search"), "search", [protocol, *search[1:]])
+    _add_what_explains(parser, filters=False)
+    parser.add_argument("images", type=Path, metavar="DIR", help="a folder of images")
     parser.set_defaults(run=run)
+
+
+def _add_what_explains(parser: argparse.ArgumentParser, *, filters: bool) -> None:
+    """Add the arguments that ``tune`` and the line that explains with its outcome have in common."""
+    add_images(parser)
+    add_model(parser)
+    add_batches(parser)
+    add_method_flags(parser, filters=filters)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,16 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.registry import create_method
     from ...runs.tune import tune_files, tuning_outputs
     from .. import SOME_FAILED, UNUSABLE
-    from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
+    from ..model_and_methods import check_all_outputs, chosen_images, classifier_of, options_by_method
     from ..output import Bar, closing, console, error_console, print_failure, print_left_out
 
     filtered = {name: f"{_prefix(arguments)}{name}" for name in arguments.method}
     options = options_by_method(arguments, list(arguments.method))
-    images, labels = labelled_images(arguments)
+    images = chosen_images(arguments)
     paths = images.paths
     check_all_outputs(arguments, tuning_outputs(arguments.out), paths)
     classifier = classifier_of(arguments)
-    targets = targets_of(images, labels, classifier)
+    targets = images.targets(classifier)
     methods = {}
     for name, whole in filtered.items():
         # What will be filtered is what has to be tuned: saliency with its signs, for one.
@@ -86,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         assert isinstance(method, FORGrad)
         methods[name] = method.method
     screen, errors = console(), error_console()
-    print_left_out(errors, images)
+    print_left_out(errors, images.found)
     with Bar(errors, "images", len(paths)) as bar:
 
         def failed(failure: Failure) -> None:
@@ -99,9 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             arguments.out,
             targets=targets,
-            protocol=arguments.protocol,
-            metric_steps=arguments.metric_steps,
-            signed=arguments.signed,
+            image_ids=images.image_ids,
+            **given(arguments, "search"),
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_stage=bar.begin,
@@ -119,8 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         screen.print("to explain with it:")
         screen.print(escape(usage(arguments, name, found.cutoff, options[name])), soft_wrap=True, highlight=False)
     if tuning.results:
-        for path in (arguments.out, arguments.out.with_suffix(".png")):
-            screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
+        for file in ("cutoffs.json", "cutoffs.png"):
+            screen.print(f"wrote {escape(str(arguments.out / file))}", soft_wrap=True)
     lost = len({failure.path for failure in tuning.failures})
     code = closing(errors, len(paths) - lost if tuning.results else 0, len(paths))
     # Every image may have failed with one method or another, and yet there is an outcome.
@@ -142,12 +128,8 @@ def _table(found: TunedCutoff) -> Table:
     return table
 
 
-def _prefix(arguments: argparse.Namespace) -> str:
-    return "forgrad_signed_" if arguments.signed else "forgrad_"
-
-
-def usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dict[str, Any]) -> str:
-    """The line that explains the same images with the radius found.
+def usage(arguments: argparse.Namespace, method: str, cutoff: int, options: Mapping[str, Any]) -> str:
+    """Write the line that explains the same images with the radius found.
 
     Args:
         arguments: of ``tune``.
@@ -155,14 +137,15 @@ def usage(arguments: argparse.Namespace, method: str, cutoff: int, options: dict
         cutoff: the radius.
         options: those of the arguments that the method has.
     """
-    model, of_method = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
-    add_model(model)
-    add_method_options(of_method)
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_what_explains(parser, filters=True)
     # Options of other methods, which were tuned beside this one, are none of this one's.
-    known = {
-        name: None if name in METHOD_OPTIONS and name not in options else value
-        for name, value in vars(arguments).items()
-    }
-    known["option"] = [("map_cutoff", cutoff), *(pair for pair in arguments.option if pair[0] in options)]
+    known = {name: value for name, value in vars(arguments).items() if not name.startswith("method:")}
+    known |= {f"method:{name}": value for name, value in {**options, "map_cutoff": cutoff}.items()}
     words = ["fampe-fast", "explain", str(arguments.images), "--method", f"{_prefix(arguments)}{method}"]
-    return shlex.join(words + option_words(of_method, known) + option_words(model, known))
+    return shlex.join(words + option_words(parser, known))
+
+
+def _prefix(arguments: argparse.Namespace) -> str:
+    signed = given(arguments, "search").get("signed", False)
+    return next(prefix for prefix, options in FILTERS.items() if options["signed"] is signed)
