@@ -223,7 +223,7 @@ def test_a_hangup_sums_up_what_is_finished(command: str, photos: Path, model_fil
     process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, errors
-    assert "interrupted; what was finished is whole" in errors
+    assert "interrupted; completed results were saved" in errors
     assert "Traceback" not in errors
     for name in leaves:
         assert (out / name).stat().st_size
