@@ -196,7 +196,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def _first_sentence(text: str) -> str:
-    found = re.split(r"\.\s+(?=[A-Z])", re.sub("[`\"]", "", text), maxsplit=1)[0].rstrip(".")
+    found = re.split(r"\.\s+(?=[A-Z])", re.sub('[`"]', "", text), maxsplit=1)[0].rstrip(".")
     return re.sub(r"\bNone\b", "none", found)
 
 

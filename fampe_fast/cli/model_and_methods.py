@@ -22,6 +22,7 @@ from ..models.classifier import Classifier
 from ..ops.backends import choice
 from ..runs.batches import check_run_ids
 from ..runs.labels import check_label, image_ids_of, labels_of, read_image_ids, read_labels
+from ..runs.measurement import Measurement
 from ..runtime.model_probe import Probed, probe
 from .flags import flag_of, given
 
@@ -113,33 +114,41 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
     return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
 
 
-def options_by_method(arguments: argparse.Namespace, methods: list[str]) -> dict[str, dict[str, Any]]:
+def options_by_method(
+    arguments: argparse.Namespace, methods: list[str], measurement: Measurement | None = None
+) -> dict[str, dict[str, Any]]:
     """Share out the methods' options that were given: each method gets those that it has.
+
+    Args:
+        arguments: of the command.
+        methods: by name.
+        measurement: of the same command, whose metrics may need the seed where no method does.
 
     Raises:
         ValueError: an option that none of the methods has, or a value out of range.
         TypeError: a value of a wrong type.
     """
     known = {method: {option.name for option in method_options(method)} for method in methods}
-    found = shared_out(given(arguments, "method"), known)
+    options = given(arguments, "method")
+    if measurement is not None and any("seed" in found for found in measurement.options.values()):
+        known["the metrics"] = {"seed"}
+    found = shared_out(options, known)
+    found.pop("the metrics", None)
     for method, options in found.items():
         check_options(method, **options)  # before the model is loaded, as far as that can be
     return found
 
 
-def metric_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Collect the options of the metrics."""
-    found = {name: given(arguments, f"metric {name}") for name in METRICS}
-    spare = [name for name, options in found.items() if options and name not in arguments.metric]
-    if spare:
-        raise ValueError(f"options of {', '.join(spare)}, but measured are {', '.join(arguments.metric)} alone")
-    names = {"protocol": "protocol", "steps": "metric_steps", "passes": "metric_passes"}
-    result = {names[k]: v for k, v in found["insertion_deletion"].items()}
-    if "samples" in found["mu_fidelity"]:
-        result["mu_fidelity_samples"] = found["mu_fidelity"]["samples"]
-    if "samples" in found["stability"]:
-        result["stability_samples"] = found["stability"]["samples"]
-    return {**result, "metric_seed": given(arguments, "method").get("seed", 0)}
+def measurement_of(arguments: argparse.Namespace) -> Measurement:
+    """Collect what is measured: the metrics, their options, and the seed, which is the methods' too.
+
+    Raises:
+        ValueError: options of a metric that is not measured, or a value out of range.
+        TypeError: a value of a wrong type.
+    """
+    options = {name: given(arguments, f"metric {name}") for name in METRICS}
+    seed = given(arguments, "method").get("seed", 0)
+    return Measurement(tuple(arguments.metric), {name: found for name, found in options.items() if found}, seed)
 
 
 def shared_out(options: dict[str, Any], known: Mapping[str, Collection[str]]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,9 @@ from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
+from fampe_fast.runs.measurement import Measurement
 
+FOUR_STEPS = Measurement(options={"insertion_deletion": {"steps": 4}})
 QUICK = ["--steps", "1", "--samples", "2"]
 
 
@@ -383,7 +385,9 @@ def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, t
 
     paths = sorted(photos.glob("*.png"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate_files(classifier, {"one": Interrupted()}, paths, tmp_path / "out", metric_steps=4, batch_size=1)
+        evaluate_files(
+            classifier, {"one": Interrupted()}, paths, tmp_path / "out", measurement=FOUR_STEPS, batch_size=1
+        )
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [image["file"] for image in scores["images"]] == ["object_0.png", "object_1.png"]
     assert scores["summary"]["one"]["insertion"]["n"] == 2
@@ -405,7 +409,7 @@ def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: P
             return inner.attribute(inputs, target, **options)
 
     paths = sorted(photos.glob("*.png"))
-    result = evaluate_files(classifier, {"picky": Picky()}, paths, tmp_path / "out", metric_steps=4)
+    result = evaluate_files(classifier, {"picky": Picky()}, paths, tmp_path / "out", measurement=FOUR_STEPS)
     assert [path.name for path in result.paths] == ["object_0.png", "object_2.png"]
     assert [(failure.path.name, failure.reason) for failure in result.failures] == [
         ("object_1.png", "RuntimeError: not this one")

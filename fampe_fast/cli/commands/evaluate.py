@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ...catalog import METRICS
 from ..arguments import add_batches, add_folder, add_method, add_metric, add_model, add_out
 from ..flags import add_method_flags, add_metric_flags
 
@@ -13,12 +14,7 @@ if TYPE_CHECKING:
 
     from ...methods.base import AttributionMethod
     from ...runs.batches import Failure
-    from ...runs.evaluate import Evaluation
-
-_READING = {
-    "mu_fidelity": "mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
-    "stability": "stability: share of the map that changes when the image changes by up to 0.02; low is stable",
-}
+    from ...runs.comparison import Comparison
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
         check_all_outputs,
         chosen_images,
         classifier_of,
-        metric_options_of,
+        measurement_of,
         options_by_method,
     )
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    options = options_by_method(arguments, arguments.method)
-    metrics = metric_options_of(arguments)
+    measurement = measurement_of(arguments)
+    options = options_by_method(arguments, arguments.method, measurement)
     images = chosen_images(arguments)
     paths = images.paths
     check_all_outputs(arguments, evaluation_outputs(arguments.out), paths)
@@ -62,31 +58,30 @@ def run(arguments: argparse.Namespace) -> int:
     }
     screen, errors = console(), error_console()
     print_left_out(errors, images.found)
-    with Bar(errors, "evaluate", len(paths)) as advance:
+    with Bar(errors, "evaluate", len(paths) * len(methods)) as advance:
 
         def failed(failure: Failure) -> None:
             print_failure(errors, failure)
-            advance()
 
         result = evaluate_files(
             classifier,
             methods,
             paths,
             arguments.out,
+            measurement=measurement,
             targets=targets,
-            metrics=arguments.metric,
-            **metrics,
+            image_ids=images.image_ids,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
-            on_images=advance,
+            on_scores=advance,
             on_failure=failed,
         )
     count = len(result.paths)
     print_earlier(errors, result.earlier, len(paths), arguments.out)
     screen.print(_table(result, escape(classifier.name)))
-    for name, line in _READING.items():
-        if name in arguments.metric and count:
-            screen.print(f"[dim]{line}[/]")
+    for name in measurement.metrics:
+        if METRICS[name].reading and count:
+            screen.print(f"[dim]{METRICS[name].reading}[/]")
     signed = [name for name, method in methods.items() if getattr(method, "absolute", None) is False]
     if signed and count:
         screen.print(
@@ -98,29 +93,27 @@ def run(arguments: argparse.Namespace) -> int:
     return closing(errors, count, len(paths))
 
 
-def _table(result: Evaluation, model: str) -> Table:
+def _table(result: Comparison, model: str) -> Table:
     from rich.table import Table
 
     from ..output import estimate_text
 
     summary, count = result.summary(), len(result.paths)
-    areas = "insertion_deletion" in result.measurement.metrics
-    columns = {"insertion": "insertion", "deletion": "deletion", "faithfulness": "ins. - del."} if areas else {}
-    compared = {"insertion": "ins."} if areas else {}
-    for name, head, short in (("mu_fidelity", "mu-fidelity", "mu-f."), ("stability", "stability", "stab.")):
-        if name in result.measurement.metrics:
-            columns[name], compared[name] = head, short
+    scores = result.measurement.scores
+    compared = [score for score in scores if score.short]
     first = next(iter(result.scores), "")
-    protocol = f", protocol {result.protocol}" if areas else ""
+    protocol = f", protocol {result.measurement.protocol}" if result.measurement.protocol else ""
     table = Table("method", title=f"{count} images, {model}{protocol}, mean ± standard error")
-    for head in (*columns.values(), *(f"{short} vs {first}" for short in compared.values()), "passes", "s / image"):
+    heads = [*(score.head for score in scores), *(f"{score.short} vs {first}" for score in compared)]
+    for head in (*heads, "passes", "s / image"):
         table.add_column(head, justify="right")
     for name, row in summary.items():
+        gains = ["" if name == first else estimate_text(row[f"{s.name}_minus_first"], signed=True) for s in compared]
         table.add_row(
             name,
-            *(estimate_text(row[key]) for key in columns),
-            *("" if name == first else estimate_text(row[f"{key}_minus_first"], signed=True) for key in compared),
-            str(result.settings[name]["passes"]),
+            *(estimate_text(row[score.name]) for score in scores),
+            *gains,
+            str(result.methods[name]["passes"]),
             f"{result.scores[name].seconds / count:.2f}",
         )
     return table

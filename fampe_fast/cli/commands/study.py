@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...catalog import STUDIES, method_options
-from ..arguments import add_batches, add_folder, add_model, add_other_model
+from ..arguments import add_batches, add_folder, add_metric, add_model, add_other_model
 from ..flags import add_flags, add_metric_flags, given
 
 if TYPE_CHECKING:
     from ...runs.batches import Failure
+
+
+SHARED = ("steps", "samples", "seed")
+"""The options of every variant, AttEXplore's among them: the fields of ``Budget``."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,8 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "study",
         choices=tuple(STUDIES),
         metavar="STUDY",
-        help=f"what is varied: {'; '.join(f'{name}: {varied}' for name, varied in STUDIES.items())}",
+        help=f"what is varied: {'; '.join(f'{name}: {row.varies}' for name, row in STUDIES.items())}",
     )
+    add_metric(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -39,9 +44,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "options of every variant",
         "each is held by the variants that do not vary it; AttEXplore's have the first three",
     )
-    shared = ("steps", "samples", "seed")
     options = method_options("fampe")
-    add_flags(group, "method", sorted(options, key=lambda option: option.name not in shared))
+    add_flags(group, "method", sorted(options, key=lambda option: option.name not in SHARED))
     parser.set_defaults(run=run)
 
 
@@ -51,26 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ...methods.registry import check_options
-    from ...runs.study import run_study, study_outputs
+    from ...runs.study import report_files, run_study, study_outputs
     from ...runs.study_definitions import Budget, define_study
-    from ...runs.study_report import write_report
     from ..model_and_methods import (
         check_all_outputs,
         chosen_images,
         classifier_of,
-        metric_options_of,
+        measurement_of,
         other_classifier_of,
     )
-    from ..output import Bar, closing, console, error_console, estimate_text, print_failure, print_left_out
+    from ..output import (
+        Bar,
+        closing,
+        console,
+        error_console,
+        estimate_text,
+        print_earlier,
+        print_failure,
+        print_left_out,
+    )
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
     options = given(arguments, "method")
     check_options("fampe", **options)  # before the model is loaded
-    shared = {name: options.pop(name) for name in ("steps", "samples", "seed") if name in options}
+    shared = {name: options.pop(name) for name in SHARED if name in options}
     study = define_study(arguments.study, Budget(**shared, options=options))
-    arguments.metric = ["insertion_deletion"]
-    metrics = metric_options_of(arguments)
-    metrics.pop("metric_seed")
+    measurement = measurement_of(arguments)
     images = chosen_images(arguments)
     paths = images.paths
     check_all_outputs(arguments, study_outputs(out), paths)
@@ -90,31 +100,30 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             out,
             explorer=explorer,
+            measurement=measurement,
             targets=targets,
-            **metrics,
+            image_ids=images.image_ids,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_scores=advance,
             on_failure=failed,
         )
+    comparison = result.comparison
+    count = len(comparison.paths)
+    print_earlier(errors, comparison.earlier, len(paths), out)
+    protocol = f", protocol {measurement.protocol}" if measurement.protocol else ""
     table = Table(
-        "variant", "passes", "insertion", "deletion", "ins. gained", "del. gained",
-        title=f"{study.question} {len(result.files)} images, {escape(classifier.name)}, protocol {result.protocol}",
+        "variant", "passes", *(score.head for score in result.scores), *(f"{s.short} gained" for s in result.scores),
+        title=f"{study.question} {count} images, {escape(classifier.name)}{protocol}",
         caption=f"mean ± standard error; gained: paired, against {study.variants[0].label}",
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
-    for outcome in result.outcomes:
-        first = outcome is result.outcomes[0]
-        table.add_row(
-            escape(outcome.variant.label),
-            str(outcome.passes),
-            estimate_text(outcome.insertion),
-            estimate_text(outcome.deletion),
-            "" if first else estimate_text(outcome.insertion_gain, signed=True),
-            "" if first else estimate_text(outcome.deletion_gain, signed=True),
-        )
+    for k, outcome in enumerate(result.outcomes):
+        gains = [estimate_text(gain, signed=True) if k else "" for gain in outcome.gains.values()]
+        means = [estimate_text(mean) for mean in outcome.means.values()]
+        table.add_row(escape(outcome.variant.label), str(outcome.passes), *means, *gains)
     screen.print(table)
-    for path in write_report(result, out):
+    for path in report_files(result, out):
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
-    return closing(errors, len(paths) - len(result.failures), len(paths))
+    return closing(errors, count, len(paths))
