@@ -42,82 +42,88 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+USES = """
+import contextlib, io, json, sys
+from pathlib import Path
+from fampe_fast.cli import main
+from fampe_fast.models import load_classifier
+from fampe_fast.runs.study import run_study
+from fampe_fast.runs.study_design import Study, Variant
+
+photos, model, out = sys.argv[1:]
+said = {}
+
+def call(name, *words):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        assert main(words) == 0
+    said[name] = printed.getvalue()
+
+for command in ("explain", "evaluate", "tune"):
+    call(f"{command} --help", command, "--help")
+given = (photos, "--model", model, "--method", "brightness,forgrad_brightness", "--gamma", "2", "--dark", "--out")
+call("explain", "explain", *given, f"{out}/explain")
+call("evaluate", "evaluate", *given, f"{out}/evaluate", "--metric-steps", "3")
+call("tune", "tune", photos, "--model", model, "--method", "brightness", "--metric-steps", "2", "--out", f"{out}/tune")
+variants = (Variant("bright", "brightness"), Variant("dark", "brightness", {"dark": True}))
+paths = sorted(Path(photos).glob("*.png"))
+run_study(Study("light", "Bright or dark?", variants), load_classifier(model), paths, Path(out, "study"))
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def used(checkout: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
+    """What the commands print of it, and the folder of what they write."""
+    photos, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("out")
+    for k, image in enumerate(generate(2, seed=5).images):
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(photos / f"object_{k}.png")
+    said: dict[str, str] = json.loads(run(checkout, "-c", USES, str(photos), str(model_file), str(out)))
+    return said, out
+
+
 def run(checkout: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160"}
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for k, image in enumerate(generate(2, seed=5).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"object_{k}.png")
-    return folder
-
-
-def test_its_own_test_and_those_of_all_methods_pass(checkout: Path) -> None:
+def test_its_own_test_and_those_of_every_method_s_flags_pass(checkout: Path) -> None:
     pytest.importorskip("captum")
     run(
-        checkout,
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        TEST,
-        "tests/cli/test_cli_flags.py",
-        "-k",
-        "not documentation",
-    )
+        checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", TEST, "tests/cli/test_cli_flags.py",
+        "-k", "bright or field or methods_own or says_what_it_is",
+    )  # fmt: skip
 
 
-def test_its_options_are_flags_with_help(checkout: Path) -> None:
-    for command in ("explain", "evaluate", "tune"):
-        text = " ".join(run(checkout, "fampe_fast", command, "--help").split())
-        assert "brightness" in text
-        assert "options of Brightness: --gamma X exponent of the brightness, above 0 (default: 1)" in text
-        assert "--dark, --no-dark rank dark pixels first (default: off)" in text
+@pytest.mark.parametrize("command", ["explain", "evaluate", "tune"])
+def test_its_options_are_flags_with_help(command: str, used: tuple[dict[str, str], Path]) -> None:
+    text = " ".join(used[0][f"{command} --help"].split())
+    assert "saliency, brightness" in text or "brightness, fampe" in text
+    assert "options of Brightness: --gamma X exponent of the brightness, above 0 (default: 1)" in text
+    assert "--dark, --no-dark rank dark pixels first (default: off)" in text
 
 
-def test_it_is_explained_with(checkout: Path, photos: Path, model_file: Path, tmp_path: Path) -> None:
-    given = ["--model", str(model_file), "--method", "brightness,forgrad_brightness", "--gamma", "2", "--dark"]
-    run(checkout, "fampe_fast", "explain", str(photos), *given, "--out", str(tmp_path))
-    with np.load(tmp_path / "brightness" / "object_0.npz") as archive:
+def test_it_is_explained_with(used: tuple[dict[str, str], Path]) -> None:
+    with np.load(used[1] / "explain" / "brightness" / "object_0.npz") as archive:
         np.testing.assert_allclose(archive["map"][0], -(archive["image"].mean(0) ** 2), rtol=1e-5)
         assert json.loads(str(archive["settings"]))["config"] == {"gamma": 2.0, "dark": True}
-    with np.load(tmp_path / "forgrad_brightness" / "object_0.npz") as archive:
+    with np.load(used[1] / "explain" / "forgrad_brightness" / "object_0.npz") as archive:
         assert json.loads(str(archive["settings"]))["map_cutoff"] == 15
 
 
-def test_it_is_evaluated_with(checkout: Path, photos: Path, model_file: Path, tmp_path: Path) -> None:
-    given = ["--model", str(model_file), "--method", "brightness,fampe", "--steps", "1", "--samples", "1"]
-    table = run(checkout, "fampe_fast", "evaluate", str(photos), *given, "--metric-steps", "3", "--out", str(tmp_path))
-    assert "brightness" in table
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores["summary"]) == {"brightness", "fampe"}
-    assert scores["methods"]["brightness"]["config"] == {"gamma": 1.0, "dark": False}
-
-
-STUDY = """
-import sys
-from pathlib import Path
-from fampe_fast.models import load_classifier
-from fampe_fast.runs.study import run_study
-from fampe_fast.runs.study_design import Study, Variant
-
-variants = (Variant("bright", "brightness"), Variant("dark", "brightness", {"dark": True}))
-paths = sorted(Path(sys.argv[1]).glob("*.png"))
-result = run_study(Study("light", "Bright or dark?", variants), load_classifier(sys.argv[2]), paths, Path(sys.argv[3]))
-print([outcome.variant.label for outcome in result.outcomes])
-"""
-
-
-def test_it_is_studied_with(checkout: Path, photos: Path, model_file: Path, tmp_path: Path) -> None:
-    (checkout / "study_of_light.py").write_text(STUDY)
-    assert run(checkout, "study_of_light", str(photos), str(model_file), str(tmp_path)).strip() == "['bright', 'dark']"
+def test_it_is_evaluated_tuned_and_studied_with(used: tuple[dict[str, str], Path]) -> None:
+    said, out = used
+    assert "ins. vs brightness" in said["evaluate"]
+    scores = json.loads((out / "evaluate" / "scores.json").read_text())
+    assert scores["methods"]["brightness"]["config"] == {"gamma": 2.0, "dark": True}
+    assert set(scores["summary"]) == {"brightness", "forgrad_brightness"}
+    assert "--method forgrad_brightness" in said["tune"]
+    study = json.loads((out / "study" / "study.json").read_text())
+    assert [outcome["variant"] for outcome in study["outcomes"]] == ["bright", "dark"]
+    assert study["outcomes"][0]["insertion"] != study["outcomes"][1]["insertion"]
 
 
 def test_the_number_in_the_text_is_that_of_the_list() -> None:
