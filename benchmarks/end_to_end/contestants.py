@@ -1,11 +1,11 @@
-"""What is compared, each as a call that makes the maps of a batch."""
+"""Build what is compared, each as a call that makes the maps of a batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,120 +17,10 @@ from fampe_fast.models import fold_batch_norm
 from fampe_fast.runtime.compilation import with_code_of_its_own
 from fampe_fast.runtime.cpu_memory import kept_memory
 
+from ..common.timing import Call
+from .cases import BARE, OURS, Case, Way
 from .counting import Counted, MeanColour
-from .public_attexplore import RESIZE_RATE, PublicAttEXplore
-
-OURS = ("fampe", "attexplore")
-PEERS = ("public_attexplore", "integrated_gradients", "smoothgrad")
-BARE = "bare"
-LABELS = {
-    BARE: "bare passes",
-    "fampe": "FAMPE",
-    "attexplore": "AttEXplore, here",
-    "public_attexplore": "AttEXplore, public code's way",
-    "integrated_gradients": "Captum, integrated gradients",
-    "smoothgrad": "Captum, SmoothGrad",
-}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which classifier; ``embedded`` is the package's own small one.
-
-    Attributes:
-        name: as ``load_classifier`` takes it, or ``embedded``.
-        weights: a local checkpoint; without one the weights are random, which costs the same.
-        mean: one number or one per channel, None for the model's own.
-        std: likewise.
-        arguments: of the model's constructor.
-    """
-
-    name: str
-    weights: str | None = None
-    mean: float | tuple[float, ...] | None = None
-    std: float | tuple[float, ...] | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def load(self, device: torch.device) -> nn.Module:
-        """The classifier as it was published, on the device, in evaluation mode, its convolutions channels-last."""
-        from fampe_fast import load_classifier, load_embedded_classifier
-
-        if self.name == "embedded":
-            model: nn.Module = load_embedded_classifier()
-            model = model.to(device)
-        else:
-            given = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
-            torch.manual_seed(0)
-            model = load_classifier(
-                self.name,
-                weights=self.weights,
-                pretrained=None if self.weights else False,
-                device=device,
-                model_args=self.arguments,
-                fold_batch_norm=False,
-                **given,
-            )
-        return model.to(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A batch of work.
-
-    Attributes:
-        batch: B, images per call.
-        side: pixels.
-        steps: T.
-        samples: N; the peers make T * N passes, too.
-        diversity: whether the methods that use input diversity by default do so here.
-    """
-
-    batch: int
-    side: int
-    steps: int
-    samples: int
-    diversity: bool
-
-    @property
-    def passes(self) -> int:
-        """Forward and backward passes that the maps of the batch are made of: T * N * B."""
-        return self.steps * self.samples * self.batch
-
-    @property
-    def enlarged(self) -> int:
-        """Side of the frame in which a diversified sample is shown."""
-        return int(self.side * RESIZE_RATE)
-
-    def __str__(self) -> str:
-        shown = "" if self.diversity else ", no input diversity"
-        return f"batch {self.batch}, {self.side} px, T {self.steps}, N {self.samples}{shown}"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A method and how it is run.
-
-    Attributes:
-        method: a key of ``LABELS``.
-        precision: of the model.
-        compile: off, on or graphs.
-        enlarged: of the bare passes alone: on images of the size that input diversity shows.
-        prepared: of the bare passes alone: as this package makes them, its normalisation folded, freed memory kept.
-    """
-
-    method: str
-    precision: str = "fp32"
-    compile: str = "off"
-    enlarged: bool = False
-    prepared: bool = False
-
-    def __str__(self) -> str:
-        parts = [LABELS[self.method], self.precision]
-        parts += {"off": [], "on": ["compiled"], "graphs": ["CUDA graphs"]}[self.compile]
-        return ", ".join(parts + ["as here"] * self.prepared + ["enlarged images"] * self.enlarged)
-
-
-Call = Callable[[], Any]
+from .public_attexplore import PublicAttEXplore
 
 
 @dataclass(frozen=True)
@@ -177,7 +67,7 @@ def build(
             _InPrecision(models.plain, way.precision),
             steps=case.steps,
             samples=case.samples,
-            diversity=0.5 if case.diversity else 0.0,
+            diversity=0.0 if case.diversity is False else 0.5,
         )
         return lambda: public.attribute(images, targets)
     return _captum(way, case, _InPrecision(models.best, way.precision), chunk, images, targets)
@@ -192,7 +82,7 @@ def _ours(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, ta
         samples=case.samples,
         precision=way.precision,
         compile=way.compile,
-        **({} if case.diversity else {"input_diversity": False}),
+        **({} if case.diversity is None else {"input_diversity": case.diversity}),
     )
     if warm:
         size = case.side, case.side

@@ -42,7 +42,7 @@ WORK_TARGET = "sm_90"
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledKernel:
     """One kernel on one target, as read from its machine code."""
 
     kernel: str
@@ -129,10 +129,10 @@ def variants() -> list[Problem]:
 # Compilation ----------------------------------------------------------------------------------------------------------
 
 
-def compile_for(target: str, with_variants: bool) -> list[Row]:
+def compile_for(target: str, with_variants: bool) -> list[CompiledKernel]:
     """All kernels for one target."""
     if reason := obstacle(target):
-        return [Row("", "", target, triton.__version__, skipped=reason)]
+        return [CompiledKernel("", "", target, triton.__version__, skipped=reason)]
     rows = []
     read = read_amdgcn if target.startswith("gfx") else read_cubin
     with compiling_for(target):
@@ -146,7 +146,7 @@ def compile_for(target: str, with_variants: bool) -> list[Row]:
                     except ValueError as error:  # another compiler's loops
                         uncounted = str(error)
                 rows.append(
-                    Row(
+                    CompiledKernel(
                         launch.name,
                         problem.label,
                         target,
@@ -190,7 +190,7 @@ def count_work(requests: list[tuple[str, Size]]) -> list[dict[str, Any]]:
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[CompiledKernel]) -> None:
     print(f"triton {triton.__version__}: {USUAL}, {USUAL.channels} channels")
     print(
         f"{'kernel':<18}{'target':<8}{'warps':>6}{'regs':>6}{'spills':>7}{'shared':>7}{'load':>6}{'store':>6}"

@@ -1,4 +1,4 @@
-"""Each primitive of the table at each size, by each provider: checked against the reference first, then timed."""
+"""Time each primitive of the table at each size by each provider, after a check against the reference."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ import torch
 from torch import Tensor
 
 from .. import ROOT
-from ..common.machine import Build, counts_instructions
-from ..common.results import Row
-from ..common.timing import Call, Timer, compare
-from .floors import Ceilings, LaunchWork, floor
+from ..common.command import Say
+from ..common.machine import Build
+from ..common.results import NOT_RUN, KernelRow, status_of
+from ..common.timing import Call, Timer, compare, peak_bytes
+from .floors import Ceilings, LaunchWork, counts_instructions, floor
 from .primitives import Arguments, Primitive, RealForm
 from .sizes import Size
 
 PROVIDERS = ("kernel", "eager", "compiled")
-NOT_RUN = "not run: the time was up"
 TOLERANCE = 1e-3
 """Largest relative error, ||a - b|| / ||b||, of a result that is timed. The tests are far stricter; this one is there
 because they are smaller than what is timed. (Where a gradient is nearly zero its sign may differ, and a pixel with it.)
 """
 
 Case = tuple[Primitive, Size]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,19 @@ def counted_work(wanted: Sequence[Case], device: torch.device, say: Say) -> dict
     return counted
 
 
-def measure(
+def measure_kernels(
     wanted: Sequence[Case],
     providers: Sequence[str],
     work: dict[tuple[str, Size], list[LaunchWork]],
     bench: Bench,
     deadline: float,
     say: Say,
-) -> Iterator[Row]:
+) -> Iterator[KernelRow]:
     """Rows case by case; after the deadline (``time.monotonic``) rows that say so."""
     previous = None
     for entry, size in wanted:
         if time.monotonic() > deadline:
-            yield from (Row(entry.name, size, provider, bench.build, NOT_RUN) for provider in providers)
+            yield from (KernelRow(entry.name, size, provider, bench.build, NOT_RUN) for provider in providers)
             continue
         if (size.height, size.width, size.images) != previous:
             torch._dynamo.reset()  # each size gets code of its own, the compiler's best; and no limit is met
@@ -100,7 +99,7 @@ def measure(
 
 def measure_case(
     entry: Primitive, size: Size, providers: Sequence[str], work: Sequence[LaunchWork], bench: Bench
-) -> list[Row]:
+) -> list[KernelRow]:
     """One primitive at one size."""
     statuses: dict[str, str] = {}
     calls: dict[str, tuple[str, Call]] = {}  # by label: provider and call
@@ -109,12 +108,8 @@ def measure_case(
     def guarded(provider: str) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:
-            statuses[provider] = "out of memory"
         except Exception as error:
-            statuses[provider] = (
-                f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            )
+            statuses[provider] = status_of(error)
 
     with torch.no_grad():
         try:
@@ -123,7 +118,10 @@ def measure_case(
             expected = tensors(entry.result(entry.reference(), arguments))
         except torch.OutOfMemoryError:
             # Without a reference nothing can be checked, and what is not checked is not timed.
-            return [Row(entry.name, size, provider, bench.build, "out of memory (reference)") for provider in providers]
+            return [
+                KernelRow(entry.name, size, provider, bench.build, "out of memory (reference)")
+                for provider in providers
+            ]
         for provider in providers:
             for label, raw, finished in _calls(provider, entry, size, arguments):
                 with guarded(provider):
@@ -135,7 +133,7 @@ def measure_case(
         peaks = {}
         for label, (provider, call) in calls.items():
             with guarded(provider):
-                peaks[label] = bench.timer.peak_bytes(call)
+                peaks[label] = peak_bytes(call, bench.device)
         timed = {label: calls[label][1] for label in peaks}
         timings = compare(bench.timer, timed, bench.seconds, lambda label: guarded(calls[label][0]))
     rows = []
@@ -143,29 +141,29 @@ def measure_case(
         labels = [label for label in timings if calls[label][0] == provider]
         if not labels:
             status = statuses.get(provider, "failed: no result")
-            rows.append(Row(entry.name, size, provider, bench.build, status))
+            rows.append(KernelRow(entry.name, size, provider, bench.build, status))
             continue
-        best = min(labels, key=lambda label: timings[label].median)
+        best = min(labels, key=lambda label: timings[label].device.median)
         timing = timings[best]
         least = floor(entry.bytes(size), work, bench.ceilings)
         rows.append(
-            Row(
+            KernelRow(
                 entry.name,
                 size,
                 provider,
                 bench.build,
                 form=best.removeprefix(provider).strip(),
                 timer=bench.timer.name,
-                median_us=timing.median,
-                lower_us=timing.lower,
-                upper_us=timing.upper,
+                median_us=timing.device.median,
+                lower_us=timing.device.lower,
+                upper_us=timing.device.upper,
                 repetitions=timing.repetitions,
                 host_us=timing.host,
                 bytes=entry.bytes(size),
-                bandwidth_share=entry.bytes(size) / bench.ceilings.memory * 1e6 / timing.median,
+                bandwidth_share=entry.bytes(size) / bench.ceilings.memory * 1e6 / timing.device.median,
                 floor_us=least.us,
                 floor_by=least.by,
-                floor_share=least.us / timing.median,
+                floor_share=least.us / timing.device.median,
                 peak_bytes=peaks[best],
             )
         )

@@ -1,4 +1,4 @@
-"""What the fast paths change: maps and scores against the plain path, fp32, uncompiled, the model as published.
+"""Compare maps and scores of the fast paths with the plain path: fp32, uncompiled, the model as published.
 
     python -m benchmarks.quality.accuracy PHOTOS --labels labels.json --model ... [--ways folded bf16] --out results
 
@@ -9,10 +9,9 @@ Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, tar
 from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.models import fold_batch_norm
+
+from ..common.results import table, write
 
 METHODS = {"fampe": FAMPE, "attexplore": AttEXplore}
 
@@ -114,7 +115,7 @@ def correlations(a: Tensor, b: Tensor) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A way beside the plain one; one number per image."""
 
     way: str
@@ -167,7 +168,7 @@ def main(given: list[str] | None = None) -> int:
     for name in arguments.ways or [name for name, way in WAYS.items() if device.type == "cuda" or not way.gpu]:
         found = explain(WAYS[name], arguments.method, models, images, targets, **sizes)
         mine = scores(found.maps)
-        row = Row(
+        row = Comparison(
             name,
             correlations(found.attribution, plain.attribution),
             correlations(found.maps, plain.maps),
@@ -176,33 +177,31 @@ def main(given: list[str] | None = None) -> int:
             found.seconds,
         )
         rows.append(row)
-        print(line(row), flush=True)
+        print(", ".join(cells(row)), flush=True)
         if min(row.attribution) < LOWEST.get(name, -1):
             failed.append(f"{name}: a correlation of {min(row.attribution):.3f}, and {LOWEST[name]} is asked for")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     what = (
         f"{plain_model.name}, {arguments.method}, {len(images)} images, T = {arguments.steps}, "
         f"N = {arguments.samples}, torch {torch.__version__}, {device}; plain path: insertion {insertion.mean():.3f}, "
         f"deletion {deletion.mean():.3f}"
     )
-    record = {"what": what, "images": [path.name for path in paths], "rows": [asdict(row) for row in rows]}
-    (arguments.out / "accuracy.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    head = "| | attribution | map | insertion | deletion |\n|---|---|---|---|---|"
-    table = "\n".join([what + ".", "", head, *map(line, rows)]) + "\n"
-    (arguments.out / "accuracy.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}")
+    titles = ["", "attribution", "map", "insertion", "deletion"]
+    text = "\n".join([what + ".", "", *table(titles, map(cells, rows))]) + "\n"
+    record = {"what": what, "images": [path.name for path in paths], "rows": rows}
+    write(record, arguments.out / "accuracy.json", text)
+    print(f"\n{text}")
     print("\n".join(failed))
     return 1 if failed else 0
 
 
-def line(row: Row) -> str:
-    """Correlations as median (lowest), differences as mean ± standard error."""
-    cells = [f"{sorted(found)[len(found) // 2]:.4f} ({min(found):.4f})" for found in (row.attribution, row.maps)]
+def cells(row: Comparison) -> list[str]:
+    """Write correlations as median (lowest), differences as mean ± standard error."""
+    found = [f"{sorted(values)[len(values) // 2]:.4f} ({min(values):.4f})" for values in (row.attribution, row.maps)]
     for difference in (row.insertion, row.deletion):
         estimate = mean_and_error(difference)
         error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.4f}"
-        cells.append(f"{estimate.mean:+.4f}{error}")
-    return f"| {row.way} | {' | '.join(cells)} |"
+        found.append(f"{estimate.mean:+.4f}{error}")
+    return [row.way, *found]
 
 
 if __name__ == "__main__":

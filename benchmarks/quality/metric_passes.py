@@ -15,9 +15,8 @@ that what was chosen on one half can be confirmed on the other.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,8 @@ from fampe_fast.methods import create_method
 from fampe_fast.methods.registry import options_of
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.metrics.refinement import refine
+
+from ..common.results import table, write
 
 METHODS = ("fampe", "saliency", "attexplore")
 BUDGETS = (9, 17, 25, 33, 49, 65)
@@ -188,20 +189,18 @@ def measured(arguments: argparse.Namespace) -> Tensor:
 
 
 def markdown(rows: list[Judgement], images: int, methods: int, protocol: str) -> str:
-    """A table, errors in thousandths."""
-    lines = [
-        f"Errors in thousandths of an area in [0, 1]; {images} images, {methods} methods, protocol `{protocol}`.",
-        "",
-        "| scheme | passes per curve | bias | RMS | largest | of a mean | of a difference (RMS) | of a mean difference "
-        "| own estimate | covers |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    """Tabulate errors in thousandths."""
+    titles = ["scheme", "passes per curve", "bias", "RMS", "largest", "of a mean", "of a difference (RMS)"]
+    titles += ["of a mean difference", "own estimate", "covers"]
+    cells = []
     for row in rows:
         numbers = (row.bias, row.rms, row.largest, row.mean, row.difference_rms, row.difference_mean)
-        errors = " | ".join(f"{1e3 * value:.2f}" for value in numbers)
-        own = "" if row.estimate is None or row.covered is None else f"{1e3 * row.estimate:.2f} | {row.covered:.0%}"
-        lines.append(f"| {row.scheme} | {row.passes:.1f} | {errors} | {own or ' | '} |")
-    return "\n".join(lines) + "\n"
+        own = ["", ""]
+        if row.estimate is not None and row.covered is not None:
+            own = [f"{1e3 * row.estimate:.2f}", f"{row.covered:.0%}"]
+        cells.append([row.scheme, f"{row.passes:.1f}", *(f"{1e3 * value:.2f}" for value in numbers), *own])
+    about = f"Errors in thousandths of an area in [0, 1]; {images} images, {methods} methods, protocol `{protocol}`."
+    return "\n".join([about, "", *table(titles, cells)]) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -242,11 +241,9 @@ def main(given: list[str] | None = None) -> None:
         full = full[:, arguments.half == "second" :: 2]
     rows = [judge(name, scheme, full) for name, scheme in schemes()]
     about = {"protocol": kept["protocol"], "methods": kept["methods"], "images": full.shape[1], "half": arguments.half}
-    result = {**about, "schemes": [asdict(row) for row in rows]}
-    (arguments.out / "metric_passes.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    table = markdown(rows, full.shape[1], len(full), kept["protocol"])
-    (arguments.out / "metric_passes.md").write_text(table, encoding="utf-8")
-    print(table)
+    text = markdown(rows, full.shape[1], len(full), kept["protocol"])
+    write({**about, "schemes": rows}, arguments.out / "metric_passes.json", text)
+    print(text)
 
 
 if __name__ == "__main__":

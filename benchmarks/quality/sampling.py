@@ -10,7 +10,6 @@ the gradient alone is judged; the map is FAMPE's of that step, as collected and 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +32,8 @@ from fampe_fast.reference.philox import to_uniform
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.reference.spectral_noise import hermitian_grid, spectral_words
 from fampe_fast.runtime.model import frozen_parameters
+
+from ..common.results import write
 
 REFERENCE = 200
 COUNTS = (2, 4, 8, 16, 32, 64)
@@ -151,9 +152,8 @@ def main() -> None:
                     by_count = found.setdefault(kind, {}).setdefault(name, {})
                     by_count.setdefault(count, []).append(correlation(shown, reference[kind]))
             print(f"{number + 1} of {len(paths)}: {path.name}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     result = {"images": [path.name for path in paths], "relative_standard_error_of_8": errors, "correlations": found}
-    (arguments.out / "sampling.json").write_text(json.dumps(result, indent=1))
+    write(result, arguments.out / "sampling.json")
     lines = []
     for name in found["as collected"]:
         points = [
