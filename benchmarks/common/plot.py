@@ -41,6 +41,8 @@ _AXES: dict[str, Callable[[CallRow], float]] = {
 
 def plot_kernels(rows: Sequence[KernelRow], bytes_per_s: float, build: Build, path: Path) -> None:
     """Write a PNG with one panel per primitive, bytes along x, bytes per second along y, and the memory's as a line."""
+    from matplotlib import ticker
+
     measured = [row for row in rows if row.measured]
     names = list(dict.fromkeys(row.kernel for row in measured))
     columns = min(3, max(1, len(names)))
@@ -64,6 +66,7 @@ def plot_kernels(rows: Sequence[KernelRow], bytes_per_s: float, build: Build, pa
         axis.set(xscale="log", yscale="log", title=name, xlabel="bytes that must move (MB)")
         if floors:  # a decade at least, so that one size alone has an axis to stand on
             axis.set_xlim(min(floors) / 3.5, max(floors) * 3.5)
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())  # a narrow axis has no room for them
         axis.grid(which="major", linewidth=0.4, alpha=0.6)
     figure.supylabel("those bytes over the time (GB/s)")
     title = f"{build.device}, torch {build.torch}, triton {build.triton}"
