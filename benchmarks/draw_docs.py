@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
+"""Draw the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
 
 python -m benchmarks.draw_docs --out docs/pictures
 """

@@ -60,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
     )
     run = found.add_argument_group("run")
     run.add_argument("--repetitions", type=positive, default=5, help="of every call (%(default)s)")
-    run.add_argument("--no-memory", action="store_true", help="leave the peak memory out: it takes a process per row")
+    run.add_argument(
+        "--no-memory",
+        action="store_true",
+        help="no process per row for its peak memory; a GPU's is then that of this one",
+    )
     run.add_argument("--minutes", type=float, default=60, help="after which nothing new is begun (%(default)s)")
     add_output(run, "the three files")
     return found

@@ -21,7 +21,7 @@ DRY_RUN_DEVICE = "CPU, dry run"
 
 @dataclass(frozen=True)
 class Build:
-    """What a result belongs to.
+    """A device, versions and a commit: a result belongs to them.
 
     Attributes:
         device: the GPU's name as its driver gives it, the processor's, or ``DRY_RUN_DEVICE``.
@@ -55,7 +55,7 @@ def build_of(device: torch.device, *, dry_run: bool = False) -> Build:
 
 @dataclass(frozen=True)
 class Machine:
-    """A run's machine.
+    """The machine of a run.
 
     Attributes:
         build: device and versions.
@@ -125,12 +125,12 @@ class LoadMonitor:
 
 
 def _load_average() -> tuple[float, ...]:
-    """Of the last minute, or nothing where the system does not tell."""
+    """Read that of the last minute, or nothing where the system does not tell."""
     return (os.getloadavg()[0],) if hasattr(os, "getloadavg") else ()
 
 
 def _processor_time() -> tuple[int, int]:
-    """Ticks stolen from this machine, and all but the idle ones; zeros where the system does not tell."""
+    """Read the ticks stolen from this machine, and all but the idle ones; zeros where the system does not tell."""
     try:
         ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):
@@ -148,7 +148,7 @@ def _processor() -> str:
 
 
 def _version(*names: str) -> str:
-    """Of the first of these packages that is installed, or "none"."""
+    """Find that of the first of these packages that is installed, or "none"."""
     for name in names:
         try:
             return metadata.version(name)
@@ -158,7 +158,7 @@ def _version(*names: str) -> str:
 
 
 def _commit() -> str:
-    """The short name of the commit, with ``+`` where files have changed since; "unknown" outside a checkout."""
+    """Find the commit's short name, with ``+`` where files have changed since; "unknown" outside a checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -125,13 +125,13 @@ def _rate(row: KernelRow, us: float | None) -> float:
 
 
 def _style(way: Way) -> tuple[str, str]:
-    """Colour and marker; the bare passes as this package makes them are grey."""
+    """Choose colour and marker; the bare passes as this package makes them are grey."""
     colour, marker = _METHODS[way.method]
     return ("0.6" if way.prepared else colour), marker
 
 
 def _around_first(rows: Sequence[CallRow], varied: str) -> list[CallRow]:
-    """The rows whose sizes are the first case's but for the one that is varied."""
+    """List the rows whose sizes are the first case's but for the one that is varied."""
     first = rows[0]
     fixed = [value for name, value in _AXES.items() if name != varied]
     return [row for row in rows if all(value(row) == value(first) for value in fixed)]

@@ -198,7 +198,7 @@ def read(path: Path) -> Results:
 
 
 def _rebuilt(kind: Any, value: Any) -> Any:
-    """A value of a type, dataclasses and tuples within included, from what JSON made of it; fields may be missing."""
+    """Build a value of a type, dataclasses and tuples within included, from what JSON made of it."""
     if value is None:
         return None
     if get_origin(kind) in (Union, types.UnionType):

@@ -119,7 +119,7 @@ class Timing:
 
 
 class Timer(Protocol):
-    """Times a kernel's call."""
+    """A way of timing a kernel's call."""
 
     name: str
 

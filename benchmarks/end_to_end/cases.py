@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+
+from fampe_fast.models.classifier import Classifier
 
 from .public_attexplore import RESIZE_RATE
 
@@ -25,7 +26,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which classifier; ``embedded`` is the package's own small one.
+    """A classifier; ``embedded`` is the package's own small one.
 
     Attributes:
         name: as ``load_classifier`` takes it, or ``embedded``.
@@ -41,13 +42,12 @@ class ModelSpec:
     std: float | tuple[float, ...] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def load(self, device: torch.device) -> nn.Module:
-        """The classifier as it was published, on the device, in evaluation mode, its convolutions channels-last."""
+    def load(self, device: torch.device) -> Classifier:
+        """Load it as it was published, on the device, in evaluation mode, its convolutions channels-last."""
         from fampe_fast import load_classifier, load_embedded_classifier
 
         if self.name == "embedded":
-            model: nn.Module = load_embedded_classifier()
-            model = model.to(device)
+            model = load_embedded_classifier(device)
         else:
             given = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
             torch.manual_seed(0)

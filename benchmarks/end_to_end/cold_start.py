@@ -74,7 +74,7 @@ class Start:
     seconds: dict[str, list[float]]
 
     def median(self, part: str) -> float:
-        """Over the repetitions."""
+        """Take it over the repetitions."""
         return statistics.median(self.seconds[part])
 
 
@@ -117,7 +117,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def start(arguments: argparse.Namespace, compiled: str, warm: bool, caches: Path) -> dict[str, object]:
-    """The parts' seconds in a process of its own, whose compilers keep what they make under ``caches``."""
+    """Time the parts in a process of its own, whose compilers keep what they make under ``caches``."""
     asked = {name: getattr(arguments, name) for name in ("model", "steps", "samples", "device", "threads")}
     environment = {
         **os.environ,

@@ -39,7 +39,7 @@ class Models:
 
     @classmethod
     def of(cls, model: nn.Module, image: Tensor, *, plain: bool = True) -> Models:
-        """The forms of a channels-last model, which is shown an image (1, C, H, W); without a plain one if so asked."""
+        """Make them of a channels-last model, which is shown an image (1, C, H, W); without a plain one if so asked."""
         other = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True) if plain else model
         return cls(model, other, fold_batch_norm(model, image).to(memory_format=torch.channels_last))
 
@@ -47,7 +47,7 @@ class Models:
 def build(
     way: Way, case: Case, models: Models, chunk: int, images: Tensor, targets: Tensor, *, warm: bool = False
 ) -> Call:
-    """The call that makes the batch's maps, or as many bare passes as ``bare_passes`` says.
+    """Build the call that makes the batch's maps, or as many bare passes as ``bare_passes`` says.
 
     Args:
         way: what to run.
@@ -126,14 +126,14 @@ class _InPrecision(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Float32 logits (float64 of a model in float64)."""
+        """Return float32 logits (float64 of a model in float64)."""
         with autocast(self._precision, pixels.device):  # type: ignore[arg-type]
             found: Tensor = self.model(pixels)
         return found if found.dtype == torch.float64 else found.float()
 
 
 def bare_passes(case: Case, chunk: int, device: torch.device) -> int:
-    """How many bare passes of ``chunk`` images are timed at once."""
+    """Return how many bare passes of ``chunk`` images are timed at once."""
     return -(-min(case.passes, 64 if device.type == "cpu" else 1024) // chunk)
 
 
@@ -185,7 +185,7 @@ def _bare(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor) ->
 
 
 def in_precision(call: Call, precision: str, device: torch.device) -> Call:
-    """The call with tf32 allowed where the precision is tf32 and nowhere else, for peers and bare passes, too."""
+    """Allow tf32 in a call where the precision is tf32 and nowhere else, for peers and bare passes, too."""
 
     def run() -> Any:
         with matrix_precision(precision, device):  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ class Passes:
 
 
 def count_passes(way: Way, case: Case, chunk: int) -> Passes:
-    """By a model that counts; its random placements are those of the timed run where they depend on a seed."""
+    """Count with a model that does so; its random placements are those of the timed run where they depend on a seed."""
     model = Counted(MeanColour())
     images = torch.rand(case.batch, 3, case.side, case.side, generator=torch.Generator().manual_seed(2))
     targets = torch.zeros(case.batch, dtype=torch.long)
@@ -228,12 +228,12 @@ def count_passes(way: Way, case: Case, chunk: int) -> Passes:
 
 
 def load_images(folder: str | None, batch: int, side: int, model: Any) -> Tensor:
-    """(B, 3, side, side) in [0, 1]: the first B files of a folder, over and over, or noise."""
+    """Return (B, 3, side, side) in [0, 1]: the first B files of a folder, over and over, or noise."""
     if folder is None:
         return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     from fampe_fast.images import read_image
 
-    found = []
+    found: list[Tensor] = []
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(found) < batch:
             found.append(model.transform(read_image(path)))

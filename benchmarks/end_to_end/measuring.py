@@ -26,7 +26,7 @@ from .contestants import Models, Passes, bare_passes, build, count_passes, in_pr
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how.
+    """A run: what is measured, and how.
 
     Attributes:
         model: which classifier.
@@ -151,7 +151,7 @@ def measure_calls(
 
 
 def _best_chunk(plan: Plan, case: Case, precision: str, models: Models, images: Tensor) -> int:
-    """The chunk with the highest throughput of the uncompiled bare model; the first if none works."""
+    """Find the chunk with the highest throughput of the uncompiled bare model; the first if none works."""
     # A step offers batch * samples rows: no larger chunk is open to the methods.
     candidates = sorted({min(chunk, case.batch * case.samples) for chunk in plan.chunks})
     best = (0.0, candidates[0])
@@ -238,7 +238,7 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[CallRow]:
 
 
 def _bound(bare: dict[bool, list[float]] | None, enlarged: float) -> tuple[float, ...]:
-    """Milliseconds per pass, round by round, of bare passes on as many enlarged images as the method showed."""
+    """Return milliseconds per pass, round by round, of bare passes on as many enlarged images as the method showed."""
     if bare is None or False not in bare or (enlarged and True not in bare):
         return ()
     large = bare.get(True, bare[False])
@@ -246,7 +246,7 @@ def _bound(bare: dict[bool, list[float]] | None, enlarged: float) -> tuple[float
 
 
 def _shares(bound: tuple[float, ...], pass_ms: tuple[float, ...]) -> tuple[float, ...]:
-    """The bound over the time, each with that of its own round."""
+    """Divide the bound by the time, round by round."""
     return tuple(allowed / taken for allowed, taken in zip(bound, pass_ms, strict=False))
 
 
@@ -262,7 +262,7 @@ def _with_memory(row: CallRow, plan: Plan, deadline: float, say: Say) -> CallRow
 
 
 def peak_memory(way: Way, case: Case, plan: Plan, chunk: int, timeout: float = 3600) -> tuple[int | None, str]:
-    """Bytes that the second call of a fresh process takes at its peak beside the model, and what is counted."""
+    """Measure the bytes that a fresh process's second call takes at its peak beside the model, and name them."""
     request = {
         "model": asdict(plan.model),
         "device": str(plan.device),

@@ -68,7 +68,7 @@ def _give_back() -> None:
 
 
 def _status(key: str) -> int:
-    """A value of /proc/self/status, in bytes."""
+    """Read a value of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return 1024 * int(line.split()[1])

@@ -91,7 +91,7 @@ class MetricRow:
 
 
 def shown_images(model: nn.Module, call: Call) -> int:
-    """How many images pass through the model in a call."""
+    """Count the images that pass through the model in a call."""
     counted = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -107,7 +107,7 @@ def shown_images(model: nn.Module, call: Call) -> int:
 
 
 def bare_passes(model: Callable[[Tensor], Tensor], pixels: Tensor, images: int) -> Call:
-    """Forward passes of so many images, ``len(pixels)`` in each but the last; freed memory kept, as the metric does."""
+    """Build a call that passes so many images, ``len(pixels)`` at once; freed memory is kept, as the metric does."""
 
     def call() -> None:
         with torch.inference_mode(), kept_memory(pixels.device):

@@ -50,7 +50,7 @@ class Marked(nn.Module):
         self.train(model.training)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The model's."""
+        """Run the model."""
         with record_function(_MARK):
             found: Tensor = self.model(pixels)
         return found
@@ -73,11 +73,6 @@ class Budget:
     launches: int = 0
     synchronisations: int = 0
     transfers: int = 0
-
-    @property
-    def model(self) -> float:
-        """The model's share."""
-        return sum(self.share.get(kind, 0.0) for kind in (FORWARD, BACKWARD, COMPILED))
 
 
 def profile_call(call: Call, device: torch.device, repetitions: int = 3) -> Budget:

@@ -19,7 +19,7 @@ LANES = {"issue": 128, "alu": 64, "imad": 64, "fp64": 64, "mufu": 16}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine can do.
+    """The limits of a machine.
 
     Attributes:
         memory: bytes per second between the processor and device memory.
@@ -86,7 +86,7 @@ def counts_instructions(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class LaunchWork:
-    """What one launch must do.
+    """The least work of one launch.
 
     Attributes:
         kernel: its name.
@@ -103,7 +103,7 @@ class LaunchWork:
     executed: Mapping[str, float]
 
     def times(self, ceilings: Ceilings) -> dict[str, float]:
-        """Microseconds that each pipe and the memory need; the longest is the launch's floor."""
+        """Compute the microseconds that each pipe and the memory need; the longest is the launch's floor."""
         moved = self.bytes - (self.reread if self.reread <= ceilings.l2_bytes else 0)
         times = {"memory": moved / ceilings.memory * 1e6}
         for pipe, lanes in LANES.items():
@@ -120,7 +120,7 @@ class Floor:
 
 
 def floor(least_bytes: int, work: Sequence[LaunchWork], ceilings: Ceilings) -> Floor:
-    """The floor of a call that must move ``least_bytes`` and makes the launches ``work``, one after the other.
+    """Find the floor of a call that must move ``least_bytes`` and makes the launches ``work`` one after the other.
 
     Without ``work`` (another GPU than the one whose machine code was counted) only the bytes count. Bytes that no
     launch accounts for (a library's transform) come on top at the speed of the memory.

@@ -34,7 +34,7 @@ Case = tuple[Primitive, Size]
 
 @dataclass(frozen=True)
 class Bench:
-    """What a measurement needs to know of the machine."""
+    """A machine as a measurement needs it."""
 
     device: torch.device
     timer: Timer
@@ -45,7 +45,7 @@ class Bench:
 
 
 def cases(primitives: Sequence[Primitive], sizes: Sequence[Size]) -> list[Case]:
-    """Sizes in their order, all primitives of one size together; sizes that are one to a primitive once."""
+    """List sizes in their order, all primitives of one size together; sizes that are one to a primitive once."""
     found: dict[tuple[str, Size], Case] = {}
     for size in sizes:
         for entry in primitives:
@@ -55,7 +55,7 @@ def cases(primitives: Sequence[Primitive], sizes: Sequence[Size]) -> list[Case]:
 
 
 def counted_work(wanted: Sequence[Case], device: torch.device, say: Say) -> dict[tuple[str, Size], list[LaunchWork]]:
-    """The instructions of each case's launches, counted in sm_90 machine code by ``compile_kernels.py``.
+    """Count the instructions of each case's launches in sm_90 machine code, by ``compile_kernels.py``.
 
     In a process of its own: there Triton compiles for a target, here for the GPU that is present (or not at all).
     """
@@ -84,7 +84,7 @@ def measure_kernels(
     deadline: float,
     say: Say,
 ) -> Iterator[KernelRow]:
-    """Rows case by case; after the deadline (``time.monotonic``) rows that say so."""
+    """Measure case by case; after the deadline (``time.monotonic``) yield rows that say so."""
     previous = None
     for entry, size in wanted:
         if time.monotonic() > deadline:
@@ -100,7 +100,7 @@ def measure_kernels(
 def measure_case(
     entry: Primitive, size: Size, providers: Sequence[str], work: Sequence[LaunchWork], bench: Bench
 ) -> list[KernelRow]:
-    """One primitive at one size."""
+    """Measure one primitive at one size."""
     statuses: dict[str, str] = {}
     calls: dict[str, tuple[str, Call]] = {}  # by label: provider and call
 
@@ -171,7 +171,7 @@ def measure_case(
 
 
 def _calls(provider: str, entry: Primitive, size: Size, arguments: Arguments) -> Iterator[tuple[str, Call, Call]]:
-    """Label, the call to time, and the call whose result has the reference's form."""
+    """Yield a label, the call to time, and the call whose result has the reference's form."""
 
     def after(result: Any) -> Any:
         return result if entry.after is None else entry.after(result, size)
@@ -206,13 +206,13 @@ def _compiled_calls(
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """The floating-point tensors of a result, complex ones as pairs."""
+    """List the floating-point tensors of a result, complex ones as pairs."""
     flat = result if isinstance(result, (tuple, list)) else [result]
     return [torch.view_as_real(t) if t.is_complex() else t for t in flat]
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest ``||a - b|| / ||b||`` over the tensors; NaN if any result is."""
+    """Return the largest ``||a - b|| / ||b||`` over the tensors; NaN if any result is."""
     worst = 0.0
     for a, b in zip(got, expected, strict=True):
         if a.shape != b.shape:

@@ -20,19 +20,18 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.cli.arguments import add_batches, add_labels, add_model, positive
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
-from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.models import fold_batch_norm
 
 from ..common.results import table, write
+from .photographs import photographs
 
 METHODS = {"fampe": FAMPE, "attexplore": AttEXplore}
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the maps are made.
+class FastPath:
+    """How maps are made.
 
     Attributes:
         folded: batch normalisation folded, as ``load_classifier`` does.
@@ -47,17 +46,17 @@ class Way:
     gpu: bool = False
 
 
-PLAIN = Way(folded=False, options={"precision": "fp32", "compile": "off"})
+PLAIN = FastPath(folded=False, options={"precision": "fp32", "compile": "off"})
 WAYS = {
-    "other chunks": Way(folded=False, options={"precision": "fp32", "compile": "off"}, chunk=3),
-    "folded": Way(options={"compile": "off"}),
-    "compiled": Way(options={"compile": "on"}),
-    "graphs": Way(options={"compile": "graphs"}, gpu=True),
-    "tf32": Way(options={"precision": "tf32", "compile": "off"}, gpu=True),
-    "bf16": Way(options={"precision": "bf16", "compile": "off"}),
-    "fp16": Way(options={"precision": "fp16", "compile": "off"}),
-    "bf16, graphs": Way(options={"precision": "bf16", "compile": "graphs"}, gpu=True),
-    "another seed": Way(folded=False, options={"precision": "fp32", "compile": "off", "seed": 1}),
+    "other chunks": FastPath(folded=False, options={"precision": "fp32", "compile": "off"}, chunk=3),
+    "folded": FastPath(options={"compile": "off"}),
+    "compiled": FastPath(options={"compile": "on"}),
+    "graphs": FastPath(options={"compile": "graphs"}, gpu=True),
+    "tf32": FastPath(options={"precision": "tf32", "compile": "off"}, gpu=True),
+    "bf16": FastPath(options={"precision": "bf16", "compile": "off"}),
+    "fp16": FastPath(options={"precision": "fp16", "compile": "off"}),
+    "bf16, graphs": FastPath(options={"precision": "bf16", "compile": "graphs"}, gpu=True),
+    "another seed": FastPath(folded=False, options={"precision": "fp32", "compile": "off", "seed": 1}),
 }
 # Of the attribution as collected, for the worst of some photographs at T = 3, N = 6; another seed reaches 0.4 to 0.5.
 # A sign step passes last bits on, and which differ depends on the CPU: "folded" came to 0.9999 on one machine
@@ -90,9 +89,9 @@ class Found:
 
 
 def explain(
-    way: Way, method: str, models: dict[bool, nn.Module], images: Tensor, classes: Tensor, **sizes: int
+    way: FastPath, method: str, models: dict[bool, nn.Module], images: Tensor, classes: Tensor, **sizes: int
 ) -> Found:
-    """The maps of one way.
+    """Make the maps of one way.
 
     Args:
         way: how.
@@ -109,7 +108,7 @@ def explain(
 
 
 def correlations(a: Tensor, b: Tensor) -> list[float]:
-    """Pearson's, image by image."""
+    """Correlate image by image (Pearson)."""
     flat = torch.stack([a.flatten(1), b.flatten(1)], 1).double()
     return [float(torch.corrcoef(pair)[0, 1]) for pair in flat]
 
@@ -143,19 +142,11 @@ def parser() -> argparse.ArgumentParser:
 def main(given: list[str] | None = None) -> int:
     arguments = parser().parse_args(given)
     arguments.command, arguments.keep_batch_norm = "accuracy", True
-    found_files, labels = labelled_images(arguments)
-    paths = found_files.paths
-    plain_model = classifier_of(arguments)
+    plain_model, paths, each = photographs(arguments)
     device = plain_model.mean.device
-    loaded = [image for _, image in load_images(paths, plain_model.transform)]
-    broken = [str(path) for path, image in zip(paths, loaded, strict=True) if not isinstance(image, Tensor)]
-    if broken:
-        raise SystemExit(f"cannot read {', '.join(broken)}")
-    images = torch.stack([image for image in loaded if isinstance(image, Tensor)]).to(device)
+    shown, classes = zip(*each, strict=True)
+    images, targets = torch.cat(shown), torch.tensor(classes, device=device)
     models: dict[bool, nn.Module] = {False: plain_model, True: fold_batch_norm(plain_model, images[:1])}
-    chosen = targets_of(found_files, labels, plain_model)
-    with torch.no_grad():
-        targets = plain_model(images).argmax(1) if chosen is None else torch.tensor(chosen, device=device)
     sizes = {"steps": arguments.steps, "samples": arguments.samples}
 
     def scores(maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How few model passes give the areas of insertion and deletion: schemes held against curves measured at every step.
+"""Find how few model passes give the areas of insertion and deletion: schemes against curves of every step.
 
 Full curves are measured once, for several methods, and kept with ``--curves``; every scheme then reads from them the
 steps it would have measured, so that a study of many schemes costs no further pass. Uniform grids and grids that are
@@ -25,14 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.cli.arguments import add_model, positive
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
-from fampe_fast.images import load_images
 from fampe_fast.methods import create_method
 from fampe_fast.methods.registry import options_of
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.metrics.refinement import refine
 
 from ..common.results import table, write
+from .photographs import photographs
 
 METHODS = ("fampe", "saliency", "attexplore")
 BUDGETS = (9, 17, 25, 33, 49, 65)
@@ -40,7 +39,7 @@ TOLERANCES = (0.02, 0.01, 0.005, 0.0025)
 
 
 class Approximation(NamedTuple):
-    """What a scheme makes of N full curves."""
+    """N curves as a scheme approximates them."""
 
     curves: Tensor
     passes: Tensor
@@ -84,7 +83,7 @@ def area(curves: Tensor) -> Tensor:
 
 
 def fixed_grid(count: int, power: float = 1.0, *, cubic: bool = False) -> Scheme:
-    """The same steps for all curves: ``count`` of them at ``K * u^power``, u uniform."""
+    """Measure the same steps of all curves: ``count`` of them at ``K * u^power``, u uniform."""
 
     def scheme(curves: Tensor) -> Approximation:
         last = curves.shape[1] - 1
@@ -105,7 +104,7 @@ def fixed_grid(count: int, power: float = 1.0, *, cubic: bool = False) -> Scheme
 
 
 def refined(passes: int | None = None, tolerance: float | None = None) -> Scheme:
-    """The package's own way."""
+    """Measure as the package does."""
 
     def scheme(curves: Tensor) -> Approximation:
         every = torch.arange(curves.shape[1]).expand(curves.shape)
@@ -128,7 +127,7 @@ def schemes() -> Iterator[tuple[str, Scheme]]:
 
 
 def judge(name: str, scheme: Scheme, full: Tensor) -> Judgement:
-    """Compare with the full curves.
+    """Compare a scheme with the full curves.
 
     Args:
         name: of the scheme.
@@ -155,36 +154,24 @@ def judge(name: str, scheme: Scheme, full: Tensor) -> Judgement:
     )
 
 
-def collect(model: nn.Module, images: Tensor, targets: Tensor, first: int, found: argparse.Namespace) -> Tensor:
-    """(M, B, 2, K + 1): the full curves of a batch, whose first image has the number ``first``."""
+def collect(model: nn.Module, image: Tensor, target: int, number: int, found: argparse.Namespace) -> Tensor:
+    """Measure an image's (1, C, H, W) full curves, (M, 1, 2, K + 1), with the random numbers of its ``number``."""
     curves = []
     for name in found.methods:
         given = {"steps": found.steps, "samples": found.samples}
         method = create_method(name, model, **{k: v for k, v in given.items() if k in options_of(name)})
-        ids = torch.arange(first, first + len(images))
-        maps = method.attribute(images, target=targets, image_ids=ids)
+        maps = method.attribute(image, target=target, image_ids=torch.tensor([number]))
         areas = insertion_deletion(
-            model, images, maps, targets, protocol=found.protocol, internal_batch_size=found.internal_batch_size
+            model, image, maps, target, protocol=found.protocol, internal_batch_size=found.internal_batch_size
         )
         curves.append(torch.stack([areas.insertion_curves, areas.deletion_curves], 1).cpu())
     return torch.stack(curves)
 
 
 def measured(arguments: argparse.Namespace) -> Tensor:
-    """(M, N, 2, K + 1), image by image, with a line of progress for each."""
-    found_files, labels = labelled_images(arguments)
-    paths = found_files.paths
-    classifier = classifier_of(arguments)
-    targets = targets_of(found_files, labels, classifier)
-    parts = []
-    for number, (path, image) in enumerate(load_images(paths, classifier.transform)):
-        if not isinstance(image, Tensor):
-            raise SystemExit(f"{path}: {image.reason}")
-        batch = image[None].to(classifier.mean.device)
-        with torch.no_grad():
-            target = classifier(batch).argmax(1) if targets is None else batch.new_tensor([targets[number]]).long()
-        parts.append(collect(classifier, batch, target, number, arguments))
-        print(f"{number + 1} of {len(paths)}: {path.name}", flush=True)
+    """Measure the full curves of all images, (M, N, 2, K + 1)."""
+    classifier, _, found = photographs(arguments)
+    parts = [collect(classifier, image, target, number, arguments) for number, (image, target) in enumerate(found)]
     return torch.cat(parts, 1)
 
 

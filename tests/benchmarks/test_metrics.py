@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.end_to_end import metric_speed
-from benchmarks.quality import metric_passes
+from benchmarks.quality import metric_passes, photographs
 from fampe_fast.images import generated
 
 from ..models_for_tests import Smooth, some_images
@@ -89,7 +89,7 @@ def test_the_study_measures_keeps_and_reads_again(tmp_path: Path, monkeypatch: p
     from fampe_fast import load_embedded_classifier
 
     pytest.importorskip("scipy.interpolate")
-    monkeypatch.setattr(metric_passes, "classifier_of", lambda arguments: load_embedded_classifier())
+    monkeypatch.setattr(photographs, "classifier_of", lambda arguments: load_embedded_classifier())
     options = ["--methods", "fampe", "attexplore", "--steps", "1", "--samples", "1", "--device", "cpu"]
     metric_passes.main([str(pictures), *options, "--out", str(tmp_path / "first")])
     kept = torch.load(tmp_path / "first" / "curves.pt", weights_only=True)
