@@ -104,19 +104,9 @@ ALU = {
     *("IADD3", "LOP3", "SHF", "LEA", "ISETP", "SEL", "IABS", "VIADD", "VIMNMX", "VIADDMNMX", "IMNMX", "PRMT", "PLOP3"),
     *("FMNMX", "FSEL", "FSETP", "MOV", "BMSK", "SGXT", "R2P", "P2R"),
 }
-INTEGER = IMAD | {
-    "IADD3",
-    "LOP3",
-    "SHF",
-    "LEA",
-    "ISETP",
-    "IABS",
-    "VIADD",
-    "VIMNMX",
-    "VIADDMNMX",
-    "IMNMX",
-    "PRMT",
-    "BMSK",
+INTEGER = {
+    *IMAD,
+    *("IADD3", "LOP3", "SHF", "LEA", "ISETP", "IABS", "VIADD", "VIMNMX", "VIADDMNMX", "IMNMX", "PRMT", "BMSK"),
 }
 FP64 = {"DADD", "DMUL", "DFMA", "DSETP"}
 
