@@ -210,17 +210,15 @@ def as_json(result: StudyResult) -> str:
 
 def as_table(result: StudyResult) -> str:
     """Give a Markdown table, a row per variant; mean ± standard error over the images."""
-    first = result.outcomes[0]
+    first, *others = result.outcomes
     names = [score.name for score in result.scores]
     count = len(result.comparison.paths)
     head = f"{count} images{_protocol(result, ', {} protocol')}; differences to {first.variant.label}, paired"
     titles = [score.title for score in result.scores]
     cells = ["variant", "passes", *titles, *(f"{title} gained" for title in titles)]
     rows = [f"{result.study.question} ({head})", "", _row(cells), "|---" * len(cells) + "|"]
-    for outcome in result.outcomes:
-        gains = [""] * len(names)
-        if outcome is not first:
-            gains = [_gain(outcome, first, score) for score in result.scores]
+    for outcome in (first, *others):
+        gains = ["" if outcome is first else _gain(outcome, first, score) for score in result.scores]
         means = [_text(outcome.means[name]) for name in names]
         rows.append(_row([outcome.variant.label, str(outcome.passes), *means, *gains]))
     return "\n".join(rows) + "\n"
