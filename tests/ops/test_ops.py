@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fampe_fast import ops
 from fampe_fast.engine.placements import draw_placements, padded_size
-from fampe_fast.ops import library
+
+OPERATORS = torch.ops.fampe_fast
 
 
 @pytest.fixture(autouse=True, params=["reference", "triton"])
@@ -76,22 +77,25 @@ def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     frames = random(2, 1, padded_size(8), padded_size(9)).to(device)
     spectrum = band_arguments(device)["spectrum"]
     return {
-        "radial_mask": (library.radial_mask, (torch.tensor([1.0, 2.5], device=device), 8, 9)),
-        "energy_cutoff": (library.energy_cutoff, (spectrum, 9, 0.9, False)),
-        "band_mix": (library.band_mix, tuple(band_arguments(device).values())),
-        "dct_mix": (library.dct_mix, tuple(dct_arguments(device).values())),
-        "diversify": (library.diversify, diversify_arguments(device)),
-        "diversify channels last": (library.diversify, (*diversify_arguments(device)[:4], True)),
-        "diversify_adjoint": (library.diversify_adjoint, (frames, placements(device), 8, 9)),
+        "radial_mask": (OPERATORS.radial_mask.default, (torch.tensor([1.0, 2.5], device=device), 8, 9)),
+        "energy_cutoff": (OPERATORS.energy_cutoff.default, (spectrum, 9, 0.9, False)),
+        "band_mix": (OPERATORS.band_mix.default, tuple(band_arguments(device).values())),
+        "dct_mix": (OPERATORS.dct_mix.default, tuple(dct_arguments(device).values())),
+        "diversify": (OPERATORS.diversify.default, diversify_arguments(device)),
+        "diversify channels last": (OPERATORS.diversify.default, (*diversify_arguments(device)[:4], True)),
+        "diversify_adjoint": (OPERATORS.diversify_adjoint.default, (frames, placements(device), 8, 9)),
         "accumulate": (
-            library.accumulate,
+            OPERATORS.accumulate.default,
             (total, random(3, 1, 8, 9).to(device), torch.tensor([1, 0, 1], device=device)),
         ),
-        "gradient_step": (library.gradient_step, step_arguments(device)),
-        "pixel_mask": (library.pixel_mask, mask_arguments(device)),
-        "irfft2": (library.irfft2, (spectrum, 9)),
-        "irfft2 of even width": (library.irfft2, (spectrum, 8)),
-        "separable_transform": (library.separable_transform, (total, random(8, 8).to(device), random(7, 9).to(device))),
+        "gradient_step": (OPERATORS.gradient_step.default, step_arguments(device)),
+        "pixel_mask": (OPERATORS.pixel_mask.default, mask_arguments(device)),
+        "irfft2": (OPERATORS.irfft2.default, (spectrum, 9)),
+        "irfft2 of even width": (OPERATORS.irfft2.default, (spectrum, 8)),
+        "separable_transform": (
+            OPERATORS.separable_transform.default,
+            (total, random(8, 8).to(device), random(7, 9).to(device)),
+        ),
     }
 
 
@@ -103,11 +107,11 @@ def test_opcheck(name: str, device: torch.device) -> None:
 
 
 DIFFERENTIABLE = {
-    "radial_mask": lambda d: (library.radial_mask, (torch.tensor([1.0, 2.5], dtype=torch.float64), 8, 9), 1),
-    "band_mix": lambda d: (library.band_mix, tuple(band_arguments(d, torch.float64).values()), 1),
-    "dct_mix": lambda d: (library.dct_mix, tuple(dct_arguments(d, torch.float64).values()), 1),
-    "diversify": lambda d: (library.diversify, diversify_arguments(d, torch.float64), 1),
-    "pixel_mask": lambda d: (library.pixel_mask, mask_arguments(d, torch.float64), 2),
+    "radial_mask": lambda d: (OPERATORS.radial_mask.default, (torch.tensor([1.0, 2.5], dtype=torch.float64), 8, 9), 1),
+    "band_mix": lambda d: (OPERATORS.band_mix.default, tuple(band_arguments(d, torch.float64).values()), 1),
+    "dct_mix": lambda d: (OPERATORS.dct_mix.default, tuple(dct_arguments(d, torch.float64).values()), 1),
+    "diversify": lambda d: (OPERATORS.diversify.default, diversify_arguments(d, torch.float64), 1),
+    "pixel_mask": lambda d: (OPERATORS.pixel_mask.default, mask_arguments(d, torch.float64), 2),
 }
 
 
