@@ -23,6 +23,8 @@ Gradients = Mapping[str, Callable[..., Tensor]]
 
 DIFFERENTIABLE: dict[str, tuple[str, ...]] = {}
 """By operator, the arguments that have gradients."""
+MUTATED: dict[str, tuple[str, ...]] = {}
+"""By operator, the arguments that a call changes; such an operator returns nothing."""
 
 
 def primitive(
@@ -87,6 +89,8 @@ def operator(
         schema = infer_schema(run, mutates_args=tuple(mutates))
         definition = custom_op(f"{NAMESPACE}::{function.__name__}", run, mutates_args=tuple(mutates), schema=schema)
         definition.register_fake(lambda *args: fake(**dict(zip(names, whole(args), strict=True))))
+        if mutates:
+            MUTATED[function.__name__] = tuple(mutates)
         if gradients is not None:
             DIFFERENTIABLE[function.__name__] = tuple(gradients)
             _register_gradients(definition, function.__name__, names, gradients, saves)
