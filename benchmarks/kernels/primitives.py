@@ -19,9 +19,6 @@ from fampe_fast.ops.backends import OPS
 from fampe_fast.ops.registration import MUTATED
 from fampe_fast.reference import accumulate as adding
 from fampe_fast.reference import band_mix as mix
-from fampe_fast.reference import dct_mix as cosine
-from fampe_fast.reference import gradient_step as step
-from fampe_fast.reference import pixel_mask as masking
 from fampe_fast.reference import radial_mask as masks
 from fampe_fast.reference import radius, spectral_noise
 from fampe_fast.testing import Case
@@ -79,18 +76,18 @@ class Primitive:
 
     Attributes:
         name: of the kernel's file and function and of their twins in the reference.
-        real_forms: for ``torch.compile``; the fastest counts.
         bytes: the fewest a call can move: each input read once, each output written once.
         launches: by kernel's name.
+        real_forms: for ``torch.compile``, where the reference itself is not the one; the fastest counts.
         samples: whether a call draws samples.
         after: what is done to the primitive's result inside the measurement, or None.
         function: name of kernel and reference where it is another than ``name``.
     """
 
     name: str
-    real_forms: Sequence[RealForm]
     bytes: Callable[[Size], int]
     launches: Mapping[str, LaunchModel] = field(default_factory=dict)
+    real_forms: Sequence[RealForm] = ()
     samples: bool = False
     after: Callable[[Any, Size], Any] | None = None
     function: str | None = None
@@ -107,6 +104,11 @@ class Primitive:
     def reference(self) -> Callable[..., Any]:
         """Its twin in plain PyTorch."""
         return self._from("reference")
+
+    @property
+    def forms(self) -> Sequence[RealForm]:
+        """The real forms, or the reference."""
+        return self.real_forms or (RealForm(self.reference()),)
 
     def arguments(self, size: Size, device: torch.device) -> Arguments:
         """Make arguments as the package does, on the device itself; on "meta" without values."""
@@ -135,10 +137,6 @@ class Primitive:
 
 
 # The reference in real arithmetic -------------------------------------------------------------------------------------
-
-
-def radial_mask_real(cutoff: Tensor, height: int, width: int) -> Any:
-    return masks.radial_mask(cutoff, height, width)
 
 
 def energy_cutoff_real(parts: Tensor, shells: Tensor, multiplicity: Tensor, last: int, tau: float) -> Tensor:
@@ -212,21 +210,9 @@ MIX_FORMS = (
 )
 
 
-def gradient_step_real(*arguments: Any) -> Any:
-    return tuple(step.gradient_step(*arguments))
-
-
-def pixel_mask_real(*arguments: Any) -> Any:
-    return masking.pixel_mask(*arguments)
-
-
 def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Tensor:
     adding.accumulate(total, gradient, image_index)
     return total
-
-
-def dct_mix_real(spectrum: Tensor, weights: Tensor, *names: Tensor) -> Tensor:
-    return cosine.dct_mix(spectrum, weights, *names)
 
 
 def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor:
@@ -301,7 +287,6 @@ def _planes(size: Size) -> int:
 
 BAND_MIX = Primitive(
     "band_mix",
-    MIX_FORMS,
     _mix_bytes,
     {
         "band_mix": LaunchModel(
@@ -310,6 +295,7 @@ BAND_MIX = Primitive(
             lambda launch, size: (_runs(size.samples, launch["run"]),),
         )
     },
+    MIX_FORMS,
     samples=True,
 )
 
@@ -317,16 +303,15 @@ PRIMITIVES = (
     BAND_MIX,
     Primitive(
         "sampling",
-        BAND_MIX.real_forms,
         lambda size: _mix_bytes(size) + size.rows * size.channels * (8 * size.coefficients + 4 * size.pixels),
         BAND_MIX.launches,
+        BAND_MIX.real_forms,
         samples=True,
         after=to_pixels,
         function="band_mix",
     ),
     Primitive(
         "gradient_step",
-        (RealForm(gradient_step_real),),
         lambda size: 32 * _planes(size) * size.pixels,
         {
             "magnitude": LaunchModel(
@@ -342,13 +327,12 @@ PRIMITIVES = (
     ),
     Primitive(
         "accumulate",
-        (RealForm(accumulate_real),),
         lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.images),
+        real_forms=(RealForm(accumulate_real),),
         samples=True,
     ),
     Primitive(
         "dct_mix",
-        (RealForm(dct_mix_real),),
         lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
         {
             "dct_mix": LaunchModel(
@@ -361,19 +345,18 @@ PRIMITIVES = (
     ),
     Primitive(
         "diversify",
-        (RealForm(diversify_matrices, _prepare_resizing),),
         _diversify_bytes,
+        real_forms=(RealForm(diversify_matrices, _prepare_resizing),),
         samples=True,
     ),
     Primitive(
         "diversify_adjoint",
-        (RealForm(diversify_adjoint_matrices, _prepare_resizing),),
         _diversify_bytes,
+        real_forms=(RealForm(diversify_adjoint_matrices, _prepare_resizing),),
         samples=True,
     ),
     Primitive(
         "energy_cutoff",
-        (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
         lambda size: 8 * _planes(size) * size.coefficients,
         {
             "tile_energy": LaunchModel(
@@ -382,10 +365,10 @@ PRIMITIVES = (
                 _tile_trips,
             )
         },
+        (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
     ),
     Primitive(
         "pixel_mask",
-        (RealForm(pixel_mask_real),),
         lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
         {
             "pixel_mask": LaunchModel(
@@ -398,7 +381,6 @@ PRIMITIVES = (
     ),
     Primitive(
         "radial_mask",
-        (RealForm(radial_mask_real),),
         lambda size: 8 * size.images * size.coefficients,
         {
             "radial_mask": LaunchModel(
