@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from ..runtime.tf32 import tensor_float32
-from .control_flow import Flow, comes_from, fixed_flow, has_hooks, known
+from .control_flow import Flow, all_from_libraries, comes_from, fixed_flow, has_hooks
 
 __all__ = ["fold_batch_norm"]
 
@@ -64,7 +64,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         return model
     # tf32, which torch allows a GPU's convolutions by default, moves logits by more than a fold may.
     with torch.no_grad(), tensor_float32(False) if example.is_cuda else nullcontext():
-        entirely = known(model)
+        entirely = all_from_libraries(model)
         flow = None if entirely else fixed_flow(model)
         if flow is None and not entirely:
             return model

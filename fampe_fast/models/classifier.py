@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_whole
 from ..runtime.outputs import Output, check_output, logits_in
-from .channels import first_channels
+from .input_channels import input_channels
 from .transforms import CHANNELS, PixelTransform, ResizeAndCrop
 
 __all__ = [
@@ -182,7 +182,7 @@ def _channel_values(
     model: nn.Module, channels: int | None, means: tuple[float, ...], stds: tuple[float, ...]
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Number of channels, and mean and std of each."""
-    given, first = len(means), first_channels(model)
+    given, first = len(means), input_channels(model)
     expected = (first or CHANNELS) if channels is None else check_channels(channels)
     if channels is None and given > 1 and (first is None or given in (first, CHANNELS)):
         expected = given  # also where the first convolution is an inner one, of greyscale made from RGB

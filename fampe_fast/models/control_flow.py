@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Flow", "comes_from", "fixed_flow", "has_hooks", "known"]
+__all__ = ["Flow", "all_from_libraries", "comes_from", "fixed_flow", "has_hooks"]
 
 # Their layers decide by settings and shapes, never by values, which layer comes next.
 _LIBRARIES = ("torch.nn", "torchvision", "timm")
@@ -37,7 +37,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def known(model: nn.Module) -> bool:
+def all_from_libraries(model: nn.Module) -> bool:
     """Whether all of a model's modules are torch's, torchvision's or timm's, as these libraries made them."""
     return all(_as_made(module) and not has_hooks(module) for module in model.modules())
 

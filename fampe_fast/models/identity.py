@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .classifier import Classifier
-from .contents import digest_of
+from .digest import digest_of
 
 __all__ = ["identity_of"]
 

@@ -17,13 +17,13 @@ from ..checks import check_count
 from ..errors import first_line
 from ..runtime.outputs import Output, check_output
 from .batch_norm import fold_batch_norm as fold_batch_norm_of
-from .channels import first_channels
 from .checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
 from .class_names import timm_class_names
 from .classifier import Classifier, channel_statistics, check_class_names, check_input_size, default_transform
-from .ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
+from .dry_run import agree, images_for, number_of_classes, prefer_channels_last, run_once
+from .input_channels import input_channels
+from .module_state import check_values, in_single_precision, needs_a_copy, restored_on_failure
 from .transforms import CHANNELS, INTERPOLATIONS
-from .trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from .zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
 
 __all__ = ["load_classifier"]
@@ -132,7 +132,7 @@ def load_classifier(
         given["interpolation"] = interpolation
         given["output"] = output
         _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
-        with give_back_on_failure(source, values=False):
+        with restored_on_failure(source, values=False):
             source.eval()
             return source if device is None else source.to(device)
     if not isinstance(source, str | os.PathLike | nn.Module):
@@ -164,7 +164,7 @@ def load_classifier(
     _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
     _refuse({"model_args"} if args else set(), "an nn.Module is already built")
     check_values(source, type(source).__name__, writable=weights is not None)
-    with give_back_on_failure(source, values=weights is not None):
+    with restored_on_failure(source, values=weights is not None):
         classifier = _classify(_from_module(source, request), request, class_names, device)
         classifier.output = meaning
         return _folded(classifier) if fold_batch_norm else classifier
@@ -200,7 +200,7 @@ def _tried(
     resolved: Resolved, model: nn.Module, device: str | torch.device | None
 ) -> tuple[Classifier, object, Exception | None]:
     """A classifier with as many channels as the model takes, where nothing tells, and its output or what it raised."""
-    first = first_channels(model)
+    first = input_channels(model)
     candidates: list[int | None] = [resolved.channels]
     if resolved.channels is None and len(resolved.mean) == len(resolved.std) == 1:
         # RGB before all: what a first convolution takes may be greyscale that the model makes of it.
@@ -422,7 +422,7 @@ def _from_module(
         module = _Exported(module)
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config:
-        takes = first_channels(module) or CHANNELS
+        takes = input_channels(module) or CHANNELS
         size, mean, std, transform = timm_settings(module, request, takes)
         names = timm_class_names(config, num_classes) if num_classes else None
         return Resolved(module, label, mean, std, size, transform, num_classes, names, takes, origin)

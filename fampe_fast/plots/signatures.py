@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .canvas import add_text, new_figure
-from .charts import framed_axes, line_style, marker_style
+from .canvas import add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

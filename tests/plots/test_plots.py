@@ -42,7 +42,7 @@ from fampe_fast.plots.colours import (
     opacity_of,
     overlay_rgb,
 )
-from fampe_fast.plots.overlay import percent
+from fampe_fast.plots.explanations import percent
 from fampe_fast.plots.spectrum import CIRCLE_COLOUR
 
 

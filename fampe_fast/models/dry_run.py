@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..runtime.tf32 import tensor_float32
 from .classifier import Classifier
-from .ownership import undisturbed
+from .module_state import restored
 
 __all__ = ["agree", "images_for", "number_of_classes", "prefer_channels_last", "run_once"]
 
@@ -27,7 +27,7 @@ def run_once(classifier: Classifier) -> object:
     size = (images_for(classifier), classifier.channels, *classifier.input_size)
     noise = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(classifier.mean)
     full = tensor_float32(False) if noise.is_cuda else nullcontext()
-    with undisturbed(classifier), torch.no_grad(), full, _without_compiling(classifier):
+    with restored(classifier), torch.no_grad(), full, _without_compiling(classifier):
         return classifier(noise)
 
 

@@ -45,10 +45,10 @@ def digest_of(value: object, *, without: Iterable[str] = ()) -> str:
         value: anything; of objects that show nothing of themselves, class and ``repr`` without addresses.
         without: attributes of `value` itself to leave out.
     """
-    return _Contents().read(value, frozenset(without)).hex()
+    return _Digests().read(value, frozenset(without)).hex()
 
 
-class _Contents:
+class _Digests:
     """Digests by identity, so that what is shared is read once and what is recursive ends."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["check_values", "give_back_on_failure", "in_single_precision", "needs_a_copy", "undisturbed"]
+__all__ = ["check_values", "in_single_precision", "needs_a_copy", "restored", "restored_on_failure"]
 
 
 def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
@@ -38,7 +38,7 @@ def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
 
 
 @contextmanager
-def give_back_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
+def restored_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
     """Leave a module as it was found if the block raises.
 
     Taken back are every submodule's training flag, its parameters and buffers with device, type and strides, and, with
@@ -67,7 +67,7 @@ def give_back_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def restored(module: nn.Module) -> Iterator[None]:
     """Run a module for its output alone: its buffers and torch's random numbers are afterwards as they were before."""
     slots = [(part, dict(part._buffers)) for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
     held = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]

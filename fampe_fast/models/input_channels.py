@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["first_channels"]
+__all__ = ["input_channels"]
 
 
-def first_channels(model: nn.Module) -> int | None:
+def input_channels(model: nn.Module) -> int | None:
     """The input channels of a model's first convolution, in the order in which its modules were registered.
 
     Args:
