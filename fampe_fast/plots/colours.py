@@ -209,18 +209,6 @@ def opacity_of(scaled: ScaledMap) -> FloatArray:
     return opacity
 
 
-def rgba_of(scaled: ScaledMap) -> FloatArray:
-    """The colours of a map with its opacity, to lay over any picture.
-
-    Args:
-        scaled: the map.
-
-    Returns:
-        `(H, W, 4)` float32 in [0, 1], not premultiplied.
-    """
-    return np.concatenate([colours_of(scaled), opacity_of(scaled)[..., None]], axis=-1)
-
-
 def image_to_rgb(image: Tensor) -> FloatArray:
     """An image in pixel space as matplotlib wants it.
 

@@ -41,27 +41,12 @@ def overlay(
     smoothing: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """One picture: the image in darkened grey, the evidence in colours over it, and a scale that says what they mean.
+    """Draw the evidence in colours over the image in darkened grey, with a scale that says what they mean.
 
-    Args:
-        image: `(C, H, W)` floating point in [0, 1], any device.
-        attribution: `(C', H, W)` or `(H, W)`, finite; summed over channels.
-        class_name: the class that is explained.
-        probability: the model's for that class, in [0, 1].
-        title: instead of the class name in the head.
-        note: a line of small print under the head.
-        mask: `(H, W)` bool, an object whose outline is drawn.
-        percentile: the share of the map's magnitudes inside the colour scale, in (0, 100].
-        signed: whether the scale has two sides; None looks at the map.
-        smoothing: standard deviation in pixels of a Gaussian over the map; None is a ninetieth of the shorter side.
-        dpi: pixels per inch.
+    Arguments, checks and errors are those of ``explanation_figure``, of whose four panels this is the third.
 
     Returns:
-        The figure, for `save_figure`.
-
-    Raises:
-        TypeError: something that is not a tensor of the kind described.
-        ValueError: shapes that do not fit, or values outside of what is described.
+        The figure, for ``save_figure``.
     """
     rgb, _, smooth, outline = _prepare(image, attribution, mask, percentile, signed, smoothing)
     width, height = _fit(rgb.shape[1], rgb.shape[0], 4.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive
-from .canvas import FAINT, INK, add_axes, add_text, new_figure
+from .canvas import FAINT, INK, add_text
 from .colours import FloatArray, image_to_rgb
 
 if TYPE_CHECKING:
@@ -97,30 +97,6 @@ def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> Non
         start, end = (2 * _CORNER_START - 1) * half, (2 * _CORNER_END - 1) * half
         for x, y, to_x, to_y in ((-reach, reach, start, end), (reach, -reach, end, start)):
             axes.plot([x, to_x], [y, to_y], color="white", alpha=0.6, linewidth=0.8, linestyle="-", marker="")
-
-
-def spectrum_figure(image: Tensor, cutoff: float | None = None, *, title: str | None = None, dpi: int = 120) -> Figure:
-    """The spectrum alone, with its axes.
-
-    Args:
-        image: `(C, H, W)` floating point in [0, 1].
-        cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
-        title: above the picture.
-        dpi: pixels per inch of a figure of 4.4 x 4.6 inches.
-
-    Returns:
-        The figure.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: another shape, values not in [0, 1], or a cut-off that is not a positive number.
-    """
-    figure = new_figure(4.4, 4.6, dpi)
-    axes = add_axes(figure, 0.4, 0.55, 3.6, 3.6)
-    draw_spectrum(axes, image, cutoff)
-    add_text(figure, 0.4, 0.4, title or spectrum_caption(cutoff), size=11, weight="bold", max_width=3.6)
-    label_spectrum(figure, 0.4, 4.15, 3.6, min(image.shape[1:]))
-    return figure
 
 
 def spectrum_caption(cutoff: float | None) -> str:
