@@ -14,8 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["BANDS", "CLASS_NAMES", "DEFAULT_SIZE", "MIN_SIZE", "SHAPES", "GeneratedImages", "band_texture", "generate"]
-
 FloatArray = npt.NDArray[np.float64]
 
 #: Shape name -> (points n, inner radius / outer radius): the outline runs in 2n straight segments between n outer and n

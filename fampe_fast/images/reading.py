@@ -17,16 +17,6 @@ from torch import Tensor
 from ..errors import FampeWarning, ImageReadError, warn
 from ..files import IMAGE, MARK, mark_of
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "FoundImages",
-    "find_images",
-    "load_images",
-    "read_image",
-    "survey_images",
-    "to_rgb",
-]
-
 #: File name extensions that `find_images` takes from a directory, in lower case.
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2"}

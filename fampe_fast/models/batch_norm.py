@@ -16,11 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..runtime.tf32 import tensor_float32
 from .control_flow import Flow, all_from_libraries, comes_from, fixed_flow, has_hooks
-
-__all__ = ["fold_batch_norm"]
-
-# Folding rounds the weights once more, so logits move by some 1e-6 of their size; a wrong fold moves them by far more.
-_TOLERANCE = 1e-4
+from .dry_run import agree
 
 
 def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
@@ -81,7 +77,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         for convolution, norm in pairs:
             _replace(folded, names[convolution], _fused(convolution, norm))
             _replace(folded, names[norm], _what_remains(norm))
-        if not pairs or not _agree(folded(example), expected):
+        if not pairs or not agree(folded(example), expected):
             return model
     return folded.eval()
 
@@ -189,10 +185,3 @@ def _replace(model: nn.Module, names: list[str], new: nn.Module) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
-
-
-def _agree(found: object, expected: object) -> bool:
-    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
-        return False
-    scale = expected.abs().max()
-    return bool((found - expected).abs().max() <= _TOLERANCE * scale)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
-
-__all__ = ["imagenet_class_names", "timm_class_names"]
 
 
 def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
@@ -27,9 +24,10 @@ def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tup
             described = dict(zip(labels, described, strict=False))
         return tuple(str(described.get(label, label)) for label in labels)
 
-    timm_data: Any = import_module("timm.data")
-    subset = timm_data.infer_imagenet_subset({"num_classes": num_classes})
-    return imagenet_class_names(timm_data.ImageNetInfo(subset)) if subset else None
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # type: ignore[attr-defined]
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return imagenet_class_names(ImageNetInfo(subset)) if subset else None
 
 
 def imagenet_class_names(info: Any) -> tuple[str, ...]:

@@ -17,15 +17,6 @@ from ..runtime.outputs import Output, check_output, logits_in
 from .input_channels import input_channels
 from .transforms import CHANNELS, PixelTransform, ResizeAndCrop
 
-__all__ = [
-    "Classifier",
-    "channel_statistics",
-    "check_channels",
-    "check_class_names",
-    "check_input_size",
-    "default_transform",
-]
-
 
 class Classifier(nn.Module):
     """A model that takes images in pixel space, [0, 1], and normalises them itself.

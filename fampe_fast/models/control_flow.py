@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Flow", "all_from_libraries", "comes_from", "fixed_flow", "has_hooks"]
-
 # Their layers decide by settings and shapes, never by values, which layer comes next.
 _LIBRARIES = ("torch.nn", "torchvision", "timm")
 _TRACING = threading.Lock()  # torch.fx patches nn.Module for the time of a trace

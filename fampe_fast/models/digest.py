@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["digest_of"]
-
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # TorchScript numbers classes of one name as a process meets them.
 _MANGLED = re.compile(r"[./]?___torch_mangle_\d+")

@@ -12,9 +12,8 @@ from ..runtime.tf32 import tensor_float32
 from .classifier import Classifier
 from .module_state import restored
 
-__all__ = ["agree", "images_for", "number_of_classes", "prefer_channels_last", "run_once"]
-
-# Another memory format adds up in another order: some 1e-6 of the largest logit. A wrong result differs by far more.
+# Another memory format adds up in another order, and folded weights are rounded once more: some 1e-6 of the largest
+# logit. A wrong result differs by far more.
 _TOLERANCE = 1e-4
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .classifier import Classifier
 
-__all__ = ["EmbeddedNet", "embedded_record", "load_embedded_classifier"]
 
 NAME: Final = "embedded_classifier"
 MEAN: Final = (0.5, 0.5, 0.5)

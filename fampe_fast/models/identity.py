@@ -5,8 +5,6 @@ from __future__ import annotations
 from .classifier import Classifier
 from .digest import digest_of
 
-__all__ = ["identity_of"]
-
 # How it is called, and how its classes are.
 _NAMES = ("name", "class_names")
 

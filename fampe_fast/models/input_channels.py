@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["input_channels"]
-
 
 def input_channels(model: nn.Module) -> int | None:
     """The input channels of a model's first convolution, in the order in which its modules were registered.

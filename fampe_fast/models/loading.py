@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_count
 from ..errors import first_line
 from ..runtime.outputs import Output, check_output
 from .batch_norm import fold_batch_norm as fold_batch_norm_of
-from .checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
+from .checkpoints import file_kind, load_weights, read_state_dict, what_it_is
 from .class_names import timm_class_names
 from .classifier import Classifier, channel_statistics, check_class_names, check_input_size, default_transform
 from .dry_run import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from .input_channels import input_channels
 from .module_state import check_values, in_single_precision, needs_a_copy, restored_on_failure
+from .programs import Exported, load_program
 from .transforms import CHANNELS, INTERPOLATIONS
 from .zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
-
-__all__ = ["load_classifier"]
 
 
 def load_classifier(
@@ -305,13 +301,11 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     if not path.exists():
         hint = f" For a model on the Hugging Face hub write hf-hub:{text}" if text.count("/") == 1 else ""
         raise FileNotFoundError(f"no such model file or folder: {text}.{hint}")
-    kind = archive_kind(path)
+    kind = file_kind(path)
     if kind is None:
         expected = "expected a folder in timm's layout, TorchScript or torch.export"
         raise ValueError(f"{text} is not a model: it {what_it_is(path)}; {expected}")
-    if kind == "checkpoint":
-        if classes := foreign_classes(path):
-            raise ValueError(pickled(path, classes))
+    if kind not in ("TorchScript", "torch.export"):
         read_state_dict(path)  # which says what it holds if that is no weights
         raise ValueError(
             f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
@@ -320,8 +314,7 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     _refuse({"weights"} if request.weights is not None else set(), f"{text} has its weights in it")
     _refuse({"pretrained"} if explicit_pretrained else set(), f"{text} has its weights in it")
     _refuse({"model_args"} if request.model_args else set(), f"{text} is already built")
-    program = _load_torchscript(path) if kind == "torchscript" else _load_exported(path)
-    return _from_module(program, request, name=path.stem, origin="file")
+    return _from_module(load_program(path, kind), request, name=path.stem, origin="file")
 
 
 def _looks_like_a_name(source: str) -> bool:
@@ -330,7 +323,8 @@ def _looks_like_a_name(source: str) -> bool:
 
 
 def _in_timm(source: str) -> bool:
-    timm: Any = import_module("timm")
+    import timm
+
     return bool(timm.is_model(source.partition(".")[0]))
 
 
@@ -338,70 +332,6 @@ def _from_folder(folder: Path, request: Request) -> Resolved:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such model folder: {folder}")
     return load_timm(f"local-dir:{folder}", request)
-
-
-def _load_torchscript(path: Path) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer torch advises authors of archives to move on
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            program: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ValueError(f"{path} is not a readable TorchScript archive ({first_line(error)})") from error
-    return program
-
-
-def _load_exported(path: Path) -> nn.Module:
-    try:
-        program: nn.Module = torch.export.load(str(path)).module()
-    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"{path} is not a readable torch.export program ({first_line(error)})") from error
-    return program
-
-
-class _Exported(nn.Module):
-    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch.
-
-    Attributes:
-        shape: of its input, (B, C, H, W), None where it was exported with a dynamic one; None if that is unknown.
-    """
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
-        self.shape = _exported_shape(program)
-        for module in self.modules():
-            module.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        try:
-            logits: Tensor = self.program(images)
-        except (AssertionError, RuntimeError) as error:  # its guards; in torch 2.6 they are RuntimeErrors
-            if isinstance(error, RuntimeError) and "Expected input at" not in str(error):
-                raise
-            advice = "Export it with a dynamic batch size (torch.export.Dim)"
-            if not re.search(r"(size\(\)|shape)\[0\]", str(error)):
-                advice = "Give it images of the size that it was exported for (input_size=...)"
-            raise ValueError(
-                f"the exported program does not take images of shape {tuple(images.shape)}: {first_line(error)}. "
-                f"{advice}"
-            ) from error
-        return logits
-
-    def train(self, mode: bool = True) -> _Exported:
-        if mode:
-            raise ValueError("an exported program cannot be put into training mode")
-        return self
-
-
-def _exported_shape(program: nn.Module) -> tuple[int | None, ...] | None:
-    """The shape of the one input of a program, as its graph records it."""
-    graph = getattr(program, "graph", None)
-    inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
-    example = inputs[0].meta.get("val") if len(inputs) == 1 else None
-    if not isinstance(example, Tensor) or example.ndim != 4:
-        return None
-    return tuple(side if isinstance(side, int) else None for side in example.shape)
 
 
 def _from_module(
@@ -414,12 +344,11 @@ def _from_module(
         raise ValueError(f"num_classes={request.num_classes} was given for a model of {declared} classes")
     num_classes = request.num_classes or declared
     if request.weights is not None:
-        state = read_state_dict(request.weights)
-        fit(lambda _: module, state, num_classes=request.num_classes, what=label, source=str(request.weights))
+        load_weights(lambda _: module, request.weights, num_classes=request.num_classes, what=label)
     try:
         module.eval()
     except NotImplementedError:  # what torch.export's programs say
-        module = _Exported(module)
+        module = Exported(module)
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config:
         takes = input_channels(module) or CHANNELS
@@ -428,7 +357,7 @@ def _from_module(
         return Resolved(module, label, mean, std, size, transform, num_classes, names, takes, origin)
     size = request.input_size or (224, 224)
     channels: int | None = None
-    if isinstance(module, _Exported) and module.shape is not None:
+    if isinstance(module, Exported) and module.shape is not None:
         channels, height, width = module.shape[1:]
         size = request.input_size or (height or size[0], width or size[1])
     mean = (0.0,) if request.mean is None else request.mean

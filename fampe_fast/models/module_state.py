@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["check_values", "in_single_precision", "needs_a_copy", "restored", "restored_on_failure"]
-
 
 def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
     """Refuse a module whose weights have no values yet or, where it matters, cannot be given others.

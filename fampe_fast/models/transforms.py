@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import to_rgb
-
-__all__ = ["CHANNELS", "INTERPOLATIONS", "PixelTransform", "ResizeAndCrop", "timm_transform", "torchvision_transform"]
 
 # Resizing scales the longer side with the shorter one: a line of 1 x 50,000 pixels would become 3 billion of them.
 MAX_ASPECT = 100
@@ -109,10 +106,10 @@ def timm_transform(config: dict[str, Any]) -> PixelTransform:
         config: as from `timm.data.resolve_model_data_config`; `mean` is needed too, as the colour of the borders that
             some models pad with. The number of channels is the first of `input_size`.
     """
+    from timm.data import create_transform  # type: ignore[attr-defined]
     from torchvision.transforms import Compose, Normalize
 
-    timm_data: Any = import_module("timm.data")
-    steps = timm_data.create_transform(**config, is_training=False).transforms
+    steps = create_transform(**config, is_training=False).transforms
     return PixelTransform(
         Compose([step for step in steps if not isinstance(step, Normalize)]), int(config["input_size"][0])
     )
