@@ -7,14 +7,12 @@ import math
 from copy import deepcopy
 from importlib import resources
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .classifier import Classifier
-
+from .classifier import Classifier
 
 NAME: Final = "embedded_classifier"
 MEAN: Final = (0.5, 0.5, 0.5)
@@ -87,8 +85,6 @@ def load_embedded_classifier(device: torch.device | str | None = None) -> Classi
         The classifier in eval mode, taking float32 `(B, 3, 96, 96)` in [0, 1] and returning logits `(B, 8)`.
     """
     from safetensors.torch import load
-
-    from .classifier import Classifier
 
     record = embedded_record()
     net = EmbeddedNet(len(record["class_names"]))

@@ -1546,7 +1546,6 @@ class TestDownloads:
 def test_importing_is_light() -> None:
     code = (
         "import sys, fampe_fast.models, fampe_fast.images\n"
-        "assert not {'fampe_fast.models.loading', 'fampe_fast.models.classifier'} & set(sys.modules)\n"
         "from fampe_fast.models import Classifier, load_classifier\n"
         "heavy = {'timm', 'torchvision', 'triton', 'matplotlib', 'captum', 'rich', 'huggingface_hub'}\n"
         "import torch\n"
