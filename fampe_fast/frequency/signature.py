@@ -1,4 +1,4 @@
-"""Where in the spectrum an attribution map has its power (Muzellec et al., arXiv 2307.09591, section 3)."""
+"""The share of an attribution map's power at each frequency (Muzellec et al., arXiv 2307.09591, section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..reference.radius import multiplicity, shell_index
 
 
 def fourier_signature(maps: Tensor) -> Tensor:
-    """Amplitude of the maps' spectra, averaged over the angle, per radius.
+    """Average the amplitude of the maps' spectra over the angle, per radius.
 
     Args:
         maps: (B, C, H, W), real; the channels' mean is analysed, with its signs.
@@ -43,7 +43,7 @@ def fourier_signature(maps: Tensor) -> Tensor:
 
 
 def power_slope(signature: Tensor) -> Tensor:
-    """Exponent of power against frequency: the least-squares slope of ``log(amplitude^2)`` over ``log(k)``, k >= 1.
+    """Fit the exponent of power against frequency: least squares of ``log(amplitude^2)`` over ``log(k)``, k >= 1.
 
     Natural images have about -2; a steeper slope means less power at high frequencies; white noise has 0.
 

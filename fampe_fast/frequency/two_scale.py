@@ -13,7 +13,7 @@ from ..checks import check_gaussian_cutoff
 
 
 def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
-    """``sign(q) sqrt|q|`` of ``q = F|F| + S|S|``: F the evidence summed over the channels, S its Gaussian low-pass.
+    """Compute ``sign(q) sqrt|q|``, ``q = F|F| + S|S|``: F the sum over the channels, S its Gaussian low-pass.
 
     A pixel's own evidence is precise but noisy, its neighbourhood's is steady but blurred; in the root
     of the squares the larger of the two decides. Peaks come first, which deletion looks at, and then the area around
@@ -50,7 +50,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
 
 @lru_cache(maxsize=16)
 def smoothing_matrix(size: int, deviation: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Gaussian weights between the places of a side, (size, size); every row sums to 1."""
+    """Compute Gaussian weights between the places of a side, (size, size); every row sums to 1."""
     with torch.inference_mode(False):  # it is kept for calls outside, too
         places = torch.arange(size, dtype=torch.float64, device="cpu")
         weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))

@@ -249,7 +249,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def classes(self, current: int) -> int | None:
-        """The checkpoint's number of classes, if a head of another size than `current` is all that differs."""
+        """Tell the checkpoint's number of classes, if a head of another size than ``current`` is all that differs."""
         if self.missing or self.unexpected or not self.reshaped:
             return None
         heads = {
@@ -260,7 +260,7 @@ class Mismatch:
         return heads.pop() if len(heads) == 1 else None
 
     def describe(self) -> str:
-        """Counts and examples."""
+        """Say what differs, in counts and examples."""
         parts = []
         for keys, what in ((self.missing, "missing from it"), (self.unexpected, "unknown to the model")):
             if keys:

@@ -8,10 +8,10 @@ from typing import Any
 
 
 def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """The class names of a timm model: those its configuration carries, else ImageNet's by the number of classes.
+    """Name the classes of a timm model: as its configuration does, else ImageNet's by the number of classes.
 
     Args:
-        pretrained_cfg: the model's `pretrained_cfg`.
+        pretrained_cfg: the model's ``pretrained_cfg``.
         num_classes: how many classes the model has.
 
     Returns:
@@ -31,12 +31,12 @@ def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tup
 
 
 def imagenet_class_names(info: Any) -> tuple[str, ...]:
-    """Short, distinct names: the first WordNet lemma, where two classes share it all lemmas, else with the synset.
+    """Make short, distinct names: the first WordNet lemma, where classes share it all lemmas, else with the synset.
 
     ImageNet-1k has two classes "crane" and two "maillot"; the larger sets have hundreds of such pairs.
 
     Args:
-        info: a `timm.data.ImageNetInfo`.
+        info: a ``timm.data.ImageNetInfo``.
     """
     synsets = info.label_names()
     lemmas = [info.label_name_to_description(synset) for synset in synsets]

@@ -19,7 +19,7 @@ REACH_SECONDS = 10.0
 
 
 def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
-    """The path of a file from a Hugging Face repository, in the local cache.
+    """Find a file of a Hugging Face repository in the local cache, or download it there.
 
     Args:
         repository: "owner/name", with "@revision" if it is not the main branch.
@@ -55,7 +55,7 @@ def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
 
 
 def url_file(url: str, *, what: str) -> Path:
-    """The path of a file from a URL, in torch.hub's cache.
+    """Find a file from a URL in torch.hub's cache, or download it there.
 
     Raises:
         WeightsUnavailableError: neither cached nor to be had.
@@ -87,7 +87,7 @@ def _head(url: str) -> None:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run `call`, but wait no longer than `seconds`: timeouts of sockets count per address and not for DNS."""
+    """Run ``call``, but wait no longer than ``seconds``: timeouts of sockets count per address and not for DNS."""
     failures: list[BaseException] = []
 
     def target() -> None:

@@ -1,4 +1,4 @@
-"""`load_classifier`: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
+"""``load_classifier``: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def load_classifier(
     - a timm name, with or without a tag: "resnet50", "resnet50.a1_in1k", "timm/resnet50"; or "hf-hub:OWNER/NAME";
     - a torchvision name by prefix: "torchvision/resnet50", "torchvision:resnet50.IMAGENET1K_V1";
     - a folder in timm's (Hugging Face's) layout: config.json beside a checkpoint; also "local-dir:PATH";
-    - a TorchScript archive, or a program saved by `torch.export.save` (".pt2"), of a model that takes normalised
+    - a TorchScript archive, or a program saved by ``torch.export.save`` (".pt2"), of a model that takes normalised
       images. Load programs only from where you would run code from; an exported program accepts the batch sizes
       that it was exported for;
     - an nn.Module. It is wrapped, not copied: see below for what changes;
-    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on `device`.
+    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on ``device``.
 
-    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, `weights` are
-    read into it, and it moves to `device`. If loading fails, all of that is taken back. Its memory format stays as it
-    is: turn the weights of a convolutional network channels-last yourself (``module.to(memory_format=
-    torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on feature maps. A
-    module in another precision than fp32, or built under ``torch.inference_mode``, is left alone altogether; the
-    classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
+    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, ``weights``
+    are read into it, and it moves to ``device``. If loading fails, all of that is taken back. Its memory format stays
+    as it is: turn the weights of a convolutional network channels-last yourself
+    (``module.to(memory_format=torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on
+    feature maps. A module in another precision than fp32, or built under ``torch.inference_mode``, is left alone
+    altogether; the classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
 
     One image of noise is run, which tells the number of classes and shows whether the model takes what the transform
     makes. An nn.Module or program that fails on it is loaded nevertheless, with its number of classes unknown.
@@ -69,13 +69,13 @@ def load_classifier(
 
     Args:
         source: see above.
-        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what `torch.save` wrote,
+        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what ``torch.save`` wrote,
             a state dict, also nested or from DistributedDataParallel. It must fit in every key and shape.
-        pretrained: whether to fetch the weights that belong to the name. Default: True unless `weights` is given.
+        pretrained: whether to fetch the weights that belong to the name. Default: True unless ``weights`` is given.
             False gives random weights.
         num_classes: the number of classes. Default: from the checkpoint, else what the model returns.
         mean: subtracted from the pixels, in pixel units, [0, 1]; one number, or one per channel. Default: the model's
-            configuration; for a program, or an nn.Module without timm's `pretrained_cfg`, 0.
+            configuration; for a program, or an nn.Module without timm's ``pretrained_cfg``, 0.
         std: divided by, in pixel units; one number, or one per channel. Default: likewise, or 1 (mean 0 and std 1: the
             model gets the pixels as they are).
         class_names: one per class. Default: the model's configuration; for trained models of timm and torchvision
@@ -87,8 +87,8 @@ def load_classifier(
             trained with one and fed by another differ by up to 0.2 on single photographs.
         device: where to put the model. Default: where it is; the CPU for a model that is loaded.
         model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}. {"in_chans": 1} is a
-            model for greyscale, with `weights` or random ones; its transform makes images grey.
-        fold_batch_norm: multiply batch normalisations into the convolutions before them (`models.fold_batch_norm`):
+            model for greyscale, with ``weights`` or random ones; its transform makes images grey.
+        fold_batch_norm: multiply batch normalisations into the convolutions before them (``models.fold_batch_norm``):
             the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
             that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
         output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends in a
@@ -97,14 +97,14 @@ def load_classifier(
 
     Returns:
         The classifier in evaluation mode and fp32. A model that is built here or read from a file has its weights in
-        channels-last memory format on a CPU and on CUDA, if it returns the same in it. `requires_grad` of the
+        channels-last memory format on a CPU and on CUDA, if it returns the same in it. ``requires_grad`` of the
         parameters is left alone.
 
     Raises:
         ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
             weights that do not fit (with counts and examples), a file that is no model, another number of class names
-            than classes, a named model that does not take images of `input_size`, a module without values in its
-            weights, another word for `output`.
+            than classes, a named model that does not take images of ``input_size``, a module without values in its
+            weights, another word for ``output``.
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path that does not exist.
         WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
@@ -195,7 +195,7 @@ def _classify(
 def _tried(
     resolved: Resolved, model: nn.Module, device: str | torch.device | None
 ) -> tuple[Classifier, object, Exception | None]:
-    """A classifier with as many channels as the model takes, where nothing tells, and its output or what it raised."""
+    """Make a classifier, with as many channels as the model takes if nothing tells; and its output, or its error."""
     first = input_channels(model)
     candidates: list[int | None] = [resolved.channels]
     if resolved.channels is None and len(resolved.mean) == len(resolved.std) == 1:
@@ -214,7 +214,7 @@ def _tried(
 
 
 def _copied(resolved: Resolved, device: str | torch.device | None) -> tuple[Classifier, object]:
-    """A classifier with a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
+    """Make a classifier of a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
     module = resolved.model
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     try:
@@ -279,7 +279,7 @@ def _refuse(given: set[str], reason: str) -> None:
 
 
 def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pretrained: bool) -> Resolved:
-    """A name or a path."""
+    """Load what a name or a path stands for."""
     text = os.fspath(source)
     if not text:
         raise ValueError("the model name is empty")
@@ -367,7 +367,7 @@ def _from_module(
 
 
 def _folded(classifier: Classifier) -> Classifier:
-    """The classifier, its model without the batch normalisations that could be folded."""
+    """Fold the batch normalisations of a classifier's model that can be folded."""
     size = (1, classifier.channels, *classifier.input_size)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
     classifier.model = fold_batch_norm_of(classifier.model, noise.to(classifier.mean))

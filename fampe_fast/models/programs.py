@@ -78,7 +78,7 @@ class Exported(nn.Module):
 
 
 def _exported_shape(program: nn.Module) -> tuple[int | None, ...] | None:
-    """The shape of the one input of a program, as its graph records it."""
+    """Read the shape of a program's one input off its graph."""
     graph = getattr(program, "graph", None)
     inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
     example = inputs[0].meta.get("val") if len(inputs) == 1 else None

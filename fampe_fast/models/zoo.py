@@ -36,7 +36,7 @@ _OWN_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `load_classifier` asked of a named model."""
+    """The arguments of ``load_classifier`` for a named model, a folder or a module."""
 
     weights: Path | None
     pretrained: bool
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model with everything that a `Classifier` wraps around it."""
+    """A model with everything that a ``Classifier`` wraps around it."""
 
     model: nn.Module
     name: str
@@ -81,7 +81,7 @@ class Resolved:
 
 
 def load_timm(name: str, request: Request) -> Resolved:
-    """A model from timm.
+    """Load a model from timm.
 
     Args:
         name: an architecture with or without a tag ("resnet50", "resnet50.a1_in1k"), "hf-hub:OWNER/NAME", or
@@ -153,7 +153,7 @@ def _builder(create: Callable[..., nn.Module], label: str, arguments: Mapping[st
 def timm_settings(
     model: nn.Module, request: Request, channels: int
 ) -> tuple[tuple[int, int], Sequence[float], Sequence[float], Callable[[Image.Image], Tensor]]:
-    """Input size, mean, std and transform of a timm model; what the request has overrides its configuration.
+    """Find input size, mean, std and transform of a timm model; the request overrides its configuration.
 
     A configuration's mean and std of three channels are averaged for a model of another number of channels.
     """
@@ -173,7 +173,7 @@ def timm_settings(
 
 
 def _check_statistics(label: str, request: Request, channels: int) -> None:
-    """Before anything is fetched."""
+    """Refuse means and stds that are not one number or one per channel, before anything is fetched."""
     for key, values in (("mean", request.mean), ("std", request.std)):
         if values is not None and len(values) not in (1, channels):
             raise ValueError(
@@ -187,7 +187,7 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _registered_config(name: str) -> dict[str, Any]:
-    """The configuration of a model in timm's registry, for a name with or without a tag."""
+    """Look up the configuration of a model in timm's registry, by a name with or without a tag."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -206,7 +206,7 @@ def _registered_config(name: str) -> dict[str, Any]:
 
 
 def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]:
-    """The weights that timm would fetch for a configuration, and whether they need the model's own reader."""
+    """Fetch the weights that timm would for a configuration, and say whether they need the model's own reader."""
     what = repr(label)
     if config.get("hf_hub_id"):
         special = config.get("hf_hub_filename")
@@ -230,7 +230,7 @@ def _hub_to_local(name: str, request: Request) -> str:
 
 
 def _folder_config(name: str) -> dict[str, Any]:
-    """The configuration of a folder in timm's layout, whose keys stand at the top or under `pretrained_cfg`."""
+    """Read the configuration of a folder in timm's layout; its keys are at the top or under ``pretrained_cfg``."""
     file = Path(name.removeprefix("local-dir:")) / "config.json"
     if not file.is_file():
         weights = sorted(p for p in file.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt"))
@@ -267,13 +267,13 @@ def _timm_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
 
 
 def torchvision_name(source: str) -> str | None:
-    """What follows "torchvision/" or "torchvision:", or None."""
+    """Take what follows "torchvision/" or "torchvision:"; None of another name."""
     found = re.fullmatch(r"torchvision[/:](.*)", source)
     return found.group(1) if found else None
 
 
 def load_torchvision(name: str, request: Request) -> Resolved:
-    """A classifier from torchvision.
+    """Load a classifier from torchvision.
 
     Args:
         name: "resnet50", or with a member of its weights enumeration, "resnet50.IMAGENET1K_V1" (default: its
@@ -331,7 +331,7 @@ def load_torchvision(name: str, request: Request) -> Resolved:
 
 
 def _output_classes(model: nn.Module, default: int) -> int:
-    """The size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
+    """Find the size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
     return next((m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in last), default)
 

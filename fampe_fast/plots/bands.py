@@ -43,7 +43,7 @@ def bands_figure(
     cutoff: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """Values over bands: a step per band and a shaded interval, a colour and dash per curve.
+    """Draw values over bands: a step per band and a shaded interval, a colour and dash per curve.
 
     Args:
         curves: by name; all of one K where ``by_number``.

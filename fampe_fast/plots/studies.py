@@ -38,7 +38,7 @@ def study_figure(
     rows: tuple[str, str] = ("insertion (higher is better)", "deletion (lower is better)"),
     dpi: int = 120,
 ) -> Figure:
-    """Two scores, a row each, over what is varied, a column per axis, with standard errors as bars.
+    """Draw two scores, a row each, over what is varied, a column per axis, with standard errors as bars.
 
     Args:
         lines: at least one.
@@ -106,7 +106,7 @@ class CutoffCurve:
 def cutoffs_figure(
     curves: Mapping[str, CutoffCurve], *, title: str, score: str = "insertion − deletion", dpi: int = 120
 ) -> Figure:
-    """Scores over the cut-off on a logarithmic axis, with standard errors, the best one ringed, a curve per method.
+    """Draw scores over the cut-off on a logarithmic axis, a curve per method, with standard errors, the best ringed.
 
     Args:
         curves: by method, at least one.
