@@ -1,6 +1,6 @@
 """Draw the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
 
-python benchmarks/draw_docs.py --out docs/pictures
+python -m benchmarks.draw_docs --out docs/pictures
 """
 
 from __future__ import annotations

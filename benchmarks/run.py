@@ -1,7 +1,7 @@
 """Measure every Triton kernel on this machine's GPU, after its tests have passed there.
 
-    python benchmarks/run.py [--quick] [--minutes 8] [--out benchmarks/results]
-    python benchmarks/run.py --dry-run
+    python -m benchmarks.run [--quick] [--minutes 8] [--out benchmarks/results]
+    python -m benchmarks.run --dry-run
 
 First the GPU tests run; if one fails there is no figure, and the results file says so. Then each kernel is compared
 with the reference, eager and through torch.compile in real arithmetic, over batches, samples and sizes in the order of
@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE / "results"
+COMMITTED = Path(__file__).resolve().parent / "results"
 PROVIDERS = ("kernel", "eager", "compiled")
 
 
@@ -85,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("no CUDA or ROCm GPU here, and only a GPU gives figures; --dry-run shows that the command is complete")
         return 2
 
-    from gpu import gate
-    from gpu.machine import Bandwidth, build
-    from gpu.results import Machine, Results, read, write
+    from .common.machine import Bandwidth, build
+    from .common.results import Machine, Results, read, write
+    from .kernels import gate
 
     device = torch.device("cpu" if chosen.dry_run else "cuda")
     this = build(device)
@@ -102,13 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     say("the tests passed")
 
-    from gpu.end_to_end import DRY_PLAN, EndToEndPlan, measure_end_to_end
-    from gpu.machine import ceilings, measure_bandwidth, timer_for
-    from gpu.measuring import Bench, cases, counted_work, measure
-    from gpu.plot import plot
-    from gpu.primitives import PRIMITIVES, primitive
-    from gpu.report import report
-    from gpu.sizes import SIZES, TOY_SIZES, USUAL, size_from_text
+    from .common.machine import ceilings, measure_bandwidth, timer_for
+    from .common.plot import plot
+    from .end_to_end.throughput import DRY_PLAN, EndToEndPlan, measure_end_to_end
+    from .kernels.measuring import Bench, cases, counted_work, measure
+    from .kernels.primitives import PRIMITIVES, primitive
+    from .kernels.report import report
+    from .kernels.sizes import SIZES, TOY_SIZES, USUAL, size_from_text
 
     deadline = started + 60 * chosen.minutes
     timer = timer_for(device)

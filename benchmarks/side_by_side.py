@@ -1,9 +1,9 @@
 """The package beside what people use today: one command, one run, the same machine, model and images.
 
-    python benchmarks/side_by_side.py --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
-    python benchmarks/side_by_side.py --dry-run
+    python -m benchmarks.side_by_side --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
+    python -m benchmarks.side_by_side --dry-run
 
-FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``side/public_attexplore.py``);
+FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``end_to_end/public_attexplore.py``);
 Captum's integrated gradients and SmoothGrad with as many passes, T * N; and the bare model's forward and backward
 passes, channels-last, without parameter gradients, with the number of images per pass that is fastest on this machine.
 T * N of those are the bound. The package's methods run the model as ``load_classifier`` gives it, its batch
@@ -32,15 +32,12 @@ from typing import TYPE_CHECKING
 
 from fampe_fast.cli.arguments import key_value, numbers, positive
 
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE / "results"
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+COMMITTED = Path(__file__).resolve().parent / "results"
 
 if TYPE_CHECKING:
-    from side.contestants import Case
-    from side.measuring import Plan
-    from side.results import Machine, Row
+    from .end_to_end.contestants import Case
+    from .end_to_end.measuring import Plan
+    from .end_to_end.results import Machine, Row
 
 METHODS = ("fampe", "attexplore", "public_attexplore", "integrated_gradients", "smoothgrad")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -83,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 def cases(found: argparse.Namespace) -> tuple[Case, ...]:
     """The base case first, then each size varied alone, or all combinations."""
-    from side.contestants import Case
+    from .end_to_end.contestants import Case
 
     lists = (found.batches, found.sides, found.steps, found.samples)
     if found.product:
@@ -98,8 +95,9 @@ def cases(found: argparse.Namespace) -> tuple[Case, ...]:
 
 def plan(found: argparse.Namespace) -> Plan:
     import torch
-    from side.contestants import ModelSpec
-    from side.measuring import Plan
+
+    from .end_to_end.contestants import ModelSpec
+    from .end_to_end.measuring import Plan
 
     device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chunks = found.chunks or ([1, 4, 8, 16, 32] if device.type == "cpu" else [8, 16, 32, 64, 128, 256])
@@ -131,9 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.chunks, found.repetitions = [1, 2], 2
 
     import torch
-    from side.measuring import measure
-    from side.plot import plot
-    from side.results import Quiet, machine, markdown, write
+
+    from .end_to_end.measuring import measure
+    from .end_to_end.plot import plot
+    from .end_to_end.results import Quiet, machine, markdown, write
 
     if found.threads:
         torch.set_num_threads(found.threads)

@@ -10,21 +10,17 @@ values (``fampe_fast.ops.compiled``), so the entries through ``ops`` first run u
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from gpu.primitives import primitive
-from gpu.sizes import Size
-
 from fampe_fast import ops
 from fampe_fast.ops import compiled
+
+from .kernels.primitives import primitive
+from .kernels.sizes import Size
 
 SIZE = Size(1, 4, 224, 224)
 

@@ -1,7 +1,7 @@
 """Trains the classifier that ships with the package, on images with known ground truth that the package generates.
 
-    python benchmarks/train_embedded_classifier.py                 # rewrites fampe_fast/weights, minutes on two cores
-    python benchmarks/train_embedded_classifier.py --out trial --steps 100
+    python -m benchmarks.train_embedded_classifier                 # rewrites fampe_fast/weights, minutes on two cores
+    python -m benchmarks.train_embedded_classifier --out trial --steps 100
 
 Writes `embedded_classifier.safetensors` and `embedded_classifier.json`, the record of the run. The same seed, steps,
 threads and versions on the same kind of processor give the same weights. On a machine with other work to do,

@@ -43,7 +43,21 @@ def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class AttributionMethod(Protocol):
-    """The call that every method answers."""
+    """What every method of this package offers; of other libraries' methods ``attribute`` is enough.
+
+    ``passes_of`` and ``describe`` take both.
+    """
+
+    @property
+    def name(self) -> str:
+        """The method's name, for people."""
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of the model per image, at least 1."""
+
+    def describe(self) -> dict[str, object]:
+        """Describe what the maps depend on besides the model, in plain values, for a record."""
 
     def attribute(
         self,
@@ -54,7 +68,19 @@ class AttributionMethod(Protocol):
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Tensor:
-        """Attribution maps of the inputs' shape, float32, on their device."""
+        """Compute attribution maps of the inputs' shape, float32, on their device."""
+
+
+def passes_of(method: object) -> int:
+    """Read a method's passes of the model per image; 1 for one of another library, which does not say."""
+    return int(getattr(method, "passes", 1))
+
+
+def describe(method: object) -> dict[str, object]:
+    """Describe a method for a record; one of another library has a name alone."""
+    own = getattr(method, "describe", None)
+    found: dict[str, object] = own() if callable(own) else {"method": getattr(method, "name", type(method).__name__)}
+    return found
 
 
 class PathMethod(Generic[Config]):
@@ -96,6 +122,20 @@ class PathMethod(Generic[Config]):
     def __getstate__(self) -> dict[str, Any]:
         """Compiled code stays in its process."""
         return {**self.__dict__, "_loop": None, "_explorer_loop": None}
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return type(self).__name__
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes per image: steps times samples, twice that with an explorer."""
+        return self.config.steps * self.config.samples * (1 if self.explorer is None else 2)
+
+    def describe(self) -> dict[str, object]:
+        """Describe the configuration; the explorer, which is a model, is not in it."""
+        return {"method": self.name, "config": dataclasses.asdict(self.config)}
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -180,8 +220,8 @@ class PathMethod(Generic[Config]):
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            loop, explorer, name = self._gradient_loop(), self._exploring_loop(), type(self).__name__
-            with progress(config.steps, name, show_progress) as advance:
+            loop, explorer = self._gradient_loop(), self._exploring_loop()
+            with progress(config.steps, self.name, show_progress) as advance:
                 details = follow_path(loop, request, advance, explorer=explorer)
             maps = self._map(details.attribution)
         return (maps, details) if return_details else maps

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,14 +34,6 @@ def _captum() -> ModuleType:
         ) from error
     module: ModuleType = captum.attr
     return module
-
-
-PEER_OPTIONS: dict[str, frozenset[str]] = {
-    "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
-    "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
-    "saliency": frozenset({"bounds", "absolute"}),
-}
-"""The options each method takes."""
 
 
 class CaptumMethod:
@@ -78,8 +70,8 @@ class CaptumMethod:
         absolute: bool | None = None,
     ) -> None:
         attr = _captum()
-        if name not in PEER_OPTIONS:
-            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(PEER_OPTIONS)}")
+        if name not in get_args(PeerName):
+            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(get_args(PeerName))}")
         if not callable(model):
             raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
         if not isinstance(absolute, bool | None):
@@ -100,11 +92,10 @@ class CaptumMethod:
         """False: the delta is Captum's to compute, on its own method."""
         return False
 
-    def settings(self) -> dict[str, object]:
-        """Say all that a map depends on besides the model, for a record."""
-        known = {name: getattr(self, name) for name in ("passes", "noise", "seed", "bounds")}
-        used = {name: value for name, value in known.items() if name in PEER_OPTIONS[self.name]}
-        return {"passes": self.passes, **used, "absolute": self.absolute}
+    def describe(self) -> dict[str, object]:
+        """Describe the options, those that this method does not use as well."""
+        options = ("passes", "noise", "seed", "bounds", "absolute")
+        return {"method": self.name, "config": {option: getattr(self, option) for option in options}}
 
     @captum_call
     def attribute(

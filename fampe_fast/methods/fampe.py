@@ -45,5 +45,13 @@ class FAMPE(PathMethod[FAMPEConfig]):
     ) -> None:
         super().__init__(model, configured(FAMPEConfig, config, overrides), explorer)
 
+    @classmethod
+    def published(cls, model: Model, *, explorer: Model | None = None, **overrides: Any) -> FAMPE:
+        """Make FAMPE as its public texts have it: ``FAMPEConfig.published`` with these fields in its place.
+
+        Args and errors are the constructor's.
+        """
+        return cls(model, FAMPEConfig.published(**overrides), explorer=explorer)
+
     def _sampler(self) -> BandMixSampler:
         return BandMixSampler(self.config)

@@ -19,7 +19,7 @@ from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..runtime.model import Model
 from ..runtime.outputs import Output, declared_output, logits_in
-from .base import captum_call
+from .base import captum_call, describe, passes_of
 
 
 class FORGrad:
@@ -44,6 +44,25 @@ class FORGrad:
         self.cutoff = check_cutoff("cutoff", cutoff)
         self.signed = check_flag("signed", signed)
         self.forward_func = getattr(method, "forward_func", None)
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return type(self).__name__
+
+    @property
+    def passes(self) -> int:
+        """Passes of the filtered method; 1 where it does not say."""
+        return passes_of(self.method)
+
+    def describe(self) -> dict[str, object]:
+        """Describe the filter, and under ``filtered`` the method."""
+        return {
+            "method": self.name,
+            "map_cutoff": self.cutoff,
+            "filtered": describe(self.method),
+            "signed": self.signed,
+        }
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
 from ..images import load_images
-from ..methods.base import AttributionMethod
-from ..methods.passes import passes_of
+from ..methods.base import AttributionMethod, describe, passes_of
 from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
@@ -25,7 +24,7 @@ from .batches import Batch, Failure, Group, check_targets, groups_of
 from .map_store import MapStore
 from .measurement import Measurement, Scores
 from .records import RECORDS, Item, Records
-from .settings import everything_of, settings_of
+from .settings import everything_of
 
 SCORES = "scores"
 """The kind of ``scores.json``."""
@@ -180,7 +179,7 @@ def evaluate_files(
     check_outputs(evaluation_outputs(out), paths)
     for folder in (out, out / "maps"):
         remove_leftovers(folder)
-    settings = {name: {**settings_of(method), "passes": passes_of(method)} for name, method in methods.items()}
+    settings = {name: {**describe(method), "passes": passes_of(method)} for name, method in methods.items()}
     result = Evaluation(measure, identity_of(classifier), settings, scores={name: Scores() for name in methods})
     store = MapStore(out / "maps")
     groups: list[Group] = []

@@ -25,14 +25,14 @@ from ..files import (
     remove_leftovers,
     write_atomically,
 )
-from ..methods.base import AttributionMethod, PathMethod
+from ..methods.base import AttributionMethod, PathMethod, describe
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
 from ..runtime.model_probe import probabilities_of
 from .batches import Batch, Failure, groups_of
 from .records import Item, digest_of_settings
-from .settings import everything_of, settings_of, unique_names
+from .settings import everything_of, unique_names
 
 MAP = "map"
 """The kind of the archives."""
@@ -119,7 +119,7 @@ def explain_files(
     remove_leftovers(out)
     names = unique_names(paths)
     model = identity_of(classifier)
-    settings = {**model, **settings_of(method)}
+    settings = {**model, **describe(method)}
     everything = {"command": "explain", "version": __version__, **model, "maps": everything_of(method, classifier)}
     done: dict[int, Explanation] = {}
 

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..methods.base import AttributionMethod
-from ..methods.passes import passes_of
+from ..methods.base import AttributionMethod, describe
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from .records import never_twice
-
-
-def settings_of(method: AttributionMethod) -> dict[str, object]:
-    """The method and its configuration, for a record."""
-    settings: dict[str, object] = {"method": getattr(method, "name", type(method).__name__)}
-    config = getattr(method, "config", None)
-    inner = getattr(method, "method", None)
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        settings["config"] = dataclasses.asdict(config)
-    elif callable(getattr(inner, "attribute", None)):
-        settings |= {"map_cutoff": getattr(method, "cutoff", None), "filtered": settings_of(inner)}  # type: ignore[arg-type]
-        settings |= _plain(method, {"cutoff"})
-    elif hasattr(method, "passes"):
-        # What a method does not use is left out by its own count of passes alone: the rest tells its maps apart.
-        settings["config"] = {**_plain(method, {"name"}), "passes": passes_of(method)}
-    return settings
-
-
-def _plain(method: object, without: set[str]) -> dict[str, Any]:
-    """The attributes that a method was made with."""
-    known = {name: value for name, value in vars(method).items() if not name.startswith("_") and name not in without}
-    return {name: value for name, value in known.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
 def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str, object]:
@@ -42,7 +18,7 @@ def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str
 
     The methods of this package say what they are set to; of others nobody knows what is the same the next time.
     """
-    settings: dict[str, object] = dict(settings_of(method))
+    settings: dict[str, object] = describe(method)
     inner: Any = method
     own = True
     while own:

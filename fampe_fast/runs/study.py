@@ -11,7 +11,6 @@ from typing import Any
 from .. import __version__
 from ..files import FIGURE, FOLDER, Output, check_outputs, digest_of, remove_leftovers
 from ..methods.base import AttributionMethod
-from ..methods.passes import passes_of
 from ..methods.registry import create_method
 from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
 from ..models.classifier import Classifier
@@ -245,7 +244,7 @@ def _summarise(
         result.outcomes.append(
             Outcome(
                 variant,
-                passes_of(methods[variant.label]),
+                methods[variant.label].passes,
                 mean_and_error(insertion),
                 mean_and_error(deletion),
                 paired_difference(insertion, first[0]),

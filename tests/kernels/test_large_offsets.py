@@ -11,9 +11,9 @@ from torch import Tensor
 if "FAMPE_FAST_PTX" not in os.environ:
     pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
 
-from gpu.launches import record
-from gpu.primitives import primitive
-from gpu.sizes import Size
+from benchmarks.kernels.launches import record
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
 
 from ..ptx.instructions import Approximation
 from ..ptx.machine import run

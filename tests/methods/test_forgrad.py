@@ -15,7 +15,6 @@ from fampe_fast import FAMPE, AttEXplore, FORGrad, LowPassGradients, TunedCutoff
 from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.runs import tune as search
-from fampe_fast.runs.explain import settings_of
 
 from ..models_for_tests import Smooth, TwoClassLinear, some_images
 
@@ -287,11 +286,11 @@ def test_names_with_forgrad_make_filtered_methods() -> None:
 
 def test_a_record_says_which_filter_it_was() -> None:
     records = [
-        settings_of(create_method(name, Smooth(), map_cutoff=3)) for name in ("forgrad_fampe", "forgrad_signed_fampe")
+        create_method(name, Smooth(), map_cutoff=3).describe() for name in ("forgrad_fampe", "forgrad_signed_fampe")
     ]
     assert [record["signed"] for record in records] == [False, True]
     assert [record["map_cutoff"] for record in records] == [3, 3]
-    assert records[0]["filtered"] == records[1]["filtered"] == settings_of(FAMPE(Smooth()))
+    assert records[0]["filtered"] == records[1]["filtered"] == FAMPE(Smooth()).describe()
     json.dumps(records)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, create_method
 from fampe_fast.errors import FampeWarning
-from fampe_fast.methods import METHODS, CaptumMethod
-from fampe_fast.methods.passes import passes_of
+from fampe_fast.methods import METHODS, CaptumMethod, FORGrad
+from fampe_fast.methods.base import describe, passes_of
 from fampe_fast.methods.registry import options_of as known_options
 from fampe_fast.robustness import BandLimitedAttack
 
@@ -99,7 +99,29 @@ def test_passes_are_those_that_are_made(name: str, options: dict[str, Any], pass
 
     method = create_method(name, Counting(), **options)
     method.attribute(some_images(1), 2)
-    assert passes_of(method) == passes == sum(backward)
+    assert method.passes == passes == sum(backward)
+
+
+def test_methods_describe_themselves_and_others_count_as_one_pass() -> None:
+    model = Smooth()
+    method = create_method("forgrad_smoothgrad", model, map_cutoff=4, passes=7)
+    assert (method.name, method.passes, passes_of(method)) == ("FORGrad", 7, 7)
+    assert method.describe() == describe(method) == {
+        "method": "FORGrad",
+        "map_cutoff": 4,
+        "filtered": {
+            "method": "smoothgrad",
+            "config": {"passes": 7, "noise": 0.15, "seed": 0, "bounds": (0.0, 1.0), "absolute": False},
+        },
+        "signed": False,
+    }  # fmt: skip
+    explored = AttEXplore(model, steps=2, samples=3, explorer=model)
+    assert (explored.name, explored.passes) == ("AttEXplore", 12)
+    assert explored.describe()["config"]["samples"] == 3
+    theirs = captum_attr.Saliency(model)
+    assert (passes_of(theirs), describe(theirs)) == (1, {"method": "Saliency"})
+    assert FORGrad(theirs, 4).passes == 1
+    assert FORGrad(theirs, 4).describe()["filtered"] == {"method": "Saliency"}
 
 
 class Broken(Smooth):
@@ -125,7 +147,7 @@ def test_the_absolute_value_is_every_methods_option(name: str) -> None:
     assert torch.equal(absolute.attribute(images, [0, 1]), maps.abs())
     custom = made(name, model)
     assert custom.absolute is (name == "saliency")
-    assert signed.settings() != absolute.settings()
+    assert signed.describe() != absolute.describe()
     with pytest.raises(TypeError, match="absolute must be True, False or None, got 'yes'"):
         CaptumMethod(model, name, absolute="yes")  # type: ignore[arg-type]
 

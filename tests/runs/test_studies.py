@@ -16,7 +16,6 @@ from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import find_images
 from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
-from fampe_fast.methods.passes import passes_of
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.plots.studies import StudyLine, study_figure
@@ -216,7 +215,7 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
     if name in ("methods", "peers", "explorer"):
         if name == "peers":
             pytest.importorskip("captum")
-            passes = [passes_of(create_method(v.method, classifier, **v.options)) for v in study.variants]
+            passes = [create_method(v.method, classifier, **v.options).passes for v in study.variants]
             assert passes == [12, 12, 20, 10, 10, 12, 12, 12, 12, 1]
         assert "fampe" in [variant.label for variant in others]
         assert any(variant.explored for variant in others) == (name == "explorer")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkout import commit
 
+from ..common.checkout import commit
 from .contestants import BARE, Case, Way
 
 MEASURED = "measured"

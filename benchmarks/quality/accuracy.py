@@ -1,6 +1,6 @@
 """What the fast paths change: maps and scores against the plain path, fp32, uncompiled, the model as published.
 
-    python benchmarks/accuracy.py PHOTOS --labels labels.json --limit 16 --model ... [--ways folded bf16] --out results
+    python -m benchmarks.quality.accuracy PHOTOS --labels labels.json --model ... [--ways folded bf16] --out results
 
 For scale stand beside them the plain path with other chunks, which differs in rounding alone, and with another seed.
 Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.

@@ -9,7 +9,7 @@ No metric is faster than its own passes: where the median share is above 1, or t
 else ran on the machine, the row is marked as disturbed and its share means nothing. On a loaded machine short calls
 (``--steps 16``) in many rounds meet the same load, and long ones do not.
 
-    python benchmarks/metrics.py --model mobilenetv2_100 --model-arg pad_type=same [--batches 8 1] [--passes 33] ...
+    python -m benchmarks.end_to_end.metric_speed --model mobilenetv2_100 [--batches 8 1] [--passes 33] ... --out results
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +30,9 @@ from fampe_fast.runtime.cpu_memory import kept_memory
 from fampe_fast.runtime.model import chunk_size
 from fampe_fast.runtime.model_probe import probe
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
-
-from side.contestants import ModelSpec, load_images  # noqa: E402
-from side.measuring import timed  # noqa: E402
-from side.results import Quiet, machine  # noqa: E402
+from .contestants import ModelSpec, load_images
+from .measuring import timed
+from .results import Quiet, machine
 
 Call = Callable[[], object]
 APART = 0.1

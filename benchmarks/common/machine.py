@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 from importlib import metadata
 
 import torch
-from checkout import commit
 
-from .floors import H200, Ceilings
+from ..kernels.floors import H200, Ceilings
+from .checkout import commit
 from .timing import GPUTimer, Timer
 
 DRY_RUN_DEVICE = "cpu-interpreter dry run"

@@ -1,4 +1,4 @@
-"""The peak memory of one call, in a process of its own: ``python -m side.memory``, the request as JSON on its input.
+"""Measure the peak memory of one call in a process of its own, which is given the request as JSON on its input.
 
 On a GPU: what torch's allocator has handed out at its peak during the second call, above model and images; so what a
 CUDA graph holds between calls is in it. On Linux's CPU: the growth of the resident set during the second call, by the

@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time, without a GPU, and read from the machine code what it costs.
 
-    python benchmarks/compile_kernels.py [--targets sm_90 gfx942] [--variants] [--json FILE] [--workers 1]
+    python -m benchmarks.kernels.compile_kernels [--targets sm_90 gfx942] [--variants] [--json FILE] [--workers 1]
 
 The launches are those the package would make for 32 images of 3 x 224 x 224 with 20 samples each: the host functions
 run on tensors without memory and their launches are recorded, so sizes, block shapes and alignments are the real ones.
@@ -30,11 +30,12 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported: compiled, not
 
 import torch
 import triton
-from gpu.floors import H200, LaunchWork
-from gpu.launches import TARGETS, Launch, compiling_for, obstacle, record
-from gpu.machine_code import Usage, executed, read_amdgcn, read_cubin
-from gpu.primitives import PRIMITIVES, Arguments, Primitive, primitive
-from gpu.sizes import USUAL, Size
+
+from .floors import H200, LaunchWork
+from .launches import TARGETS, Launch, compiling_for, obstacle, record
+from .machine_code import Usage, executed, read_amdgcn, read_cubin
+from .primitives import PRIMITIVES, Arguments, Primitive, primitive
+from .sizes import USUAL, Size
 
 WORK_TARGET = "sm_90"
 """The target whose instructions are counted: the only one whose pipes ``floors.LANES`` describes."""

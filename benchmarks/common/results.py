@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..kernels.sizes import Size
 from .machine import Build
-from .sizes import Size
 
 MEASURED = "measured"
 

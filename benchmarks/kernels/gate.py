@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from .. import ROOT
+
 _NOTHING_COLLECTED = 5
 
 
@@ -30,9 +30,9 @@ class Check:
 def checks(dry_run: bool) -> list[Check]:
     """The equivalence tests of the kernels and everything marked ``gpu``; in a dry run the known-answer vectors."""
     tests = ROOT / "tests"
-    files = sorted({*tests.glob("test_*kernel*.py"), *tests.glob("test_*equivalence*.py")})
-    own = f"--ignore={tests / 'test_benchmarks.py'}"
-    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", own)
+    own = tests / "benchmarks"
+    files = sorted({*tests.rglob("test_*kernel*.py"), *tests.rglob("test_*equivalence*.py")} - {*own.rglob("*")})
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--ignore={own}")
     if dry_run:
         return [Check((*pytest, *map(str, files), "-k", "philox"))]
     parallel = ("-n", "6") if importlib.util.find_spec("xdist") else ()

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from .machine import Build
-from .measuring import NOT_RUN
-from .results import EndToEnd
+from ..common.machine import Build
+from ..common.results import EndToEnd
+from ..kernels.measuring import NOT_RUN
 
 
 @dataclass(frozen=True)

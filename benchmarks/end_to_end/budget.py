@@ -1,7 +1,7 @@
 """Where the time of a map goes, for several models: the model's passes, sampling, sums, steps, copies, the host.
 
-    python benchmarks/budget.py [--models mobilenetv2_100 resnet50 ...] [--batches 1 8] [--compile off on] ...
-    python benchmarks/budget.py --dry-run
+    python -m benchmarks.end_to_end.budget [--models mobilenetv2_100 resnet50 ...] [--batches 1 8] ...
+    python -m benchmarks.end_to_end.budget --dry-run
 
 The result is a JSON file and a Markdown table. Weights are random, which costs the same. On a GPU launches,
 synchronisations and transfers are counted as well.
@@ -21,14 +21,11 @@ from typing import TYPE_CHECKING
 
 from fampe_fast.cli.arguments import positive
 
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE / "results"
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+COMMITTED = Path(__file__).resolve().parents[1] / "results"
 
 if TYPE_CHECKING:
-    from side.budget import Budget
-    from side.results import Machine
+    from .profiling import Budget
+    from .results import Machine
 
 MODELS = ("mobilenetv2_100", "resnet50", "vit_small_patch16_224", "maxvit_tiny_tf_224")
 
@@ -58,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", help="default: a GPU if there is one")
     found.add_argument("--threads", type=positive, help="of torch on the CPU")
     found.add_argument("--repetitions", type=positive, default=3, help="of every call (%(default)s)")
-    found.add_argument("--out", type=Path, help=f"folder of the two files (default: {COMMITTED.name}/ beside this)")
+    found.add_argument(
+        "--out", type=Path, help=f"folder of the two files (default: {COMMITTED.name}/ in the benchmarks)"
+    )
     found.add_argument("--dry-run", action="store_true", help="a tiny model at toy sizes, on the CPU")
     return found
 
@@ -74,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.steps, found.samples, found.repetitions = 1, 2, 1
 
     import torch
-    from side.budget import Marked, budget
-    from side.contestants import Case, Models, ModelSpec, Way, build
-    from side.results import Quiet, machine
+
+    from .contestants import Case, Models, ModelSpec, Way, build
+    from .profiling import Marked, budget
+    from .results import Quiet, machine
 
     if found.threads:
         torch.set_num_threads(found.threads)
@@ -116,7 +116,7 @@ def write(rows: Sequence[Row], of: Machine, budget_of: str, out: Path) -> Path:
 
 
 def markdown(rows: Sequence[Row], of: Machine, budget_of: str) -> str:
-    from side.budget import KINDS
+    from .profiling import KINDS
 
     lines = [
         f"{of.device}, {of.threads} threads, torch {of.torch}, commit {of.commit}, {of.date}; {budget_of}. Shares of a "

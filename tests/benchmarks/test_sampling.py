@@ -1,18 +1,13 @@
-"""The sampling schemes of benchmarks/sampling.py are what they are called."""
+"""The sampling schemes of benchmarks/quality/sampling.py are what they are called."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.quality import sampling
 from fampe_fast import FAMPEConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import sampling
 
 
 @pytest.fixture

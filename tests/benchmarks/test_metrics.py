@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from .models_for_tests import Smooth, some_images
+from benchmarks.end_to_end import metric_speed
+from benchmarks.quality import metric_passes
+from fampe_fast.images import generated
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import metric_passes  # noqa: E402
-import metrics  # noqa: E402
-
-from fampe_fast.images import generated  # noqa: E402
+from ..models_for_tests import Smooth, some_images
 
 X = torch.linspace(0, 1, 225, dtype=torch.float64)
 
@@ -115,35 +108,35 @@ def test_the_study_measures_keeps_and_reads_again(tmp_path: Path, monkeypatch: p
 
 def test_images_are_counted_and_bare_passes_are_as_many() -> None:
     model, images = Smooth(), some_images(2)
-    row = metrics.measure(model, images, None, "off", 5, "rise", 2)
+    row = metric_speed.measure(model, images, None, "off", 5, "rise", 2)
     assert row.images == 2 * 2 * 23 + 2 * 2 + 1
     assert len(row.seconds) == len(row.bare_seconds) == 2
     assert row.share == row.share_of_plain > 0
-    assert metrics.measure(model, images, None, "off", 5, "rise", 1, steps=6).images == 2 * 2 * 5 + 2 * 2 + 1
+    assert metric_speed.measure(model, images, None, "off", 5, "rise", 1, steps=6).images == 2 * 2 * 5 + 2 * 2 + 1
     seen: list[int] = []
 
     def count(pixels: Tensor) -> Tensor:
         seen.append(len(pixels))
         return pixels
 
-    metrics.bare_passes(count, torch.zeros(5, 1, 2, 2), 12)()
+    metric_speed.bare_passes(count, torch.zeros(5, 1, 2, 2), 12)()
     assert seen == [5, 5, 2]
 
 
 def test_shares_are_of_the_same_round() -> None:
-    row = metrics.Row(1, None, "on", 10, (2.0, 4.0, 10.0), (1.0, 3.0, 9.0), (4.0, 4.0, 4.0))
+    row = metric_speed.Row(1, None, "on", 10, (2.0, 4.0, 10.0), (1.0, 3.0, 9.0), (4.0, 4.0, 4.0))
     assert row.share == 0.75
     assert row.share_of_plain == 1.0
 
 
 def test_a_share_above_one_or_scattered_rounds_are_marked() -> None:
-    def row(*shares: float) -> metrics.Row:
-        return metrics.Row(1, None, "off", 10, (1.0,) * len(shares), shares, shares)
+    def row(*shares: float) -> metric_speed.Row:
+        return metric_speed.Row(1, None, "off", 10, (1.0,) * len(shares), shares, shares)
 
     steady, impossible, scattered = row(0.95, 0.96, 0.97), row(1.24, 1.41, 1.49), row(0.6, 0.9, 0.99)
     assert [found.disturbed for found in (steady, impossible, scattered, row(0.9))] == [False, True, True, False]
     assert steady.quartiles == pytest.approx((0.955, 0.965))
-    table = metrics.markdown([steady, impossible]).splitlines()
+    table = metric_speed.markdown([steady, impossible]).splitlines()
     assert "disturbed" not in table[2]
     assert "141.0% (disturbed)" in table[3]
     assert len({line.count("|") for line in table}) == 1
@@ -151,7 +144,7 @@ def test_a_share_above_one_or_scattered_rounds_are_marked() -> None:
 
 def test_the_speed_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "embedded", "--side", "32", "--batches", "1", "--passes", "0", "5", "--rounds", "1"]
-    metrics.main([*options, "--device", "cpu", "--chunk", "32", "--out", str(tmp_path)])
+    metric_speed.main([*options, "--device", "cpu", "--chunk", "32", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert [row["images"] for row in found["rows"]] == [2 * 31 + 3, 2 * 3 + 3]
     assert "share of the bound" in capsys.readouterr().out

@@ -8,8 +8,8 @@ image and curve; those of means are the largest over methods and the two curves;
 minus deletion between two methods, image by image and in the mean. ``--half`` judges by every other image alone, so
 that what was chosen on one half can be confirmed on the other.
 
-    python benchmarks/metric_passes.py PHOTOS --labels labels.json --limit 16 --model ... --out results
-    python benchmarks/metric_passes.py --curves results/curves.pt --half second --out results
+    python -m benchmarks.quality.metric_passes PHOTOS --labels labels.json --limit 16 --model ... --out results
+    python -m benchmarks.quality.metric_passes --curves results/curves.pt --half second --out results
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,23 +10,17 @@ import torch
 from scipy import fft
 from torch import Tensor, nn
 
-from .models_for_tests import Smooth, some_images
+from benchmarks import side_by_side
+from benchmarks.end_to_end import contestants, measuring
+from benchmarks.end_to_end.contestants import LABELS, Case, Models, ModelSpec, Passes, Way, bare_passes, count_passes
+from benchmarks.end_to_end.counting import Counted, MeanColour
+from benchmarks.end_to_end.measuring import Plan, measure
+from benchmarks.end_to_end.memory import resident_growth
+from benchmarks.end_to_end.public_attexplore import PublicAttEXplore, dct_2d, idct_2d
+from benchmarks.end_to_end.results import NOT_RUN, Machine, Quiet, Row, Spread, markdown, read, write
+from fampe_fast import AttEXplore
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import side_by_side  # noqa: E402
-from side import contestants, measuring  # noqa: E402
-from side.contestants import LABELS, Case, Models, ModelSpec, Passes, Way, bare_passes, count_passes  # noqa: E402
-from side.counting import Counted, MeanColour  # noqa: E402
-from side.measuring import Plan, measure  # noqa: E402
-from side.memory import resident_growth  # noqa: E402
-from side.public_attexplore import PublicAttEXplore, dct_2d, idct_2d  # noqa: E402
-from side.results import NOT_RUN, Machine, Quiet, Row, Spread, markdown, read, write  # noqa: E402
-
-from fampe_fast import AttEXplore  # noqa: E402
+from ..models_for_tests import Smooth, some_images
 
 CPU = torch.device("cpu")
 HERE = Machine("a processor", 2, 1, "2.0", "0.9", "net", "abc", "2026-01-01", (0.1, 0.1))

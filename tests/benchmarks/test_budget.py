@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +9,18 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import budget as command  # noqa: E402
-from side.budget import BACKWARD, COMPILED, FORWARD, KINDS, OTHER, SAMPLING, STEP, Marked, sort_events  # noqa: E402
+from benchmarks.end_to_end import budget as command
+from benchmarks.end_to_end.profiling import (
+    BACKWARD,
+    COMPILED,
+    FORWARD,
+    KINDS,
+    OTHER,
+    SAMPLING,
+    STEP,
+    Marked,
+    sort_events,
+)
 
 
 def event(name: str, microseconds: float, *children: Any, parent: Any = None) -> Any:

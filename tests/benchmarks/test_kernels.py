@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -14,42 +13,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-from gpu import gate, measuring  # noqa: E402
-from gpu.floors import H200, Ceilings, LaunchWork, floor  # noqa: E402
-from gpu.machine import DRY_RUN_DEVICE, Build  # noqa: E402
-from gpu.measuring import NOT_RUN, Bench, cases, measure, measure_case  # noqa: E402
-from gpu.primitives import PRIMITIVES, primitive  # noqa: E402
-from gpu.report import Loss, bars, losses, speed_ups  # noqa: E402
-from gpu.results import Machine, Results, Row, read, write  # noqa: E402
-from gpu.sizes import USUAL, Size, size_from_text  # noqa: E402
-from gpu.timing import CPUTimer, compare, summarise  # noqa: E402
+from benchmarks import ROOT, run
+from benchmarks.common.machine import DRY_RUN_DEVICE, Build
+from benchmarks.common.results import Machine, Results, Row, read, write
+from benchmarks.common.timing import CPUTimer, compare, summarise
+from benchmarks.kernels import gate, measuring
+from benchmarks.kernels.floors import H200, Ceilings, LaunchWork, floor
+from benchmarks.kernels.measuring import NOT_RUN, Bench, cases, measure, measure_case
+from benchmarks.kernels.primitives import PRIMITIVES, primitive
+from benchmarks.kernels.report import Loss, bars, losses, speed_ups
+from benchmarks.kernels.sizes import USUAL, Size, size_from_text
 
 H100 = Build("NVIDIA H100", "2.11.0", "3.6.0", "abc", "2026-01-01")
 MI300 = Build("AMD MI300X", "2.11.0", "3.6.0", "abc", "2026-01-01")
 SMALL = Size(2, 3, 9, 12)
 TEN_TB = Ceilings(memory=1e13, l2_bytes=1000, sms=100, clock=1e9)
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def row(provider: str, median: float, spread: float = 0.0, **changes: Any) -> Row:
@@ -96,7 +80,7 @@ def test_the_bytes_of_the_usual_size_counted_by_hand() -> None:
 
 
 def test_instructions_in_loops_count_as_often_as_the_loop_runs() -> None:
-    from gpu.machine_code import Instruction, executions
+    from benchmarks.kernels.machine_code import Instruction, executions
 
     def code(*lines: str) -> list[Instruction]:
         return [Instruction("", line.split()[0], line) for line in lines]
@@ -267,7 +251,7 @@ def test_no_speed_without_passing_tests(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "1"))
     monkeypatch.setattr(gate, "checks", lambda dry_run: commands("print('1 failed'); raise SystemExit(1)"))
-    assert script("run").main(["--dry-run", "--out", str(tmp_path)]) == 1
+    assert run.main(["--dry-run", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "NO speed is reported" in said
     assert "1 failed" in said
@@ -290,7 +274,7 @@ def test_a_dry_run_measures_writes_and_draws(
         measuring, "counted_work", lambda wanted, device, say: {(entry.name, size): [counted] for entry, size in wanted}
     )
     small = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12", "--no-end-to-end"]
-    assert script("run").main(["--dry-run", "--out", str(tmp_path), *small]) == 0
+    assert run.main(["--dry-run", "--out", str(tmp_path), *small]) == 0
     said = capsys.readouterr().out
     assert "DRY RUN" in said
     found = read(tmp_path / "results.json")
@@ -310,7 +294,6 @@ def test_a_dry_run_measures_writes_and_draws(
 
 
 def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
-    run = script("run")
     with pytest.raises(SystemExit) as stopped:
         run.main(["--dry-run", "--out", str(run.COMMITTED)])
     assert stopped.value.code == 2
@@ -328,10 +311,10 @@ WIDE_STORES = {*WIDE_LOADS, "pixel_mask", "radial_mask"}
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_kernel_compiles_without_spills_and_with_wide_accesses(target: str, tmp_path: Path) -> None:
     table = tmp_path / "table.json"
-    command = [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--targets", target, "--workers", "1"]
+    command = [sys.executable, "-m", "benchmarks.kernels.compile_kernels", "--targets", target, "--workers", "1"]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
-        [*command, "--json", str(table)], capture_output=True, text=True, env=environment, check=False
+        [*command, "--json", str(table)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(table.read_text())

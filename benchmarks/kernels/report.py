@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .results import EndToEnd, Row
+from ..common.results import EndToEnd, Row
 from .sizes import USUAL, Size
 
 BARS = {"band_mix": 0.8, "gradient_step": 0.8}

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import ROOT
+from ..common.machine import Build, counts_instructions
+from ..common.results import Row
+from ..common.timing import Call, Timer, compare
 from .floors import Ceilings, LaunchWork, floor
-from .machine import Build, counts_instructions
 from .primitives import Arguments, Primitive, RealForm
-from .results import Row
 from .sizes import Size
-from .timing import Call, Timer, compare
 
 PROVIDERS = ("kernel", "eager", "compiled")
 NOT_RUN = "not run: the time was up"
@@ -64,8 +64,8 @@ def counted_work(wanted: Sequence[Case], device: torch.device, say: Say) -> dict
         say("instructions are counted for compute capability 9.0 only: the floors are those of the memory")
         return {}
     requests = json.dumps([{"primitive": entry.name, "size": asdict(size)} for entry, size in wanted])
-    command = [sys.executable, str(Path(__file__).parents[1] / "compile_kernels.py"), "--work"]
-    done = subprocess.run(command, input=requests, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.kernels.compile_kernels", "--work"]
+    done = subprocess.run(command, input=requests, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         say(f"no instruction counts, the floors are those of the memory: {done.stderr.strip()[-300:]}")
         return {}

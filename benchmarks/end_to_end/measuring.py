@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import ROOT
 from .contestants import (
     BARE,
     OURS,
@@ -280,11 +280,11 @@ def peak_memory(way: Way, case: Case, plan: Plan, chunk: int, timeout: float = 3
     # What glibc keeps of freed memory would hide in the second call: let it give back all that is of any size.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-m", "side.memory"],
+        [sys.executable, "-m", "benchmarks.end_to_end.memory"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
         env=environment,
         timeout=timeout,
         check=False,

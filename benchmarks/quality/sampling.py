@@ -4,7 +4,7 @@ Plain sampling is held against antithetic pairs (every sample with its mirror im
 number of N samples from N strata) and a rule that stops when the gradient's standard error is small. One step, so that
 the gradient alone is judged; the map is FAMPE's of that step, as collected and as shown.
 
-    python benchmarks/sampling.py PHOTOS --labels labels.json --limit 4 --model ... --out results
+    python -m benchmarks.quality.sampling PHOTOS --labels labels.json --limit 4 --model ... --out results
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the start of Python to the first map, part by part, in fresh processes.
 
-    python benchmarks/cold_start.py [--model mobilenetv2_100] [--compile off on] [--steps 10 --samples 20] --out results
+    python -m benchmarks.end_to_end.cold_start [--model mobilenetv2_100] [--compile off on] ... --out results
 
 Every way runs twice, with the compilers' caches empty and with what the first run left there, and in each with and
 without ``warmup``. Medians over the repetitions, in seconds; the second map shows what is left when all is warm.
@@ -20,10 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fampe_fast.cli.arguments import positive
-
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
 
 PARTS = ("import torch", "import fampe_fast", "load the model", "warmup", "first map", "second map")
 

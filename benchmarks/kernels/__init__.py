@@ -1,0 +1,1 @@
+"""Single kernels: what they must move and compute, what their machine code says, how long they take."""

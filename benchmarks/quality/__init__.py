@@ -1,0 +1,1 @@
+"""How good maps and scores are: what the fast paths change, how many samples and passes are enough."""
