@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count, check_cutoff
+from ..checks import check_batch, check_choice, check_count, check_cutoff
 from ..reference.radius import multiplicity, signed_frequencies
 
 Spacing = Literal["width", "energy"]
@@ -117,9 +117,12 @@ class RadialBands:
         return total[:, 1:]
 
     def _check(self, images: object) -> None:
-        _check_images(images, self.size)
-        if len(self.edges) not in (1, len(images)):  # type: ignore[arg-type]
-            raise ValueError(f"these bands belong to {len(self.edges)} images, got {len(images)}")  # type: ignore[arg-type]
+        batch = check_batch("images", images)
+        if tuple(batch.shape[-2:]) != self.size:
+            height, width = self.size
+            raise ValueError(f"these bands belong to {height} x {width} pixels, got shape {tuple(batch.shape)}")
+        if len(self.edges) not in (1, len(batch)):
+            raise ValueError(f"these bands belong to {len(self.edges)} images, got {len(batch)}")
 
 
 def equal_width_bands(
@@ -211,7 +214,8 @@ def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) 
         TypeError: not a real floating-point tensor, or a count that is not whole.
         ValueError: not (B, C, H, W), NaN or infinity, or a count below 1 or above the number of distinct radii.
     """
-    _check_images(images)
+    if not bool(check_batch("images", images).isfinite().all()):
+        raise ValueError("images hold NaN or infinity; expected finite values")
     count = check_count("bands", count)
     height, width = images.shape[-2:]
     grid = _grid(height, width)
@@ -289,15 +293,3 @@ def _power(images: Tensor) -> Tensor:
     spectrum = torch.fft.rfft2(images.detach().cpu().double())
     power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width).double() / (height * width))
     return power
-
-
-def _check_images(images: object, size: tuple[int, int] | None = None) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a real floating-point tensor, got {kind}")
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
-    if size is not None and tuple(images.shape[-2:]) != size:
-        raise ValueError(f"these bands belong to {size[0]} x {size[1]} pixels, got shape {tuple(images.shape)}")
-    if size is None and not bool(images.isfinite().all()):
-        raise ValueError("images hold NaN or infinity; expected finite values")

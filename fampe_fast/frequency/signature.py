@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_batch
 from ..reference.radius import multiplicity, shell_index
 
 
@@ -22,11 +23,7 @@ def fourier_signature(maps: Tensor) -> Tensor:
         TypeError: not a real floating-point tensor.
         ValueError: not (B, C, H, W), or not finite.
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps must be (B, C, H, W), got shape {tuple(maps.shape)}")
-    if not bool(maps.isfinite().all()):
+    if not bool(check_batch("maps", maps).isfinite().all()):
         raise ValueError("maps hold NaN or infinity; expected finite values")
     batch, _, height, width = maps.shape
     rings = min(height, width) // 2 + 1  # beyond, a ring is cut by the spectrum's border

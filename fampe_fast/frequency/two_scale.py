@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import check_gaussian_cutoff
+from ..checks import check_batch, check_gaussian_cutoff
 
 
 def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
@@ -32,10 +32,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
         TypeError: maps that are not floating-point, a cut-off that is no number.
         ValueError: maps that are not (B, C, H, W), a cut-off that is not in [1e-15, 1e15].
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(maps.shape)}")
+    maps = check_batch("maps", maps)
     cutoff = check_gaussian_cutoff("cutoff", cutoff, "greater than 0, not negative or zero")
     evidence = maps.to(torch.promote_types(maps.dtype, torch.float32)).sum(1, keepdim=True)
     height, width = evidence.shape[-2:]

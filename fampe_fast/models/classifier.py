@@ -159,22 +159,12 @@ def channel_statistics(
     return _spread(means, count), _spread(stds, count)
 
 
-def check_channels(channels: object) -> int:
-    """Check that a number of channels is at least 1.
-
-    Raises:
-        TypeError: not a whole number.
-        ValueError: below 1.
-    """
-    return check_count("channels", channels)
-
-
 def _channel_values(
     model: nn.Module, channels: int | None, means: tuple[float, ...], stds: tuple[float, ...]
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Find the number of channels, and mean and std of each."""
     given, first = len(means), input_channels(model)
-    expected = (first or CHANNELS) if channels is None else check_channels(channels)
+    expected = (first or CHANNELS) if channels is None else check_count("channels", channels)
     if channels is None and given > 1 and (first is None or given in (first, CHANNELS)):
         expected = given  # also where the first convolution is an inner one, of greyscale made from RGB
     if given not in (1, expected):
