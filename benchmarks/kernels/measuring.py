@@ -177,7 +177,7 @@ def _calls(provider: str, entry: Primitive, size: Size, arguments: Arguments) ->
         return result if entry.after is None else entry.after(result, size)
 
     if provider == "compiled":
-        for form in entry.real_forms:
+        for form in entry.forms:
             yield form.label, *_compiled_calls(form, entry, size, arguments, after)
         return
     function = entry.kernel() if provider == "kernel" else entry.reference()

@@ -103,7 +103,7 @@ def test_the_real_forms_are_the_reference(entry: Any) -> None:
     size = entry.fitted(SMALL)
     arguments = entry.arguments(size, torch.device("cpu"))
     expected = measuring.tensors(entry.result(entry.reference(), arguments))
-    for form in entry.real_forms:
+    for form in entry.forms:
         got = form.finish(form.function(*form.prepare(entry.fresh(arguments), size)), size)
         for a, b in zip(measuring.tensors(got), expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
