@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..metrics.summary import Estimate
-from .canvas import FAINT, add_text, new_figure
-from .charts import framed_axes, line_style, marker_style
+from .canvas import FAINT, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +106,7 @@ class CutoffCurve:
 def cutoffs_figure(
     curves: Mapping[str, CutoffCurve], *, title: str, score: str = "insertion − deletion", dpi: int = 120
 ) -> Figure:
-    """Scores over the cut-off on a logarithmic axis, with standard errors, the best one ringed, a curve per method.
+    """Draw scores over the cut-off on a logarithmic axis, a curve per method, with standard errors, the best ringed.
 
     Args:
         curves: by method, at least one.

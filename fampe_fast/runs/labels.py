@@ -79,7 +79,7 @@ def _read(path: Path, words: _Words) -> dict[str, int]:
 
 
 def _indices(name: str, entry: object, path: Path, words: _Words) -> list[int]:
-    """The number of an entry; several where it says so several times."""
+    """Read the number of an entry; several where it says so several times."""
     given = [value for key, value in entry if key == "index"] if isinstance(entry, _Pairs) else [entry]
     found = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
     if not found or len(found) < len(given):

@@ -45,7 +45,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study, run.
+    """The result of a study.
 
     Attributes:
         study: the study.
@@ -190,7 +190,7 @@ def write_report(result: StudyResult, out: Path) -> None:
 
 
 def as_json(result: StudyResult) -> str:
-    """Give everything as JSON."""
+    """Write everything as JSON."""
     content: dict[str, Any] = {
         "study": result.study.name,
         "question": result.study.question,
@@ -212,18 +212,16 @@ def as_json(result: StudyResult) -> str:
 
 
 def as_table(result: StudyResult) -> str:
-    """Give a Markdown table, a row per variant; mean ± standard error over the images."""
-    first = result.outcomes[0]
+    """Write a Markdown table, a row per variant; mean ± standard error over the images."""
+    first, *others = result.outcomes
     names = [score.name for score in result.scores]
     count = len(result.comparison.paths)
     head = f"{count} images{_protocol(result, ', {} protocol')}; differences to {first.variant.label}, paired"
     titles = [score.title for score in result.scores]
     cells = ["variant", "passes", *titles, *(f"{title} gained" for title in titles)]
     rows = [f"{result.study.question} ({head})", "", _row(cells), "|---" * len(cells) + "|"]
-    for outcome in result.outcomes:
-        gains = [""] * len(names)
-        if outcome is not first:
-            gains = [_gain(outcome, first, score) for score in result.scores]
+    for outcome in (first, *others):
+        gains = ["" if outcome is first else _gain(outcome, first, score) for score in result.scores]
         means = [_text(outcome.means[name]) for name in names]
         rows.append(_row([outcome.variant.label, str(outcome.passes), *means, *gains]))
     return "\n".join(rows) + "\n"
@@ -234,7 +232,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
-    """A difference and, where high is better, its share of the first variant's score."""
+    """Write a difference and, where high is better, its share of the first variant's score."""
     gain, base = outcome.gains[score.name], first.means[score.name].mean
     share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" else ""
     return f"{_text(gain, '+')}{share}"

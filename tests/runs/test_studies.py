@@ -181,6 +181,7 @@ def test_the_table_pairs_the_images(classifier, photos: Path, tmp_path: Path) ->
     gain = result.outcomes[2].gains["insertion"]
     assert gain.mean == pytest.approx(float(difference.mean()))
     assert gain.standard_error == pytest.approx(float(difference.std() / 3**0.5))
+    assert as_table(result).splitlines()[4].endswith(" |  |  |")  # the first is compared with nothing
     row = as_table(result).splitlines()[-1]
     share = float(difference.mean() / insertion["attexplore"].mean())
     assert f"{gain.mean:+.3f} ± {gain.standard_error:.3f} ({share:+.1%})" in row
