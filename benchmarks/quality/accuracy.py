@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
-from fampe_fast.cli.arguments import add_batches, add_labels, add_model, positive
+from fampe_fast.cli.arguments import add_batches, add_model, positive
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.models import fold_batch_norm
 
 from ..common.results import table, write
-from .photographs import photographs
+from .photographs import add_photographs, photographs
 
 METHODS = {"fampe": FAMPE, "attexplore": AttEXplore}
 
@@ -127,7 +127,7 @@ class Comparison:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="What the fast paths change.")
-    add_labels(found)
+    add_photographs(found)
     found.add_argument("--method", choices=METHODS, default="fampe")
     found.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that run here")
     found.add_argument("--steps", type=positive, default=3, help="T (%(default)s)")

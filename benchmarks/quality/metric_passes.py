@@ -31,7 +31,7 @@ from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.metrics.refinement import refine
 
 from ..common.results import table, write
-from .photographs import photographs
+from .photographs import add_photographs, photographs
 
 METHODS = ("fampe", "saliency", "attexplore")
 BUDGETS = (9, 17, 25, 33, 49, 65)
@@ -192,13 +192,7 @@ def markdown(rows: list[Judgement], images: int, methods: int, protocol: str) ->
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Errors of insertion and deletion by number of model passes.")
-    found.add_argument(
-        "images", type=Path, nargs="?", metavar="DIR", help="a folder of images, unless --curves is given"
-    )
-    found.add_argument(
-        "--labels", type=Path, help="JSON or CSV from file name to class index (default: the first choice)"
-    )
-    found.add_argument("--limit", type=positive, help="only the first so many images")
+    add_photographs(found, optional=True)  # unless --curves is given
     add_model(found)
     found.add_argument("--methods", nargs="+", default=list(METHODS), help="by name (%(default)s)")
     found.add_argument("--steps", type=positive, default=5, help="of the path methods (%(default)s)")

@@ -9,9 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
+from fampe_fast.cli.arguments import positive
+from fampe_fast.cli.model_and_methods import chosen_images, classifier_of
 from fampe_fast.images import load_images
 from fampe_fast.models.classifier import Classifier
+
+
+def add_photographs(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the folder of the photographs, their labels and their number."""
+    parser.add_argument("images", type=Path, metavar="DIR", nargs="?" if optional else None, help="a folder of images")
+    parser.add_argument("--labels", type=Path, help="JSON or CSV from file name to class (default: the model's choice)")
+    parser.add_argument("--limit", type=positive, help="only the first so many images")
+    parser.set_defaults(target=None, image_ids=None)
 
 
 def photographs(arguments: argparse.Namespace) -> tuple[Classifier, list[Path], Iterator[tuple[Tensor, int]]]:
@@ -24,18 +33,18 @@ def photographs(arguments: argparse.Namespace) -> tuple[Classifier, list[Path], 
     Raises:
         SystemExit: while iterating, a file is no image.
     """
-    files, labels = labelled_images(arguments)
+    chosen = chosen_images(arguments)
     classifier = classifier_of(arguments)
-    targets = targets_of(files, labels, classifier)
+    targets = chosen.targets(classifier)
 
     def each() -> Iterator[tuple[Tensor, int]]:
-        for number, (path, image) in enumerate(load_images(files.paths, classifier.transform)):
+        for number, (path, image) in enumerate(load_images(chosen.paths, classifier.transform)):
             if not isinstance(image, Tensor):
                 raise SystemExit(f"{path}: {image.reason}")
             batch = image[None].to(classifier.mean.device)
             with torch.no_grad():
                 target = int(classifier(batch).argmax()) if targets is None else targets[number]
             yield batch, target
-            print(f"{number + 1} of {len(files.paths)}: {path.name}", flush=True)
+            print(f"{number + 1} of {len(chosen.paths)}: {path.name}", flush=True)
 
-    return classifier, files.paths, each()
+    return classifier, chosen.paths, each()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import FAMPEConfig, ops
-from fampe_fast.cli.arguments import add_labels, add_model
+from fampe_fast.cli.arguments import add_model
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.path import smoothing_kernel
 from fampe_fast.engine.samplers import BandMixSampler
@@ -32,7 +32,7 @@ from fampe_fast.reference.spectral_noise import hermitian_grid, spectral_words
 from fampe_fast.runtime.model import frozen_parameters
 
 from ..common.results import write
-from .photographs import photographs
+from .photographs import add_photographs, photographs
 
 REFERENCE = 200
 COUNTS = (2, 4, 8, 16, 32, 64)
@@ -125,7 +125,7 @@ def standard_error(sampled: Sampled, count: int = 8) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Correlation with the map of 200 samples, by number of samples.")
-    add_labels(parser)
+    add_photographs(parser)
     add_model(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of sampling.json and sampling.png")
     arguments = parser.parse_args()

@@ -37,19 +37,16 @@ def add_flag(
     """
     default = default or f"default: {_text_of(option)}"
     said = f"{_first_sentence(option.help)} ({default}{note and f'; {note}'})".strip()
-    settings: dict[str, Any] = {
-        "dest": f"{owner}:{option.name}",
-        "default": argparse.SUPPRESS,
-        "help": said.replace("%", "%%"),
-    }
+    settings: dict[str, Any] = {"dest": f"{owner}:{option.name}", "default": argparse.SUPPRESS}
     if option.kind == "bool":
         settings["action"] = argparse.BooleanOptionalAction
-    elif option.kind == "choice":
-        settings |= {"choices": option.choices, "metavar": f"{{{','.join(option.choices)}}}"}
     else:
-        kind, settings["metavar"] = _KINDS[option.kind]
-        settings["type"] = or_none(kind) if option.optional else kind
-    group.add_argument(flag or flag_of(option.name), **settings)
+        kind, metavar = _KINDS.get(option.kind, (str, f"{{{','.join(option.choices)}}}"))
+        settings |= {"type": or_none(kind) if option.optional else kind, "metavar": metavar}
+    if option.kind == "choice":
+        settings["choices"] = (*option.choices, None) if option.optional else option.choices
+    action = group.add_argument(flag or flag_of(option.name), **settings)
+    action.help = said.replace("%", "%%")  # set here, where no Python adds a default of its own
 
 
 def add_flags(

@@ -14,8 +14,9 @@ import pytest
 from fampe_fast import create_method
 from fampe_fast.catalog import GRADIENTS, METRICS, PLAIN_METHODS, load, method_options, metric_options
 from fampe_fast.cli import UNUSABLE, main
-from fampe_fast.cli.flags import flag_of, given
+from fampe_fast.cli.flags import add_flag, flag_of, given
 from fampe_fast.cli.parser import make_parser, parse
+from fampe_fast.options import Option
 from fampe_fast.runs.attack_results import attack_config
 
 from ..models_for_tests import Smooth
@@ -109,6 +110,28 @@ def test_values_are_read_as_what_they_are() -> None:
     assert given(arguments, "metric mu_fidelity") == {"grid_size": None}
     assert given(arguments, "metric stability") == {"normalise": False}
     assert given(arguments, "method") == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "value", "refused"),
+    [
+        (Option("size", "int", (), True, 9, ""), "none", None, "2.5"),
+        (Option("size", "int", (), False, 9, ""), "4", 4, "none"),
+        (Option("share", "float", (), True, 0.5, ""), "1/4", 0.25, "a"),
+        (Option("kind", "choice", ("a", "b"), True, None, ""), "none", None, "c"),
+        (Option("kind", "choice", ("a", "b"), False, "a", ""), "b", "b", "none"),
+        (Option("range", "pair", (), True, None, ""), "0,8/255", (0, 8 / 255), "1,2,3"),
+        (Option("place", "str", (), False, "x", ""), "none", "none", None),
+    ],
+)
+def test_none_is_a_value_where_it_may_be_one(option: Option, typed: str, value: object, refused: str | None) -> None:
+    parser = argparse.ArgumentParser()
+    add_flag(parser, "it", option)
+    assert given(parser.parse_args([f"--{option.name}", typed]), "it") == {option.name: value}
+    assert given(parser.parse_args([]), "it") == {}
+    if refused is not None:
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--{option.name}", refused])
 
 
 def test_every_option_of_a_metric_can_be_read() -> None:
