@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,14 +151,27 @@ def measurement_of(arguments: argparse.Namespace) -> Measurement:
     return Measurement(tuple(arguments.metric), {name: found for name, found in options.items() if found}, seed)
 
 
-def shared_out(options: dict[str, Any], known: Mapping[str, Collection[str]]) -> dict[str, dict[str, Any]]:
-    """Give each name the options that it knows; ValueError for one that none of them knows."""
-    unused = [flag_of(option) for option in options if not any(option in own for own in known.values())]
+def shared_out(
+    options: dict[str, Any], known: Mapping[str, Collection[str]], flags: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Give each name the options that it knows.
+
+    Args:
+        options: what was given.
+        known: the options that each name has.
+        flags: those that are others than ``flag_of`` says, for the message.
+
+    Raises:
+        ValueError: an option that none of them knows; the message lists the flags of those that they know.
+    """
+
+    def spelt(names: Iterable[str]) -> str:
+        return ", ".join(dict.fromkeys((flags or {}).get(name, flag_of(name)) for name in names))
+
+    unused = [option for option in options if not any(option in own for own in known.values())]
     if unused:
-        every = sorted(flag_of(option) for own in known.values() for option in own)
-        raise ValueError(
-            f"{', '.join(known)}: no such option(s): {', '.join(unused)}; known are {', '.join(dict.fromkeys(every))}"
-        )
+        every = sorted(option for own in known.values() for option in own)
+        raise ValueError(f"{', '.join(known)}: no such option(s): {spelt(unused)}; known are {spelt(every)}")
     return {name: {key: value for key, value in options.items() if key in own} for name, own in known.items()}
 
 

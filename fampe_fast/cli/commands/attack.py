@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ...runs.batches import Failure
 
 
+_FLAGS = {"cutoff": "--fampe-cutoff"}
+"""``--cutoff`` is the one between the bands."""
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
@@ -64,7 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "config",
         [Holder(name, f"--gradients {name}", gradient_options(name)) for name in GRADIENTS],
         "options of all gradients",
-        {"cutoff": "--fampe-cutoff"},  # beside the one between the bands
+        _FLAGS,
     )
     parser.set_defaults(run=run)
 
@@ -75,10 +79,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...runs.attack import attack_files, attack_outputs
     from ...runs.attack_results import AttackSettings, attack_config
-    from ..model_and_methods import check_all_outputs, chosen_images, classifier_of, other_classifier_of
+    from ..model_and_methods import (
+        check_all_outputs,
+        chosen_images,
+        classifier_of,
+        other_classifier_of,
+        shared_out,
+    )
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
-    config = attack_config(arguments.gradients, **given(arguments, "config"))
+    known = {option.name for option in gradient_options(arguments.gradients)}
+    (options,) = shared_out(given(arguments, "config"), {f"--gradients {arguments.gradients}": known}, _FLAGS).values()
+    config = attack_config(arguments.gradients, **options)
     settings = AttackSettings(tuple(arguments.bands), config=config, **given(arguments, "settings"))
     images = chosen_images(arguments)
     paths = images.paths
