@@ -9,7 +9,9 @@ from .. import DONE, SOME_FAILED
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("doctor", help="versions, devices, which backend would run and why, and a self-test")
+    parser = commands.add_parser(
+        "doctor", help="report versions, devices, which backend would run and why, and run a self-test"
+    )
     parser.set_defaults(run=run)
 
 
