@@ -259,13 +259,22 @@ def test_other_settings_keep_plain_numbers_too() -> None:
         ),
         AttackSettings(cutoff=np.int64(30), rings=np.int64(4)),
         Measurement(
-            metric_steps=np.int64(4), metric_passes=np.int64(3), stability_samples=np.int64(2), seed=np.int64(1)
+            ("stability", "insertion_deletion"),
+            {
+                "insertion_deletion": {"steps": np.int64(4), "passes": np.int64(3)},
+                "stability": {"samples": np.int64(2), "radius": np.float64(0.5)},
+            },
+            np.int64(1),
         ),
     ]
     assert made == [
         DefenceSettings(seed=1, size=64, eps=0.1, cutoff=12, batch_size=4),
         AttackSettings(cutoff=30, rings=4),
-        Measurement(metric_steps=4, metric_passes=3, stability_samples=2, seed=1),
+        Measurement(
+            ("insertion_deletion", "stability"),
+            {"insertion_deletion": {"steps": 4, "passes": 3}, "stability": {"samples": 2, "radius": 0.5}},
+            1,
+        ),
     ]
     for settings in made:
         json.dumps(dataclasses.asdict(settings))

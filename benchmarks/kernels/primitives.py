@@ -1,8 +1,7 @@
 """The table of what is measured. A new kernel takes part with one entry in ``PRIMITIVES``.
 
-An entry says how to make a call's arguments, what the reference looks like in real arithmetic (the fair form for
-``torch.compile``, which generates no code for complex numbers), and what the call must move. On the device "meta" the
-same arguments serve ahead-of-time compilation.
+An entry says what the reference looks like in real arithmetic (the fair form for ``torch.compile``, which generates no
+code for complex numbers), and what the call must move. A call's arguments are the examples of ``fampe_fast.testing``.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor
 
 from fampe_fast.ops.backends import OPS
+from fampe_fast.ops.registration import MUTATED
 from fampe_fast.reference import accumulate as adding
 from fampe_fast.reference import band_mix as mix
-from fampe_fast.reference import dct_mix as cosine
-from fampe_fast.reference import gradient_step as step
-from fampe_fast.reference import pixel_mask as masking
 from fampe_fast.reference import radial_mask as masks
 from fampe_fast.reference import radius, spectral_noise
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import example_arguments
+from fampe_fast.testing.checks.diversify import frame_of
 
 from .floors import LaunchWork
 from .sizes import Size
@@ -76,25 +76,21 @@ class Primitive:
 
     Attributes:
         name: of the kernel's file and function and of their twins in the reference.
-        arguments: real ones, random, on a device; on "meta" without values.
-        real_forms: for ``torch.compile``; the fastest counts.
         bytes: the fewest a call can move: each input read once, each output written once.
         launches: by kernel's name.
+        real_forms: for ``torch.compile``, where the reference itself is not the one; the fastest counts.
         samples: whether a call draws samples.
         after: what is done to the primitive's result inside the measurement, or None.
         function: name of kernel and reference where it is another than ``name``.
-        mutates: the argument that a call changes in place instead of returning a result, or None.
     """
 
     name: str
-    arguments: Callable[[Size, torch.device], Arguments]
-    real_forms: Sequence[RealForm]
     bytes: Callable[[Size], int]
     launches: Mapping[str, LaunchModel] = field(default_factory=dict)
+    real_forms: Sequence[RealForm] = ()
     samples: bool = False
     after: Callable[[Any, Size], Any] | None = None
     function: str | None = None
-    mutates: str | None = None
 
     @property
     def implemented_by(self) -> str:
@@ -109,15 +105,26 @@ class Primitive:
         """Its twin in plain PyTorch."""
         return self._from("reference")
 
+    @property
+    def forms(self) -> Sequence[RealForm]:
+        """The real forms, or the reference."""
+        return self.real_forms or (RealForm(self.reference()),)
+
+    def arguments(self, size: Size, device: torch.device) -> Arguments:
+        """Make arguments as the package does, on the device itself; on "meta" without values."""
+        case = Case(size.height, size.width, size.images, size.channels, size.rows, taps=7)
+        return example_arguments(self.implemented_by, case, device, device)
+
     def fresh(self, arguments: Arguments) -> Arguments:
         """The arguments, those that a call changes copied."""
-        return arguments if self.mutates is None else {**arguments, self.mutates: arguments[self.mutates].clone()}
+        changed = MUTATED.get(self.implemented_by, ())
+        return {**arguments, **{name: arguments[name].clone() for name in changed}}
 
     def result(self, function: Callable[..., Any], arguments: Arguments) -> Any:
         """What a call gives, be it returned or written into a copy of an argument."""
         fresh = self.fresh(arguments)
         returned = function(**fresh)
-        return returned if self.mutates is None else fresh[self.mutates]
+        return [fresh[name] for name in MUTATED[self.implemented_by]] if returned is None else returned
 
     def _from(self, package: str) -> Callable[..., Any]:
         module = import_module(f"fampe_fast.{package}.{OPS[self.implemented_by]}")
@@ -129,144 +136,7 @@ class Primitive:
         return size if self.samples else Size(size.images, 0, size.height, size.width, size.channels)
 
 
-# Arguments ------------------------------------------------------------------------------------------------------------
-
-
-def _images(size: Size, device: torch.device, count: int | None = None) -> Tensor:
-    return torch.rand((size.images if count is None else count, size.channels, size.height, size.width), device=device)
-
-
-def _spectrum(size: Size, device: torch.device) -> Tensor:
-    return torch.fft.rfft2(_images(size, device))
-
-
-def _cutoffs(size: Size, device: torch.device) -> Tensor:
-    return torch.full((size.images,), max(1.0, min(size.height, size.width) / 10), device=device)
-
-
-def _rows(size: Size, device: torch.device, *, image_fastest: bool) -> tuple[Tensor, Tensor]:
-    """Image and sample (or step) of each row, in the order in which the package asks for them."""
-    if device.type == "meta":  # no arithmetic: on "meta" some of it imports torch's compiler, which takes seconds
-        return torch.empty((2, size.rows), dtype=torch.int64, device=device).unbind()
-    row = torch.arange(size.rows, device=device)
-    return (row % size.images, row // size.images) if image_fastest else (row // size.samples, row % size.samples)
-
-
-def radial_mask_arguments(size: Size, device: torch.device) -> Arguments:
-    return {"cutoff": _cutoffs(size, device), "height": size.height, "width": size.width}
-
-
-def energy_cutoff_arguments(size: Size, device: torch.device) -> Arguments:
-    return {"spectrum": _spectrum(size, device), "width": size.width, "tau": 0.9, "include_dc": True}
-
-
-def band_mix_arguments(size: Size, device: torch.device) -> Arguments:
-    image_index, samples = _rows(size, device, image_fastest=True)
-    weights = torch.tensor([[0.0, 0.1, 0.05, 0.9, 0.45, 16 / 255]]).to(device)
-    return {
-        "spectrum": _spectrum(size, device),
-        "cutoff": _cutoffs(size, device),
-        "weights": weights.expand(size.images, -1),
-        "image_ids": torch.arange(size.images, device=device),
-        "image_index": image_index,
-        "samples": samples,
-        "seed": torch.tensor(2**40 + 1).to(device),
-        "step": torch.tensor(3).to(device),
-        "width": size.width,
-        "shared_multiplier": False,
-    }
-
-
-def gradient_step_arguments(size: Size, device: torch.device) -> Arguments:
-    origin = _images(size, device)
-    kernel = torch.exp(-(torch.arange(-3, 4) ** 2) / 2.0)
-    noise = [torch.randn(origin.shape, device=device) for _ in range(4)]
-    return {
-        "images": origin if device.type == "meta" else (origin + 0.05 * noise[0]).clamp(0, 1),
-        "origin": origin,
-        "gradient_sum": noise[1],
-        "momentum": noise[2],
-        "attribution": noise[3],
-        "kernel": (kernel / kernel.sum()).to(device),
-        "samples": 20,
-        "decay": 1.0,
-        "step_size": 0.1 * 16 / 255,
-        "eps": 16 / 255,
-        "lower": 0.0,
-        "upper": 1.0,
-    }
-
-
-def pixel_mask_arguments(size: Size, device: torch.device) -> Arguments:
-    image_index, step = _rows(size, device, image_fastest=False)
-    shape = (size.images, size.height, size.width)
-    return {
-        "start": _images(size, device),
-        "finish": _images(size, device),
-        "first_step": torch.randint(0, size.samples + 1, shape, device=device, dtype=torch.int32),
-        "image_index": image_index,
-        "step": step,
-    }
-
-
-def accumulate_arguments(size: Size, device: torch.device) -> Arguments:
-    image_index, _ = _rows(size, device, image_fastest=True)
-    return {
-        "total": _images(size, device),
-        "gradient": torch.randn((size.rows, size.channels, size.height, size.width), device=device),
-        "image_index": image_index,
-    }
-
-
-def dct_mix_arguments(size: Size, device: torch.device) -> Arguments:
-    arguments = band_mix_arguments(size, device)
-    weights = torch.tensor([[0.5, 16 / 255]]).to(device).expand(size.images, -1)
-    names = ("image_ids", "image_index", "samples", "seed", "step")
-    return {"spectrum": _images(size, device), "weights": weights, **{name: arguments[name] for name in names}}
-
-
-def _frame(size: Size) -> tuple[int, int]:
-    return int(1.15 * size.height), int(1.15 * size.width)
-
-
-def _placements(size: Size, device: torch.device) -> Tensor:
-    """One per sample number, as the package draws them: a little larger, somewhere in the frame."""
-    if device.type == "meta":
-        return torch.empty((size.rows, 4), dtype=torch.int64, device=device)
-    sides = torch.tensor([size.height, size.width])
-    spare = torch.tensor(_frame(size)) - sides
-    share = torch.arange(size.samples)[:, None] % 7 / 7
-    larger = (share * spare).long()
-    placement = torch.cat([sides + larger, (spare - larger) // 2], 1)
-    return placement.repeat_interleave(size.images, 0).to(device)
-
-
-def diversify_arguments(size: Size, device: torch.device) -> Arguments:
-    height, width = _frame(size)
-    return {
-        "samples": _images(size, device, size.rows),
-        "placements": _placements(size, device),
-        "frame_height": height,
-        "frame_width": width,
-        "channels_last": False,
-    }
-
-
-def diversify_adjoint_arguments(size: Size, device: torch.device) -> Arguments:
-    gradient = torch.randn((size.rows, size.channels, *_frame(size)), device=device)
-    return {
-        "gradient": gradient,
-        "placements": _placements(size, device),
-        "height": size.height,
-        "width": size.width,
-    }
-
-
 # The reference in real arithmetic -------------------------------------------------------------------------------------
-
-
-def radial_mask_real(cutoff: Tensor, height: int, width: int) -> Any:
-    return masks.radial_mask(cutoff, height, width)
 
 
 def energy_cutoff_real(parts: Tensor, shells: Tensor, multiplicity: Tensor, last: int, tau: float) -> Tensor:
@@ -340,21 +210,9 @@ MIX_FORMS = (
 )
 
 
-def gradient_step_real(*arguments: Any) -> Any:
-    return tuple(step.gradient_step(*arguments))
-
-
-def pixel_mask_real(*arguments: Any) -> Any:
-    return masking.pixel_mask(*arguments)
-
-
 def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Tensor:
     adding.accumulate(total, gradient, image_index)
     return total
-
-
-def dct_mix_real(spectrum: Tensor, weights: Tensor, *names: Tensor) -> Tensor:
-    return cosine.dct_mix(spectrum, weights, *names)
 
 
 def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor:
@@ -374,7 +232,7 @@ def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor
 
 def _prepare_resizing(arguments: Arguments, size: Size) -> tuple[Any, ...]:
     values = arguments["samples"] if "samples" in arguments else arguments["gradient"]
-    height, width = _frame(size)
+    height, width = frame_of(size.height, size.width)
     down = _resizing(arguments["placements"], 0, size.height, height)
     return values, down[:, None], _resizing(arguments["placements"], 1, size.width, width)[:, None]
 
@@ -420,7 +278,7 @@ def _mix_bytes(size: Size) -> int:
 
 
 def _diversify_bytes(size: Size) -> int:
-    return 4 * size.rows * size.channels * (size.pixels + math.prod(_frame(size)))
+    return 4 * size.rows * size.channels * (size.pixels + math.prod(frame_of(size.height, size.width)))
 
 
 def _planes(size: Size) -> int:
@@ -429,8 +287,6 @@ def _planes(size: Size) -> int:
 
 BAND_MIX = Primitive(
     "band_mix",
-    band_mix_arguments,
-    MIX_FORMS,
     _mix_bytes,
     {
         "band_mix": LaunchModel(
@@ -439,6 +295,7 @@ BAND_MIX = Primitive(
             lambda launch, size: (_runs(size.samples, launch["run"]),),
         )
     },
+    MIX_FORMS,
     samples=True,
 )
 
@@ -446,18 +303,15 @@ PRIMITIVES = (
     BAND_MIX,
     Primitive(
         "sampling",
-        BAND_MIX.arguments,
-        BAND_MIX.real_forms,
         lambda size: _mix_bytes(size) + size.rows * size.channels * (8 * size.coefficients + 4 * size.pixels),
         BAND_MIX.launches,
+        BAND_MIX.real_forms,
         samples=True,
         after=to_pixels,
         function="band_mix",
     ),
     Primitive(
         "gradient_step",
-        gradient_step_arguments,
-        (RealForm(gradient_step_real),),
         lambda size: 32 * _planes(size) * size.pixels,
         {
             "magnitude": LaunchModel(
@@ -473,16 +327,12 @@ PRIMITIVES = (
     ),
     Primitive(
         "accumulate",
-        accumulate_arguments,
-        (RealForm(accumulate_real),),
         lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.images),
+        real_forms=(RealForm(accumulate_real),),
         samples=True,
-        mutates="total",
     ),
     Primitive(
         "dct_mix",
-        dct_mix_arguments,
-        (RealForm(dct_mix_real),),
         lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
         {
             "dct_mix": LaunchModel(
@@ -495,22 +345,18 @@ PRIMITIVES = (
     ),
     Primitive(
         "diversify",
-        diversify_arguments,
-        (RealForm(diversify_matrices, _prepare_resizing),),
         _diversify_bytes,
+        real_forms=(RealForm(diversify_matrices, _prepare_resizing),),
         samples=True,
     ),
     Primitive(
         "diversify_adjoint",
-        diversify_adjoint_arguments,
-        (RealForm(diversify_adjoint_matrices, _prepare_resizing),),
         _diversify_bytes,
+        real_forms=(RealForm(diversify_adjoint_matrices, _prepare_resizing),),
         samples=True,
     ),
     Primitive(
         "energy_cutoff",
-        energy_cutoff_arguments,
-        (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
         lambda size: 8 * _planes(size) * size.coefficients,
         {
             "tile_energy": LaunchModel(
@@ -519,11 +365,10 @@ PRIMITIVES = (
                 _tile_trips,
             )
         },
+        (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
     ),
     Primitive(
         "pixel_mask",
-        pixel_mask_arguments,
-        (RealForm(pixel_mask_real),),
         lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
         {
             "pixel_mask": LaunchModel(
@@ -536,8 +381,6 @@ PRIMITIVES = (
     ),
     Primitive(
         "radial_mask",
-        radial_mask_arguments,
-        (RealForm(radial_mask_real),),
         lambda size: 8 * size.images * size.coefficients,
         {
             "radial_mask": LaunchModel(
