@@ -70,7 +70,7 @@ def plot_kernels(rows: Sequence[KernelRow], bytes_per_s: float, build: Build, pa
         axis.grid(which="major", linewidth=0.4, alpha=0.6)
     figure.supylabel("those bytes over the time (GB/s)")
     title = f"{build.device}, torch {build.torch}, triton {build.triton}"
-    _finish(figure, title, path, loc="outside lower center", ncols=5)
+    _finish(figure, title, path, loc="outside lower center", ncols=min(5, 2 * columns))
 
 
 def plot_calls(rows: Sequence[CallRow], of: Machine, path: Path) -> None:
