@@ -1,6 +1,6 @@
-"""The primitives on the CPU: the plain reference beside what ``fampe_fast.ops`` runs there.
+"""Time the primitives on the CPU: the plain reference beside what ``fampe_fast.ops`` runs there.
 
-python -m pytest benchmarks/test_speed.py --benchmark-only
+    python -m pytest benchmarks/test_speed.py --benchmark-only
 
 ``extra_info`` of each entry gives the floor: the bytes that a call must move, each input read once and each output
 written once, and the arithmetic operations counted in the formula (multiplications, additions, comparisons and logic;

@@ -76,13 +76,16 @@ class Score:
     """A number that a metric gives for an image.
 
     Attributes:
-        name: in records and tables.
-        head: of a table's column; ``short`` is that of the differences.
+        name: in records.
+        title: in pictures.
+        head: of a table's column.
+        short: of the column of differences; empty where there is none.
         better: ``high`` or ``low``.
         field: of the metric's result; or the two columns, the second subtracted from the first.
     """
 
     name: str
+    title: str
     head: str
     short: str
     better: str
@@ -115,32 +118,34 @@ class MetricRow:
     reading: str = ""
 
 
-PROTOCOLS: tuple[str, ...] = ("rise", "attexplore", "per_pixel", "per_element")
-"""Of insertion and deletion, by name."""
+PROTOCOLS: dict[str, str] = {
+    name: f"{_PACKAGE}.metrics.protocols:{name.upper()}" for name in ("rise", "attexplore", "per_pixel", "per_element")
+}
+"""The protocols of insertion and deletion, and where each is defined."""
 
 METRICS: dict[str, MetricRow] = {
     "insertion_deletion": MetricRow(
         f"{_PACKAGE}.metrics.insertion_deletion:insertion_deletion",
         (
-            Score("insertion", "insertion", "ins.", "high", "insertion"),
-            Score("deletion", "deletion", "del.", "low", "deletion"),
-            Score("faithfulness", "ins. - del.", "", "high", ("insertion", "deletion")),
+            Score("insertion", "insertion", "insertion", "ins.", "high", "insertion"),
+            Score("deletion", "deletion", "deletion", "del.", "low", "deletion"),
+            Score("faithfulness", "insertion − deletion", "ins. - del.", "", "high", ("insertion", "deletion")),
         ),
         ("protocol", "steps", "passes"),
         "metric-",
-        {"protocol": PROTOCOLS},
+        {"protocol": tuple(PROTOCOLS)},
         named=False,
     ),
     "mu_fidelity": MetricRow(
         f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
-        (Score("mu_fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),
+        (Score("mu_fidelity", "mu-fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),
         ("samples", "grid_size", "subset_percent", "baseline", "score", "seed"),
         "mu-fidelity-",
         reading="mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
     ),
     "stability": MetricRow(
         f"{_PACKAGE}.metrics.stability:stability",
-        (Score("stability", "stability", "stab.", "low", "scores"),),
+        (Score("stability", "stability", "stability", "stab.", "low", "scores"),),
         ("samples", "radius", "reduce", "distance", "normalise", "seed"),
         "stability-",
         explains=True,
@@ -148,13 +153,28 @@ METRICS: dict[str, MetricRow] = {
     ),
 }
 
-STUDIES: dict[str, str] = {
-    "methods": "FAMPE's parts",
-    "peers": "the method, also Captum's, and its passes",
-    "alpha": "alpha",
-    "cutoff": "the cut-off between the bands",
-    "budget": "steps and samples",
-    "noise": "sigma and rho",
-    "explorer": "the model that decides the steps",
+
+@dataclass(frozen=True)
+class StudyRow:
+    """How a study is defined.
+
+    Attributes:
+        home: the function that gives the ``Study`` for a ``Budget``.
+        varies: what it varies, for the help.
+    """
+
+    home: str
+    varies: str
+
+
+_DEFINITIONS = f"{_PACKAGE}.runs.study_definitions"
+
+STUDIES: dict[str, StudyRow] = {
+    "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
+    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also Captum's, and its passes"),
+    "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
+    "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
+    "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),
+    "noise": StudyRow(f"{_DEFINITIONS}:noise_study", "sigma and rho"),
+    "explorer": StudyRow(f"{_DEFINITIONS}:explorer_study", "the model that decides the steps"),
 }
-"""What each study varies."""

@@ -350,6 +350,32 @@ def check_maps(maps: object, images: Tensor) -> None:
     check_finite(maps, "maps")
 
 
+def check_floating(name: str, values: object) -> Tensor:
+    """Take a real floating-point tensor.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(values, Tensor) and values.is_floating_point():
+        return values
+    kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    raise TypeError(f"{name} must be a real floating-point tensor, got {kind}")
+
+
+def check_batch(name: str, values: object) -> Tensor:
+    """Take a real floating-point tensor (B, C, H, W) of any values; B may be 0, the others not.
+
+    Raises:
+        TypeError: not a real floating-point tensor.
+        ValueError: another shape.
+    """
+    batch = check_floating(name, values)
+    if batch.ndim != 4 or 0 in batch.shape[1:]:
+        empty = " with C, H and W at least 1" if batch.ndim == 4 else ""
+        raise ValueError(f"{name} must be (B, C, H, W){empty}, got shape {tuple(batch.shape)}")
+    return batch
+
+
 def check_finite(values: Tensor, what: str) -> None:
     """Neither NaN nor infinity; the message names the images."""
     bad = ~values.isfinite().flatten(1).all(1)

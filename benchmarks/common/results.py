@@ -1,22 +1,39 @@
-"""The results file: one JSON for all machines and versions, rows replaced by newer ones of the same key."""
+"""Keep results: rows of kernels and of whole methods' calls, a file of many machines and versions, Markdown tables."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
+
+from fampe_fast.files import write_atomically
+
+from ..end_to_end.cases import Case, Way
 from ..kernels.sizes import Size
-from .machine import Build
+from .machine import Build, Machine
+from .timing import Spread
 
 MEASURED = "measured"
+NOT_RUN = "not run: the time was up"
+
+_T = TypeVar("_T")
+
+
+def status_of(error: Exception) -> str:
+    """Say in a line why there is no time."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelRow:
     """One primitive of one size by one provider on one machine.
 
     Attributes:
@@ -27,7 +44,9 @@ class Row:
         status: ``MEASURED``, or why there is no time.
         form: which form of the reference was compiled, or empty.
         timer: how it was measured.
-        median_us, lower_us, upper_us, repetitions, host_us: as in ``timing.Timing``.
+        median_us, lower_us, upper_us: median and quartiles of the repetitions, in microseconds.
+        repetitions: how many.
+        host_us: as in ``timing.Timing``.
         bytes: the fewest a call can move.
         bandwidth_share: of the machine's measured bandwidth, at these bytes.
         floor_us: least time by bytes and, where they are known, instructions.
@@ -58,7 +77,7 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """What a newer row replaces."""
-        return (self.kernel, self.size, self.provider, *_machine(self.build))
+        return (self.kernel, self.size, self.provider, *self.build.key)
 
     @property
     def measured(self) -> bool:
@@ -67,134 +86,132 @@ class Row:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """FAMPE on a whole model.
+class CallRow:
+    """One way of running one case.
 
     Attributes:
-        model: timm's name, random weights.
-        images: batch.
-        side: pixels.
-        steps: T.
-        samples: N.
-        precision: of the model.
-        input_diversity: whether half the samples are shown enlarged, which the bound does not count.
+        case: the work.
+        way: how it was done.
+        model: name of the classifier.
         build: machine and versions.
         status: ``MEASURED``, or why there is no time.
-        images_per_s: median.
-        lower: first quartile of the same.
-        upper: third quartile.
-        bound_images_per_s: what T*N forward and backward passes of the bare model allow, at its best chunk.
-        bound_chunk: that chunk.
-        share: of the bound.
-        peak_bytes: device memory allocated at the peak.
+        chunk: images per model pass, where the method has a say in it.
+        pass_ms: milliseconds per pass and image, one per repetition: the call's time over T * N * B, whatever the
+            method wastes; for bare passes those really made.
+        shares: of the bound, the bare passes of the same precision and compilation, in the same round.
+        shares_of_best: of the fastest bare passes of the same precision, compiled or not, as published or as here.
+        forward_passes: per map, counted; None for bare passes.
+        backward_passes: likewise.
+        enlarged: share of the passes that saw images enlarged by input diversity; the bound has as many.
+        peak_bytes: of a call, None where it was not measured.
+        peak_is: what that counts.
     """
 
+    case: Case
+    way: Way
     model: str
-    images: int
-    side: int
-    steps: int
-    samples: int
-    precision: str
-    input_diversity: bool
     build: Build
     status: str = MEASURED
-    images_per_s: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    bound_images_per_s: float | None = None
-    bound_chunk: int = 0
-    share: float | None = None
+    chunk: int = 0
+    pass_ms: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    shares_of_best: tuple[float, ...] = ()
+    forward_passes: float | None = None
+    backward_passes: float | None = None
+    enlarged: float = 0.0
     peak_bytes: int | None = None
+    peak_is: str = ""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What a newer row replaces."""
-        configuration = (self.model, self.images, self.side, self.steps, self.samples, self.precision)
-        return (*configuration, self.input_diversity, *_machine(self.build))
+        return (self.model, self.case, self.way, *self.build.key)
 
     @property
     def measured(self) -> bool:
         """Whether there is a time."""
-        return self.status == MEASURED
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A run's machine, and whether its tests passed.
-
-    Attributes:
-        build: machine and versions.
-        tests: "passed", or what failed; then there are no rows.
-        copy_bytes_per_s: measured.
-        write_bytes_per_s: measured.
-    """
-
-    build: Build
-    tests: str
-    copy_bytes_per_s: float | None = None
-    write_bytes_per_s: float | None = None
+        return self.status == MEASURED and bool(self.pass_ms)
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        """What a newer record replaces."""
-        return _machine(self.build)
+    def per_pass(self) -> Spread:
+        """Milliseconds per pass and image."""
+        return Spread.of(self.pass_ms)
 
-
-def _machine(build: Build) -> tuple[str, str, str]:
-    return build.device, build.torch, build.triton
+    @property
+    def maps_per_s(self) -> Spread:
+        """Maps per second; for bare passes the maps that they allow."""
+        each = self.case.steps * self.case.samples
+        return Spread.of([1e3 / (ms * each) for ms in self.pass_ms])
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in a results file."""
+    """Everything in a file."""
 
     machines: tuple[Machine, ...] = ()
-    rows: tuple[Row, ...] = ()
-    end_to_end: tuple[EndToEnd, ...] = ()
+    kernels: tuple[KernelRow, ...] = ()
+    calls: tuple[CallRow, ...] = ()
 
     def merged(self, new: Results) -> Results:
-        """With newer results, key by key.
+        """Add newer results, key by key.
 
         What was not measured this time does not replace what was. A machine whose tests failed loses its rows: they
         are not of a build that is known to be right.
         """
-        machines = {machine.key: machine for machine in (*self.machines, *new.machines)}
-        failed = {key for key, machine in machines.items() if machine.tests != "passed"}
+        machines = {machine.build.key: machine for machine in (*self.machines, *new.machines)}
+        failed = {key for key, machine in machines.items() if machine.tests not in ("", "passed")}
 
         def joined(old: Iterable[Any], newer: Iterable[Any]) -> tuple[Any, ...]:
             found = {row.key: row for row in old}
             for row in newer:
                 if row.measured or row.key not in found or not found[row.key].measured:
                     found[row.key] = row
-            return tuple(row for row in found.values() if _machine(row.build) not in failed)
+            return tuple(row for row in found.values() if row.build.key not in failed)
 
-        return replace(
-            self,
-            machines=tuple(machines.values()),
-            rows=joined(self.rows, new.rows),
-            end_to_end=joined(self.end_to_end, new.end_to_end),
-        )
+        return Results(tuple(machines.values()), joined(self.kernels, new.kernels), joined(self.calls, new.calls))
+
+
+def write(record: object, path: Path, table: str = "") -> Path:
+    """Write dataclasses, lists and dictionaries of them as JSON and a table beside it as Markdown; return the path.
+
+    A file that is there is replaced whole or not at all.
+    """
+    write_atomically(path, (json.dumps(record, default=dataclasses.asdict, indent=1) + "\n").encode())
+    if table:
+        write_atomically(path.with_suffix(".md"), table.encode())
+    return path
 
 
 def read(path: Path) -> Results:
-    """The results in a file; none if there is no such file."""
+    """Read the results in a file; none if there is no such file.
+
+    Raises:
+        ValueError: the file is of another version of the benchmarks, or no results file.
+    """
     if not path.exists():
         return Results()
-    content = json.loads(path.read_text(encoding="utf-8"))
-
-    def built(record: dict[str, Any]) -> dict[str, Any]:
-        return {**record, "build": Build(**record["build"])}
-
-    return Results(
-        tuple(Machine(**built(record)) for record in content["machines"]),
-        tuple(Row(**{**built(record), "size": Size(**record["size"])}) for record in content["rows"]),
-        tuple(EndToEnd(**built(record)) for record in content["end_to_end"]),
-    )
+    try:
+        found: Results = _rebuilt(Results, json.loads(path.read_text(encoding="utf-8")))
+        return found
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} holds no results of this version of the benchmarks ({error}): move it away") from None
 
 
-def write(results: Results, path: Path) -> None:
-    """All at once: a file that is there is replaced whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """Build a value of a type, dataclasses and tuples within included, from what JSON made of it."""
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, types.UnionType):
+        return _rebuilt(next(part for part in get_args(kind) if part is not type(None)), value)
+    if get_origin(kind) is tuple:
+        return tuple(_rebuilt(get_args(kind)[0], part) for part in value)
+    if dataclasses.is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        return kind(**{name: _rebuilt(kinds.get(name), part) for name, part in value.items()})  # type: ignore[operator]
+    return value
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Lay out the lines of a Markdown table whose first ``left`` columns are words and the others numbers."""
+    rule = "|" + "---|" * left + "--:|" * (len(titles) - left)
+    return [f"| {' | '.join(titles)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)]

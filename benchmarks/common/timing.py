@@ -1,18 +1,105 @@
-"""How long a call takes: on a GPU by events, from a cold cache and without the host's share; on a CPU by the clock."""
+"""Time calls: a kernel by a GPU's events, from a cold cache and without the host's share; anything by the clock."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 Call = Callable[[], Any]
+Name = TypeVar("Name")
+Sample = TypeVar("Sample")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    lower: float
+    median: float
+    upper: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Take them of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.lower:.3g}, {self.upper:.3g}]"
+
+    def percent(self) -> str:
+        """Write shares as percentages."""
+        return f"{self.median:.0%} [{self.lower:.0%}, {self.upper:.0%}]"
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a GPU is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    """Time one call, from an idle device to an idle device."""
+    wait(device)
+    start = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Measure what a call adds to the GPU's memory at its peak, results included; None on a CPU, which counts nothing.
+
+    On a CPU nothing is called.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def in_turns(
+    calls: Mapping[Name, Call],
+    sample: Callable[[Call], Sample],
+    rounds: int,
+    guarded: Callable[[Name], AbstractContextManager[object]] = lambda name: nullcontext(),
+    go_on: Callable[[int], bool] = lambda number: True,
+) -> dict[Name, list[Sample]]:
+    """Sample every call once a round, every other round in reverse order: a drift of the machine meets all alike.
+
+    Args:
+        calls: by name.
+        sample: what is done with a call, ``seconds_of`` for instance.
+        rounds: how many.
+        guarded: opened around a sample with the call's name; a call whose error it swallows is not sampled again.
+        go_on: asked before every round, by its number, whether there is time for it.
+
+    Returns:
+        Every call's samples, one per round; fewer of one that failed, or where the rounds were ended.
+    """
+    found: dict[Name, list[Sample]] = {name: [] for name in calls}
+    for number in range(rounds):
+        if not go_on(number):
+            break
+        for name in calls if number % 2 == 0 else reversed(list(calls)):
+            if len(found[name]) == number:
+                with guarded(name):
+                    found[name].append(sample(calls[name]))
+    return found
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -20,64 +107,40 @@ class Timing:
     """Microseconds.
 
     Attributes:
-        median: of the repetitions.
-        lower: first quartile.
-        upper: third quartile.
+        device: of the repetitions.
         repetitions: how many.
         host: median time that the host needs to ask for the work; where it exceeds the median, a caller who does
             nothing else waits for the host.
     """
 
-    median: float
-    lower: float
-    upper: float
+    device: Spread
     repetitions: int
     host: float
 
 
-def summarise(times: list[float], host: list[float]) -> Timing:
-    """Median and quartiles of microseconds."""
-    if len(times) < 2:
-        return Timing(times[0], times[0], times[0], 1, host[0])
-    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(median, lower, upper, len(times), statistics.median(host))
-
-
 class Timer(Protocol):
-    """Times a call."""
+    """A way of timing a kernel's call."""
 
     name: str
 
     def sample(self, call: Call, seconds: float) -> tuple[list[float], list[float]]:
-        """Device and host microseconds of repeated calls, as many as fit into ``seconds``, but some."""
-
-    def peak_bytes(self, call: Call) -> int | None:
-        """Device memory that a call allocates at its peak, results included; None where that is not counted."""
+        """Return device and host microseconds of repeated calls, as many as fit into ``seconds``, but some."""
 
 
 def compare(
     timer: Timer,
-    calls: dict[str, Call],
+    calls: Mapping[str, Call],
     seconds: float,
-    guarded: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    guarded: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
 ) -> dict[str, Timing]:
-    """Time several calls in two rounds, so that a drift of the machine meets all of them.
-
-    Args:
-        timer: of this machine.
-        calls: by name.
-        seconds: of repetitions, per call.
-        guarded: opened around a call's repetitions with its name; where it swallows an error, the call has no timing.
-    """
-    times: dict[str, list[list[float]]] = {name: [] for name in calls}
-    host: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(2):
-        for name, call in calls.items():
-            with guarded(name):
-                device_us, host_us = timer.sample(call, seconds / 2)
-                times[name].append(device_us)
-                host[name] += host_us
-    return {name: summarise([*itertools.chain(*times[name])], host[name]) for name in calls if len(times[name]) == 2}
+    """Time several calls in two rounds, ``seconds`` of repetitions each; one that fails in either has no timing."""
+    samples = in_turns(calls, lambda call: timer.sample(call, seconds / 2), 2, guarded)
+    found = {}
+    for name, parts in samples.items():
+        if len(parts) == 2:
+            device, host = ([*first, *second] for first, second in zip(*parts, strict=True))
+            found[name] = Timing(Spread.of(device), len(device), statistics.median(host))
+    return found
 
 
 class GPUTimer:
@@ -123,33 +186,18 @@ class GPUTimer:
             torch.cuda.synchronize(self._device)
         return [1e3 * first.elapsed_time(last) for first, last in events], host
 
-    def peak_bytes(self, call: Call) -> int | None:
-        """See ``Timer``."""
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        call()
-        torch.cuda.synchronize(self._device)
-        return int(torch.cuda.max_memory_allocated(self._device) - before)
-
 
 class CPUTimer:
-    """The process's clock, for dry runs."""
+    """The process's clock, one call a sample: for dry runs."""
 
     name = "perf_counter"
 
-    def __init__(self, repetitions: int = 1) -> None:
-        self._repetitions = repetitions
-
     def sample(self, call: Call, seconds: float) -> tuple[list[float], list[float]]:
         """See ``Timer``."""
-        times = []
-        for _ in range(self._repetitions):
-            start = time.perf_counter()
-            call()
-            times.append(1e6 * (time.perf_counter() - start))
+        times = [1e6 * seconds_of(call, torch.device("cpu"))]
         return times, times
 
-    def peak_bytes(self, call: Call) -> int | None:
-        """See ``Timer``."""
-        return None
+
+def timer_for(device: torch.device) -> Timer:
+    """Choose events on a GPU, the clock in a dry run."""
+    return CPUTimer() if device.type == "cpu" else GPUTimer(device)

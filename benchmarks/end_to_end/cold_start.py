@@ -1,4 +1,4 @@
-"""From the start of Python to the first map, part by part, in fresh processes.
+"""Time from the start of Python to the first map, part by part, in fresh processes.
 
     python -m benchmarks.end_to_end.cold_start [--model mobilenetv2_100] [--compile off on] ... --out results
 
@@ -16,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fampe_fast.cli.arguments import positive
+
+from ..common.command import add_device
+from ..common.results import table, write
 
 PARTS = ("import torch", "import fampe_fast", "load the model", "warmup", "first map", "second map")
 
@@ -62,7 +65,7 @@ print(json.dumps({"times": times, "device": str(device), "torch": torch.__versio
 
 
 @dataclass(frozen=True)
-class Row:
+class Start:
     """One way; seconds by part, a list per repetition."""
 
     compile: str
@@ -71,7 +74,7 @@ class Row:
     seconds: dict[str, list[float]]
 
     def median(self, part: str) -> float:
-        """Over the repetitions."""
+        """Take it over the repetitions."""
         return statistics.median(self.seconds[part])
 
 
@@ -82,8 +85,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=positive, default=10, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=20, help="N (%(default)s)")
     found.add_argument("--repetitions", type=positive, default=3, help="of each (%(default)s)")
-    found.add_argument("--device", help="default: a GPU if there is one")
-    found.add_argument("--threads", type=positive, help="of torch on the CPU")
+    add_device(found)
     found.add_argument("--out", type=Path, required=True, help="folder of cold_start.json and cold_start.md")
     return found
 
@@ -100,26 +102,22 @@ def main(given: Sequence[str] | None = None) -> int:
                         machine = start(arguments, compiled, warm, Path(caches))
                         runs[cached].append(machine.pop("times"))
             for cached, found in runs.items():
-                row = Row(compiled, warm, cached, {part: [run[part] for run in found] for part in PARTS})
+                row = Start(compiled, warm, cached, {part: [run[part] for run in found] for part in PARTS})
                 rows.append(row)
-                print(line(row), flush=True)
+                print(", ".join(cells(row)), flush=True)
     rows.sort(key=lambda row: (row.compile, row.cached))
     what = (
         f"{arguments.model} on {machine['device']}, torch {machine['torch']}, one image, T = {arguments.steps}, "
         f"N = {arguments.samples}; medians of {arguments.repetitions}, in seconds."
     )
-    head = f"| compile | caches | warmup() | {' | '.join(PARTS)} |\n{'|---' * (3 + len(PARTS))}|"
-    table = "\n".join([what, "", head, *map(line, rows)]) + "\n"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"what": what, "rows": [asdict(row) for row in rows]}
-    (arguments.out / "cold_start.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "cold_start.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}")
+    text = "\n".join([what, "", *table(["compile", "caches", "warmup()", *PARTS], map(cells, rows), left=3)]) + "\n"
+    write({"what": what, "rows": rows}, arguments.out / "cold_start.json", text)
+    print(f"\n{text}")
     return 0
 
 
 def start(arguments: argparse.Namespace, compiled: str, warm: bool, caches: Path) -> dict[str, object]:
-    """The parts' seconds in a process of its own, whose compilers keep what they make under ``caches``."""
+    """Time the parts in a process of its own, whose compilers keep what they make under ``caches``."""
     asked = {name: getattr(arguments, name) for name in ("model", "steps", "samples", "device", "threads")}
     environment = {
         **os.environ,
@@ -139,9 +137,9 @@ def start(arguments: argparse.Namespace, compiled: str, warm: bool, caches: Path
     return found
 
 
-def line(row: Row) -> str:
-    caches, warm = "filled" if row.cached else "empty", "yes" if row.warmup else "no"
-    return f"| {row.compile} | {caches} | {warm} | " + " | ".join(f"{row.median(part):.2f}" for part in PARTS) + " |"
+def cells(row: Start) -> list[str]:
+    medians = (f"{row.median(part):.2f}" for part in PARTS)
+    return [row.compile, "filled" if row.cached else "empty", "yes" if row.warmup else "no", *medians]
 
 
 if __name__ == "__main__":

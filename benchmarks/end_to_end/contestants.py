@@ -1,11 +1,11 @@
-"""What is compared, each as a call that makes the maps of a batch."""
+"""Build what is compared, each as a call that makes the maps of a batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,120 +17,10 @@ from fampe_fast.models import fold_batch_norm
 from fampe_fast.runtime.compilation import with_code_of_its_own
 from fampe_fast.runtime.cpu_memory import kept_memory
 
+from ..common.timing import Call
+from .cases import BARE, OURS, Case, Way
 from .counting import Counted, MeanColour
-from .public_attexplore import RESIZE_RATE, PublicAttEXplore
-
-OURS = ("fampe", "attexplore")
-PEERS = ("public_attexplore", "integrated_gradients", "smoothgrad")
-BARE = "bare"
-LABELS = {
-    BARE: "bare passes",
-    "fampe": "FAMPE",
-    "attexplore": "AttEXplore, here",
-    "public_attexplore": "AttEXplore, public code's way",
-    "integrated_gradients": "Captum, integrated gradients",
-    "smoothgrad": "Captum, SmoothGrad",
-}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which classifier; ``embedded`` is the package's own small one.
-
-    Attributes:
-        name: as ``load_classifier`` takes it, or ``embedded``.
-        weights: a local checkpoint; without one the weights are random, which costs the same.
-        mean: one number or one per channel, None for the model's own.
-        std: likewise.
-        arguments: of the model's constructor.
-    """
-
-    name: str
-    weights: str | None = None
-    mean: float | tuple[float, ...] | None = None
-    std: float | tuple[float, ...] | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def load(self, device: torch.device) -> nn.Module:
-        """The classifier as it was published, on the device, in evaluation mode, its convolutions channels-last."""
-        from fampe_fast import load_classifier, load_embedded_classifier
-
-        if self.name == "embedded":
-            model: nn.Module = load_embedded_classifier()
-            model = model.to(device)
-        else:
-            given = {name: value for name in ("mean", "std") if (value := getattr(self, name)) is not None}
-            torch.manual_seed(0)
-            model = load_classifier(
-                self.name,
-                weights=self.weights,
-                pretrained=None if self.weights else False,
-                device=device,
-                model_args=self.arguments,
-                fold_batch_norm=False,
-                **given,
-            )
-        return model.to(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A batch of work.
-
-    Attributes:
-        batch: B, images per call.
-        side: pixels.
-        steps: T.
-        samples: N; the peers make T * N passes, too.
-        diversity: whether the methods that use input diversity by default do so here.
-    """
-
-    batch: int
-    side: int
-    steps: int
-    samples: int
-    diversity: bool
-
-    @property
-    def passes(self) -> int:
-        """Forward and backward passes that the maps of the batch are made of: T * N * B."""
-        return self.steps * self.samples * self.batch
-
-    @property
-    def enlarged(self) -> int:
-        """Side of the frame in which a diversified sample is shown."""
-        return int(self.side * RESIZE_RATE)
-
-    def __str__(self) -> str:
-        shown = "" if self.diversity else ", no input diversity"
-        return f"batch {self.batch}, {self.side} px, T {self.steps}, N {self.samples}{shown}"
-
-
-@dataclass(frozen=True)
-class Way:
-    """A method and how it is run.
-
-    Attributes:
-        method: a key of ``LABELS``.
-        precision: of the model.
-        compile: off, on or graphs.
-        enlarged: of the bare passes alone: on images of the size that input diversity shows.
-        prepared: of the bare passes alone: as this package makes them, its normalisation folded, freed memory kept.
-    """
-
-    method: str
-    precision: str = "fp32"
-    compile: str = "off"
-    enlarged: bool = False
-    prepared: bool = False
-
-    def __str__(self) -> str:
-        parts = [LABELS[self.method], self.precision]
-        parts += {"off": [], "on": ["compiled"], "graphs": ["CUDA graphs"]}[self.compile]
-        return ", ".join(parts + ["as here"] * self.prepared + ["enlarged images"] * self.enlarged)
-
-
-Call = Callable[[], Any]
+from .public_attexplore import PublicAttEXplore
 
 
 @dataclass(frozen=True)
@@ -149,7 +39,7 @@ class Models:
 
     @classmethod
     def of(cls, model: nn.Module, image: Tensor, *, plain: bool = True) -> Models:
-        """The forms of a channels-last model, which is shown an image (1, C, H, W); without a plain one if so asked."""
+        """Make them of a channels-last model, which is shown an image (1, C, H, W); without a plain one if so asked."""
         other = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True) if plain else model
         return cls(model, other, fold_batch_norm(model, image).to(memory_format=torch.channels_last))
 
@@ -157,7 +47,7 @@ class Models:
 def build(
     way: Way, case: Case, models: Models, chunk: int, images: Tensor, targets: Tensor, *, warm: bool = False
 ) -> Call:
-    """The call that makes the batch's maps, or as many bare passes as ``bare_passes`` says.
+    """Build the call that makes the batch's maps, or as many bare passes as ``bare_passes`` says.
 
     Args:
         way: what to run.
@@ -177,7 +67,7 @@ def build(
             _InPrecision(models.plain, way.precision),
             steps=case.steps,
             samples=case.samples,
-            diversity=0.5 if case.diversity else 0.0,
+            diversity=0.0 if case.diversity is False else 0.5,
         )
         return lambda: public.attribute(images, targets)
     return _captum(way, case, _InPrecision(models.best, way.precision), chunk, images, targets)
@@ -192,7 +82,7 @@ def _ours(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, ta
         samples=case.samples,
         precision=way.precision,
         compile=way.compile,
-        **({} if case.diversity else {"input_diversity": False}),
+        **({} if case.diversity is None else {"input_diversity": case.diversity}),
     )
     if warm:
         size = case.side, case.side
@@ -236,14 +126,14 @@ class _InPrecision(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Float32 logits (float64 of a model in float64)."""
+        """Return float32 logits (float64 of a model in float64)."""
         with autocast(self._precision, pixels.device):  # type: ignore[arg-type]
             found: Tensor = self.model(pixels)
         return found if found.dtype == torch.float64 else found.float()
 
 
 def bare_passes(case: Case, chunk: int, device: torch.device) -> int:
-    """How many bare passes of ``chunk`` images are timed at once."""
+    """Return how many bare passes of ``chunk`` images are timed at once."""
     return -(-min(case.passes, 64 if device.type == "cpu" else 1024) // chunk)
 
 
@@ -295,7 +185,7 @@ def _bare(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor) ->
 
 
 def in_precision(call: Call, precision: str, device: torch.device) -> Call:
-    """The call with tf32 allowed where the precision is tf32 and nowhere else, for peers and bare passes, too."""
+    """Allow tf32 in a call where the precision is tf32 and nowhere else, for peers and bare passes, too."""
 
     def run() -> Any:
         with matrix_precision(precision, device):  # type: ignore[arg-type]
@@ -320,7 +210,7 @@ class Passes:
 
 
 def count_passes(way: Way, case: Case, chunk: int) -> Passes:
-    """By a model that counts; its random placements are those of the timed run where they depend on a seed."""
+    """Count with a model that does so; its random placements are those of the timed run where they depend on a seed."""
     model = Counted(MeanColour())
     images = torch.rand(case.batch, 3, case.side, case.side, generator=torch.Generator().manual_seed(2))
     targets = torch.zeros(case.batch, dtype=torch.long)
@@ -338,12 +228,12 @@ def count_passes(way: Way, case: Case, chunk: int) -> Passes:
 
 
 def load_images(folder: str | None, batch: int, side: int, model: Any) -> Tensor:
-    """(B, 3, side, side) in [0, 1]: the first B files of a folder, over and over, or noise."""
+    """Return (B, 3, side, side) in [0, 1]: the first B files of a folder, over and over, or noise."""
     if folder is None:
         return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     from fampe_fast.images import read_image
 
-    found = []
+    found: list[Tensor] = []
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(found) < batch:
             found.append(model.transform(read_image(path)))

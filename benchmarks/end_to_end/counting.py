@@ -1,4 +1,4 @@
-"""A model that counts its passes."""
+"""Count the passes of a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Counted(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of the model within."""
+        """Return the logits of the model within."""
         size = (pixels.shape[-2], pixels.shape[-1])
         self.forward_images[size] += len(pixels)
         self.batches.append((len(pixels), *size))
@@ -59,5 +59,5 @@ class MeanColour(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(P, classes)."""
+        """Return (P, classes)."""
         return pixels.mean((2, 3)) @ self.weight.T

@@ -1,4 +1,4 @@
-"""Times by interleaved repetitions, memory in a process of its own, and the bound that the bare model's passes set."""
+"""Time calls by interleaved repetitions beside the bare model's passes, and their memory in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,41 +8,30 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .. import ROOT
-from .contestants import (
-    BARE,
-    OURS,
-    PEERS,
-    Call,
-    Case,
-    Models,
-    ModelSpec,
-    Passes,
-    Way,
-    bare_passes,
-    build,
-    count_passes,
-    in_precision,
-    load_images,
-)
-from .results import MEASURED, NOT_RUN, Row
-
-Say = Callable[[str], None]
+from ..common.command import Say
+from ..common.machine import Build
+from ..common.results import MEASURED, NOT_RUN, CallRow, status_of
+from ..common.timing import Call, in_turns, peak_bytes, seconds_of
+from .cases import BARE, OURS, PEERS, Case, ModelSpec, Way
+from .contestants import Models, Passes, bare_passes, build, count_passes, in_precision, load_images
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how.
+    """A run: what is measured, and how.
 
     Attributes:
         model: which classifier.
         device: where.
+        build: the machine and versions that the rows belong to.
         cases: the batches of work.
         precisions: of this package and the bare passes.
         peer_precisions: of the peers.
@@ -50,12 +39,14 @@ class Plan:
         methods: which of ``OURS`` and ``PEERS``.
         chunks: images per bare pass, of which the fastest sets the bound.
         repetitions: of every call, interleaved.
-        memory: whether peak memory is measured.
+        memory: whether peak memory is measured in processes of its own; without, a GPU's is in this one.
         images: a folder, or None for noise.
+        plain_bound: compare with uncompiled bare passes of the model as it is here alone, which takes less time.
     """
 
     model: ModelSpec
     device: torch.device
+    build: Build
     cases: tuple[Case, ...]
     precisions: tuple[str, ...] = ("fp32",)
     peer_precisions: tuple[str, ...] = ("fp32",)
@@ -65,21 +56,23 @@ class Plan:
     repetitions: int = 5
     memory: bool = True
     images: str | None = None
+    plain_bound: bool = False
 
     def bare_ways(self, case: Case) -> list[Way]:
-        """Bare passes, as published and as here: on images of the case's size, with input diversity also enlarged."""
+        """List the bare passes: as published and as here, on images of the case's size and, if need be, enlarged."""
         precisions = dict.fromkeys((*self.precisions, *self.peer_precisions))
-        sizes = (False, True) if case.diversity and {*OURS, "public_attexplore"} & {*self.methods} else (False,)
+        diverse = {"attexplore", "public_attexplore", *(OURS if case.diversity else ())} & {*self.methods}
+        sizes = (False, True) if case.diversity is not False and diverse else (False,)
         return [
             Way(BARE, precision, compiled, enlarged, prepared)
             for precision in precisions
-            for prepared in (False, True)
-            for compiled in (self.compile if precision in self.precisions else ("off",))
+            for prepared in ((True,) if self.plain_bound else (False, True))
+            for compiled in (self.compile if precision in self.precisions and not self.plain_bound else ("off",))
             for enlarged in sizes
         ]
 
     def ways(self) -> list[Way]:
-        """The methods."""
+        """List the methods."""
         ours = [
             Way(method, precision, compiled)
             for precision in self.precisions
@@ -101,29 +94,32 @@ class _Runner:
     status: str = MEASURED
     passes: Passes | None = None
     seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @contextmanager
+    def guarded(self, say: Say) -> Iterator[None]:
+        """Let an error cost this way alone."""
+        try:
+            yield
+        except Exception as error:
+            self.status, self.call = status_of(error), None
+            say(f"  {self.way}: {self.status}")
 
 
-def timed(call: Call, device: torch.device) -> float:
-    """Seconds from an idle device to an idle device."""
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def measure(
-    plan: Plan, deadline: float, say: Say, keep: Callable[[list[Row]], object] = lambda rows: None
-) -> list[Row]:
-    """One row per case and way; ``keep`` is given all rows so far after every case, should the run be ended."""
+def measure_calls(
+    plan: Plan, deadline: float, say: Say, keep: Callable[[list[CallRow]], object] = lambda rows: None
+) -> list[CallRow]:
+    """Measure one row per case and way; ``keep`` is given all so far after every case, should the run be ended."""
     model, side = plan.model.load(plan.device), plan.cases[0].side
-    models = Models.of(model, torch.rand(1, 3, side, side, device=plan.device))
+    models = Models.of(
+        model, torch.rand(1, 3, side, side, device=plan.device), plain="public_attexplore" in plan.methods
+    )
     chunks: dict[tuple[int, str, int], int] = {}
     rows = []
     for case in plan.cases:
         ways = [*plan.bare_ways(case), *plan.ways()]
         if time.monotonic() > deadline:
-            rows += [Row.of(case, way, status=NOT_RUN) for way in ways]
+            rows += [CallRow(case, way, plan.model.name, plan.build, NOT_RUN) for way in ways]
             continue
         say(str(case))
         images = load_images(plan.images, case.batch, case.side, models.best).to(plan.device)
@@ -136,7 +132,12 @@ def measure(
                 chunks[key] = _best_chunk(plan, case, precision, models, images)
                 say(f"  bare passes in {precision} are fastest with {chunks[key]} images")
             best[precision] = chunks[key]
-        runners = [_warm(_Runner(way, best[way.precision]), case, models, images, targets, say) for way in ways]
+        runners = [_Runner(way, best[way.precision]) for way in ways]
+        for runner in runners:
+            with runner.guarded(say):
+                _warm_up(runner, case, models, images, targets, say)
+                assert runner.call is not None
+                runner.peak_bytes = None if plan.memory else peak_bytes(runner.call, plan.device)
         _repeat(runners, plan, deadline, say)
         rows += _rows(runners, case, plan)
         keep(rows)
@@ -150,7 +151,7 @@ def measure(
 
 
 def _best_chunk(plan: Plan, case: Case, precision: str, models: Models, images: Tensor) -> int:
-    """The chunk with the highest throughput of the uncompiled bare model; the first if none works."""
+    """Find the chunk with the highest throughput of the uncompiled bare model; the first if none works."""
     # A step offers batch * samples rows: no larger chunk is open to the methods.
     candidates = sorted({min(chunk, case.batch * case.samples) for chunk in plan.chunks})
     best = (0.0, candidates[0])
@@ -160,51 +161,43 @@ def _best_chunk(plan: Plan, case: Case, precision: str, models: Models, images: 
         call = in_precision(build(way, case, models, chunk, images, targets), precision, plan.device)
         try:
             call()
-            seconds = min(timed(call, plan.device) for _ in range(2))
+            seconds = min(seconds_of(call, plan.device) for _ in range(2))
         except torch.OutOfMemoryError:
             break
         best = max(best, (bare_passes(case, chunk, plan.device) * chunk / seconds, chunk))
     return best[1]
 
 
-def _warm(runner: _Runner, case: Case, models: Models, images: Tensor, targets: Tensor, say: Say) -> _Runner:
+def _warm_up(runner: _Runner, case: Case, models: Models, images: Tensor, targets: Tensor, say: Say) -> None:
     """Build it and call it once: what compiles, captures or allocates does so here."""
     way = runner.way
-    try:
-        if way.method != BARE:
-            runner.passes = count_passes(way, case, runner.chunk)
-        call = build(way, case, models, runner.chunk, images, targets, warm=True)
-        runner.call = in_precision(call, way.precision, images.device)
-        say(f"  {way}: {timed(runner.call, images.device):.2f} s the first time")
-    except Exception as error:
-        _fail(runner, error, say)
-    return runner
-
-
-def _fail(runner: _Runner, error: Exception, say: Say) -> None:
-    first = (str(error).splitlines() or [""])[0][:200]
-    out_of_memory = isinstance(error, torch.OutOfMemoryError)
-    runner.status = "out of memory" if out_of_memory else f"failed: {type(error).__name__}: {first}"
-    runner.call = None
-    say(f"  {runner.way}: {runner.status}")
+    if way.method != BARE:
+        runner.passes = count_passes(way, case, runner.chunk)
+    call = build(way, case, models, runner.chunk, images, targets, warm=True)
+    runner.call = in_precision(call, way.precision, images.device)
+    say(f"  {way}: {seconds_of(runner.call, images.device):.2f} s the first time")
 
 
 def _repeat(runners: Sequence[_Runner], plan: Plan, deadline: float, say: Say) -> None:
-    """Every round all of them, every other round in reverse order: drift of the machine meets all alike."""
-    for repetition in range(plan.repetitions):
-        if repetition and time.monotonic() > deadline:
+    def go_on(repetition: int) -> bool:
+        ended = repetition > 0 and time.monotonic() > deadline
+        if ended:
             say(f"  the time is up: {repetition} repetitions of {plan.repetitions}")
-            return
-        for runner in runners if repetition % 2 == 0 else reversed(runners):
-            if runner.call is None:
-                continue
-            try:
-                runner.seconds.append(timed(runner.call, plan.device))
-            except Exception as error:
-                _fail(runner, error, say)
+        return not ended
+
+    calls = {number: runner.call for number, runner in enumerate(runners) if runner.call is not None}
+    found = in_turns(
+        calls,
+        lambda call: seconds_of(call, plan.device),
+        plan.repetitions,
+        lambda number: runners[number].guarded(say),
+        go_on,
+    )
+    for number, seconds in found.items():
+        runners[number].seconds = seconds
 
 
-def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
+def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[CallRow]:
     bare: dict[tuple[str, str, bool], dict[bool, list[float]]] = {}
     for runner in runners:
         if runner.way.method == BARE and runner.call is not None:
@@ -215,10 +208,12 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
     rows = []
     for runner in runners:
         way = runner.way
-        row = Row.of(case, way, chunk=runner.chunk, status=runner.status)
+        row = CallRow(case, way, plan.model.name, plan.build, runner.status, runner.chunk)
         if runner.call is None:
             rows.append(row)
             continue
+        if runner.peak_bytes is not None:
+            row = replace(row, peak_bytes=runner.peak_bytes, peak_is="allocated on the GPU above what was there before")
         if way.method == BARE:
             seconds = bare[way.precision, way.compile, way.prepared][way.enlarged]
             rows.append(replace(row, pass_ms=tuple(1e3 * value for value in seconds)))
@@ -243,7 +238,7 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[Row]:
 
 
 def _bound(bare: dict[bool, list[float]] | None, enlarged: float) -> tuple[float, ...]:
-    """Milliseconds per pass, round by round, of bare passes on as many enlarged images as the method showed."""
+    """Return milliseconds per pass, round by round, of bare passes on as many enlarged images as the method showed."""
     if bare is None or False not in bare or (enlarged and True not in bare):
         return ()
     large = bare.get(True, bare[False])
@@ -251,14 +246,14 @@ def _bound(bare: dict[bool, list[float]] | None, enlarged: float) -> tuple[float
 
 
 def _shares(bound: tuple[float, ...], pass_ms: tuple[float, ...]) -> tuple[float, ...]:
-    """The bound over the time, each with that of its own round."""
+    """Divide the bound by the time, round by round."""
     return tuple(allowed / taken for allowed, taken in zip(bound, pass_ms, strict=False))
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def _with_memory(row: Row, plan: Plan, deadline: float, say: Say) -> Row:
+def _with_memory(row: CallRow, plan: Plan, deadline: float, say: Say) -> CallRow:
     if not row.measured or time.monotonic() > deadline:
         return row
     peak, how = peak_memory(row.way, row.case, plan, row.chunk)
@@ -267,7 +262,7 @@ def _with_memory(row: Row, plan: Plan, deadline: float, say: Say) -> Row:
 
 
 def peak_memory(way: Way, case: Case, plan: Plan, chunk: int, timeout: float = 3600) -> tuple[int | None, str]:
-    """Bytes that the second call of a fresh process takes at its peak beside the model, and what is counted."""
+    """Measure the bytes that a fresh process's second call takes at its peak beside the model, and name them."""
     request = {
         "model": asdict(plan.model),
         "device": str(plan.device),
@@ -299,8 +294,3 @@ def _forget(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

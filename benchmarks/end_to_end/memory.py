@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from .contestants import Case, Models, ModelSpec, Way, build, in_precision, load_images
+from .cases import Case, ModelSpec, Way
+from .contestants import Models, build, in_precision, load_images
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """``peak_bytes`` (None where nothing counts it) and ``peak_is``, what was counted."""
+def measure_peak(request: dict[str, Any]) -> dict[str, Any]:
+    """Return ``peak_bytes`` (None where nothing counts it) and ``peak_is``, what was counted."""
     torch.set_num_threads(request["threads"])
     device = torch.device(request["device"])
     case, way = Case(**request["case"]), Way(**request["way"])
@@ -44,7 +45,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def resident_growth(call: Any) -> dict[str, Any]:
-    """By how much the resident set of this process exceeds, at its peak during the call, that before it."""
+    """Measure by how much the resident set of this process exceeds, at its peak during the call, that before it."""
     try:
         _give_back()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
@@ -67,7 +68,7 @@ def _give_back() -> None:
 
 
 def _status(key: str) -> int:
-    """A value of /proc/self/status, in bytes."""
+    """Read a value of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return 1024 * int(line.split()[1])
@@ -75,5 +76,5 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
-    json.dump(measure(json.load(sys.stdin)), sys.stdout)
+    json.dump(measure_peak(json.load(sys.stdin)), sys.stdout)
     print()

@@ -1,4 +1,4 @@
-"""Insertion and deletion beside their bound: as many bare forward passes of the same model, in chunks of the same size.
+"""Time insertion and deletion beside their bound: as many bare forward passes of the same model, in equal chunks.
 
 The bare passes are forward alone, channels-last, in inference mode, on pixels that are there; they and the metric are
 called in turn, every other round in reverse order, so that a drift of the machine meets both, and a share divides times
@@ -15,7 +15,6 @@ else ran on the machine, the row is marked as disturbed and its share means noth
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,23 +23,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fampe_fast.cli.arguments import key_value, numbers, positive
+from fampe_fast.cli.arguments import positive
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.runtime.cpu_memory import kept_memory
 from fampe_fast.runtime.model import chunk_size
 from fampe_fast.runtime.model_probe import probe
 
-from .contestants import ModelSpec, load_images
-from .measuring import timed
-from .results import Quiet, machine
+from ..common.command import add_model, device_of
+from ..common.machine import LoadMonitor, build_of
+from ..common.results import table, write
+from ..common.timing import Call, Spread, in_turns, seconds_of
+from .cases import ModelSpec
+from .contestants import load_images
 
-Call = Callable[[], object]
 APART = 0.1
 """Quartiles of the share that are further apart than this are no measurement."""
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One way, measured.
 
     Attributes:
@@ -69,15 +70,13 @@ class Row:
     @property
     def share(self) -> float:
         """The median of the rounds."""
-        return statistics.median(self.shares)
+        return Spread.of(self.shares).median
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """Of the shares; the share itself where there is one round."""
-        if len(self.seconds) == 1:
-            return self.share, self.share
-        low, _, high = statistics.quantiles(self.shares, n=4, method="inclusive")
-        return low, high
+        spread = Spread.of(self.shares)
+        return spread.lower, spread.upper
 
     @property
     def disturbed(self) -> bool:
@@ -92,7 +91,7 @@ class Row:
 
 
 def shown_images(model: nn.Module, call: Call) -> int:
-    """How many images pass through the model in a call."""
+    """Count the images that pass through the model in a call."""
     counted = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -108,7 +107,7 @@ def shown_images(model: nn.Module, call: Call) -> int:
 
 
 def bare_passes(model: Callable[[Tensor], Tensor], pixels: Tensor, images: int) -> Call:
-    """Forward passes of so many images, ``len(pixels)`` in each but the last; freed memory kept, as the metric does."""
+    """Build a call that passes so many images, ``len(pixels)`` at once; freed memory is kept, as the metric does."""
 
     def call() -> None:
         with torch.inference_mode(), kept_memory(pixels.device):
@@ -125,7 +124,7 @@ def compiled(model: nn.Module, way: str) -> Callable[[Tensor], Tensor]:
     return found
 
 
-def measure(
+def measure_metric(
     model: nn.Module,
     images: Tensor,
     passes: int | None,
@@ -134,7 +133,7 @@ def measure(
     protocol: str,
     rounds: int,
     steps: int | None = None,
-) -> Row:
+) -> MetricRow:
     """Warm up, count, and take the rounds."""
     device = images.device
     maps = torch.rand(images.shape[0], 1, *images.shape[2:], generator=torch.Generator().manual_seed(1)).to(device)
@@ -167,41 +166,27 @@ def measure(
         del calls["plain"]
     for call in calls.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in list(calls) if number % 2 == 0 else reversed(list(calls)):
-            seconds[name].append(timed(calls[name], device))
+    seconds = in_turns(calls, lambda call: seconds_of(call, device), rounds)
     bare = tuple(seconds["bare"])
-    return Row(len(images), passes, way, shown, tuple(seconds["metric"]), bare, tuple(seconds.get("plain", bare)))
+    return MetricRow(len(images), passes, way, shown, tuple(seconds["metric"]), bare, tuple(seconds.get("plain", bare)))
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    lines = [
-        "| images | passes per curve | compile | images shown | ms per image shown | bare | share of the bound "
-        "| quartiles | of plain bare passes |",
-        "|--:|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
+def markdown(rows: Sequence[MetricRow]) -> str:
+    titles = ["images", "passes per curve", "compile", "images shown", "ms per image shown", "bare"]
+    titles += ["share of the bound", "quartiles", "of plain bare passes"]
+    cells = []
     for row in rows:
         mine, bare = (1e3 * statistics.median(values) / row.images for values in (row.seconds, row.bare_seconds))
         low, high = row.quartiles
         mark = " (disturbed)" if row.disturbed else ""
-        lines.append(
-            f"| {row.batch} | {row.passes or 'all'} | {row.compile} | {row.images} | {mine:.2f} | {bare:.2f} "
-            f"| {row.share:.1%}{mark} | {low:.1%} to {high:.1%} | {row.share_of_plain:.1%} |"
-        )
-    return "\n".join(lines) + "\n"
+        cells.append([str(row.batch), str(row.passes or "all"), row.compile, str(row.images), f"{mine:.2f}"])
+        cells[-1] += [f"{bare:.2f}", f"{row.share:.1%}{mark}", f"{low:.1%} to {high:.1%}", f"{row.share_of_plain:.1%}"]
+    return "\n".join(table(titles, cells, left=3)) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Insertion and deletion beside as many bare forward passes.")
-    found.add_argument("--model", default="resnet50", help="timm name, torchvision/NAME, ... or 'embedded'")
-    found.add_argument("--weights", help="local checkpoint; without one the weights are random, which costs the same")
-    found.add_argument("--model-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
-    found.add_argument("--mean", type=numbers, help="one number or three, comma-separated")
-    found.add_argument("--std", type=numbers, help="one number or three, comma-separated")
-    found.add_argument("--images", help="a folder (default: noise, which costs the same)")
-    found.add_argument("--device", help="default: a GPU if there is one")
-    found.add_argument("--threads", type=positive, help="of torch on the CPU")
+    add_model(found)
     found.add_argument("--side", type=positive, default=224, help="pixels (%(default)s)")
     found.add_argument("--batches", nargs="+", type=positive, default=[8, 1], help="images per call (%(default)s)")
     found.add_argument("--passes", nargs="+", type=int, default=[0, 33], help="per curve, 0 for all (%(default)s)")
@@ -216,10 +201,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(given: Sequence[str] | None = None) -> None:
     found = parser().parse_args(given)
-    device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if found.threads:
-        torch.set_num_threads(found.threads)
-    quiet = Quiet()
+    device = device_of(found)
+    monitor = LoadMonitor()
     model = ModelSpec(found.model, found.weights, found.mean, found.std, dict(found.model_arg)).load(device)
     rows = []
     for batch in found.batches:
@@ -227,23 +210,21 @@ def main(given: Sequence[str] | None = None) -> None:
         for way in found.compile:
             for passes in found.passes:
                 chunk = chunk_size(found.chunk, device)
-                rows.append(
-                    measure(model, images, passes or None, way, chunk, found.protocol, found.rounds, found.steps)
-                )
+                sizes = chunk, found.protocol, found.rounds, found.steps
+                rows.append(measure_metric(model, images, passes or None, way, *sizes))
                 print(markdown(rows[-1:]).splitlines()[-1], flush=True)
-    this = machine(device, found.model, quiet, dry_run=False)
-    found.out.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": asdict(this),
+    machine = monitor.machine(build_of(device))
+    warning = f"**{machine.warning}**\n\n" if machine.warning else ""
+    text = f"{found.model} on {machine}.\n\n{warning}{markdown(rows)}"
+    record = {
+        "machine": machine,
+        "model": found.model,
         "protocol": found.protocol,
         "steps": found.steps,
         "rows": [{**asdict(row), "disturbed": row.disturbed} for row in rows],
     }
-    (found.out / "metrics.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    about = f"{this.model} on {this.device}, {this.threads} thread(s), torch {this.torch}\n\n"
-    about += f"**Not a measurement to be kept: {this.disturbed}.**\n\n" if this.disturbed else ""
-    (found.out / "metrics.md").write_text(about + markdown(rows), encoding="utf-8")
-    print(about + markdown(rows))
+    write(record, found.out / "metrics.json", text)
+    print(text)
 
 
 if __name__ == "__main__":

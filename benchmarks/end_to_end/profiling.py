@@ -1,11 +1,11 @@
-"""Where a call's time goes: the profiler's events, sorted into a few kinds of work."""
+"""Find where a call's time goes: the profiler's events, sorted into a few kinds of work."""
 
 from __future__ import annotations
 
 import re
-import time
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from ..common.timing import Call, seconds_of
 
 FORWARD, BACKWARD, COMPILED = "model, forward", "model, backward", "model, compiled"
 SAMPLING, DIVERSITY, SUM, STEP, COPIES, OTHER, HOST = (
@@ -48,7 +50,7 @@ class Marked(nn.Module):
         self.train(model.training)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The model's."""
+        """Run the model."""
         with record_function(_MARK):
             found: Tensor = self.model(pixels)
         return found
@@ -72,25 +74,18 @@ class Budget:
     synchronisations: int = 0
     transfers: int = 0
 
-    @property
-    def model(self) -> float:
-        """The model's share."""
-        return sum(self.share.get(kind, 0.0) for kind in (FORWARD, BACKWARD, COMPILED))
 
-
-def budget(call: Callable[[], Any], device: torch.device, repetitions: int = 3) -> Budget:
+def profile_call(call: Call, device: torch.device, repetitions: int = 3) -> Budget:
     """Time a call, then profile it once.
 
     On a GPU the shares are of the wall-clock time, by the time of the kernels that the work launched; what is left is
     the host's: the device waited. On a CPU they are by the operators' time, and the host's is Python between them.
     """
     call()
-    times = []
-    for _ in range(repetitions):
-        times.append(_wall(call, device))
+    seconds = statistics.median_high(seconds_of(call, device) for _ in range(repetitions))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiled:
-        wall = _wall(call, device)
+        wall = seconds_of(call, device)
     events = list(profiled.events() or ())
     spent = sort_events(events, on_device=device.type == "cuda")
     # The profiler slows the host: shares are of what it saw.
@@ -99,7 +94,7 @@ def budget(call: Callable[[], Any], device: torch.device, repetitions: int = 3) 
     share[HOST] = 1 - sum(share.values())
     names = Counter(event.name for event in events)
     return Budget(
-        sorted(times)[len(times) // 2],
+        seconds,
         share,
         sum(len(event.kernels) for event in events),
         max(0, sum(count for name, count in names.items() if _SYNCHRONISATIONS.search(name)) - _OWN_WAITS),
@@ -108,7 +103,7 @@ def budget(call: Callable[[], Any], device: torch.device, repetitions: int = 3) 
 
 
 def sort_events(events: Sequence[Any], *, on_device: bool) -> Counter[str]:
-    """Microseconds by kind of work, each event counted once."""
+    """Sum microseconds by kind of work, each event counted once."""
     spent: Counter[str] = Counter()
     for event in events:
         # A GPU's kernels are listed, too; their time is also that of the operators that launched them.
@@ -127,13 +122,3 @@ def _sort(event: Any, inherited: str, on_device: bool, spent: Counter[str]) -> N
     spent[inherited] += event.self_device_time_total if on_device else event.self_cpu_time_total
     for child in event.cpu_children:
         _sort(child, inherited, on_device, spent)
-
-
-def _wall(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""AttEXplore as its public code runs it, to be timed beside this package; not a method to use.
+"""Run AttEXplore as its public code does, to time it beside this package; not a method to use.
 
 Written from https://github.com/LMBTough/ATTEXPLORE, ``saliency/core/ampe.py`` (``FGSMGradSSA``, ``AMPE``) and
 ``generate_attributions.py``, commit 02e70d6. What it costs there it costs here: one pass per sample, one after the
@@ -22,7 +22,7 @@ RESIZE_RATE = 1.15
 
 
 def dct(values: Tensor) -> Tensor:
-    """DCT-II along the last dimension, unscaled: twice the sum of x * cos(pi * (2j+1) * k / 2n). By one FFT."""
+    """Compute the DCT-II along the last dimension by an FFT, unscaled: 2 * sum of x * cos(pi * (2j+1) * k / 2n)."""
     n = values.shape[-1]
     rows = values.contiguous().view(-1, n)
     folded = torch.cat([rows[:, ::2], rows[:, 1::2].flip([1])], dim=1)
@@ -33,7 +33,7 @@ def dct(values: Tensor) -> Tensor:
 
 
 def idct(values: Tensor) -> Tensor:
-    """The inverse of ``dct``, along the last dimension."""
+    """Invert ``dct``, along the last dimension."""
     n = values.shape[-1]
     real = values.contiguous().view(-1, n) / 2
     angle = torch.arange(n, dtype=values.dtype, device=values.device)[None] * math.pi / (2 * n)
@@ -48,12 +48,12 @@ def idct(values: Tensor) -> Tensor:
 
 
 def dct_2d(values: Tensor) -> Tensor:
-    """``dct`` along both last dimensions."""
+    """Apply ``dct`` along both last dimensions."""
     return dct(dct(values).transpose(-1, -2)).transpose(-1, -2)
 
 
 def idct_2d(values: Tensor) -> Tensor:
-    """The inverse of ``dct_2d``."""
+    """Invert ``dct_2d``."""
     return idct(idct(values).transpose(-1, -2)).transpose(-1, -2)
 
 
@@ -86,7 +86,7 @@ class PublicAttEXplore:
         self.eps, self.rho, self.sigma, self.diversity = eps, rho, sigma, diversity
 
     def attribute(self, images: Tensor, target: Tensor) -> Tensor:
-        """Maps (B, C, H, W), on the CPU, of images in [0, 1] and their classes (B,)."""
+        """Return maps (B, C, H, W), on the CPU, of images in [0, 1] and their classes (B,)."""
         kernel = self._kernel(images)
         current = images.clone().detach().requires_grad_(True)
         momentum: Tensor | int = 0
@@ -112,7 +112,7 @@ class PublicAttEXplore:
         return torch.cat(maps)
 
     def _gradient(self, current: Tensor, target: Tensor, kernel: Tensor) -> Tensor:
-        """Mean over N samples, smoothed, over its mean absolute value."""
+        """Return the mean over N samples, smoothed, over its mean absolute value."""
         total: Tensor | int = 0
         for _ in range(self.samples):
             noise = torch.randn(current.shape, dtype=current.dtype) * self.sigma

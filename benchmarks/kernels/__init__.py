@@ -1,1 +1,1 @@
-"""Single kernels: what they must move and compute, what their machine code says, how long they take."""
+"""Single kernels: bytes and arithmetic they need at least, their machine code, their times."""

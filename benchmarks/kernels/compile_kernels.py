@@ -42,7 +42,7 @@ WORK_TARGET = "sm_90"
 
 
 @dataclass(frozen=True)
-class Row:
+class CompiledKernel:
     """One kernel on one target, as read from its machine code."""
 
     kernel: str
@@ -77,13 +77,13 @@ class Problem:
     change: Callable[[Arguments], Arguments] = lambda arguments: arguments
 
     def launches(self) -> list[Launch]:
-        """What the package would launch."""
+        """Record what the package would launch."""
         size = self.primitive.fitted(self.size)
         arguments = self.change(self.primitive.arguments(size, torch.device("meta")))
         return record(self.primitive.implemented_by, lambda: self.primitive.kernel()(**arguments))
 
     def work(self, launch: Launch, compiled: Any) -> LaunchWork | None:
-        """What a launch of sm_90 code executes and moves; None if nothing is known of it beforehand."""
+        """Count what a launch of sm_90 code executes and moves; None if nothing is known of it beforehand."""
         model = self.primitive.launches.get(launch.name)
         if model is None:
             return None
@@ -107,12 +107,12 @@ def _channels_last_bfloat16(arguments: Arguments) -> Arguments:
 
 
 def usual() -> list[Problem]:
-    """Every kernel of the table once."""
+    """List every kernel of the table once."""
     return [Problem(entry, USUAL) for entry in PRIMITIVES if entry.after is None]
 
 
 def variants() -> list[Problem]:
-    """The less usual launches."""
+    """List the less usual launches."""
     odd = Size(32, 20, 225, 224)
     return [
         Problem(primitive("band_mix"), odd, "225 x 224, 8-byte accesses"),
@@ -129,10 +129,10 @@ def variants() -> list[Problem]:
 # Compilation ----------------------------------------------------------------------------------------------------------
 
 
-def compile_for(target: str, with_variants: bool) -> list[Row]:
-    """All kernels for one target."""
+def compile_for(target: str, with_variants: bool) -> list[CompiledKernel]:
+    """Compile all kernels for one target."""
     if reason := obstacle(target):
-        return [Row("", "", target, triton.__version__, skipped=reason)]
+        return [CompiledKernel("", "", target, triton.__version__, skipped=reason)]
     rows = []
     read = read_amdgcn if target.startswith("gfx") else read_cubin
     with compiling_for(target):
@@ -146,7 +146,7 @@ def compile_for(target: str, with_variants: bool) -> list[Row]:
                     except ValueError as error:  # another compiler's loops
                         uncounted = str(error)
                 rows.append(
-                    Row(
+                    CompiledKernel(
                         launch.name,
                         problem.label,
                         target,
@@ -162,7 +162,7 @@ def compile_for(target: str, with_variants: bool) -> list[Row]:
 
 
 def prediction(work: LaunchWork) -> dict[str, float]:
-    """What one launch executes and moves, per element, and the least time an H200 needs for it, in microseconds."""
+    """Predict what one launch executes and moves per element, and its least time on an H200 in microseconds."""
     times = work.times(H200)
     return {
         **{f"{pipe}_us": us for pipe, us in times.items()},
@@ -174,8 +174,8 @@ def prediction(work: LaunchWork) -> dict[str, float]:
 
 
 def count_work(requests: list[tuple[str, Size]]) -> list[dict[str, Any]]:
-    """For each primitive and size the work of its launches on sm_90, or why it is not known."""
-    answers = []
+    """Count for each primitive and size the work of its launches on sm_90, or say why it is not known."""
+    answers: list[dict[str, Any]] = []
     with compiling_for(WORK_TARGET):
         for name, size in requests:
             problem = Problem(primitive(name), size)
@@ -190,7 +190,7 @@ def count_work(requests: list[tuple[str, Size]]) -> list[dict[str, Any]]:
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[CompiledKernel]) -> None:
     print(f"triton {triton.__version__}: {USUAL}, {USUAL.channels} channels")
     print(
         f"{'kernel':<18}{'target':<8}{'warps':>6}{'regs':>6}{'spills':>7}{'shared':>7}{'load':>6}{'store':>6}"

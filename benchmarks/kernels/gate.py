@@ -1,4 +1,4 @@
-"""No speed without equivalence: the tests that must pass before anything is timed."""
+"""Run the tests that must pass before anything is timed: no speed without equivalence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Check:
 
 
 def checks(dry_run: bool) -> list[Check]:
-    """The equivalence tests of the kernels and everything marked ``gpu``; in a dry run the known-answer vectors."""
+    """List the kernels' equivalence tests and everything marked ``gpu``; in a dry run the known-answer vectors."""
     tests = ROOT / "tests"
     own = tests / "benchmarks"
     files = sorted({*tests.rglob("test_*kernel*.py"), *tests.rglob("test_*equivalence*.py")} - {*own.rglob("*")})
@@ -44,7 +44,7 @@ def checks(dry_run: bool) -> list[Check]:
 
 
 def failure(checks: Sequence[Check], timeout: float) -> str | None:
-    """Run the checks; what went wrong, or None."""
+    """Run the checks; return what went wrong, or None."""
     environment = dict(os.environ)
     for check in checks:
         try:

@@ -1,4 +1,4 @@
-"""The launches that a call of the package makes, recorded and compiled without a GPU."""
+"""Record the launches that a call of the package makes, and compile them without a GPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Launch:
         return {**dict(zip(self.kernel.arg_names, self.arguments, strict=False)), **self.constants}
 
     def compile(self) -> Any:
-        """For the target chosen with ``compiling_for``."""
+        """Compile it for the target chosen with ``compiling_for``."""
         return self.kernel.warmup(
             *self.arguments,
             **self.constants,
@@ -58,7 +58,7 @@ class Launch:
 
 
 def record(name: str, call: Callable[[], Any]) -> list[Launch]:
-    """The launches that a call of the Triton kernel's host function of that name makes."""
+    """Record the launches that a call of the Triton kernel's host function of that name makes."""
     found = []
 
     def launch(kernel: Any, programs: int, *arguments: Any, like: Any, warps: int, **constants: Any) -> None:
@@ -76,20 +76,20 @@ class _CompileOnly:
         self._target, self._device = target, device
 
     def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
+        """Return what to compile for."""
         return self._target
 
     def get_current_device(self) -> int:
-        """A number of its own for each target: Triton keeps what it compiled per device."""
+        """Return a number of its own for each target: Triton keeps what it compiled per device."""
         return self._device
 
     def get_current_stream(self, device: int) -> int:
-        """Of no consequence: nothing is launched."""
+        """Return a number of no consequence: nothing is launched."""
         return 0
 
 
 def obstacle(target: str) -> str | None:
-    """Why this Triton cannot compile for a target, or None."""
+    """Say why this Triton cannot compile for a target, or None."""
     wanted = TARGETS[target].backend
     if _BACKENDS[wanted] not in {_BACKENDS.get(name, name) for name in backends}:
         return f"triton {triton.__version__} has no backend for {wanted}"
@@ -106,7 +106,7 @@ def obstacle(target: str) -> str | None:
 
 @contextmanager
 def compiling_for(target: str) -> Iterator[None]:
-    """Triton compiles for ``target`` from here on, in this process; nothing can be launched any more."""
+    """Let Triton compile for ``target`` from here on, in this process; nothing can be launched any more."""
     chosen = TARGETS[target]
     triton.runtime.driver.set_active(_CompileOnly(chosen, list(TARGETS).index(target)))
     # On ROCm the host function chooses wider strips: let it know where its launch would go.

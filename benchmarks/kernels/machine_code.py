@@ -1,4 +1,4 @@
-"""What machine code says about a kernel: registers, spills, access widths, and how often each instruction runs."""
+"""Read machine code: registers, spills, access widths, and how often each instruction runs."""
 
 from __future__ import annotations
 
@@ -104,19 +104,9 @@ ALU = {
     *("IADD3", "LOP3", "SHF", "LEA", "ISETP", "SEL", "IABS", "VIADD", "VIMNMX", "VIADDMNMX", "IMNMX", "PRMT", "PLOP3"),
     *("FMNMX", "FSEL", "FSETP", "MOV", "BMSK", "SGXT", "R2P", "P2R"),
 }
-INTEGER = IMAD | {
-    "IADD3",
-    "LOP3",
-    "SHF",
-    "LEA",
-    "ISETP",
-    "IABS",
-    "VIADD",
-    "VIMNMX",
-    "VIADDMNMX",
-    "IMNMX",
-    "PRMT",
-    "BMSK",
+INTEGER = {
+    *IMAD,
+    *("IADD3", "LOP3", "SHF", "LEA", "ISETP", "IABS", "VIADD", "VIMNMX", "VIADDMNMX", "IMNMX", "PRMT", "BMSK"),
 }
 FP64 = {"DADD", "DMUL", "DFMA", "DSETP"}
 
@@ -130,7 +120,7 @@ def tool(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def disassemble(cubin: bytes) -> tuple[list[Instruction], dict[str, int], dict[str, int]]:
-    """The instructions, the labels' positions among them, and the resources the assembler reports."""
+    """Read the instructions, the labels' positions among them, and the resources the assembler reports."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -152,7 +142,7 @@ def disassemble(cubin: bytes) -> tuple[list[Instruction], dict[str, int], dict[s
 def executions(
     instructions: list[Instruction], labels: dict[str, int], trips: tuple[float, ...], name: str
 ) -> list[float]:
-    """How often each instruction is executed by a thread, given how often each loop runs, in the order of the code.
+    """Count how often a thread executes each instruction, given how often each loop runs, in the order of the code.
 
     Inside a loop, what a forward branch can skip counts once per run of the loop: such parts prepare for a new image,
     and rows are ordered so that a program sees one image; or they are slow paths for special values. Subroutines count
@@ -169,7 +159,7 @@ def executions(
         )
     times = [1.0] * end + [0.0] * (len(instructions) - end)
     for (first, last), count in zip(loops, trips, strict=True):
-        skipped = set()
+        skipped: set[int] = set()
         for source, target in jumps:
             if first <= source < target <= last:
                 skipped.update(range(source + 1, target))
@@ -200,7 +190,7 @@ def read_cubin(compiled: Any) -> Usage:
 
 
 def executed(cubin: bytes, trips: tuple[float, ...], name: str) -> dict[str, float]:
-    """Instructions that one thread executes, per pipe (as in ``floors.LANES``) and of the kind "integer".
+    """Count the instructions that one thread executes, per pipe (as in ``floors.LANES``) and of the kind "integer".
 
     Raises:
         ValueError: the machine code has another number of loops than ``trips``.

@@ -1,4 +1,4 @@
-"""Each primitive of the table at each size, by each provider: checked against the reference first, then timed."""
+"""Time each primitive of the table at each size by each provider, after a check against the reference."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ import torch
 from torch import Tensor
 
 from .. import ROOT
-from ..common.machine import Build, counts_instructions
-from ..common.results import Row
-from ..common.timing import Call, Timer, compare
-from .floors import Ceilings, LaunchWork, floor
+from ..common.command import Say
+from ..common.machine import Build
+from ..common.results import NOT_RUN, KernelRow, status_of
+from ..common.timing import Call, Timer, compare, peak_bytes
+from .floors import Ceilings, LaunchWork, counts_instructions, floor
 from .primitives import Arguments, Primitive, RealForm
 from .sizes import Size
 
 PROVIDERS = ("kernel", "eager", "compiled")
-NOT_RUN = "not run: the time was up"
 TOLERANCE = 1e-3
 """Largest relative error, ||a - b|| / ||b||, of a result that is timed. The tests are far stricter; this one is there
 because they are smaller than what is timed. (Where a gradient is nearly zero its sign may differ, and a pixel with it.)
 """
 
 Case = tuple[Primitive, Size]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a measurement needs to know of the machine."""
+    """A machine as a measurement needs it."""
 
     device: torch.device
     timer: Timer
@@ -46,7 +45,7 @@ class Bench:
 
 
 def cases(primitives: Sequence[Primitive], sizes: Sequence[Size]) -> list[Case]:
-    """Sizes in their order, all primitives of one size together; sizes that are one to a primitive once."""
+    """List sizes in their order, all primitives of one size together; sizes that are one to a primitive once."""
     found: dict[tuple[str, Size], Case] = {}
     for size in sizes:
         for entry in primitives:
@@ -56,7 +55,7 @@ def cases(primitives: Sequence[Primitive], sizes: Sequence[Size]) -> list[Case]:
 
 
 def counted_work(wanted: Sequence[Case], device: torch.device, say: Say) -> dict[tuple[str, Size], list[LaunchWork]]:
-    """The instructions of each case's launches, counted in sm_90 machine code by ``compile_kernels.py``.
+    """Count the instructions of each case's launches in sm_90 machine code, by ``compile_kernels.py``.
 
     In a process of its own: there Triton compiles for a target, here for the GPU that is present (or not at all).
     """
@@ -77,19 +76,19 @@ def counted_work(wanted: Sequence[Case], device: torch.device, say: Say) -> dict
     return counted
 
 
-def measure(
+def measure_kernels(
     wanted: Sequence[Case],
     providers: Sequence[str],
     work: dict[tuple[str, Size], list[LaunchWork]],
     bench: Bench,
     deadline: float,
     say: Say,
-) -> Iterator[Row]:
-    """Rows case by case; after the deadline (``time.monotonic``) rows that say so."""
+) -> Iterator[KernelRow]:
+    """Measure case by case; after the deadline (``time.monotonic``) yield rows that say so."""
     previous = None
     for entry, size in wanted:
         if time.monotonic() > deadline:
-            yield from (Row(entry.name, size, provider, bench.build, NOT_RUN) for provider in providers)
+            yield from (KernelRow(entry.name, size, provider, bench.build, NOT_RUN) for provider in providers)
             continue
         if (size.height, size.width, size.images) != previous:
             torch._dynamo.reset()  # each size gets code of its own, the compiler's best; and no limit is met
@@ -100,8 +99,8 @@ def measure(
 
 def measure_case(
     entry: Primitive, size: Size, providers: Sequence[str], work: Sequence[LaunchWork], bench: Bench
-) -> list[Row]:
-    """One primitive at one size."""
+) -> list[KernelRow]:
+    """Measure one primitive at one size."""
     statuses: dict[str, str] = {}
     calls: dict[str, tuple[str, Call]] = {}  # by label: provider and call
 
@@ -109,12 +108,8 @@ def measure_case(
     def guarded(provider: str) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:
-            statuses[provider] = "out of memory"
         except Exception as error:
-            statuses[provider] = (
-                f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            )
+            statuses[provider] = status_of(error)
 
     with torch.no_grad():
         try:
@@ -123,7 +118,10 @@ def measure_case(
             expected = tensors(entry.result(entry.reference(), arguments))
         except torch.OutOfMemoryError:
             # Without a reference nothing can be checked, and what is not checked is not timed.
-            return [Row(entry.name, size, provider, bench.build, "out of memory (reference)") for provider in providers]
+            return [
+                KernelRow(entry.name, size, provider, bench.build, "out of memory (reference)")
+                for provider in providers
+            ]
         for provider in providers:
             for label, raw, finished in _calls(provider, entry, size, arguments):
                 with guarded(provider):
@@ -135,7 +133,7 @@ def measure_case(
         peaks = {}
         for label, (provider, call) in calls.items():
             with guarded(provider):
-                peaks[label] = bench.timer.peak_bytes(call)
+                peaks[label] = peak_bytes(call, bench.device)
         timed = {label: calls[label][1] for label in peaks}
         timings = compare(bench.timer, timed, bench.seconds, lambda label: guarded(calls[label][0]))
     rows = []
@@ -143,29 +141,29 @@ def measure_case(
         labels = [label for label in timings if calls[label][0] == provider]
         if not labels:
             status = statuses.get(provider, "failed: no result")
-            rows.append(Row(entry.name, size, provider, bench.build, status))
+            rows.append(KernelRow(entry.name, size, provider, bench.build, status))
             continue
-        best = min(labels, key=lambda label: timings[label].median)
+        best = min(labels, key=lambda label: timings[label].device.median)
         timing = timings[best]
         least = floor(entry.bytes(size), work, bench.ceilings)
         rows.append(
-            Row(
+            KernelRow(
                 entry.name,
                 size,
                 provider,
                 bench.build,
                 form=best.removeprefix(provider).strip(),
                 timer=bench.timer.name,
-                median_us=timing.median,
-                lower_us=timing.lower,
-                upper_us=timing.upper,
+                median_us=timing.device.median,
+                lower_us=timing.device.lower,
+                upper_us=timing.device.upper,
                 repetitions=timing.repetitions,
                 host_us=timing.host,
                 bytes=entry.bytes(size),
-                bandwidth_share=entry.bytes(size) / bench.ceilings.memory * 1e6 / timing.median,
+                bandwidth_share=entry.bytes(size) / bench.ceilings.memory * 1e6 / timing.device.median,
                 floor_us=least.us,
                 floor_by=least.by,
-                floor_share=least.us / timing.median,
+                floor_share=least.us / timing.device.median,
                 peak_bytes=peaks[best],
             )
         )
@@ -173,7 +171,7 @@ def measure_case(
 
 
 def _calls(provider: str, entry: Primitive, size: Size, arguments: Arguments) -> Iterator[tuple[str, Call, Call]]:
-    """Label, the call to time, and the call whose result has the reference's form."""
+    """Yield a label, the call to time, and the call whose result has the reference's form."""
 
     def after(result: Any) -> Any:
         return result if entry.after is None else entry.after(result, size)
@@ -208,13 +206,13 @@ def _compiled_calls(
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """The floating-point tensors of a result, complex ones as pairs."""
+    """List the floating-point tensors of a result, complex ones as pairs."""
     flat = result if isinstance(result, (tuple, list)) else [result]
     return [torch.view_as_real(t) if t.is_complex() else t for t in flat]
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest ``||a - b|| / ||b||`` over the tensors; NaN if any result is."""
+    """Return the largest ``||a - b|| / ||b||`` over the tensors; NaN if any result is."""
     worst = 0.0
     for a, b in zip(got, expected, strict=True):
         if a.shape != b.shape:

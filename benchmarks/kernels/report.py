@@ -1,11 +1,11 @@
-"""What a run says on the terminal: the table, where the kernels lose, and how the bars were met."""
+"""Tell what a run of the kernels found: the table, where the kernels lose, and how the bars were met."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..common.results import EndToEnd, Row
+from ..common.results import KernelRow
 from .sizes import USUAL, Size
 
 BARS = {"band_mix": 0.8, "gradient_step": 0.8}
@@ -38,8 +38,8 @@ class Loss:
         return f"{self.kernel} {self.size}: {self.ratio:.2f} times as long as {self.provider}{doubt}"
 
 
-def losses(rows: Iterable[Row]) -> list[Loss]:
-    """Every size at which the kernel loses to a provider, the worst first; rows of one machine."""
+def losses(rows: Iterable[KernelRow]) -> list[Loss]:
+    """Find every size at which the kernel loses to a provider, the worst first; rows of one machine."""
     measured = {(row.kernel, row.size, row.provider): row for row in rows if row.measured}
     found = []
     for (name, size, provider), other in measured.items():
@@ -51,8 +51,8 @@ def losses(rows: Iterable[Row]) -> list[Loss]:
     return sorted(found, key=lambda loss: -loss.ratio)
 
 
-def speed_ups(rows: Iterable[Row]) -> dict[tuple[str, Size, str], float]:
-    """How many times faster the kernel is than each provider, by primitive, size and provider."""
+def speed_ups(rows: Iterable[KernelRow]) -> dict[tuple[str, Size, str], float]:
+    """Divide each provider's time by the kernel's, by primitive, size and provider."""
     measured = {(row.kernel, row.size, row.provider): row for row in rows if row.measured}
     return {
         key: _us(row.median_us) / _us(measured[key[0], key[1], "kernel"].median_us)
@@ -61,8 +61,8 @@ def speed_ups(rows: Iterable[Row]) -> dict[tuple[str, Size, str], float]:
     }
 
 
-def bars(rows: Sequence[Row]) -> list[str]:
-    """Each bar, what was reached, and whether that is enough."""
+def bars(rows: Sequence[KernelRow]) -> list[str]:
+    """Tell for each bar what was reached, and whether that is enough."""
     said = []
     for name, bar in BARS.items():
         reached = [
@@ -93,8 +93,8 @@ def _us(value: float | None) -> float:
     return value
 
 
-def table(rows: Sequence[Row]) -> str:
-    """One line per row; not-run rows are counted, not listed."""
+def table(rows: Sequence[KernelRow]) -> str:
+    """Write one line per row."""
     lines = [
         f"{'kernel':<18}{'size':<24}{'provider':<10}{'median us':>11}{'quartiles':>22}{'n':>5}{'host us':>11}"
         f"{'MB':>9}{'of bw':>7}{'floor us':>10}{'by':>8}{'of floor':>9}{'peak MB':>9}  {'form'}"
@@ -114,26 +114,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def end_to_end_table(rows: Sequence[EndToEnd]) -> str:
-    """One line per row."""
-    lines = []
-    for row in rows:
-        head = (
-            f"FAMPE {row.model} {row.images} @ {row.side} px, T {row.steps}, N {row.samples}, {row.precision}, "
-            f"input diversity {'on' if row.input_diversity else 'off'}: "
-        )
-        if not row.measured:
-            lines.append(head + row.status)
-            continue
-        lines.append(
-            f"{head}{row.images_per_s:.2f} images/s ({row.lower:.2f}..{row.upper:.2f}), {row.share:.1%} of the bound "
-            f"{row.bound_images_per_s:.2f} (bare passes in chunks of {row.bound_chunk})"
-        )
-    return "\n".join(lines)
-
-
-def report(rows: Sequence[Row], end_to_end: Sequence[EndToEnd]) -> str:
-    """Everything a run says of its rows, all of one machine."""
+def report(rows: Sequence[KernelRow]) -> str:
+    """Write everything of a run's rows, all of one machine."""
     parts = [table(rows)]
     lost = losses(rows)
     parts.append(
@@ -141,6 +123,4 @@ def report(rows: Sequence[Row], end_to_end: Sequence[EndToEnd]) -> str:
     )
     if met := bars(rows):
         parts.append("\n".join(met))
-    if end_to_end:
-        parts.append(end_to_end_table(end_to_end))
     return "\n\n".join(parts)

@@ -51,7 +51,7 @@ class Size:
 
 
 def size_from_text(text: str) -> Size:
-    """``32x20x224x224``: images, samples, height, width.
+    """Read ``32x20x224x224``: images, samples, height, width.
 
     Raises:
         ValueError: anything else.

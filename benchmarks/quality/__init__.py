@@ -1,1 +1,1 @@
-"""How good maps and scores are: what the fast paths change, how many samples and passes are enough."""
+"""The quality of maps and scores: what the fast paths change, how many samples and passes are enough."""

@@ -1,4 +1,4 @@
-"""What the fast paths change: maps and scores against the plain path, fp32, uncompiled, the model as published.
+"""Compare maps and scores of the fast paths with the plain path: fp32, uncompiled, the model as published.
 
     python -m benchmarks.quality.accuracy PHOTOS --labels labels.json --model ... [--ways folded bf16] --out results
 
@@ -9,10 +9,9 @@ Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,18 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.cli.arguments import add_batches, add_labels, add_model, positive
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
-from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.models import fold_batch_norm
+
+from ..common.results import table, write
+from .photographs import photographs
 
 METHODS = {"fampe": FAMPE, "attexplore": AttEXplore}
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the maps are made.
+class FastPath:
+    """How maps are made.
 
     Attributes:
         folded: batch normalisation folded, as ``load_classifier`` does.
@@ -46,17 +46,17 @@ class Way:
     gpu: bool = False
 
 
-PLAIN = Way(folded=False, options={"precision": "fp32", "compile": "off"})
+PLAIN = FastPath(folded=False, options={"precision": "fp32", "compile": "off"})
 WAYS = {
-    "other chunks": Way(folded=False, options={"precision": "fp32", "compile": "off"}, chunk=3),
-    "folded": Way(options={"compile": "off"}),
-    "compiled": Way(options={"compile": "on"}),
-    "graphs": Way(options={"compile": "graphs"}, gpu=True),
-    "tf32": Way(options={"precision": "tf32", "compile": "off"}, gpu=True),
-    "bf16": Way(options={"precision": "bf16", "compile": "off"}),
-    "fp16": Way(options={"precision": "fp16", "compile": "off"}),
-    "bf16, graphs": Way(options={"precision": "bf16", "compile": "graphs"}, gpu=True),
-    "another seed": Way(folded=False, options={"precision": "fp32", "compile": "off", "seed": 1}),
+    "other chunks": FastPath(folded=False, options={"precision": "fp32", "compile": "off"}, chunk=3),
+    "folded": FastPath(options={"compile": "off"}),
+    "compiled": FastPath(options={"compile": "on"}),
+    "graphs": FastPath(options={"compile": "graphs"}, gpu=True),
+    "tf32": FastPath(options={"precision": "tf32", "compile": "off"}, gpu=True),
+    "bf16": FastPath(options={"precision": "bf16", "compile": "off"}),
+    "fp16": FastPath(options={"precision": "fp16", "compile": "off"}),
+    "bf16, graphs": FastPath(options={"precision": "bf16", "compile": "graphs"}, gpu=True),
+    "another seed": FastPath(folded=False, options={"precision": "fp32", "compile": "off", "seed": 1}),
 }
 # Of the attribution as collected, for the worst of some photographs at T = 3, N = 6; another seed reaches 0.4 to 0.5.
 # A sign step passes last bits on, and which differ depends on the CPU: "folded" came to 0.9999 on one machine
@@ -89,9 +89,9 @@ class Found:
 
 
 def explain(
-    way: Way, method: str, models: dict[bool, nn.Module], images: Tensor, classes: Tensor, **sizes: int
+    way: FastPath, method: str, models: dict[bool, nn.Module], images: Tensor, classes: Tensor, **sizes: int
 ) -> Found:
-    """The maps of one way.
+    """Make the maps of one way.
 
     Args:
         way: how.
@@ -108,13 +108,13 @@ def explain(
 
 
 def correlations(a: Tensor, b: Tensor) -> list[float]:
-    """Pearson's, image by image."""
+    """Correlate image by image (Pearson)."""
     flat = torch.stack([a.flatten(1), b.flatten(1)], 1).double()
     return [float(torch.corrcoef(pair)[0, 1]) for pair in flat]
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A way beside the plain one; one number per image."""
 
     way: str
@@ -142,19 +142,11 @@ def parser() -> argparse.ArgumentParser:
 def main(given: list[str] | None = None) -> int:
     arguments = parser().parse_args(given)
     arguments.command, arguments.keep_batch_norm = "accuracy", True
-    found_files, labels = labelled_images(arguments)
-    paths = found_files.paths
-    plain_model = classifier_of(arguments)
+    plain_model, paths, each = photographs(arguments)
     device = plain_model.mean.device
-    loaded = [image for _, image in load_images(paths, plain_model.transform)]
-    broken = [str(path) for path, image in zip(paths, loaded, strict=True) if not isinstance(image, Tensor)]
-    if broken:
-        raise SystemExit(f"cannot read {', '.join(broken)}")
-    images = torch.stack([image for image in loaded if isinstance(image, Tensor)]).to(device)
+    shown, classes = zip(*each, strict=True)
+    images, targets = torch.cat(shown), torch.tensor(classes, device=device)
     models: dict[bool, nn.Module] = {False: plain_model, True: fold_batch_norm(plain_model, images[:1])}
-    chosen = targets_of(found_files, labels, plain_model)
-    with torch.no_grad():
-        targets = plain_model(images).argmax(1) if chosen is None else torch.tensor(chosen, device=device)
     sizes = {"steps": arguments.steps, "samples": arguments.samples}
 
     def scores(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +159,7 @@ def main(given: list[str] | None = None) -> int:
     for name in arguments.ways or [name for name, way in WAYS.items() if device.type == "cuda" or not way.gpu]:
         found = explain(WAYS[name], arguments.method, models, images, targets, **sizes)
         mine = scores(found.maps)
-        row = Row(
+        row = Comparison(
             name,
             correlations(found.attribution, plain.attribution),
             correlations(found.maps, plain.maps),
@@ -176,33 +168,31 @@ def main(given: list[str] | None = None) -> int:
             found.seconds,
         )
         rows.append(row)
-        print(line(row), flush=True)
+        print(", ".join(cells(row)), flush=True)
         if min(row.attribution) < LOWEST.get(name, -1):
             failed.append(f"{name}: a correlation of {min(row.attribution):.3f}, and {LOWEST[name]} is asked for")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     what = (
         f"{plain_model.name}, {arguments.method}, {len(images)} images, T = {arguments.steps}, "
         f"N = {arguments.samples}, torch {torch.__version__}, {device}; plain path: insertion {insertion.mean():.3f}, "
         f"deletion {deletion.mean():.3f}"
     )
-    record = {"what": what, "images": [path.name for path in paths], "rows": [asdict(row) for row in rows]}
-    (arguments.out / "accuracy.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    head = "| | attribution | map | insertion | deletion |\n|---|---|---|---|---|"
-    table = "\n".join([what + ".", "", head, *map(line, rows)]) + "\n"
-    (arguments.out / "accuracy.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}")
+    titles = ["", "attribution", "map", "insertion", "deletion"]
+    text = "\n".join([what + ".", "", *table(titles, map(cells, rows))]) + "\n"
+    record = {"what": what, "images": [path.name for path in paths], "rows": rows}
+    write(record, arguments.out / "accuracy.json", text)
+    print(f"\n{text}")
     print("\n".join(failed))
     return 1 if failed else 0
 
 
-def line(row: Row) -> str:
-    """Correlations as median (lowest), differences as mean ± standard error."""
-    cells = [f"{sorted(found)[len(found) // 2]:.4f} ({min(found):.4f})" for found in (row.attribution, row.maps)]
+def cells(row: Comparison) -> list[str]:
+    """Write correlations as median (lowest), differences as mean ± standard error."""
+    found = [f"{sorted(values)[len(values) // 2]:.4f} ({min(values):.4f})" for values in (row.attribution, row.maps)]
     for difference in (row.insertion, row.deletion):
         estimate = mean_and_error(difference)
         error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.4f}"
-        cells.append(f"{estimate.mean:+.4f}{error}")
-    return f"| {row.way} | {' | '.join(cells)} |"
+        found.append(f"{estimate.mean:+.4f}{error}")
+    return [row.way, *found]
 
 
 if __name__ == "__main__":

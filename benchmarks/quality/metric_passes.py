@@ -1,4 +1,4 @@
-"""How few model passes give the areas of insertion and deletion: schemes held against curves measured at every step.
+"""Find how few model passes give the areas of insertion and deletion: schemes against curves of every step.
 
 Full curves are measured once, for several methods, and kept with ``--curves``; every scheme then reads from them the
 steps it would have measured, so that a study of many schemes costs no further pass. Uniform grids and grids that are
@@ -15,9 +15,8 @@ that what was chosen on one half can be confirmed on the other.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.cli.arguments import add_model, positive
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
-from fampe_fast.images import load_images
 from fampe_fast.methods import create_method
 from fampe_fast.methods.registry import options_of
 from fampe_fast.metrics import PROTOCOLS, insertion_deletion
 from fampe_fast.metrics.refinement import refine
+
+from ..common.results import table, write
+from .photographs import photographs
 
 METHODS = ("fampe", "saliency", "attexplore")
 BUDGETS = (9, 17, 25, 33, 49, 65)
@@ -39,7 +39,7 @@ TOLERANCES = (0.02, 0.01, 0.005, 0.0025)
 
 
 class Approximation(NamedTuple):
-    """What a scheme makes of N full curves."""
+    """N curves as a scheme approximates them."""
 
     curves: Tensor
     passes: Tensor
@@ -83,7 +83,7 @@ def area(curves: Tensor) -> Tensor:
 
 
 def fixed_grid(count: int, power: float = 1.0, *, cubic: bool = False) -> Scheme:
-    """The same steps for all curves: ``count`` of them at ``K * u^power``, u uniform."""
+    """Measure the same steps of all curves: ``count`` of them at ``K * u^power``, u uniform."""
 
     def scheme(curves: Tensor) -> Approximation:
         last = curves.shape[1] - 1
@@ -104,7 +104,7 @@ def fixed_grid(count: int, power: float = 1.0, *, cubic: bool = False) -> Scheme
 
 
 def refined(passes: int | None = None, tolerance: float | None = None) -> Scheme:
-    """The package's own way."""
+    """Measure as the package does."""
 
     def scheme(curves: Tensor) -> Approximation:
         every = torch.arange(curves.shape[1]).expand(curves.shape)
@@ -127,7 +127,7 @@ def schemes() -> Iterator[tuple[str, Scheme]]:
 
 
 def judge(name: str, scheme: Scheme, full: Tensor) -> Judgement:
-    """Compare with the full curves.
+    """Compare a scheme with the full curves.
 
     Args:
         name: of the scheme.
@@ -154,54 +154,40 @@ def judge(name: str, scheme: Scheme, full: Tensor) -> Judgement:
     )
 
 
-def collect(model: nn.Module, images: Tensor, targets: Tensor, first: int, found: argparse.Namespace) -> Tensor:
-    """(M, B, 2, K + 1): the full curves of a batch, whose first image has the number ``first``."""
+def collect(model: nn.Module, image: Tensor, target: int, number: int, found: argparse.Namespace) -> Tensor:
+    """Measure an image's (1, C, H, W) full curves, (M, 1, 2, K + 1), with the random numbers of its ``number``."""
     curves = []
     for name in found.methods:
         given = {"steps": found.steps, "samples": found.samples}
         method = create_method(name, model, **{k: v for k, v in given.items() if k in options_of(name)})
-        ids = torch.arange(first, first + len(images))
-        maps = method.attribute(images, target=targets, image_ids=ids)
+        maps = method.attribute(image, target=target, image_ids=torch.tensor([number]))
         areas = insertion_deletion(
-            model, images, maps, targets, protocol=found.protocol, internal_batch_size=found.internal_batch_size
+            model, image, maps, target, protocol=found.protocol, internal_batch_size=found.internal_batch_size
         )
         curves.append(torch.stack([areas.insertion_curves, areas.deletion_curves], 1).cpu())
     return torch.stack(curves)
 
 
 def measured(arguments: argparse.Namespace) -> Tensor:
-    """(M, N, 2, K + 1), image by image, with a line of progress for each."""
-    found_files, labels = labelled_images(arguments)
-    paths = found_files.paths
-    classifier = classifier_of(arguments)
-    targets = targets_of(found_files, labels, classifier)
-    parts = []
-    for number, (path, image) in enumerate(load_images(paths, classifier.transform)):
-        if not isinstance(image, Tensor):
-            raise SystemExit(f"{path}: {image.reason}")
-        batch = image[None].to(classifier.mean.device)
-        with torch.no_grad():
-            target = classifier(batch).argmax(1) if targets is None else batch.new_tensor([targets[number]]).long()
-        parts.append(collect(classifier, batch, target, number, arguments))
-        print(f"{number + 1} of {len(paths)}: {path.name}", flush=True)
+    """Measure the full curves of all images, (M, N, 2, K + 1)."""
+    classifier, _, found = photographs(arguments)
+    parts = [collect(classifier, image, target, number, arguments) for number, (image, target) in enumerate(found)]
     return torch.cat(parts, 1)
 
 
 def markdown(rows: list[Judgement], images: int, methods: int, protocol: str) -> str:
-    """A table, errors in thousandths."""
-    lines = [
-        f"Errors in thousandths of an area in [0, 1]; {images} images, {methods} methods, protocol `{protocol}`.",
-        "",
-        "| scheme | passes per curve | bias | RMS | largest | of a mean | of a difference (RMS) | of a mean difference "
-        "| own estimate | covers |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    """Tabulate errors in thousandths."""
+    titles = ["scheme", "passes per curve", "bias", "RMS", "largest", "of a mean", "of a difference (RMS)"]
+    titles += ["of a mean difference", "own estimate", "covers"]
+    cells = []
     for row in rows:
         numbers = (row.bias, row.rms, row.largest, row.mean, row.difference_rms, row.difference_mean)
-        errors = " | ".join(f"{1e3 * value:.2f}" for value in numbers)
-        own = "" if row.estimate is None or row.covered is None else f"{1e3 * row.estimate:.2f} | {row.covered:.0%}"
-        lines.append(f"| {row.scheme} | {row.passes:.1f} | {errors} | {own or ' | '} |")
-    return "\n".join(lines) + "\n"
+        own = ["", ""]
+        if row.estimate is not None and row.covered is not None:
+            own = [f"{1e3 * row.estimate:.2f}", f"{row.covered:.0%}"]
+        cells.append([row.scheme, f"{row.passes:.1f}", *(f"{1e3 * value:.2f}" for value in numbers), *own])
+    about = f"Errors in thousandths of an area in [0, 1]; {images} images, {methods} methods, protocol `{protocol}`."
+    return "\n".join([about, "", *table(titles, cells)]) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -242,11 +228,9 @@ def main(given: list[str] | None = None) -> None:
         full = full[:, arguments.half == "second" :: 2]
     rows = [judge(name, scheme, full) for name, scheme in schemes()]
     about = {"protocol": kept["protocol"], "methods": kept["methods"], "images": full.shape[1], "half": arguments.half}
-    result = {**about, "schemes": [asdict(row) for row in rows]}
-    (arguments.out / "metric_passes.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    table = markdown(rows, full.shape[1], len(full), kept["protocol"])
-    (arguments.out / "metric_passes.md").write_text(table, encoding="utf-8")
-    print(table)
+    text = markdown(rows, full.shape[1], len(full), kept["protocol"])
+    write({**about, "schemes": rows}, arguments.out / "metric_passes.json", text)
+    print(text)
 
 
 if __name__ == "__main__":

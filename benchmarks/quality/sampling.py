@@ -1,4 +1,4 @@
-"""How many samples a step needs, and whether cleverer sampling needs fewer: correlation with the map of 200 samples.
+"""Find how many samples a step needs, and whether cleverer sampling needs fewer, by correlation with 200 samples' map.
 
 Plain sampling is held against antithetic pairs (every sample with its mirror image), Latin hypercubes (each random
 number of N samples from N strata) and a rule that stops when the gradient's standard error is small. One step, so that
@@ -10,7 +10,6 @@ the gradient alone is judged; the map is FAMPE's of that step, as collected and 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPEConfig, ops
 from fampe_fast.cli.arguments import add_labels, add_model
-from fampe_fast.cli.model_and_methods import classifier_of, labelled_images, targets_of
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.path import smoothing_kernel
 from fampe_fast.engine.samplers import BandMixSampler
 from fampe_fast.frequency import two_scale_map
-from fampe_fast.images import load_images
 from fampe_fast.metrics import mean_and_error
 from fampe_fast.plots import save_figure
 from fampe_fast.plots.studies import StudyLine, study_figure
@@ -33,6 +30,9 @@ from fampe_fast.reference.philox import to_uniform
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.reference.spectral_noise import hermitian_grid, spectral_words
 from fampe_fast.runtime.model import frozen_parameters
+
+from ..common.results import write
+from .photographs import photographs
 
 REFERENCE = 200
 COUNTS = (2, 4, 8, 16, 32, 64)
@@ -53,7 +53,7 @@ class Sampled:
         self._size = image.shape[-2:]
 
     def plain(self, first: int, count: int, *, mirrored: bool = False) -> Tensor:
-        """(count, C, H, W): gradients at the samples first, first + 1, ..."""
+        """Return (count, C, H, W): gradients at the samples first, first + 1, ..."""
         zero = torch.tensor(0)
         weights = self._prepared.weights * MIRROR if mirrored else self._prepared.weights
         found = []
@@ -66,7 +66,7 @@ class Sampled:
         return torch.cat(found)
 
     def hypercube(self, count: int, seed: int) -> Tensor:
-        """(count, C, H, W): gradients at samples each of whose random numbers comes from a stratum of its own."""
+        """Return (count, C, H, W): gradients at samples whose random numbers come from a stratum each."""
         height, width = self._size
         grid, channels = hermitian_grid(height, width), self._spectrum.shape[1]
         words = spectral_words(
@@ -96,7 +96,7 @@ class Sampled:
 
 
 def maps_of(gradient: Tensor) -> dict[str, Tensor]:
-    """The map of one step, as collected and as shown, from a mean gradient (C, H, W)."""
+    """Make the map of one step, as collected and as shown, from a mean gradient (C, H, W)."""
     collected = smooth(gradient[None], smoothing_kernel(gradient.device)).abs()
     return {"as collected": collected.sum(1).flatten(), "as shown": two_scale_map(collected).flatten()}
 
@@ -106,7 +106,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def schemes(sampled: Sampled, seed: int) -> Iterator[tuple[str, int, Tensor]]:
-    """Name, number of samples, mean gradient; the numbers of the plain samples are not those of the reference."""
+    """Yield name, number of samples, mean gradient; the plain samples' numbers are not those of the reference."""
     plain = sampled.plain(REFERENCE, max(COUNTS))
     mirrored = sampled.plain(REFERENCE, max(COUNTS) // 2, mirrored=True)
     for count in COUNTS:
@@ -117,7 +117,7 @@ def schemes(sampled: Sampled, seed: int) -> Iterator[tuple[str, int, Tensor]]:
 
 
 def standard_error(sampled: Sampled, count: int = 8) -> float:
-    """Of the mean gradient, relative to its size, as a stopping rule would see it after a few samples."""
+    """Estimate that of the mean gradient, relative to its size, as a stopping rule would after a few samples."""
     gradients = sampled.plain(REFERENCE, count)
     mean = gradients.mean(0)
     return float((gradients.var(0).sum() / count).sqrt() / mean.norm())
@@ -130,30 +130,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of sampling.json and sampling.png")
     arguments = parser.parse_args()
     arguments.command = "sampling"
-    found_files, labels = labelled_images(arguments)
-    paths = found_files.paths
-    classifier = classifier_of(arguments)
-    targets = targets_of(found_files, labels, classifier)
+    classifier, paths, each = photographs(arguments)
     config = FAMPEConfig()
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     errors = []
     with frozen_parameters(classifier):
-        for number, (path, image) in enumerate(load_images(paths, classifier.transform)):
-            if not isinstance(image, Tensor):
-                raise SystemExit(f"{path}: {image.reason}")
-            batch = image[None]
-            target = int(classifier(batch).argmax()) if targets is None else targets[number]
-            sampled = Sampled(classifier, batch, target, config)
+        for number, (image, target) in enumerate(each):
+            sampled = Sampled(classifier, image, target, config)
             reference = maps_of(sampled.plain(0, REFERENCE).mean(0))
             errors.append(standard_error(sampled))
             for name, count, gradient in schemes(sampled, number):
                 for kind, shown in maps_of(gradient).items():
                     by_count = found.setdefault(kind, {}).setdefault(name, {})
                     by_count.setdefault(count, []).append(correlation(shown, reference[kind]))
-            print(f"{number + 1} of {len(paths)}: {path.name}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     result = {"images": [path.name for path in paths], "relative_standard_error_of_8": errors, "correlations": found}
-    (arguments.out / "sampling.json").write_text(json.dumps(result, indent=1))
+    write(result, arguments.out / "sampling.json")
     lines = []
     for name in found["as collected"]:
         points = [

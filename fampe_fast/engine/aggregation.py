@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compiled, resolve_compile
 from ..runtime.model import Model, input_dtype, memory_format
 from ..runtime.model_probe import Probed, answer
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
+from ..runtime.per_model import cache_of
 from .config import PathConfig
 from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, matrix_precision
-from .samplers import Prepared, Sampler, Stream
-from .schedule import Chunk, Schedule
+from .samplers import Batch, Chunk, Sampler
+from .schedule import Schedule
 from .targets import Targets
-
-
-class Batch(NamedTuple):
-    """What the samples of a step are made from, one entry per image."""
-
-    spectrum: Tensor
-    prepared: Prepared
-    stream: Stream
-    targets: Targets
 
 
 class ModelForm(NamedTuple):
@@ -36,8 +29,6 @@ class ModelForm(NamedTuple):
 
     dtype: torch.dtype | None
     channels_last: bool
-    height: int
-    width: int
     reading: Reading
     writes_input: bool
     resize_back: tuple[Tensor, ...]
@@ -45,41 +36,43 @@ class ModelForm(NamedTuple):
     empty for others."""
 
 
-class Graphs(NamedTuple):
-    """The loop's body for one chunk; arguments are total (of ``add``), model, batch, chunk, step number and form."""
+def _form_of(model: Model, probed: Probed, takes_frames: bool, config: PathConfig, schedule: Schedule) -> ModelForm:
+    """Say how a model wants its samples.
 
-    add: Compiled
-    """Adds the chunk's gradients to the total."""
-    gradients: Compiled
-    """Gives the chunk's gradients."""
+    Raises:
+        ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not.
+    """
+    if config.loss == "softmax_twice" and probed.reading in ("sigmoid", "independent"):
+        raise ValueError(
+            "loss='softmax_twice' is of classes that exclude each other, and the model's are independent "
+            "(output='sigmoid', or probabilities that do not sum to 1): use loss='cross_entropy'"
+        )
+    back: tuple[Tensor, ...] = ()
+    if not takes_frames:
+        back = tuple(resize_matrix(padded_size(size), size, schedule.device) for size in schedule.size)
+    channels_last = memory_format(model) == torch.channels_last
+    return ModelForm(input_dtype(model), channels_last, probed.reading, probed.writes_input, back)
 
 
-# Shared by all methods that explain a model, whatever their seeds and numbers of steps: compiling takes long.
-_GRAPHS: WeakKeyDictionary[Any, dict[Hashable, Graphs]] = WeakKeyDictionary()
+def _compiled_of(model: Model, sampler: Sampler, config: PathConfig, graphed: bool) -> Compiled:
+    """Look up the loop's body for one chunk: called with the model, batch, chunk and form, it gives the gradients.
 
-
-def _graphs_of(model: Model, sampler: Sampler, config: PathConfig) -> Graphs:
-    try:
-        known = _GRAPHS.setdefault(model, {})
-    except TypeError:  # a callable that cannot be hashed or weakly referred to
-        known = {}
-    key = (sampler.kind, config.loss, config.precision)
+    Without CUDA graphs it takes a total before these, and adds the gradients to it. Shared by all methods that explain
+    a model, whatever their seeds and numbers of steps, as compiling takes long.
+    """
+    known: dict[Hashable, Compiled] = cache_of(model, "gradients")
+    key = (sampler.kind, config.loss, config.precision, graphed)
     if key not in known:
-        known[key] = _make_graphs(sampler, config, f"the gradients of {type(model).__name__}")
+        # The model is an argument: a function that holds it would keep it alive in the cache.
+        def gradients(model: Model, batch: Batch, chunk: Chunk, form: ModelForm) -> Tensor:
+            return _chunk_gradients(model, sampler, config, batch, chunk, form)
+
+        def add(total: Tensor, model: Model, batch: Batch, chunk: Chunk, form: ModelForm) -> None:
+            ops.accumulate(total, gradients(model, batch, chunk, form), chunk.image_index)
+
+        what = f"the gradients of {type(model).__name__}"
+        known[key] = Compiled(gradients, what, mode="reduce-overhead") if graphed else Compiled(add, what)
     return known[key]
-
-
-def _make_graphs(sampler: Sampler, config: PathConfig, what: str) -> Graphs:
-    # The model is an argument: a function that holds it would keep it alive in the table above.
-    def gradients(model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm) -> Tensor:
-        return _chunk_gradients(model, sampler, config, batch, chunk, step, form)
-
-    def add(total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm) -> None:
-        ops.accumulate(total, gradients(model, batch, chunk, step, form), chunk.rows.image_index)
-
-    # What a CUDA graph returns is overwritten by its next run, and it may not write to its inputs: there the sum is
-    # added outside.
-    return Graphs(Compiled(add, what), Compiled(gradients, what, mode="reduce-overhead"))
 
 
 class GradientLoop:
@@ -89,120 +82,80 @@ class GradientLoop:
     with a dynamic first dimension. Samples with and without input diversity differ in size and have a graph each.
     """
 
-    def __init__(self, model: Model, sampler: Sampler, config: PathConfig) -> None:
+    def __init__(
+        self,
+        model: Model,
+        probed: Probed,
+        takes_frames: bool,
+        *,
+        sampler: Sampler,
+        config: PathConfig,
+        schedule: Schedule,
+        chunks: ChunkSize,
+    ) -> None:
         """Nothing is compiled before the first call.
 
         Args:
             model: in evaluation mode.
+            probed: what is known of it.
+            takes_frames: whether it takes input diversity's larger frames.
             sampler: makes the samples.
             config: of the path.
-        """
-        self.model = model
-        self.config = config
-        self.sampler = sampler
-        self._graphs = _graphs_of(model, sampler, config)
+            schedule: the order of the samples.
+            chunks: samples per model pass.
 
-    def __call__(
-        self,
-        spectrum: Tensor,
-        prepared: Prepared,
-        targets: Targets,
-        stream: Stream,
-        schedule: Schedule,
-        step: int,
-        chunk_size: int,
-        form: ModelForm,
-    ) -> Tensor:
-        """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W).
+        Raises:
+            ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not; CUDA
+                graphs for a device that has none.
+        """
+        self._model, self._config, self._schedule, self._chunks = model, config, schedule, chunks
+        self._form = _form_of(model, probed, takes_frames, config, schedule)
+        self._compile = resolve_compile(config.compile, schedule.device)
+        self._body = _compiled_of(model, sampler, config, self._compile == "graphs")
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W), at step ``step``.
 
         The gradients of an image are added in the order of their sample numbers (those without input diversity first),
         whatever the chunks: the sum depends on batch and chunk sizes only as far as the model's own gradients do.
-
-        Args:
-            spectrum: the sampler's transform of x_t.
-            prepared: of x_0.
-            targets: of the images.
-            stream: names the images' random numbers.
-            schedule: the order of the samples.
-            step: t.
-            chunk_size: samples per model pass.
-            form: as from ``form``.
         """
-        plain = self._graphs.add.plain
-        run = self._choose(spectrum.device)
-        count, number = len(spectrum), schedule.step_number(step)
-        batch = Batch(spectrum, prepared, stream, targets)
-        if run is not plain and count == 1:  # a compiler takes a size of one for a constant
+        return self._chunks.run(partial(self._sum, batch, step), self._schedule.most_rows)
+
+    def _sum(self, batch: Batch, step: int, chunk_size: int) -> Tensor:
+        device, (count, channels) = batch.spectrum.device, batch.spectrum.shape[:2]
+        plain = self._compile == "off" or not self._body.active
+        if not plain and count == 1:  # a compiler takes a size of one for a constant
             batch = _twice(batch)
-        shape = (len(batch.spectrum), spectrum.shape[1], *schedule.size)
-        total = torch.zeros(shape, dtype=torch.float32, device=spectrum.device)
-        with matrix_precision(self.config.precision, spectrum.device):
-            for chunk in schedule.chunks(step, chunk_size):
-                single = len(chunk.rows.samples) == 1 < chunk_size
-                (plain if single else run)(total, self.model, batch, chunk, number, form)
+        shape = (len(batch.spectrum), channels, batch.height, batch.width)
+        total = torch.zeros(shape, dtype=torch.float32, device=device)
+        with matrix_precision(self._config.precision, device):
+            for chunk in self._schedule.chunks(step, chunk_size):
+                single = len(chunk.samples) == 1 < chunk_size
+                self._add(total, batch, chunk, plain or single)
         return total[:count]
 
-    def form(self, probed: Probed, height: int, width: int, device: torch.device, takes_frames: bool) -> ModelForm:
-        """Say how the model wants samples of one size.
-
-        Args:
-            probed: what is known of the model.
-            height: H of the images, in pixels.
-            width: W of the images, in pixels.
-            device: where the samples are.
-            takes_frames: whether the model takes input diversity's larger frames.
-
-        Raises:
-            ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not.
-        """
-        if self.config.loss == "softmax_twice" and probed.reading in ("sigmoid", "independent"):
-            raise ValueError(
-                "loss='softmax_twice' is of classes that exclude each other, and the model's are independent "
-                "(output='sigmoid', or probabilities that do not sum to 1): use loss='cross_entropy'"
-            )
-        back: tuple[Tensor, ...] = ()
-        if not takes_frames:
-            back = tuple(resize_matrix(padded_size(size), size, device) for size in (height, width))
-        channels_last = memory_format(self.model) == torch.channels_last
-        return ModelForm(
-            input_dtype(self.model), channels_last, height, width, probed.reading, probed.writes_input, back
-        )
-
-    def _choose(self, device: torch.device) -> Callable[..., None]:
-        wanted, graphs = resolve_compile(self.config.compile, device), self._graphs
-        if wanted == "off":
-            return graphs.add.plain
-        if wanted == "graphs":
-            return self._run_graphed if graphs.gradients.active else graphs.add.plain
-        return self._run_compiled if graphs.add.active else graphs.add.plain
-
-    def _run_compiled(
-        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm
-    ) -> None:
-        torch._dynamo.maybe_mark_dynamic(total, 0)
-        _mark_dynamic(batch, chunk)
-        self._graphs.add(total, model, batch, chunk, step, form)
-
-    def _run_graphed(
-        self, total: Tensor, model: Model, batch: Batch, chunk: Chunk, step: Tensor, form: ModelForm
-    ) -> None:
-        _mark_dynamic(batch, chunk)
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        ops.accumulate(total, self._graphs.gradients(model, batch, chunk, step, form), chunk.rows.image_index)
+    def _add(self, total: Tensor, batch: Batch, chunk: Chunk, plain: bool) -> None:
+        arguments = self._model, batch, chunk, self._form
+        body = self._body.plain if plain else self._body
+        if not plain:
+            _mark_dynamic(batch, chunk)
+        if self._compile != "graphs":
+            if not plain:
+                torch._dynamo.maybe_mark_dynamic(total, 0)
+            body(total, *arguments)
+            return
+        # What a CUDA graph returns is overwritten by its next run, and it may not write to its inputs: the sum is
+        # added outside.
+        if not plain:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        ops.accumulate(total, body(*arguments), chunk.image_index)
 
 
 def _chunk_gradients(
-    model: Model,
-    sampler: Sampler,
-    config: PathConfig,
-    batch: Batch,
-    chunk: Chunk,
-    step: Tensor,
-    form: ModelForm,
+    model: Model, sampler: Sampler, config: PathConfig, batch: Batch, chunk: Chunk, form: ModelForm
 ) -> Tensor:
-    """Gradients of the chunk's samples, float32 (P, C, H, W)."""
-    samples = sampler.draw(batch.spectrum, batch.prepared, chunk.rows, batch.stream, step, form.width)
-    image_index = chunk.rows.image_index
+    """Compute the gradients of the chunk's samples, float32 (P, C, H, W)."""
+    samples, image_index = sampler.draw(batch, chunk), chunk.image_index
     classes = batch.targets.classes[image_index]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
 
@@ -219,15 +172,15 @@ def _chunk_gradients(
 
     if chunk.placements is None:
         return gradient(samples.contiguous(memory_format=layout))
-    frame = padded_size(form.height), padded_size(form.width)
+    frame = padded_size(batch.height), padded_size(batch.width)
     if not form.resize_back:
         shown = ops.diversify(samples, chunk.placements, *frame, form.channels_last)
-        return ops.diversify_adjoint(gradient(shown), chunk.placements, form.height, form.width)
+        return ops.diversify_adjoint(gradient(shown), chunk.placements, batch.height, batch.width)
     down, across = form.resize_back
     framed = ops.diversify(samples, chunk.placements, *frame, False)
     own_size = ops.separable_transform(framed, down, across).contiguous(memory_format=layout)
     back = ops.separable_transform(gradient(own_size).contiguous(), down.T, across.T)
-    return ops.diversify_adjoint(back, chunk.placements, form.height, form.width)
+    return ops.diversify_adjoint(back, chunk.placements, batch.height, batch.width)
 
 
 def _gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Tensor, with_factor: bool) -> Tensor:
@@ -284,18 +237,19 @@ def _twice(batch: Batch) -> Batch:
         return torch.cat([values, values])
 
     cutoff, places = batch.prepared.cutoff, batch.targets.places
-    return Batch(
-        two(batch.spectrum),
-        batch.prepared._replace(weights=two(batch.prepared.weights), cutoff=None if cutoff is None else two(cutoff)),
-        batch.stream._replace(image_ids=two(batch.stream.image_ids)),
-        Targets(two(batch.targets.classes), None if places is None else two(places)),
+    return batch._replace(
+        spectrum=two(batch.spectrum),
+        prepared=batch.prepared._replace(
+            weights=two(batch.prepared.weights), cutoff=None if cutoff is None else two(cutoff)
+        ),
+        image_ids=two(batch.image_ids),
+        targets=Targets(two(batch.targets.classes), None if places is None else two(places)),
     )
 
 
 def _mark_dynamic(batch: Batch, chunk: Chunk) -> None:
     """Tell the compiler that the numbers of images and of rows change from call to call."""
-    per_image = (batch.spectrum, batch.prepared.weights, batch.prepared.cutoff, batch.stream.image_ids)
-    per_row = (chunk.rows.image_index, chunk.rows.samples, chunk.placements)
-    for tensor in (*per_image, *batch.targets, *per_row):
+    per_image = (batch.spectrum, batch.prepared.weights, batch.prepared.cutoff, batch.image_ids, *batch.targets)
+    for tensor in (*per_image, *chunk):
         if tensor is not None and len(tensor) > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,9 @@ from ..errors import warn
 from ..frequency.low_pass import low_pass
 from ..runtime.model import frozen_parameters
 from .aggregation import GradientLoop
+from .config import PathConfig
 from .request import Request
-from .samplers import Prepared, Stream
+from .samplers import Batch, sampler_of
 from .schedule import Schedule
 
 _RADIUS = 3
@@ -62,45 +63,39 @@ def smoothing_kernel(device: torch.device) -> Tensor:
 
 
 def follow_path(
-    loop: GradientLoop,
     request: Request,
+    config: PathConfig,
     on_step: Callable[[int], None] = lambda done: None,
     constraint: Constraint | None = None,
-    explorer: GradientLoop | None = None,
 ) -> PathDetails:
     """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
 
     Args:
-        loop: sums the gradients of a model, in evaluation mode and on the images' device, over a step's samples.
-        request: x_0, targets and ids of the images, samples per model pass, and what is known of the models.
+        request: x_0, targets and ids of the images, samples per model pass, and the models: where there is a second
+            one, its gradients decide the steps in place of the first one's.
+        config: of the path, and of its samples.
         on_step: called with 1 after every step.
         constraint: of the images; the attribution then is that of the steps before they were brought into it.
-        explorer: another model's gradients, which decide the steps in place of the loop's own.
 
     Returns:
         The details, the attribution among them. Warns (``FampeWarning``) of images whose gradient was zero at every
         step, whose map is zero, and of those whose gradient was not finite at some step.
     """
-    images, config = request.images, loop.config
-    device = images.device
-    stream = Stream(torch.tensor(config.seed, device=device), request.image_ids)
+    images, device = request.images, request.images.device
+    seed = torch.tensor(config.seed, device=device)
     kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, dtype=torch.float32, device=device)
     # The one place that decides the direction: a negative step climbs the loss.
     step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
-    batch, _, height, width = images.shape
-    schedule = Schedule(config, batch, height, width, device)
-    forms = {
-        of: of.form(probed, height, width, device, takes_frames)
-        for of, probed, takes_frames in zip(
-            (loop, explorer) if explorer else (loop,), request.probed, request.takes_frames, strict=True
-        )
-    }
+    count, _, height, width = images.shape
+    sampler, schedule = sampler_of(config), Schedule(config, count, height, width, device)
+    loop, *others = [
+        GradientLoop(*model, sampler=sampler, config=config, schedule=schedule, chunks=request.chunks)
+        for model in zip(request.models, request.probed, request.takes_frames, strict=True)
+    ]
+    explorer = others[0] if others else None
 
-    def gradients(of: GradientLoop, spectrum: Tensor, prepared: Prepared, step: int) -> Tensor:
-        total = request.chunks.run(
-            lambda size: of(spectrum, prepared, request.targets, stream, schedule, step, size, forms[of]),
-            schedule.most_rows,
-        )
+    def gradients(of: GradientLoop, batch: Batch, step: int) -> Tensor:
+        total = of(batch, step)
         if config.gradient_cutoff is not None:
             total = low_pass(total, config.gradient_cutoff)
         return total if constraint is None else constraint.gradient(total)
@@ -123,30 +118,30 @@ def follow_path(
     current, momentum, attribution = images, torch.zeros_like(images), torch.zeros_like(images)
     guide = momentum
     # Made before the loop: small results kept from every step would lie between the large blocks that are freed.
-    gradient_scale = torch.empty(config.steps, batch, dtype=torch.float32, device=device)
-    with (
-        torch.no_grad(),
-        frozen_parameters(loop.model),
-        frozen_parameters(explorer.model) if explorer else nullcontext(),
-    ):
-        spectrum = loop.sampler.transform(images)
-        prepared = loop.sampler.prepare(images, spectrum)
+    gradient_scale = torch.empty(config.steps, count, dtype=torch.float32, device=device)
+    with torch.no_grad(), ExitStack() as frozen:
+        for model in request.models:
+            frozen.enter_context(frozen_parameters(model))
+        spectrum = sampler.transform(images)
+        prepared = sampler.prepare(images, spectrum)
         for step in range(config.steps):
-            own = advance(current, gradients(loop, spectrum, prepared, step), momentum, attribution)
+            if step > 0:
+                spectrum = sampler.transform(current)
+            number = schedule.step_number(step)
+            batch = Batch(spectrum, prepared, seed, number, request.image_ids, request.targets, height, width)
+            own = advance(current, gradients(loop, batch, step), momentum, attribution)
             if explorer is None:
                 arrived, attribution = own.images, own.attribution
             else:
-                led = advance(current, gradients(explorer, spectrum, prepared, step), guide, attribution)
+                led = advance(current, gradients(explorer, batch, step), guide, attribution)
                 arrived, guide = led.images, led.momentum
                 attribution = attribution - math.copysign(1, step_size) * (arrived - current) * own.momentum
             momentum = own.momentum
             current = arrived if constraint is None else constraint.images(arrived, images)
             gradient_scale[step] = own.scale
-            if step + 1 < config.steps:
-                spectrum = loop.sampler.transform(current)
             on_step(1)
     _warn_of_unusable(gradient_scale, request.image_ids)
-    passes = config.steps * config.samples * (1 if explorer is None else 2)
+    passes = config.steps * config.samples * len(request.models)
     return PathDetails(request.targets.classes, attribution, prepared.cutoff, current, gradient_scale, passes)
 
 

@@ -26,6 +26,7 @@ class Request:
     """What a call is about, checked.
 
     Attributes:
+        models: whose passes they are; the first one's output is explained.
         images: (B, C, H, W) float32, contiguous.
         image_ids: (B,) int64, the images' names in the random stream.
         targets: of the images.
@@ -35,6 +36,7 @@ class Request:
         output: (B, classes), the first model's for the images, where it was asked for its own choice.
     """
 
+    models: tuple[Model, ...]
     images: Tensor
     image_ids: Tensor
     targets: Targets
@@ -112,7 +114,7 @@ def prepared(
             takes = tuple(
                 not asked or takes_size(model, images, one, *frame) for model, one in zip(models, probed, strict=True)
             )
-            yield Request(images, ids, targets, chunks, probed, takes, output)
+            yield Request(tuple(models), images, ids, targets, chunks, probed, takes, output)
 
 
 def _check_explorer(explorer: Probed, model: Probed, targets: Targets) -> None:

@@ -11,25 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from ..reference.dct_mix import dct_matrix
-from .config import AttEXploreConfig, FAMPEConfig
-
-
-class Stream(NamedTuple):
-    """What names the random numbers of a batch."""
-
-    seed: Tensor
-    """() int64."""
-    image_ids: Tensor
-    """(B,) int64 in [0, 2^32)."""
-
-
-class Rows(NamedTuple):
-    """The (image, sample) pairs of a chunk."""
-
-    image_index: Tensor
-    """(P,) int64, position of the image in the batch."""
-    samples: Tensor
-    """(P,) int64, sample number."""
+from .config import AttEXploreConfig, FAMPEConfig, PathConfig
+from .targets import Targets
 
 
 class Prepared(NamedTuple):
@@ -43,6 +26,36 @@ class Prepared(NamedTuple):
     """The matrices (H, H) and (W, W) of a transform that is done by matrices."""
 
 
+class Batch(NamedTuple):
+    """What the samples of a step are drawn from, and what they are explained for."""
+
+    spectrum: Tensor
+    """The sampler's transform of x_t."""
+    prepared: Prepared
+    seed: Tensor
+    """() int64; it names the random numbers, with the step, the image's id and the sample's number."""
+    step: Tensor
+    """() int64, t."""
+    image_ids: Tensor
+    """(B,) int64 in [0, 2^32)."""
+    targets: Targets
+    height: int
+    """H of the images, in pixels."""
+    width: int
+    """W of the images, which half a spectrum does not tell."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive (image, sample) pairs, sample by sample; all diversified, or none."""
+
+    image_index: Tensor
+    """(P,) int64, position of the image in the batch."""
+    samples: Tensor
+    """(P,) int64, sample number."""
+    placements: Tensor | None = None
+    """(P, 4) int64 where the samples are diversified: resized height and width, top, left, in pixels."""
+
+
 class Sampler(Protocol):
     """Makes perturbed samples of a batch of images."""
 
@@ -51,15 +64,41 @@ class Sampler(Protocol):
         """All that ``draw`` depends on besides its arguments: samplers of one kind share their compiled code."""
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        """What is computed once per image, from x_0 and its transform."""
+        """Compute what is needed once per image, from x_0 and its transform."""
 
     def transform(self, images: Tensor) -> Tensor:
-        """What is computed once per step, from x_t: its spectrum."""
+        """Compute what is needed once per step, from x_t: its spectrum."""
 
-    def draw(
-        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
-    ) -> Tensor:
-        """Samples (P, C, H, W) in pixel space."""
+    def draw(self, batch: Batch, chunk: Chunk) -> Tensor:
+        """Draw samples (P, C, H, W) in pixel space."""
+
+
+def sampler_of(config: PathConfig) -> Sampler:
+    """Make the sampler of a configuration; a plain ``PathConfig`` takes the images themselves."""
+    if isinstance(config, FAMPEConfig):
+        return BandMixSampler(config)
+    return DCTSampler(config) if isinstance(config, AttEXploreConfig) else ImageSampler()
+
+
+class ImageSampler:
+    """The images themselves."""
+
+    @property
+    def kind(self) -> Hashable:
+        """There is one kind."""
+        return "image"
+
+    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
+        """Nothing is needed."""
+        return Prepared(images.new_zeros((len(images), 1)), None)
+
+    def transform(self, images: Tensor) -> Tensor:
+        """Take the images as they are."""
+        return images
+
+    def draw(self, batch: Batch, chunk: Chunk) -> Tensor:
+        """Repeat each image for its samples."""
+        return batch.spectrum[chunk.image_index]
 
 
 class BandMixSampler:
@@ -90,24 +129,23 @@ class BandMixSampler:
         spectrum: Tensor = torch.fft.rfft2(images)
         return spectrum
 
-    def draw(
-        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
-    ) -> Tensor:
-        """One mix and one inverse transform."""
-        assert prepared.cutoff is not None
+    def draw(self, batch: Batch, chunk: Chunk) -> Tensor:
+        """Mix, and transform back."""
+        weights, cutoff, _ = batch.prepared
+        assert cutoff is not None
         mixed = ops.band_mix(
-            spectrum,
-            prepared.cutoff,
-            prepared.weights,
-            stream.image_ids,
-            rows.image_index,
-            rows.samples,
-            stream.seed,
-            step,
-            width,
+            batch.spectrum,
+            cutoff,
+            weights,
+            batch.image_ids,
+            chunk.image_index,
+            chunk.samples,
+            batch.seed,
+            batch.step,
+            batch.width,
             self._shared_multiplier,
         )
-        return ops.irfft2(mixed, width)
+        return ops.irfft2(mixed, batch.width)
 
 
 class DCTSampler:
@@ -131,14 +169,12 @@ class DCTSampler:
         rows, columns = (_dct(size, images.device) for size in images.shape[-2:])
         return ops.separable_transform(images, rows, columns)
 
-    def draw(
-        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
-    ) -> Tensor:
-        """One mix and one inverse transform."""
+    def draw(self, batch: Batch, chunk: Chunk) -> Tensor:
+        """Mix, and transform back."""
+        weights, _, (down, across) = batch.prepared
         mixed = ops.dct_mix(
-            spectrum, prepared.weights, stream.image_ids, rows.image_index, rows.samples, stream.seed, step
+            batch.spectrum, weights, batch.image_ids, chunk.image_index, chunk.samples, batch.seed, batch.step
         )
-        down, across = prepared.transform
         return ops.separable_transform(mixed, down.T, across.T)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +10,7 @@ from torch import Tensor
 from ..runtime.chunking import even_parts
 from .config import PathConfig
 from .placements import draw_placements
-from .samplers import Rows
-
-
-class Chunk(NamedTuple):
-    """Consecutive (image, sample) pairs, sample by sample; all diversified, or none."""
-
-    rows: Rows
-    placements: Tensor | None
-    """(P, 4) int64 where the rows are diversified: resized height and width, top, left, in pixels."""
+from .samplers import Chunk
 
 
 class Schedule:
@@ -29,6 +20,7 @@ class Schedule:
 
     Attributes:
         size: height and width of the images, in pixels.
+        device: where the samples are computed.
     """
 
     def __init__(self, config: PathConfig, batch: int, height: int, width: int, device: torch.device) -> None:
@@ -43,7 +35,7 @@ class Schedule:
         """
         self.size = height, width
         self._batch = batch
-        self._device = device
+        self.device = device
         self._plain = [config.samples] * config.steps
         numbers = torch.arange(config.samples, device="cpu").repeat(config.steps, 1)
         placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long, device="cpu")
@@ -81,7 +73,7 @@ class Schedule:
             count = even_parts(stop - start, size)
             for k in range(count):
                 first, last = (start + (stop - start) * part // count for part in (k, k + 1))
-                flat = torch.arange(first, last, device=self._device)
+                flat = torch.arange(first, last, device=self.device)
                 position = flat // self._batch
-                rows = Rows(flat % self._batch, self._numbers[step][position])
-                yield Chunk(rows, self._placements[step][position] if diverse else None)
+                places = self._placements[step][position] if diverse else None
+                yield Chunk(flat % self._batch, self._numbers[step][position], places)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..engine.config import AttEXploreConfig
-from ..engine.samplers import DCTSampler
-from ..runtime.model import Model
-from .base import PathMethod, configured
+from .base import PathMethod
 
 
 class AttEXplore(PathMethod[AttEXploreConfig]):
@@ -30,10 +26,4 @@ class AttEXplore(PathMethod[AttEXploreConfig]):
         ValueError: a value out of range.
     """
 
-    def __init__(
-        self, model: Model, config: AttEXploreConfig | None = None, *, explorer: Model | None = None, **overrides: Any
-    ) -> None:
-        super().__init__(model, configured(AttEXploreConfig, config, overrides), explorer)
-
-    def _sampler(self) -> DCTSampler:
-        return DCTSampler(self.config)
+    _config_type = AttEXploreConfig

@@ -9,15 +9,13 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
 
-from ..engine.aggregation import GradientLoop
 from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.request import prepared
-from ..engine.samplers import Sampler
 from ..engine.targets import Target
 from ..frequency.two_scale import two_scale_map
 from ..progress import progress
-from ..runtime.model import Model
+from ..runtime.model import Model, check_callable
 
 Config = TypeVar("Config", bound=PathConfig)
 
@@ -91,37 +89,16 @@ class PathMethod(Generic[Config]):
     """
 
     config: Config
+    _config_type: type[Config]
 
-    def __init__(self, model: Model, config: Config, explorer: Model | None = None) -> None:
-        if explorer is not None and not callable(explorer):
-            raise TypeError(f"the explorer must be an nn.Module or a callable, got {type(explorer).__name__}")
+    def __init__(
+        self, model: Model, config: Config | None = None, *, explorer: Model | None = None, **overrides: Any
+    ) -> None:
+        if explorer is not None:
+            check_callable(explorer, "explorer")
         self.forward_func = model
         self.explorer = explorer
-        self.config = config
-        self._loop: GradientLoop | None = None
-        self._explorer_loop: GradientLoop | None = None
-
-    def _sampler(self) -> Sampler:
-        raise NotImplementedError
-
-    def _gradient_loop(self) -> GradientLoop:
-        """The loop of the model and the configuration as they are now, kept for what it has compiled."""
-        self._loop = self._loop_of(self.forward_func, self._loop)
-        return self._loop
-
-    def _exploring_loop(self) -> GradientLoop | None:
-        if self.explorer is not None:
-            self._explorer_loop = self._loop_of(self.explorer, self._explorer_loop)
-        return self._explorer_loop
-
-    def _loop_of(self, model: Model, kept: GradientLoop | None) -> GradientLoop:
-        if kept is None or kept.model is not model or kept.config != self.config:
-            return GradientLoop(model, self._sampler(), self.config)
-        return kept
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Compiled code stays in its process."""
-        return {**self.__dict__, "_loop": None, "_explorer_loop": None}
+        self.config = configured(self._config_type, config, overrides)
 
     @property
     def name(self) -> str:
@@ -220,9 +197,8 @@ class PathMethod(Generic[Config]):
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            loop, explorer = self._gradient_loop(), self._exploring_loop()
             with progress(config.steps, self.name, show_progress) as advance:
-                details = follow_path(loop, request, advance, explorer=explorer)
+                details = follow_path(request, config, advance)
             maps = self._map(details.attribution)
         return (maps, details) if return_details else maps
 

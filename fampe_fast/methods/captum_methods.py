@@ -18,7 +18,7 @@ from ..engine.request import Request, prepared
 from ..engine.targets import Target
 from ..errors import warn
 from ..progress import progress
-from ..runtime.model import Model, frozen_parameters
+from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
 from .base import captum_call
 
@@ -72,8 +72,7 @@ class CaptumMethod:
         attr = _captum()
         if name not in get_args(PeerName):
             raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(get_args(PeerName))}")
-        if not callable(model):
-            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        check_callable(model)
         if not isinstance(absolute, bool | None):
             raise TypeError(f"absolute must be True, False or None, got {absolute!r}")
         self.forward_func, self.name = model, name

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.config import FAMPEConfig
-from ..engine.samplers import BandMixSampler
 from ..runtime.model import Model
-from .base import PathMethod, configured
+from .base import PathMethod
 
 
 class FAMPE(PathMethod[FAMPEConfig]):
@@ -40,10 +39,7 @@ class FAMPE(PathMethod[FAMPEConfig]):
         >>> maps = FAMPE(load_classifier("resnet50")).attribute(images, target=labels)
     """
 
-    def __init__(
-        self, model: Model, config: FAMPEConfig | None = None, *, explorer: Model | None = None, **overrides: Any
-    ) -> None:
-        super().__init__(model, configured(FAMPEConfig, config, overrides), explorer)
+    _config_type = FAMPEConfig
 
     @classmethod
     def published(cls, model: Model, *, explorer: Model | None = None, **overrides: Any) -> FAMPE:
@@ -52,6 +48,3 @@ class FAMPE(PathMethod[FAMPEConfig]):
         Args and errors are the constructor's.
         """
         return cls(model, FAMPEConfig.published(**overrides), explorer=explorer)
-
-    def _sampler(self) -> BandMixSampler:
-        return BandMixSampler(self.config)

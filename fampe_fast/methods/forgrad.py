@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checks import check_cutoff, check_flag
 from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
-from ..runtime.model import Model
+from ..runtime.model import Model, check_callable
 from ..runtime.outputs import Output, declared_output, logits_in
 from .base import captum_call, describe, passes_of
 
@@ -134,8 +134,7 @@ class LowPassGradients(nn.Module):
 
     def __init__(self, model: Model, cutoff: float = DEFAULT_CUTOFF) -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        check_callable(model)
         self.model = model
         self.cutoff = check_cutoff("cutoff", cutoff)
         self.training = model.training if isinstance(model, nn.Module) else False

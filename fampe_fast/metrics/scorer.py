@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, NamedTuple, get_args
-from weakref import WeakKeyDictionary
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..runtime.compilation import Compile, Compiled, resolve_compile
 from ..runtime.model import Model, input_dtype
 from ..runtime.model_probe import Probed, answer
 from ..runtime.outputs import probabilities, scores
+from ..runtime.per_model import cache_of
 
 __all__ = ["Score", "Scorer", "check_compile"]
 
@@ -32,32 +32,21 @@ def check_compile(compile: object, device: torch.device) -> Literal["off", "on",
     return resolve_compile(compile, device)  # type: ignore[arg-type]
 
 
-class _Forward(NamedTuple):
-    """A model's scores of all classes, compiled in two ways; called with the model, the pixels and the model's type."""
+def _forward_of(model: Model, score: Score, probed: Probed, graphed: bool) -> Compiled:
+    """Look up a model's scores of all classes, which are called with the model, the pixels and the model's type.
 
-    any_size: Compiled
-    """One graph for every number of images from 2."""
-    graphed: Compiled
-    """A CUDA graph for every number of images."""
-
-
-# Shared by all calls that score with a model: compiling takes long.
-_FORWARD: WeakKeyDictionary[Any, dict[Hashable, _Forward]] = WeakKeyDictionary()
-
-
-def _forward_of(model: Model, score: Score, probed: Probed) -> _Forward:
-    try:
-        known = _FORWARD.setdefault(model, {})
-    except TypeError:  # a callable that cannot be hashed or weakly referred to
-        known = {}
-    key = score, probed.reading, probed.writes_input
+    Shared by all calls that score with a model, as compiling takes long. Compiled, there is one graph for every number
+    of images from 2, or a CUDA graph for each number.
+    """
+    known: dict[Hashable, Compiled] = cache_of(model, "scores")
+    key = score, probed.reading, probed.writes_input, graphed
     if key not in known:
-        # The model is an argument: a function that holds it would keep it alive in the table above.
+        # The model is an argument: a function that holds it would keep it alive in the cache.
         def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
             return _scores(model, pixels, dtype, score, probed)
 
-        what = f"the scores of {type(model).__name__}"
-        known[key] = _Forward(Compiled(forward, what), Compiled(forward, what, mode="reduce-overhead"))
+        options = {"mode": "reduce-overhead"} if graphed else {}
+        known[key] = Compiled(forward, f"the scores of {type(model).__name__}", **options)
     return known[key]
 
 
@@ -104,10 +93,8 @@ class Scorer:
             check_classes(probed.shape, targets)
         self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
         self._dtype = input_dtype(model)
-        forward = _forward_of(model, score, probed)
-        self._plain: Callable[..., Tensor] = forward.any_size.plain
-        self._graphed = compile == "graphs"
-        self._compiled = None if compile == "off" else forward.graphed if self._graphed else forward.any_size
+        self._compile = compile
+        self._forward = _forward_of(model, score, probed, compile == "graphs")
 
     def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
         """Scores of the rows that ``make`` gives for a slice of them, each for its image's target.
@@ -135,16 +122,16 @@ class Scorer:
         return torch.cat(own), torch.cat(common)
 
     def _run(self, pixels: Tensor) -> Tensor:
-        compiled = self._compiled
-        if compiled is None or not compiled.active:
-            return self._plain(self._model, pixels, self._dtype)
-        count = len(pixels)
-        pixels = _padded(pixels, _size(count, self._chunks.size, self._graphed))
-        if self._graphed:
+        if self._compile == "off" or not self._forward.active:
+            plain: Callable[..., Tensor] = self._forward.plain
+            return plain(self._model, pixels, self._dtype)
+        count, graphed = len(pixels), self._compile == "graphs"
+        pixels = _padded(pixels, _size(count, self._chunks.size, graphed))
+        if graphed:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         elif len(pixels) > 1:
             torch._dynamo.maybe_mark_dynamic(pixels, 0)
-        found: Tensor = compiled(self._model, pixels, self._dtype)
+        found: Tensor = self._forward(self._model, pixels, self._dtype)
         return found[:count]
 
 

@@ -7,7 +7,7 @@ that of iterative sign attacks with momentum (Dong et al., MI-FGSM, arXiv 1710.0
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_count, check_cutoff
-from ..engine.aggregation import GradientLoop
-from ..engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
+from ..engine.config import PathConfig
 from ..engine.path import follow_path
 from ..engine.request import prepared
-from ..engine.samplers import BandMixSampler, DCTSampler, Prepared, Rows, Sampler, Stream
 from ..engine.targets import Target
 from ..frequency.low_pass import low_pass
 from ..progress import progress
-from ..runtime.model import Model
+from ..runtime.model import Model, check_callable
 
 Band = Literal["low", "high", "all"]
 
@@ -88,8 +86,7 @@ class BandLimitedAttack:
         step_projections: int = 2,
         final_projections: int = 30,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        check_callable(model)
         if config is not None and not isinstance(config, PathConfig):
             raise TypeError(f"config must be a PathConfig, got {type(config).__name__}")
         self.forward_func = model
@@ -142,10 +139,9 @@ class BandLimitedAttack:
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            loop = GradientLoop(self.forward_func, _sampler_of(config), config)
             constraint = _BandConstraint(self, self.step_projections)
             with progress(config.steps, f"attack, {self.band} band", show_progress) as advance:
-                details = follow_path(loop, request, advance, constraint)
+                details = follow_path(request, config, advance, constraint)
             final = _BandConstraint(self, self.final_projections).images(details.perturbed, request.images)
             share = self.band_share(final - request.images)
         return AdversarialImages(final, request.targets.classes, share, config.steps * config.samples)
@@ -178,28 +174,3 @@ class _BandConstraint:
         for _ in range(self._rounds):
             current = (origin + self._attack.project(current - origin)).clamp(lower, upper)
         return current
-
-
-class _PlainSampler:
-    """The images themselves."""
-
-    @property
-    def kind(self) -> Hashable:
-        return "plain"
-
-    def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        return Prepared(images.new_zeros((len(images), 1)), None)
-
-    def transform(self, images: Tensor) -> Tensor:
-        return images
-
-    def draw(
-        self, spectrum: Tensor, prepared: Prepared, rows: Rows, stream: Stream, step: Tensor, width: int
-    ) -> Tensor:
-        return spectrum[rows.image_index]
-
-
-def _sampler_of(config: PathConfig) -> Sampler:
-    if isinstance(config, FAMPEConfig):
-        return BandMixSampler(config)
-    return DCTSampler(config) if isinstance(config, AttEXploreConfig) else _PlainSampler()

@@ -16,7 +16,7 @@ from ..engine.request import prepared
 from ..engine.targets import Target
 from ..frequency.bands import RadialBands, Spacing, check_spacing, equal_energy_bands, equal_width_bands
 from ..progress import progress
-from ..runtime.model import Model
+from ..runtime.model import Model, check_callable
 from ..runtime.model_probe import call
 from ..runtime.outputs import Reading, probabilities, scores
 
@@ -88,8 +88,7 @@ class OccludedFrequency:
         clamp: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+        check_callable(model)
         self.forward_func = model
         self.bands = check_count("bands", bands)
         self.spacing = check_spacing(spacing)

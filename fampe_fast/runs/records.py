@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..files import MARK, cannot_write, json_text, mark_of, write_atomically
 
 try:

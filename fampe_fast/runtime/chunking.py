@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..errors import warn
 from .model import Model, chunk_size
 from .model_probe import Probed, probe
 from .out_of_memory import is_out_of_memory, with_advice
+from .per_model import cache_of
 
 Result = TypeVar("Result")
 
@@ -25,9 +25,6 @@ _SHARE = 0.8
 _BESIDE = 2
 # Spectrum, sample, gradient and their like, in units of a sample.
 _OWN = 8
-
-# The largest chunk that fitted after one that did not, by model and kind of pass.
-_FITTING: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
 
 
 class ChunkSize:
@@ -168,7 +165,8 @@ class ChunkSize:
         )
 
     def _known(self) -> list[dict[Hashable, int]]:
-        return [_FITTING.setdefault(model, {}) for model in self._models if isinstance(model, nn.Module)]
+        """The largest chunks that fitted after one that did not, by kind of pass, for each model."""
+        return [cache_of(model, "chunks that fit") for model in self._models if isinstance(model, nn.Module)]
 
 
 def _at_most(size: int, asked: int | None, probed: Probed) -> int:

@@ -14,6 +14,20 @@ from ..checks import check_count
 Model = nn.Module | Callable[[Tensor], Tensor]
 
 
+def check_callable(model: object, role: str = "model") -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        model: what was given.
+        role: what it is, for the message.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if not callable(model):
+        raise TypeError(f"the {role} must be an nn.Module or a callable, got {type(model).__name__}")
+
+
 def check_model(model: Model, images: Tensor) -> None:
     """The model must be in evaluation mode, on the images' device.
 
@@ -21,8 +35,7 @@ def check_model(model: Model, images: Tensor) -> None:
         TypeError: the model cannot be called.
         ValueError: training mode, or parameters on another device.
     """
-    if not callable(model):
-        raise TypeError(f"the model must be an nn.Module or a callable, got {type(model).__name__}")
+    check_callable(model)
     if not isinstance(model, nn.Module):
         return
     fixed = {part for module in model.modules() if _is_exported(module) for part in module.modules()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .model import Model, frozen_parameters, input_dtype, memory_format
 from .out_of_memory import is_out_of_memory, with_advice
 from .outputs import Output, Reading, declared_output, logits_in, probabilities, resolve_reading
+from .per_model import cache_of
 
 
 class Probed(NamedTuple):
@@ -42,11 +43,6 @@ NOT_PROBED = Probed((), None, "softmax", False, "", "", ())
 # How far another image may move an output, as a share of the largest: dynamic quantisation does so by half a percent.
 _COMPANY = 0.05
 
-# A pass per call would be one wasted for each image that is explained alone.
-_PROBED: WeakKeyDictionary[nn.Module, dict[Hashable, Probed]] = WeakKeyDictionary()
-# Of other callables the companions are seen once: they are asked again in every call, as what they run may change.
-_COMPANIONS: WeakKeyDictionary[Callable[..., object], dict[Hashable, tuple[bool, str]]] = WeakKeyDictionary()
-
 
 def probe(model: Model, images: Tensor) -> Probed:
     """Show the first image to a model, once for each kind of image; other callables than modules are asked every time.
@@ -62,9 +58,9 @@ def probe(model: Model, images: Tensor) -> Probed:
             registered in the model, or shows in an output that differs between equal images.
     """
     declared = declared_output(model)
-    if not isinstance(model, nn.Module):
-        return _asked(model, images, declared, _companions_of(model))
-    known = _PROBED.setdefault(model, {})
+    if not isinstance(model, nn.Module):  # what it runs may change: asked in every call, beside another image once
+        return _asked(model, images, declared, cache_of(model, "beside another image"))
+    known: dict[Hashable, Probed] = cache_of(model, "probed")
     # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
     parts = tuple(parameter.shape for parameter in model.parameters()), tuple(map(type, model.modules()))
     key = images.device, input_dtype(model), images.shape[1:], parts, declared
@@ -100,7 +96,7 @@ def takes_size(model: Model, images: Tensor, probed: Probed, height: int, width:
         width: likewise.
     """
     key = images.device, input_dtype(model), images.shape[1:], height, width
-    known = _SIZES.setdefault(model, {}) if isinstance(model, nn.Module) else {}
+    known: dict[Hashable, bool] = cache_of(model, "takes a size") if isinstance(model, nn.Module) else {}
     if key not in known:
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
         padded = nn.functional.pad(images[:1], padding)
@@ -112,9 +108,6 @@ def takes_size(model: Model, images: Tensor, probed: Probed, height: int, width:
                 raise
             known[key] = False
     return known[key]
-
-
-_SIZES: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
 
 
 def call(model: Model, images: Tensor, probed: Probed | None = None) -> Tensor:
@@ -189,13 +182,6 @@ def probabilities_of(model: Model, images: Tensor) -> Tensor:
     probed = probe(model, images)
     with torch.no_grad():
         return probabilities(call(model, images, probed), probed.reading)
-
-
-def _companions_of(model: Model) -> dict[Hashable, tuple[bool, str]]:
-    try:
-        return _COMPANIONS.setdefault(model, {})
-    except TypeError:  # a callable that cannot be hashed or weakly referred to
-        return {}
 
 
 def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[Hashable, tuple[bool, str]]) -> Probed:

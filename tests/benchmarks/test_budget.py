@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from benchmarks.common.command import RESULTS
 from benchmarks.end_to_end import budget as command
 from benchmarks.end_to_end.profiling import (
     BACKWARD,
@@ -80,4 +81,4 @@ def test_the_command_writes_shares_that_sum_to_one(tmp_path: Path, capsys: pytes
 
 def test_a_dry_run_is_not_written_over_results() -> None:
     with pytest.raises(SystemExit):
-        command.main(["--dry-run", "--out", str(command.COMMITTED)])
+        command.main(["--dry-run", "--out", str(RESULTS)])

@@ -20,12 +20,14 @@ import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 from benchmarks import ROOT, run
-from benchmarks.common.machine import DRY_RUN_DEVICE, Build
-from benchmarks.common.results import Machine, Results, Row, read, write
-from benchmarks.common.timing import CPUTimer, compare, summarise
+from benchmarks.common.command import RESULTS
+from benchmarks.common.machine import DRY_RUN_DEVICE, Build, Machine
+from benchmarks.common.results import NOT_RUN, CallRow, KernelRow, Results, read, write
+from benchmarks.common.timing import CPUTimer, Spread, compare, in_turns
+from benchmarks.end_to_end.cases import Case, Way
 from benchmarks.kernels import gate, measuring
 from benchmarks.kernels.floors import H200, Ceilings, LaunchWork, floor
-from benchmarks.kernels.measuring import NOT_RUN, Bench, cases, measure, measure_case
+from benchmarks.kernels.measuring import Bench, cases, measure_case, measure_kernels
 from benchmarks.kernels.primitives import PRIMITIVES, primitive
 from benchmarks.kernels.report import Loss, bars, losses, speed_ups
 from benchmarks.kernels.sizes import USUAL, Size, size_from_text
@@ -36,9 +38,9 @@ SMALL = Size(2, 3, 9, 12)
 TEN_TB = Ceilings(memory=1e13, l2_bytes=1000, sms=100, clock=1e9)
 
 
-def row(provider: str, median: float, spread: float = 0.0, **changes: Any) -> Row:
+def row(provider: str, median: float, spread: float = 0.0, **changes: Any) -> KernelRow:
     values = {"lower_us": median - spread, "upper_us": median + spread, "floor_share": 0.5, **changes}
-    return Row("band_mix", USUAL, provider, H100, **{"median_us": median, **values})
+    return KernelRow("band_mix", USUAL, provider, H100, **{"median_us": median, **values})
 
 
 # Floors ---------------------------------------------------------------------------------------------------------------
@@ -117,8 +119,16 @@ def test_sizes_come_in_their_order_and_once_per_primitive() -> None:
 
 
 def test_quartiles() -> None:
-    timing = summarise([5.0, 1.0, 4.0, 2.0, 3.0], [7.0, 9.0, 8.0])
-    assert (timing.lower, timing.median, timing.upper, timing.repetitions, timing.host) == (2, 3, 4, 5, 8)
+    class Timer:
+        name = "of given times"
+        rounds = iter([([5.0, 1.0, 4.0], [7.0, 9.0]), ([2.0, 3.0], [8.0])])
+
+        def sample(self, call: object, seconds: float) -> tuple[list[float], list[float]]:
+            return next(self.rounds)
+
+    timing = compare(Timer(), {"kernel": lambda: None}, 0.0)["kernel"]
+    assert (timing.device, timing.repetitions, timing.host) == (Spread(2, 3, 4), 5, 8)
+    assert Spread.of([7.0]) == Spread(7, 7, 7)
 
 
 def test_calls_are_timed_in_turns_and_one_that_fails_costs_itself() -> None:
@@ -132,38 +142,77 @@ def test_calls_are_timed_in_turns_and_one_that_fails_costs_itself() -> None:
 
     calls = {name: partial(call, name) for name in ("kernel", "fragile", "eager")}
     found = compare(CPUTimer(), calls, 0.0, lambda name: suppress(torch.OutOfMemoryError))
-    assert order == ["kernel", "fragile", "eager"] * 2
+    assert order == ["kernel", "fragile", "eager", "eager", "fragile", "kernel"]
     assert set(found) == {"kernel", "eager"}
     assert found["kernel"].repetitions == 2
+
+
+def test_rounds_can_be_ended() -> None:
+    calls = {name: (lambda name=name: name) for name in "ab"}
+    assert in_turns(calls, lambda call: call(), 5, go_on=lambda number: number < 2) == {"a": ["a"] * 2, "b": ["b"] * 2}
 
 
 # Results --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_newer_row_replaces_that_of_the_same_key_alone(tmp_path: Path) -> None:
-    old = Results((Machine(H100, "passed"), Machine(MI300, "passed")), (row("kernel", 5), row("eager", 50)))
+    old = Results((Machine(H100, tests="passed"), Machine(MI300, tests="passed")), (row("kernel", 5), row("eager", 50)))
     elsewhere = dataclasses.replace(row("kernel", 7), build=MI300)
     newer_torch = dataclasses.replace(row("kernel", 4), build=dataclasses.replace(H100, torch="2.15.0"))
     later = dataclasses.replace(row("kernel", 6), build=dataclasses.replace(H100, commit="def", date="2026-02-02"))
-    merged = old.merged(Results(rows=(later, elsewhere, newer_torch)))
-    assert [found.median_us for found in merged.rows] == [6, 50, 7, 4]
-    assert merged.rows[0].build.commit == "def"
+    merged = old.merged(Results(kernels=(later, elsewhere, newer_torch)))
+    assert [found.median_us for found in merged.kernels] == [6, 50, 7, 4]
+    assert merged.kernels[0].build.commit == "def"
     write(merged, tmp_path / "deep" / "results.json")
     assert read(tmp_path / "deep" / "results.json") == merged
     assert read(tmp_path / "none.json") == Results()
 
 
+def test_calls_are_kept_by_model_case_way_and_machine(tmp_path: Path) -> None:
+    case = Case(2, 32, 1, 2)
+    old = CallRow(case, Way("fampe"), "net", H100, pass_ms=(5.0, 6.0))
+    others = [
+        dataclasses.replace(old, model="other net"),
+        dataclasses.replace(old, case=Case(2, 32, 1, 2, True)),
+        dataclasses.replace(old, way=Way("fampe", "bf16")),
+        dataclasses.replace(old, build=MI300),
+    ]
+    newer = dataclasses.replace(old, pass_ms=(4.0,))
+    merged = Results(calls=(old, *others)).merged(Results(calls=(newer,)))
+    assert merged.calls == (newer, *others)
+    write(merged, tmp_path / "results.json")
+    assert read(tmp_path / "results.json") == merged
+
+
+def test_a_file_of_another_version_is_read_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields that it lacks have their defaults; what it says that is not known now is refused before any work."""
+    file = tmp_path / "results.json"
+    row = {"kernel": "band_mix", "size": dataclasses.asdict(USUAL), "provider": "eager", "median_us": 5.0}
+    del row["size"]["channels"]
+    build = {"device": "NVIDIA H100", "torch": "2.11.0", "triton": "3.6.0", "commit": "abc", "date": "2026-01-01"}
+    file.write_text(json.dumps({"kernels": [{**row, "build": build}]}))
+    assert read(file) == Results(kernels=(KernelRow("band_mix", USUAL, "eager", H100, median_us=5.0),))
+    for content in ({"rows": [row]}, {"kernels": [row]}, [1], "{"):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(ValueError, match="results.json holds no results of this version of the benchmarks"):
+            read(file)
+    monkeypatch.setattr(gate, "checks", lambda dry_run: pytest.fail("the work has begun"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="move it away"):
+        run.main(["--dry-run", "--out", str(tmp_path)])
+
+
 def test_what_was_not_run_does_not_replace_what_was() -> None:
-    idle = Row("band_mix", USUAL, "kernel", H100, NOT_RUN)
-    assert Results(rows=(row("kernel", 5),)).merged(Results(rows=(idle,))).rows == (row("kernel", 5),)
-    assert Results(rows=(idle,)).merged(Results(rows=(row("kernel", 5),))).rows == (row("kernel", 5),)
+    idle = KernelRow("band_mix", USUAL, "kernel", H100, NOT_RUN)
+    assert Results(kernels=(row("kernel", 5),)).merged(Results(kernels=(idle,))).kernels == (row("kernel", 5),)
+    assert Results(kernels=(idle,)).merged(Results(kernels=(row("kernel", 5),))).kernels == (row("kernel", 5),)
 
 
 def test_a_failing_build_loses_its_rows_and_no_other() -> None:
     elsewhere = dataclasses.replace(row("kernel", 7), build=MI300)
-    old = Results((Machine(H100, "passed"), Machine(MI300, "passed")), (row("kernel", 5), elsewhere))
-    merged = old.merged(Results(machines=(Machine(H100, "failed: 1 test"),)))
-    assert merged.rows == (elsewhere,)
+    old = Results((Machine(H100, tests="passed"), Machine(MI300, tests="passed")), (row("kernel", 5), elsewhere))
+    merged = old.merged(Results(machines=(Machine(H100, tests="failed: 1 test"),)))
+    assert merged.kernels == (elsewhere,)
     assert [machine.tests for machine in merged.machines] == ["failed: 1 test", "passed"]
 
 
@@ -215,7 +264,9 @@ def test_a_result_that_differs_from_the_reference_is_not_timed() -> None:
 
 
 def test_nothing_is_begun_when_the_time_is_up() -> None:
-    rows = list(measure(cases(PRIMITIVES, [SMALL]), ("kernel", "eager"), {}, bench(), time.monotonic() - 1, print))
+    rows = list(
+        measure_kernels(cases(PRIMITIVES, [SMALL]), ("kernel", "eager"), {}, bench(), time.monotonic() - 1, print)
+    )
     assert len(rows) == 2 * len(PRIMITIVES)
     assert {found.status for found in rows} == {NOT_RUN}
 
@@ -244,6 +295,9 @@ def test_every_check_must_succeed() -> None:
     assert late is not None
     assert "did not end" in late
     assert all(check.command[:3] == (sys.executable, "-m", "pytest") for check in gate.checks(False))
+    first = {Path(word).name for word in gate.checks(False)[0].command}
+    assert first >= {"test_kernels.py", "test_equivalence.py"}
+    assert not any(Path(word).parent == Path(__file__).parent for word in gate.checks(False)[0].command)
 
 
 def test_no_speed_without_passing_tests(
@@ -256,8 +310,8 @@ def test_no_speed_without_passing_tests(
     assert "NO speed is reported" in said
     assert "1 failed" in said
     found = read(tmp_path / "results.json")
-    assert found.rows == ()
-    assert found.end_to_end == ()
+    assert found.kernels == ()
+    assert found.calls == ()
     assert found.machines[0].tests.startswith("failed: exit status 1")
     assert not list(tmp_path.glob("*.png"))
 
@@ -273,31 +327,37 @@ def test_a_dry_run_measures_writes_and_draws(
     monkeypatch.setattr(
         measuring, "counted_work", lambda wanted, device, say: {(entry.name, size): [counted] for entry, size in wanted}
     )
-    small = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12", "--no-end-to-end"]
+    small = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12"]
     assert run.main(["--dry-run", "--out", str(tmp_path), *small]) == 0
     said = capsys.readouterr().out
     assert "DRY RUN" in said
     found = read(tmp_path / "results.json")
-    assert [(row.kernel, row.provider, row.status) for row in found.rows] == [
+    assert [(row.kernel, row.provider, row.status) for row in found.kernels] == [
         ("radial_mask", "kernel", "measured"),
         ("radial_mask", "eager", "measured"),
     ]
-    for line in found.rows:
+    for line in found.kernels:
         assert line.build.device == DRY_RUN_DEVICE
         assert line.timer == "perf_counter"
         assert line.bytes == 2 * 8 * 7 * 8
         assert line.floor_by == "issue"
         assert line.floor_share == pytest.approx(line.floor_us / line.median_us)
         assert line.peak_bytes is None
+    bare, fampe = found.calls  # the uncompiled model as it is here, and what its passes allow
+    assert (bare.way, fampe.way) == (Way("bare", prepared=True), Way("fampe"))
+    assert fampe.measured
+    assert len(fampe.shares_of_best) == 1
+    assert {call.build.device for call in found.calls} == {machine.build.device for machine in found.machines}
+    assert "| FAMPE, fp32 |" in said
     (picture,) = tmp_path.glob("*.png")
     assert picture.stat().st_size > 10_000
 
 
 def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run.main(["--dry-run", "--out", str(run.COMMITTED)])
+        run.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
-    assert run.parse(["--dry-run"]).out != run.COMMITTED
+    assert run.parse(["--dry-run"]).out != RESULTS
     assert "no measurement" in capsys.readouterr().err
 
 

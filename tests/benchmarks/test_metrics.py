@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.end_to_end import metric_speed
-from benchmarks.quality import metric_passes
+from benchmarks.quality import metric_passes, photographs
 from fampe_fast.images import generated
 
 from ..models_for_tests import Smooth, some_images
@@ -89,7 +89,7 @@ def test_the_study_measures_keeps_and_reads_again(tmp_path: Path, monkeypatch: p
     from fampe_fast import load_embedded_classifier
 
     pytest.importorskip("scipy.interpolate")
-    monkeypatch.setattr(metric_passes, "classifier_of", lambda arguments: load_embedded_classifier())
+    monkeypatch.setattr(photographs, "classifier_of", lambda arguments: load_embedded_classifier())
     options = ["--methods", "fampe", "attexplore", "--steps", "1", "--samples", "1", "--device", "cpu"]
     metric_passes.main([str(pictures), *options, "--out", str(tmp_path / "first")])
     kept = torch.load(tmp_path / "first" / "curves.pt", weights_only=True)
@@ -108,11 +108,13 @@ def test_the_study_measures_keeps_and_reads_again(tmp_path: Path, monkeypatch: p
 
 def test_images_are_counted_and_bare_passes_are_as_many() -> None:
     model, images = Smooth(), some_images(2)
-    row = metric_speed.measure(model, images, None, "off", 5, "rise", 2)
+    row = metric_speed.measure_metric(model, images, None, "off", 5, "rise", 2)
     assert row.images == 2 * 2 * 23 + 2 * 2 + 1
     assert len(row.seconds) == len(row.bare_seconds) == 2
     assert row.share == row.share_of_plain > 0
-    assert metric_speed.measure(model, images, None, "off", 5, "rise", 1, steps=6).images == 2 * 2 * 5 + 2 * 2 + 1
+    assert (
+        metric_speed.measure_metric(model, images, None, "off", 5, "rise", 1, steps=6).images == 2 * 2 * 5 + 2 * 2 + 1
+    )
     seen: list[int] = []
 
     def count(pixels: Tensor) -> Tensor:
@@ -124,14 +126,14 @@ def test_images_are_counted_and_bare_passes_are_as_many() -> None:
 
 
 def test_shares_are_of_the_same_round() -> None:
-    row = metric_speed.Row(1, None, "on", 10, (2.0, 4.0, 10.0), (1.0, 3.0, 9.0), (4.0, 4.0, 4.0))
+    row = metric_speed.MetricRow(1, None, "on", 10, (2.0, 4.0, 10.0), (1.0, 3.0, 9.0), (4.0, 4.0, 4.0))
     assert row.share == 0.75
     assert row.share_of_plain == 1.0
 
 
 def test_a_share_above_one_or_scattered_rounds_are_marked() -> None:
-    def row(*shares: float) -> metric_speed.Row:
-        return metric_speed.Row(1, None, "off", 10, (1.0,) * len(shares), shares, shares)
+    def row(*shares: float) -> metric_speed.MetricRow:
+        return metric_speed.MetricRow(1, None, "off", 10, (1.0,) * len(shares), shares, shares)
 
     steady, impossible, scattered = row(0.95, 0.96, 0.97), row(1.24, 1.41, 1.49), row(0.6, 0.9, 0.99)
     assert [found.disturbed for found in (steady, impossible, scattered, row(0.9))] == [False, True, True, False]

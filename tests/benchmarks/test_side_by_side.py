@@ -11,19 +11,25 @@ from scipy import fft
 from torch import Tensor, nn
 
 from benchmarks import side_by_side
+from benchmarks.common.command import RESULTS
+from benchmarks.common.machine import Build, LoadMonitor, Machine
+from benchmarks.common.results import NOT_RUN, CallRow, Results, read, write
+from benchmarks.common.timing import Call, Spread
 from benchmarks.end_to_end import contestants, measuring
-from benchmarks.end_to_end.contestants import LABELS, Case, Models, ModelSpec, Passes, Way, bare_passes, count_passes
+from benchmarks.end_to_end.cases import LABELS, Case, ModelSpec, Way
+from benchmarks.end_to_end.contestants import Models, Passes, bare_passes, count_passes
 from benchmarks.end_to_end.counting import Counted, MeanColour
-from benchmarks.end_to_end.measuring import Plan, measure
+from benchmarks.end_to_end.measuring import Plan, measure_calls
 from benchmarks.end_to_end.memory import resident_growth
 from benchmarks.end_to_end.public_attexplore import PublicAttEXplore, dct_2d, idct_2d
-from benchmarks.end_to_end.results import NOT_RUN, Machine, Quiet, Row, Spread, markdown, read, write
+from benchmarks.end_to_end.report import markdown
 from fampe_fast import AttEXplore
 
 from ..models_for_tests import Smooth, some_images
 
 CPU = torch.device("cpu")
-HERE = Machine("a processor", 2, 1, "2.0", "0.9", "net", "abc", "2026-01-01", (0.1, 0.1))
+BUILD = Build("a processor", "2.0", "none", "abc", "2026-01-01", "0.9")
+HERE = Machine(BUILD, cores=2, threads=1, load=(0.1, 0.1))
 
 
 def pearson(a: Tensor, b: Tensor) -> float:
@@ -90,7 +96,7 @@ def test_it_wastes_a_step_of_passes_and_keeps_parameter_gradients() -> None:
 def test_every_method_is_given_as_many_passes() -> None:
     pytest.importorskip("captum")
     case = Case(batch=2, side=24, steps=3, samples=4, diversity=True)
-    counted = {name: count_passes(Way(name), case, 4) for name in LABELS if name != contestants.BARE}
+    counted = {name: count_passes(Way(name), case, 4) for name in LABELS if name != "bare"}
     assert {name: found.backward for name, found in counted.items()} == {
         "fampe": 12,
         "attexplore": 12,
@@ -145,8 +151,28 @@ def test_this_package_runs_the_model_with_its_normalisation_folded() -> None:
     shown.clear()
     contestants.build(Way("bare", prepared=True), case, models, 2, some_images(1), torch.zeros(1).long())()
     assert set(shown) == {ours}
-    plan = Plan(ModelSpec("embedded"), CPU, (case,))
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (case,))
     assert [way.prepared for way in plan.bare_ways(case)] == [False, True]
+    assert [way.prepared for way in replace(plan, plain_bound=True, compile=("on",)).bare_ways(case)] == [True]
+
+
+def test_enlarged_bare_passes_are_made_where_a_method_enlarges() -> None:
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (), plain_bound=True)
+
+    def enlarged(diversity: bool | None, *methods: str) -> list[bool]:
+        found = replace(plan, methods=methods).bare_ways(Case(1, 32, 1, 2, diversity))
+        return [way.enlarged for way in found]
+
+    assert enlarged(None, "fampe", "attexplore") == enlarged(True, "fampe") == [False, True]
+    assert enlarged(None, "fampe", "smoothgrad") == enlarged(False, "fampe", "public_attexplore") == [False]
+
+
+@pytest.mark.parametrize(
+    ("diversity", "expected"), [(None, {"attexplore"}), (True, {"fampe", "attexplore"}), (False, set())]
+)
+def test_input_diversity_is_each_methods_own_or_as_asked(diversity: bool | None, expected: set[str]) -> None:
+    case = Case(2, 24, 3, 4, diversity)
+    assert {name for name in ("fampe", "attexplore") if count_passes(Way(name), case, 4).enlarged > 0} == expected
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ class Clock:
         monkeypatch.setattr(measuring, "build", self.build)
         monkeypatch.setattr(measuring, "count_passes", lambda *given: Passes(13, 12, 0.25))
 
-    def build(self, way: Way, case: Case, *rest: object, warm: bool = False) -> contestants.Call:
+    def build(self, way: Way, case: Case, *rest: object, warm: bool = False) -> Call:
         def call() -> None:
             self.order.append((way.method, way.prepared, way.enlarged))
             drift = 1 + 0.05 * len(self.order)  # the machine gets slower and slower
@@ -182,13 +208,14 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     plan = Plan(
         ModelSpec("embedded"),
         CPU,
+        BUILD,
         (case,),
         methods=("fampe", "smoothgrad"),
         chunks=(1,),
         repetitions=4,
         memory=False,
     )
-    rows = {row.way.method: row for row in measure(plan, float("inf"), lambda text: None)}
+    rows = {row.way.method: row for row in measure_calls(plan, float("inf"), lambda text: None)}
     assert rows["smoothgrad"].status == "failed: RuntimeError: no such luck"
     assert not rows["smoothgrad"].measured
     # A quarter of the passes saw enlarged images, which cost twice as much: 1.25 ms allowed, 2.5 ms taken, by a machine
@@ -208,17 +235,19 @@ def test_rows_are_handed_over_case_by_case(monkeypatch: pytest.MonkeyPatch) -> N
     """So that a run which is ended keeps what it has measured."""
     Clock(monkeypatch)
     cases = tuple(Case(batch=batch, side=32, steps=1, samples=2, diversity=False) for batch in (1, 2))
-    plan = Plan(ModelSpec("embedded"), CPU, cases, methods=("fampe",), chunks=(1,), repetitions=2, memory=False)
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, cases, methods=("fampe",), chunks=(1,), repetitions=2, memory=False)
     kept: list[list[int]] = []
-    rows = measure(plan, float("inf"), lambda text: None, lambda so_far: kept.append([r.case.batch for r in so_far]))
+    rows = measure_calls(
+        plan, float("inf"), lambda text: None, lambda so_far: kept.append([r.case.batch for r in so_far])
+    )
     assert kept == [[1] * 3, [1] * 3 + [2] * 3]
     assert all(row.measured for row in rows)
 
 
 def test_nothing_is_begun_when_the_time_is_up() -> None:
     case = Case(batch=1, side=32, steps=1, samples=1, diversity=False)
-    plan = Plan(ModelSpec("embedded"), CPU, (case,), methods=("fampe",))
-    rows = measure(plan, 0.0, print)
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (case,), methods=("fampe",))
+    rows = measure_calls(plan, 0.0, print)
     assert [row.status for row in rows] == [NOT_RUN] * 3
 
 
@@ -230,7 +259,7 @@ def test_memory_is_what_a_call_adds_at_its_peak() -> None:
 
 
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    plan = Plan(ModelSpec("embedded"), CPU, ())
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, ())
     small = Case(batch=1, side=64, steps=1, samples=2, diversity=False)
     peak, how = measuring.peak_memory(Way("fampe"), small, plan, 2, timeout=600)
     if peak is None and how.startswith("not counted"):
@@ -248,7 +277,7 @@ CASE = Case(batch=2, side=32, steps=2, samples=5, diversity=True)
 
 
 def test_rates_follow_from_milliseconds_per_pass() -> None:
-    row = Row(CASE, Way("fampe"), pass_ms=(4.0, 5.0, 10.0))
+    row = CallRow(CASE, Way("fampe"), "net", BUILD, pass_ms=(4.0, 5.0, 10.0))
     assert row.per_pass == Spread(4.5, 5.0, 7.5)
     assert row.maps_per_s.median == pytest.approx(20)  # 10 passes of 5 ms make a map
     assert CASE.passes == 20
@@ -257,10 +286,12 @@ def test_rates_follow_from_milliseconds_per_pass() -> None:
 
 def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     rows = [
-        Row(CASE, Way("bare"), chunk=4, pass_ms=(2.0, 2.0)),
-        Row(
+        CallRow(CASE, Way("bare"), "net", BUILD, chunk=4, pass_ms=(2.0, 2.0)),
+        CallRow(
             CASE,
             Way("fampe", "bf16", "on"),
+            "net",
+            BUILD,
             chunk=4,
             pass_ms=(2.5, 2.5),
             shares=(0.8, 0.8),
@@ -269,10 +300,11 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
             peak_bytes=3 << 20,
             peak_is="growth",
         ),
-        Row(CASE, Way("smoothgrad"), status="out of memory"),
+        CallRow(CASE, Way("smoothgrad"), "net", BUILD, status="out of memory"),
     ]
-    write(rows, HERE, tmp_path / "deep" / "file.json")
-    assert read(tmp_path / "deep" / "file.json") == (HERE, rows)
+    results = Results((HERE,), calls=tuple(rows))
+    write(results, tmp_path / "deep" / "file.json")
+    assert read(tmp_path / "deep" / "file.json") == results
     table = markdown(rows, HERE)
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
@@ -280,15 +312,15 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
 
 
 def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = Machine("a processor", 2, 1, "2.0", "0.9", "net", "abc", "2026-01-01", (1.7, 0.1))
+    loaded = replace(HERE, load=(1.7, 0.1))
     assert "Not a measurement to be kept: more was running at the start: load average 1.7" in markdown([], loaded)
     shared = replace(HERE, stolen=0.42)
     assert "42% of the processors' time went to other machines" in markdown([], shared)
     ticks = iter(["cpu  100 0 50 900 9 1 0 10 0 0\n", "cpu  150 0 60 999 9 1 0 50 0 0\n", "", ""])
     monkeypatch.setattr(Path, "read_text", lambda self: next(ticks))
-    quiet = Quiet()
-    assert quiet.stolen() == pytest.approx(40 / 100)  # of 50 + 10 + 40 that were not idle
-    assert Quiet().stolen() == 0
+    monitor = LoadMonitor()
+    assert monitor.stolen() == pytest.approx(40 / 100)  # of 50 + 10 + 40 that were not idle
+    assert LoadMonitor().stolen() == 0
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -318,8 +350,9 @@ def test_a_dry_run_measures_tabulates_and_draws(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "the figures mean nothing" in said
     (file,) = tmp_path.glob("*.json")
-    of, rows = read(file)
-    assert of.dry_run
+    results = read(file)
+    (machine,), rows = results.machines, results.calls
+    assert machine.dry_run
     assert {row.way.method for row in rows} == set(LABELS)
     assert all(row.measured and len(row.pass_ms) == 2 for row in rows)
     assert all(len(row.shares) == 2 for row in rows if row.way.method != "bare")
@@ -329,6 +362,6 @@ def test_a_dry_run_measures_tabulates_and_draws(tmp_path: Path, capsys: pytest.C
 
 def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        side_by_side.main(["--dry-run", "--out", str(side_by_side.COMMITTED)])
+        side_by_side.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
     assert "no measurement" in capsys.readouterr().err

@@ -41,18 +41,6 @@ def fake_gpus_work() -> bool:
 
 pytestmark = pytest.mark.skipif(not fake_gpus_work(), reason="this torch has no fake CUDA tensors without a driver")
 
-
-def fake_gpus_work() -> bool:
-    """Older torch asks a driver even for them."""
-    try:
-        with FakeTensorMode():
-            return torch.fft.rfft2(torch.empty(2, 2, device="cuda")).device.type == "cuda"
-    except RuntimeError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not fake_gpus_work(), reason="this torch has no fake CUDA tensors without a driver")
-
 STEPS, SAMPLES, BATCH, SIDE = 3, 5, 3, 32
 
 
@@ -131,18 +119,18 @@ def walk(method: Any) -> tuple[path.PathDetails, list[str]]:
             crossings.__enter__()
         steps.append(done)
 
-    loops = method._gradient_loop(), method._exploring_loop()
-    models = 1 if loops[1] is None else 2
+    models = (method.forward_func,) if method.explorer is None else (method.forward_func, method.explorer)
     request = Request(
+        models,
         images,
         torch.arange(BATCH, device="cuda"),
         targets,
         ChunkSize((), images, 4, "test"),
-        (NOT_PROBED,) * models,
-        (True,) * models,
+        (NOT_PROBED,) * len(models),
+        (True,) * len(models),
     )
     try:
-        details = path.follow_path(loops[0], request, on_step, explorer=loops[1])
+        details = path.follow_path(request, method.config, on_step)
     finally:
         if steps:
             crossings.__exit__(None, None, None)

@@ -19,8 +19,9 @@ from fampe_fast import FAMPE, AttEXplore, AttEXploreConfig, FAMPEConfig, FORGrad
 from fampe_fast.engine.aggregation import objective
 from fampe_fast.engine.config import PathConfig
 from fampe_fast.engine.placements import Placement, draw_placements, padded_size
-from fampe_fast.engine.samplers import BandMixSampler, DCTSampler, Rows, Stream
+from fampe_fast.engine.samplers import BandMixSampler, Batch, Chunk, DCTSampler
 from fampe_fast.engine.schedule import Schedule
+from fampe_fast.engine.targets import Targets
 from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
@@ -179,14 +180,22 @@ def draw(
     sampler, images: Tensor, ids: list[int], pairs: list[tuple[int, int]], chunk: int
 ) -> dict[tuple[int, int], Tensor]:
     """Samples by (image id, sample number)."""
-    stream = Stream(torch.tensor(3), torch.tensor(ids))
     spectrum = sampler.transform(images)
-    prepared = sampler.prepare(images, spectrum)
+    targets = Targets(torch.zeros(len(ids), dtype=torch.long), None)
+    batch = Batch(
+        spectrum,
+        sampler.prepare(images, spectrum),
+        torch.tensor(3),
+        torch.tensor(2),
+        torch.tensor(ids),
+        targets,
+        *images.shape[-2:],
+    )
     drawn = {}
     for first in range(0, len(pairs), chunk):
         part = pairs[first : first + chunk]
-        rows = Rows(torch.tensor([p[0] for p in part]), torch.tensor([p[1] for p in part]))
-        samples = sampler.draw(spectrum, prepared, rows, stream, torch.tensor(2), images.shape[-1])
+        rows = Chunk(torch.tensor([p[0] for p in part]), torch.tensor([p[1] for p in part]))
+        samples = sampler.draw(batch, rows)
         drawn.update({(ids[image], number): sample for (image, number), sample in zip(part, samples, strict=True)})
     return drawn
 
@@ -234,12 +243,12 @@ def test_chunks_cover_every_pair_once_in_order(diversity: bool) -> None:
             order = [n for n in range(6) if places[n] is None] + [n for n in range(6) if places[n] is not None]
             for size in (1, 2, 5, 100):
                 seen = []
-                for rows, placements in schedule.chunks(step, size):
-                    assert 0 < len(rows.samples) <= size
-                    for p, number in enumerate(rows.samples.tolist()):
+                for image_index, samples, placements in schedule.chunks(step, size):
+                    assert 0 < len(samples) <= size
+                    for p, number in enumerate(samples.tolist()):
                         place = places[number]
                         assert place == (None if placements is None else tuple(placements[p].tolist()))
-                    seen += list(zip(rows.samples.tolist(), rows.image_index.tolist(), strict=True))
+                    seen += list(zip(samples.tolist(), image_index.tolist(), strict=True))
                 assert seen == [(number, image) for number in order for image in range(batch)]
 
 

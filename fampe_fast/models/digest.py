@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["digest_of"]
-
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # TorchScript numbers classes of one name as a process meets them.
 _MANGLED = re.compile(r"[./]?___torch_mangle_\d+")
@@ -34,7 +32,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
 def digest_of(value: object, *, without: Iterable[str] = ()) -> str:
-    """The SHA-256 of an object's contents, the same in every process and on every device.
+    """Compute the SHA-256 of what an object is, the same in every process and on every device.
 
     Of modules: class, settings (attributes, shown by ``repr`` or not), parameters, buffers, persistent or not,
     hooks, and the code of classes that belong to no library. Of functions: code, defaults, what they close over and
@@ -43,12 +41,12 @@ def digest_of(value: object, *, without: Iterable[str] = ()) -> str:
 
     Args:
         value: anything; of objects that show nothing of themselves, class and ``repr`` without addresses.
-        without: attributes of `value` itself to leave out.
+        without: attributes of ``value`` itself to leave out.
     """
-    return _Contents().read(value, frozenset(without)).hex()
+    return _Digests().read(value, frozenset(without)).hex()
 
 
-class _Contents:
+class _Digests:
     """Digests by identity, so that what is shared is read once and what is recursive ends."""
 
     def __init__(self) -> None:
@@ -58,7 +56,7 @@ class _Contents:
         self._open = 0  # how many objects contain the one that is read
 
     def read(self, value: object, without: frozenset[str] = frozenset()) -> bytes:
-        """The digest of any object."""
+        """Digest any object."""
         if isinstance(value, _PLAIN):
             return _hash(type(value).__name__, repr(value))
         if id(value) in self._known:
@@ -127,7 +125,7 @@ class _Contents:
         return [_hash(name, self.read(part)) for name, part in sorted(items, key=lambda item: item[0])]
 
     def module(self, module: nn.Module, without: frozenset[str] = frozenset()) -> bytes:
-        """Class, settings, tensors and submodules of a module, each by name."""
+        """Digest a module's class, settings, tensors and submodules, each by name."""
         if hasattr(module, "_orig_mod"):  # torch.compile's wrapper, which holds the compiler's state
             return self.read(module._orig_mod)
         own = {key: part for key, part in vars(module).items() if key not in _INTERNAL and key not in without}
@@ -149,7 +147,7 @@ class _Contents:
         return _hash(kind, *itertools.chain(*parts), *children)
 
     def tensor(self, tensor: Tensor) -> bytes:
-        """Shape, type and values; of what is not plain, the parts."""
+        """Digest a tensor's shape, type and values; of one that is not plain, its parts."""
         where = (tensor.shape, tensor.dtype, tensor.layout, _place(tensor))
         if where[3] is None or where not in self._tensors:
             self._tensors[where] = _hash("tensor", str(tuple(tensor.shape)), str(tensor.dtype), *self._values(tensor))
@@ -176,7 +174,7 @@ class _Contents:
         return [memoryview(raw)]
 
     def function(self, function: types.FunctionType) -> bytes:
-        """What a function does, as far as its code and what it refers to say."""
+        """Digest what a function does, as far as its code and what it refers to say."""
         name = function.__qualname__
         if _of_a_library(function):
             return _hash("function", function.__module__, name)
@@ -186,7 +184,7 @@ class _Contents:
         return _hash("function", *map(self.read, parts))
 
     def code(self, code: types.CodeType) -> bytes:
-        """Instructions, constants and names, without file and line."""
+        """Digest instructions, constants and names, without file and line."""
         constants = [
             constant if not isinstance(constant, frozenset) else sorted(map(repr, constant))
             for constant in code.co_consts
@@ -194,7 +192,7 @@ class _Contents:
         return _hash("code", code.co_code, *map(self.read, (constants, code.co_names, code.co_varnames)))
 
     def kind(self, kind: type) -> bytes:
-        """A class by its name and, of classes that belong to no library, by its code."""
+        """Digest a class by its name and, if it belongs to no library, by its code."""
         if id(kind) in self._known:
             return self._known[id(kind)]
         bases = [base for base in kind.__mro__ if not _of_a_library(base)]
@@ -210,7 +208,7 @@ class _Contents:
         return found
 
     def program(self, program: torch.jit.ScriptModule) -> bytes:
-        """Code, constants, attributes and weights of TorchScript, as it would be saved."""
+        """Digest TorchScript's code, constants, attributes and weights, as it would be saved."""
         saved = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer torch advises authors of archives to move on
@@ -230,7 +228,7 @@ class _Contents:
 
 
 def _in_order(code: str) -> str:
-    """Code of TorchScript with the constants of its classes, which are written in any order, at the beginning."""
+    """Sort the constants of TorchScript's classes, which are written in any order, to the beginning of its code."""
     lines = code.splitlines()
     return "\n".join(sorted(lines, key=lambda line: (0, line) if " : Final[" in line else (1, "")))
 
@@ -270,7 +268,7 @@ class _Thing:
 
 
 def _rebuilt(storage: tuple[str, bytes], offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
-    """The values of a saved tensor, in the order of its indices whatever its memory format."""
+    """Read the values of a saved tensor, in the order of its indices whatever its memory format."""
     kind, raw = storage
     numbers = int(np.prod(size, dtype=np.int64))
     if numbers == 0:
@@ -305,12 +303,12 @@ def _hash(*parts: str | bytes | memoryview) -> bytes:
 
 
 def _name(kind: type) -> str:
-    """A library's class with its module; any other without, which is "__main__" in one process and not in another."""
+    """Name a class, a library's with its module: others are in "__main__" in one process and not in another."""
     return f"{kind.__module__}.{kind.__qualname__}" if _of_a_library(kind) else kind.__qualname__
 
 
 def _of_a_library(owner: object) -> bool:
-    """Whether a class or function was installed with a package: its code is then its version's."""
+    """Tell whether a class or function was installed with a package: its code is then its version's."""
     return _origin(owner) != "own"
 
 
@@ -333,7 +331,7 @@ def _home(package: str) -> Literal["own", "package", "standard"]:
 
 
 def _as_global(value: object) -> object:
-    """What a function sees of its module under a name: a library's object, such as a logger, by its class only."""
+    """Take what a function sees of its module under a name: a library's object, such as a logger, by its class only."""
     told = (*_PLAIN, Tensor, nn.Module, np.ndarray, Enum, partial, type, types.FunctionType, types.ModuleType)
     if isinstance(value, (*told, list, tuple, set, frozenset, dict)) or not _of_a_library(type(value)):
         return value
@@ -341,14 +339,14 @@ def _as_global(value: object) -> object:
 
 
 def _function_of(member: object) -> object:
-    """The function in a static method, class method or property."""
+    """Take the function out of a static method, class method or property."""
     if isinstance(member, staticmethod | classmethod):
         return member.__func__
     return member.fget if isinstance(member, property) else member
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The global names of a function and of those within it."""
+    """List the global names of a function and of those within it."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*inner)
 
@@ -360,7 +358,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where a tensor's values lie, so that a shared one is read once; None where that cannot be told."""
+    """Tell where a tensor's values lie, so that a shared one is read once; None where that cannot be told."""
     try:
         return (tensor.device, tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() else None
     except RuntimeError:  # of sparse and packed ones

@@ -44,15 +44,15 @@ def contact_sheet(
     smoothing: float | None = None,
     dpi: int = 100,
 ) -> Figure:
-    """A row for every image, a column for every method: overlays side by side.
+    """Draw a row for every image and a column for every method: overlays side by side.
 
     Every map has a colour scale of its own, so colours compare places within a map, not strengths between maps.
 
     Args:
-        images: `(B, C, H, W)` in [0, 1], or a sequence of `(C, H, W)` of any sizes.
+        images: (B, C, H, W) in [0, 1], or a sequence of (C, H, W) of any sizes.
         maps_by_method: for each method, in the order of the columns, maps of the images' sizes.
         titles: one line for each image, such as its class.
-        scores: for methods of `maps_by_method`, one number for each image: written under each map, the mean in the
+        scores: for methods of ``maps_by_method``, one number for each image: written under each map, the mean in the
             column's head. NaN is left out.
         score_name: what the numbers are.
         title: the page's head.
@@ -61,7 +61,7 @@ def contact_sheet(
         dpi: pixels per inch; a cell is 1.4 inches wide.
 
     Returns:
-        The figure, for `save_figure`.
+        The figure, for ``save_figure``.
 
     Raises:
         TypeError: something that is not a tensor of the kind described.
@@ -127,7 +127,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Thumbnail:
-    """`(h, w, 3)` uint8 and what its map was like; the image itself has no map."""
+    """(h, w, 3) uint8 and what its map was like; the image itself has no map."""
 
     pixels: NDArray[np.uint8]
     signed: bool = False
@@ -145,7 +145,7 @@ def _write_head(
     scores: Mapping[str, Tensor | Sequence[float]],
     head: float,
 ) -> None:
-    """The title, and above each column its method and mean score; the pictures begin at `head`."""
+    """Write the title, and above each column its method and mean score; the pictures begin at ``head``."""
     if title:
         room = float(figure.get_size_inches()[0]) - 2 * _MARGIN
         add_text(figure, _MARGIN, 0.38, title, size=13, smallest=10, weight="bold", max_width=room)
@@ -190,7 +190,7 @@ def _row_height(image: Tensor) -> float:
 
 
 def _shrink(rgb: FloatArray, row_height: float, dpi: int) -> NDArray[np.uint8]:
-    """A picture as a thumbnail of its cell's resolution: a page of photographs stays small."""
+    """Make a thumbnail of its cell's resolution: a page of photographs stays small."""
     from PIL import Image
 
     height, width = rgb.shape[:2]
@@ -203,7 +203,7 @@ def _shrink(rgb: FloatArray, row_height: float, dpi: int) -> NDArray[np.uint8]:
 
 
 def _place(page: Axes, pixels: NDArray[np.uint8], left: float, top: float, row_height: float, dpi: int) -> None:
-    """Puts a thumbnail into the middle of its cell."""
+    """Put a thumbnail into the middle of its cell."""
     height, width = pixels.shape[0] / dpi, pixels.shape[1] / dpi
     left += (_CELL - width) / 2
     top += (row_height - height) / 2

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["check_values", "give_back_on_failure", "in_single_precision", "needs_a_copy", "undisturbed"]
-
 
 def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
     """Refuse a module whose weights have no values yet or, where it matters, cannot be given others.
 
     Raises:
-        ValueError: parameters or buffers are on the meta device or not initialised; or, if they must be `writable`,
+        ValueError: parameters or buffers are on the meta device or not initialised; or, if they must be ``writable``,
             were made under ``inference_mode``.
     """
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -38,11 +36,11 @@ def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
 
 
 @contextmanager
-def give_back_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
+def restored_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
     """Leave a module as it was found if the block raises.
 
     Taken back are every submodule's training flag, its parameters and buffers with device, type and strides, and, with
-    `values`, what they hold (which copies them all).
+    ``values``, what they hold (which copies them all).
     """
     parts = list(module.modules())
     modes = [(part, getattr(part, "training", None)) for part in parts]
@@ -67,8 +65,8 @@ def give_back_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run a module for its output alone: its buffers and torch's random numbers are afterwards as they were before."""
+def restored(module: nn.Module) -> Iterator[None]:
+    """Put a module's buffers and torch's random numbers back after the block."""
     slots = [(part, dict(part._buffers)) for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
     held = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = {tensor.device for tensor in _tensors(module) if tensor.device.type == "cuda"}
@@ -94,13 +92,13 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def needs_a_copy(module: nn.Module) -> bool:
-    """Whether a module cannot be explained in fp32 as it is: another precision, or built under ``inference_mode``."""
+    """Tell whether a module is in another precision than fp32 or was built under ``inference_mode``."""
     other = (p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
     return any(other) or any(tensor.is_inference() for tensor in _held(module))
 
 
 def in_single_precision(module: nn.Module, *, convert: bool = True) -> nn.Module:
-    """A copy with fp32 parameters and buffers (`convert`), none of them made under ``inference_mode``.
+    """Copy a module with fp32 parameters and buffers (``convert``), none of them made under ``inference_mode``.
 
     Raises:
         RuntimeError: torch cannot copy the module.
@@ -121,7 +119,7 @@ def in_single_precision(module: nn.Module, *, convert: bool = True) -> nn.Module
 
 
 def _held(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers and tensors that are plain attributes."""
+    """Go over parameters, buffers and tensors that are plain attributes."""
     yield from _tensors(module)
     for part in module.modules():
         if not isinstance(part, torch.jit.ScriptModule):

@@ -1,15 +1,13 @@
-"""How many channels the images of a model have, as far as its modules tell."""
+"""The number of channels of a model's images, as far as its modules tell."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["first_channels"]
 
-
-def first_channels(model: nn.Module) -> int | None:
-    """The input channels of a model's first convolution, in the order in which its modules were registered.
+def input_channels(model: nn.Module) -> int | None:
+    """Count the input channels of a model's first convolution, in the order in which its modules were registered.
 
     Args:
         model: any module; of programs, whose modules may be gone, the first four-dimensional weight counts.

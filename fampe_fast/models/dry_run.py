@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from ..runtime.tf32 import tensor_float32
 from .classifier import Classifier
-from .ownership import undisturbed
+from .module_state import restored
 
-__all__ = ["agree", "images_for", "number_of_classes", "prefer_channels_last", "run_once"]
-
-# Another memory format adds up in another order: some 1e-6 of the largest logit. A wrong result differs by far more.
+# Another memory format adds up in another order, and folded weights are rounded once more: some 1e-6 of the largest
+# logit. A wrong result differs by far more.
 _TOLERANCE = 1e-4
 
 
 def run_once(classifier: Classifier) -> object:
-    """The output for one image of noise of the classifier's size (more for `images_for`), without gradients.
+    """Run one image of noise of the classifier's size (more if ``images_for`` says so), without gradients.
 
     Raises:
         Exception: whatever the model raises.
@@ -27,18 +26,18 @@ def run_once(classifier: Classifier) -> object:
     size = (images_for(classifier), classifier.channels, *classifier.input_size)
     noise = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(classifier.mean)
     full = tensor_float32(False) if noise.is_cuda else nullcontext()
-    with undisturbed(classifier), torch.no_grad(), full, _without_compiling(classifier):
+    with restored(classifier), torch.no_grad(), full, _without_compiling(classifier):
         return classifier(noise)
 
 
 def images_for(classifier: Classifier) -> int:
-    """How many images a model is tried with: one, or as many as a program was exported for."""
+    """Tell how many images a model is tried with: one, or as many as a program was exported for."""
     shape = getattr(classifier.model, "shape", None)
     return int(shape[0]) if isinstance(shape, tuple) and shape and isinstance(shape[0], int) else 1
 
 
 def number_of_classes(output: object, images: int) -> int | None:
-    """What an output for some images, (images, classes), says; None for every other output."""
+    """Read the number of classes off an output (images, classes); None for every other output."""
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 and len(output) == images else None
 
 
@@ -49,7 +48,7 @@ def prefer_channels_last(classifier: Classifier, expected: object) -> None:
 
     Args:
         classifier: of a model that this package built or read from a file.
-        expected: what `run_once` returned for it.
+        expected: what ``run_once`` returned for it.
     """
     tensors = [*classifier.model.parameters(), *classifier.model.buffers()]
     if not all(tensor.device.type in ("cpu", "cuda") for tensor in tensors):
@@ -67,7 +66,7 @@ def prefer_channels_last(classifier: Classifier, expected: object) -> None:
 
 
 def agree(found: object, expected: object, tolerance: float = _TOLERANCE) -> bool:
-    """Whether two outputs are equal but for rounding, by the largest of them."""
+    """Tell whether two outputs are equal but for rounding, by the largest of them."""
     if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
         return False
     found, expected = found.float(), expected.float()
@@ -75,6 +74,6 @@ def agree(found: object, expected: object, tolerance: float = _TOLERANCE) -> boo
 
 
 def _without_compiling(model: nn.Module) -> AbstractContextManager[Any]:
-    """A compiled module is run as it is written: compiling takes minutes, and one pass does not repay it."""
+    """Run a compiled module as it is written: compiling takes minutes, and one pass does not repay it."""
     compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

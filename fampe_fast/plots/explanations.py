@@ -41,27 +41,12 @@ def overlay(
     smoothing: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """One picture: the image in darkened grey, the evidence in colours over it, and a scale that says what they mean.
+    """Draw the evidence in colours over the image in darkened grey, with a scale that says what they mean.
 
-    Args:
-        image: `(C, H, W)` floating point in [0, 1], any device.
-        attribution: `(C', H, W)` or `(H, W)`, finite; summed over channels.
-        class_name: the class that is explained.
-        probability: the model's for that class, in [0, 1].
-        title: instead of the class name in the head.
-        note: a line of small print under the head.
-        mask: `(H, W)` bool, an object whose outline is drawn.
-        percentile: the share of the map's magnitudes inside the colour scale, in (0, 100].
-        signed: whether the scale has two sides; None looks at the map.
-        smoothing: standard deviation in pixels of a Gaussian over the map; None is a ninetieth of the shorter side.
-        dpi: pixels per inch.
+    Arguments, checks and errors are those of ``explanation_figure``, of whose four panels this is the third.
 
     Returns:
-        The figure, for `save_figure`.
-
-    Raises:
-        TypeError: something that is not a tensor of the kind described.
-        ValueError: shapes that do not fit, or values outside of what is described.
+        The figure, for ``save_figure``.
     """
     rgb, _, smooth, outline = _prepare(image, attribution, mask, percentile, signed, smoothing)
     width, height = _fit(rgb.shape[1], rgb.shape[0], 4.0)
@@ -91,17 +76,17 @@ def explanation_figure(
     smoothing: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """Four panels: the image, the map as it is, the overlay, the spectrum with the circle of the energy cut-off.
+    """Draw four panels: the image, the map as it is, the overlay, the spectrum with the energy cut-off as a circle.
 
     Args:
-        image: `(C, H, W)` floating point in [0, 1], any device.
-        attribution: `(C', H, W)` or `(H, W)`, finite; summed over channels.
+        image: (C, H, W) floating point in [0, 1], any device.
+        attribution: (C', H, W) or (H, W), finite; summed over channels.
         class_name: the class that is explained.
         probability: the model's for that class, in [0, 1].
         title: instead of the class name in the head.
         note: a line of small print under the head, such as the scores of this map.
         cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
-        mask: `(H, W)` bool, an object whose outline is drawn.
+        mask: (H, W) bool, an object whose outline is drawn.
         percentile: the share of the map's magnitudes inside the colour scale, in (0, 100].
         signed: whether the scale has two sides; None looks at the map.
         smoothing: standard deviation in pixels of a Gaussian over the map, in the overlay alone; None is a ninetieth
@@ -109,7 +94,7 @@ def explanation_figure(
         dpi: pixels per inch.
 
     Returns:
-        The figure, for `save_figure`.
+        The figure, for ``save_figure``.
 
     Raises:
         TypeError: something that is not a tensor of the kind described.
@@ -159,13 +144,13 @@ def explanation_figure(
 
 
 def percent(probability: float) -> str:
-    """A probability in per cent, never rounded to a certainty that it is not.
+    """Write a probability in per cent, never rounded to a certainty that it is not.
 
     Args:
         probability: in [0, 1].
 
     Returns:
-        One decimal, with the bounds `<0.1 %` and `>99.9 %`.
+        One decimal, with the bounds ``<0.1 %`` and ``>99.9 %``.
 
     Raises:
         ValueError: not in [0, 1].
@@ -181,14 +166,14 @@ def percent(probability: float) -> str:
 
 
 def check_mask(mask: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask as an array.
+    """Check a mask and make an array of it.
 
     Args:
-        mask: `(H, W)` bool, any device.
-        size: the image's `(H, W)`.
+        mask: (H, W) bool, any device.
+        size: the image's (H, W).
 
     Returns:
-        `(H, W)` bool.
+        (H, W) bool.
 
     Raises:
         TypeError: not a tensor of bool.
@@ -211,7 +196,7 @@ def _prepare(
     signed: bool | None,
     smoothing: float | None,
 ) -> tuple[FloatArray, ScaledMap, ScaledMap, NDArray[np.bool_] | None]:
-    """The image, the map as it is, the map for the overlay, the mask: checked and fitting."""
+    """Check the image, the map as it is, the map for the overlay and the mask, and that they fit."""
     rgb = image_to_rgb(image)
     size: tuple[int, int] = (rgb.shape[0], rgb.shape[1])
     raw = scale_map(attribution, percentile=percentile, signed=signed)
@@ -224,7 +209,7 @@ def _prepare(
 
 
 def _fit(width: int, height: int, box: float) -> tuple[float, float]:
-    """The size in inches of a picture inside a square box, its shape kept as far as it can be seen."""
+    """Fit a picture into a square box, in inches, its shape kept as far as it can be seen."""
     longer = max(width, height)
     return max(box * width / longer, _THINNEST_PICTURE), max(box * height / longer, _THINNEST_PICTURE)
 
