@@ -49,7 +49,7 @@ class _Beside(MetaPathFinder):
     """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """The package of a part; None for every other name."""
+        """Find the package of a part; None for every other name."""
         package, _, part = fullname.rpartition(".")
         if package != __name__ or part not in ("kernels", "reference"):
             return None

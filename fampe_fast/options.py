@@ -143,7 +143,7 @@ def _alternatives(annotation: ast.expr) -> Iterator[ast.expr]:
 
 
 def _choices(module: str, annotation: ast.expr) -> tuple[str, ...]:
-    """The words of a ``Literal``, which may have a name, here or in another module of the package."""
+    """Read the words of a ``Literal``, which may have a name, here or in another module of the package."""
     if isinstance(annotation, ast.Name):
         try:
             home, name = _origin(module, annotation.id)
@@ -158,7 +158,7 @@ def _choices(module: str, annotation: ast.expr) -> tuple[str, ...]:
 
 
 def _origin(module: str, name: str) -> tuple[str, str]:
-    """The module of this package that defines a name, and its name there."""
+    """Find the module of this package that defines a name, and its name there."""
     for node in _tree(module).body:
         if isinstance(node, ast.ImportFrom) and node.level:
             for alias in node.names:
@@ -179,7 +179,7 @@ def _assigned(module: str, name: str) -> ast.expr | None:
 
 
 def _constant(module: str, node: ast.expr) -> Any:
-    """The value of a constant, of a constant's name, or of one divided by another; else its text."""
+    """Evaluate a constant, a constant's name, or one divided by another; give the text of anything else."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -197,7 +197,7 @@ def _constant(module: str, node: ast.expr) -> Any:
 
 
 def _documented(docstring: str) -> dict[str, str]:
-    """What the sections ``Args`` and ``Attributes`` say of each name, in one line without mark-up."""
+    """Read what ``Args`` and ``Attributes`` say of each name, in one line without mark-up."""
     found: dict[str, str] = {}
     name, inside = "", False
     for line in docstring.splitlines():

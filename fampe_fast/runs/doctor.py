@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, and which backend would run and why."""
+"""Report what is installed, what the machine has, and which backend would run and why."""
 
 from __future__ import annotations
 

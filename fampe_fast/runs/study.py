@@ -45,7 +45,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study, run.
+    """The result of a study.
 
     Attributes:
         study: the study.
@@ -187,7 +187,7 @@ def write_report(result: StudyResult, out: Path) -> None:
 
 
 def as_json(result: StudyResult) -> str:
-    """Give everything as JSON."""
+    """Write everything as JSON."""
     content: dict[str, Any] = {
         "study": result.study.name,
         "question": result.study.question,
@@ -209,7 +209,7 @@ def as_json(result: StudyResult) -> str:
 
 
 def as_table(result: StudyResult) -> str:
-    """Give a Markdown table, a row per variant; mean ± standard error over the images."""
+    """Write a Markdown table, a row per variant; mean ± standard error over the images."""
     first, *others = result.outcomes
     names = [score.name for score in result.scores]
     count = len(result.comparison.paths)
@@ -229,7 +229,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
-    """A difference and, where high is better, its share of the first variant's score."""
+    """Write a difference and, where high is better, its share of the first variant's score."""
     gain, base = outcome.gains[score.name], first.means[score.name].mean
     share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" else ""
     return f"{_text(gain, '+')}{share}"

@@ -15,7 +15,7 @@ _BYTE = 1 / 255
 
 @dataclass(frozen=True)
 class Budget:
-    """What all variants of a study share.
+    """The steps, samples, seed and options that all variants of a study share.
 
     Attributes:
         steps: T.

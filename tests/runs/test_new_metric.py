@@ -6,6 +6,7 @@ This module is the metric's, as ``metrics/x.py`` would be: it has a function of 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+ROOT = Path(__file__).parents[2]
 QUICK = ["--steps", "1", "--samples", "1", "--limit", "2"]
 
 
@@ -110,3 +112,14 @@ def test_its_options_are_checked_before_work(photos: Path, tmp_path: Path) -> No
         Measurement(("moment",), {"moment": {"exponent": 2}})
     with pytest.raises(ValueError, match="options of moment, but measured are insertion_deletion alone"):
         Measurement(options={"moment": {"power": 2}})
+
+
+def test_a_metric_is_named_by_as_many_files_as_contributing_says() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a metric")[1].split("\n## ")[0]
+    said = re.findall(r"^\d\. `(\S+)`", text, flags=re.MULTILINE)
+    assert f"**{len(said)} files**" in text
+    for name in ("mu_fidelity", "stability"):
+        assert all((ROOT / path.replace("moment", name)).is_file() for path in said)
+        # The rooms above the metrics, which measure, record, print and draw them, know none by name.
+        above = [path for room in ("runs", "cli", "plots") for path in (ROOT / "fampe_fast" / room).rglob("*.py")]
+        assert not [path.name for path in above if re.search(rf"\b{name}\b", path.read_text())]
