@@ -1,4 +1,4 @@
-"""Rows of gradients added to their images, without atomics: a program owns a stretch of an image and walks the rows.
+"""Add rows of gradients to their images, without atomics: a program owns a stretch of an image and walks the rows.
 
 Read per row: its image's number, from cache, and only where it matches the gradient. So each gradient is read once and
 each image read and written once, and the rows are added in ascending order: the same to the bit from run to run.
@@ -37,6 +37,7 @@ def _accumulate(
     count = groups * GROUP  # tells the compiler what a row's length is divisible by, hence how wide it may load
     blocks = tl.cdiv(count, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
+    # [GROUP, BLOCK // GROUP]
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     element = tl.program_id(0) % blocks * BLOCK + lane
     inside = element < count
@@ -50,6 +51,7 @@ def _accumulate(
         x = pixel - y * width
         place = channel * channel_stride.to(tl.int64) + y * y_stride.to(tl.int64) + x * x_stride.to(tl.int64)
         jump = row_stride.to(tl.int64)
+    # [GROUP, BLOCK // GROUP]
     total = tl.load(total_ptr + image * count + element, mask=inside, other=0.0)
     for p in range(rows):
         if tl.load(image_index_ptr + p) == image:
@@ -58,7 +60,7 @@ def _accumulate(
 
 
 def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor, *, block: int | None = None) -> None:
-    """``total[image_index[p]] += gradient[p]``, in place, in ascending order of p.
+    """Add ``total[image_index[p]] += gradient[p]``, in place, in ascending order of p.
 
     Args:
         total: (B, C, H, W), float32, contiguous; is changed.

@@ -1,7 +1,7 @@
-"""The band mix, random numbers, symmetry, masks and all, in one kernel: it reads X, writes Y, and touches nothing else.
+"""Mix the bands in one kernel, random numbers, symmetry and masks included: read X, write Y, touch nothing else.
 
 Counted in sm_90 machine code (``benchmarks/kernels/compile_kernels.py``) the kernel is about as much arithmetic as it
-is memory traffic, so every instruction per coefficient and sample counts. What keeps them few:
+is memory traffic, so every instruction per coefficient and sample counts. These keep them few:
 
 - Everything that depends on the coefficient alone (frequencies, radius, Hermitian twin) is computed once per program,
   and what depends on the image besides (masks, the six weights) once per image; the loop over samples holds only the
@@ -69,7 +69,7 @@ def _band_mix(
     start = program // blocks // channels
     first = start // stride * stride * run + start % stride
 
-    # Once per program: the coefficients.
+    # Once per program: the coefficients, [GROUP, BLOCK // GROUP].
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     k = program % blocks * BLOCK + lane
     inside = k < count
@@ -82,12 +82,14 @@ def _band_mix(
     scale_re = tl.where(own_conjugate, own_scale, noise_scale) * UNIT
     scale_im = tl.where(own_conjugate, 0.0, tl.where(mirrored, -noise_scale, noise_scale)) * UNIT
     squared = squared_radius(signed_frequency(row, height), column, row_scale, column_scale)
+    # Scalars.
     k0, k1 = split_seed(tl.load(seed_ptr))
     step = tl.load(step_ptr).to(tl.uint32)
     mask = low_byte.to(tl.uint32, bitcast=True)
 
     image = tl.full((), -1, tl.int32)
     name = tl.full((), 0, tl.uint32)
+    # [GROUP, BLOCK // GROUP]
     x_re = tl.zeros((GROUP, BLOCK // GROUP), tl.float32)
     x_im = x_re
     noise_re = x_re
@@ -107,6 +109,7 @@ def _band_mix(
             where = image.to(tl.int64)
             name = tl.load(image_ids_ptr + where).to(tl.uint32)
             plane = spectrum_ptr + (where * channels + channel) * count
+            # [GROUP, BLOCK // GROUP]
             x_re, x_im = unpack(tl.load(plane + k, mask=inside, other=0))
             low = low_pass(squared, tl.load(cutoff_ptr + where))
             high = 1 - low
@@ -119,6 +122,7 @@ def _band_mix(
             sigma = tl.load(weights + 5)
             noise_re = sigma * scale_re
             noise_im = sigma * scale_im
+        # Once per row: the counter is a scalar, the words and all that follows are [GROUP, BLOCK // GROUP].
         counter = (channel + channels * tl.load(samples_ptr)).to(tl.uint32)
         w0, w1, w2, w3 = philox4x32(index, counter, step, name, k0, k1)
         gain = tl.fma(low_gain, to_integer(w2, mask), base)
@@ -147,7 +151,7 @@ def band_mix(
     block: int | None = None,
     run: int | None = None,
 ) -> Tensor:
-    """``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, each an (image, sample) pair.
+    """Compute ``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, (image, sample) pairs.
 
     Fastest when the rows p, p + B, p + 2B, ... show one image (the image runs fastest); correct for any order.
 

@@ -1,4 +1,4 @@
-"""AttEXplore's spectrum simulation in one kernel: it reads D from cache, writes Y, and touches nothing else.
+"""Simulate spectra as AttEXplore does, in one kernel: read D from cache, write Y, touch nothing else.
 
 The baseline that FAMPE is measured against runs on a kernel too. No symmetry and no mask here: what is left is the
 generator, of whose four words two are used, so that the numbers are those of the reference.
@@ -44,10 +44,12 @@ def _dct_mix(
     channel = program // blocks % channels
     start = program // blocks // channels
     first = start // stride * stride * run + start % stride
+    # [GROUP, BLOCK // GROUP]
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     k = program % blocks * BLOCK + lane
     inside = k < count
     index = k.to(tl.uint32)
+    # Scalars.
     k0, k1 = split_seed(tl.load(seed_ptr))
     step = tl.load(step_ptr).to(tl.uint32)
 
@@ -55,7 +57,7 @@ def _dct_mix(
     name = tl.full((), 0, tl.uint32)
     rho = tl.full((), 0, tl.float32)
     scale = rho
-    values = tl.zeros((GROUP, BLOCK // GROUP), tl.float32)
+    values = tl.zeros((GROUP, BLOCK // GROUP), tl.float32)  # [GROUP, BLOCK // GROUP]
     image_index_ptr += first
     samples_ptr += first
     out_ptr += (first.to(tl.int64) * channels + channel) * count
@@ -70,6 +72,7 @@ def _dct_mix(
             rho = tl.load(weights_ptr + where * weight_stride)
             scale = tl.load(weights_ptr + where * weight_stride + 1) * deviation
         counter = (channel + channels * tl.load(samples_ptr)).to(tl.uint32)
+        # [GROUP, BLOCK // GROUP]
         w0, _w1, w2, _w3 = philox4x32(index, counter, step, name, k0, k1)
         mixed = tl.fma(to_uniform(w0), scale, values) * tl.fma(to_uniform(w2), rho, 1.0)
         tl.store(out_ptr + k, mixed, mask=inside)
@@ -90,7 +93,7 @@ def dct_mix(
     block: int | None = None,
     run: int | None = None,
 ) -> Tensor:
-    """``Y = (D + sigma*N) * (1 + rho*xi)`` for P rows, N white noise of unit variance, xi ~ U(-1, 1).
+    """Compute ``Y = (D + sigma*N) * (1 + rho*xi)`` for P rows, N white noise of unit variance, xi ~ U(-1, 1).
 
     Fastest when the rows p, p + B, p + 2B, ... show one image (the image runs fastest); correct for any order.
 

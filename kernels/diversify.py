@@ -1,4 +1,4 @@
-"""Input diversity and its transpose; both gather, so that neither needs atomics and each writes its result once.
+"""Diversify inputs, and apply the transpose; both gather, so neither needs atomics and each result is written once.
 
 Where an output pixel reads is decided in integers, ``((2y + 1) H - h) / 2h`` for row y of h, so the weights carry one
 rounding. An input pixel of the transpose is read by those output pixels whose source lies less than one pixel away: at
@@ -23,13 +23,13 @@ _SIZES = ["channels", "height", "width", "row_stride", "channel_stride", "y_stri
 
 @triton.jit
 def _inverse(divisor):
-    """What ``_divide`` needs of a divisor, a positive scalar; once per program: a division has 20 instructions."""
+    """Prepare a divisor, a positive scalar, for ``_divide``; once per program: a division has 20 instructions."""
     return 0xFFFFFFFF // divisor.to(tl.uint32)
 
 
 @triton.jit
 def _divide(number, divisor, inverse):
-    """Quotient and rest, exactly, of integers 0 <= number < 2^31: the product's upper half is short by one at most."""
+    """Divide integers 0 <= number < 2^31, exactly, with rest: the product's upper half is short by one at most."""
     quotient = tl.umulhi(number.to(tl.uint32), inverse).to(tl.int32)
     rest = number - quotient * divisor
     short = rest >= divisor
@@ -38,13 +38,13 @@ def _divide(number, divisor, inverse):
 
 @triton.jit
 def _reciprocal(divisor):
-    """1 / divisor, rounded to nearest."""
+    """Compute 1 / divisor, rounded to nearest."""
     return tl.div_rn(1.0, divisor.to(tl.float32))
 
 
 @triton.jit
 def _source(target, size, resized, inverse, reciprocal):
-    """Of pixel ``target`` of a side resized from ``size``: the two source pixels and the weight of the second.
+    """Find the two source pixels, and the second's weight, of pixel ``target`` of a side resized from ``size``.
 
     The weight is rounded once, without a division: a quotient from the rounded ``reciprocal`` of ``2 resized``,
     corrected by what is left of the dividend, is the rounded quotient (P. Markstein, IBM J. Res. Dev. 34, 1990).
@@ -78,14 +78,17 @@ def _diversify(
     count = channels * frame
     blocks = tl.cdiv(count, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
+    # [BLOCK]
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
     if CHANNELS_LAST:
         pixel, channel = _divide(element, channels, _inverse(channels))
     else:
         channel, pixel = _divide(element, frame, _inverse(frame))
+    # Scalars, of the row.
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
+    # Place in the resized sample, its four source pixels and their weights: [BLOCK]
     y, x = _divide(pixel, frame_width, _inverse(frame_width))
     y -= tl.load(placements_ptr + 4 * row + 2).to(tl.int32)
     x -= tl.load(placements_ptr + 4 * row + 3).to(tl.int32)
@@ -106,7 +109,7 @@ def _diversify(
 
 @triton.jit
 def _first_reader(pixel, size, resized, inverse):
-    """The first pixel of a resized side whose source lies less than one pixel from ``pixel``."""
+    """Find the first pixel of a resized side whose source lies less than one pixel from ``pixel``."""
     # floor((resized * (2 pixel - 1) + size) / (2 size)), shifted by whole sides: none of it is negative.
     first, _ = _divide(resized * (2 * pixel - 1) + (2 * resized + 1) * size, 2 * size, inverse)
     return tl.maximum(first - resized, 0)
@@ -132,19 +135,24 @@ def _diversify_adjoint(
     count = channels * pixels
     blocks = tl.cdiv(count, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
+    # [BLOCK]
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
     channel, pixel = _divide(element, pixels, _inverse(pixels))
     y, x = _divide(pixel, width, _inverse(width))
+    # Scalars, of the row.
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
     top = tl.load(placements_ptr + 4 * row + 2)
     left = tl.load(placements_ptr + 4 * row + 3)
+    # [BLOCK]
     plane = gradient_ptr + row * row_stride + channel * channel_stride.to(tl.int64) + top * y_stride + left * x_stride
     first_down = _first_reader(y, height, resized_height, _inverse(2 * height))
     first_across = _first_reader(x, width, resized_width, _inverse(2 * width))
+    # Scalars.
     inverse_height, reciprocal_height = _inverse(2 * resized_height), _reciprocal(2 * resized_height)
     inverse_width, reciprocal_width = _inverse(2 * resized_width), _reciprocal(2 * resized_width)
+    # [BLOCK]
     total = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(READERS_DOWN):
         target_y = first_down + i
@@ -220,7 +228,7 @@ def diversify(
 def diversify_adjoint(
     gradient: Tensor, placements: Tensor, height: int, width: int, *, block: int | None = None
 ) -> Tensor:
-    """The transpose of ``diversify``: from gradients of the frames to gradients of the samples.
+    """Apply the transpose of ``diversify``: from gradients of the frames to gradients of the samples.
 
     Args:
         gradient: (P, C, frame height, frame width), float32, any strides.

@@ -1,7 +1,7 @@
-"""The energy cut-off in three passes, of which only the first touches the spectrum.
+"""Find the energy cut-off in three passes, of which only the first touches the spectrum.
 
 Why three. A shell is a ring through the whole plane, so the sums of many programs must meet, and without
-floating-point atomics, whose order nobody knows, they meet in memory. (1) A program owns a tile of 16 x 32
+floating-point atomics, whose order is not fixed, they meet in memory. (1) A program owns a tile of 16 x 32
 coefficients, reads it once for every channel, and writes the energy of each shell that crosses the tile: its diagonal
 is 34.4 long, so at most 36 shells do, whatever the image. For three channels that scratch is about 1% of the
 spectrum. (2) For a run of shells, a program adds the tiles in a fixed order. (3) A program per image adds the shells
@@ -58,8 +58,9 @@ def _tile_energy(
     tiles = tl.cdiv(height, ROWS) * across
     tile = tl.program_id(0) % tiles
     image = (tl.program_id(0) // tiles).to(tl.int64)
-    row = tile // across * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tile % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tile // across * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    column = tile % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
+    # [ROWS, COLUMNS]
     inside = (row < height) & (column < half)
     place = row * half + column
     power = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -71,8 +72,8 @@ def _tile_energy(
     if not INCLUDE_DC:
         power = tl.where(place == 0, 0.0, power)
 
-    frequency = tl.abs(signed_frequency(row, height))
-    shell = shell_index(frequency, column, height, width)
+    frequency = tl.abs(signed_frequency(row, height))  # [ROWS, 1]
+    shell = shell_index(frequency, column, height, width)  # [ROWS, COLUMNS]
     # The radius grows with |frequency| and column, so the corner next to DC has the lowest shell.
     nearest = tl.min(tl.where(row < height, frequency, height))
     lowest = shell_index(nearest, tile % across * COLUMNS, height, width)
@@ -98,9 +99,10 @@ def _shell_energy(
 ):
     blocks = tl.cdiv(shells, SHELLS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    shell = tl.program_id(0) % blocks * SHELLS + tl.arange(0, SHELLS)
+    shell = tl.program_id(0) % blocks * SHELLS + tl.arange(0, SHELLS)  # [SHELLS]
     total = tl.zeros((TILES, SHELLS), tl.float64)
     for first in range(0, tiles, TILES):
+        # tile, lowest and used: [TILES]; the others: [TILES, SHELLS]
         tile = first + tl.arange(0, TILES)
         lowest = tl.load(lowest_ptr + tile, mask=tile < tiles, other=0)
         bins = shell[None, :] - lowest[:, None]
@@ -120,6 +122,7 @@ def _first_radius(
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
+    # [BLOCK]
     shell = tl.arange(0, BLOCK)
     energy = tl.load(energy_ptr + image * shells + shell, mask=shell < shells, other=0.0)
     cumulative = tl.cumsum(energy, 0)
@@ -127,14 +130,14 @@ def _first_radius(
     # From the last shell with any energy on, the disc holds everything, however the scan rounded.
     last = tl.max(tl.where(energy > 0, shell, 0))
     reached = (cumulative >= tau_bits.to(tl.int64).to(tl.float64, bitcast=True) * total) | (shell >= last)
-    first = tl.min(tl.where(reached, shell, BLOCK))
+    first = tl.min(tl.where(reached, shell, BLOCK))  # a scalar, as total and last
     # NaN reaches nothing, as in the reference: 1.
     first = tl.where(total >= 0, first, 1)
     tl.store(cutoff_ptr + image, tl.maximum(first, 1).to(tl.float32))
 
 
 def energy_cutoff(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bool = True) -> Tensor:
-    """``min{k : sum_{j<=k} E(j) >= tau * sum_j E(j)}``, at least 1.
+    """Find ``min{k : sum_{j<=k} E(j) >= tau * sum_j E(j)}``, at least 1.
 
     Args:
         spectrum: (B, C, H, W//2+1), complex64, unscaled ``rfft2`` of the images.
@@ -209,7 +212,7 @@ def energy_cutoff(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bo
 
 
 def _largest_shell(height: int, width: int) -> int:
-    """``ceil(r)`` of the corner (H//2, W//2), in integers."""
+    """Compute ``ceil(r)`` of the corner (H//2, W//2), in integers."""
     short, long = min(height, width), max(height, width)
     scaled = (short // 2 * long) ** 2 + (long // 2 * short) ** 2
     return -(-(math.isqrt(scaled - 1) + 1) // long) if scaled else 0

@@ -1,4 +1,4 @@
-"""A multiplication and an addition with one rounding, for algorithms that are only right with one."""
+"""Multiply and add with one rounding, for algorithms that are only right with one."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -30,7 +30,7 @@ _TWICE: tl.constexpr = tl.constexpr(_rounds_twice())
 
 @triton.jit
 def fma(x, y, z):
-    """``x * y + z`` in float32, rounded once; in an interpreter that rounds twice the sum is taken in float64.
+    """Compute ``x * y + z`` in float32, rounded once; in an interpreter that rounds twice, the sum in float64.
 
     There the product is exact, and the sum is rounded to 53 bits before it is to 24: another result than one rounding
     only where the exact one lies within 2^-53 of the middle between two float32.

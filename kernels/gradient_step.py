@@ -1,4 +1,4 @@
-"""One step along the path in 36 bytes per pixel and channel.
+"""Step along the path in 36 bytes per pixel and channel.
 
 The mean absolute value of an image must be known before its first pixel can be normalised, so the gradient is read
 twice. Counted in float32 per pixel and channel:
@@ -49,7 +49,7 @@ def _smooth(
     COLUMNS: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Separable smoothing with zero padding, SLOTS rows on: the input rows ``first`` to ``first + SLOTS - 1`` come in.
+    """Smooth separably with zero padding, SLOTS rows on: the input rows ``first`` to ``first + SLOTS - 1`` come in.
 
     ``sums`` (SLOTS, COLUMNS) holds the output rows under way, output row y in slot ``y - top`` modulo SLOTS, SLOTS >=
     TAPS. Gives the new sums and the output rows that were finished, ``first - TAPS//2`` and the following. Taps are
@@ -61,13 +61,16 @@ def _smooth(
     weights shifted against it, 0 where the kernel does not reach. What a weight of 0 meets is of the same image, so a
     number that is not finite makes no image unusable that was not. NARROW: the row is shorter than the window.
     """
-    slot = tl.arange(0, SLOTS)[:, None]
+    slot = tl.arange(0, SLOTS)[:, None]  # [SLOTS, 1]
     finished = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    # [1, COLUMNS]
     middle = tl.minimum(tl.maximum(column, TAPS // 2), width - 1 - TAPS // 2)
     for s in tl.static_range(SLOTS):
+        # One input row, smoothed along x: [1, COLUMNS]
         row = first + s
         line = plane_ptr + tl.minimum(tl.maximum(row, 0), height - 1) * width
         along = tl.zeros((1, COLUMNS), tl.float32)
+        # Tap and weight with which each slot's output row takes it: [SLOTS, 1]
         tap = (s - slot + SLOTS) % SLOTS
         weight = tl.zeros((SLOTS, 1), tl.float32)
         for j in tl.static_range(TAPS):
@@ -83,9 +86,11 @@ def _smooth(
             weight = tl.where(tap == j, tl.load(kernel_ptr + j), weight)
         # Unsigned, one comparison serves both sides.
         along = tl.where(row.to(tl.uint32, bitcast=True) < height.to(tl.uint32, bitcast=True), along, 0.0)
+        # [SLOTS, COLUMNS]
         sums = tl.where(tap == 0, 0.0, sums)  # the slot of the row that came to its end before begins the next
         sums = tl.where(tap < TAPS, tl.fma(along, weight, sums), sums)
-        # As integers, adding the zeros of the other slots is no operation.
+        # The output row that this input row finished: [COLUMNS]. As integers, adding the zeros of the other slots is no
+        # operation.
         picked = tl.sum(tl.where(tap == TAPS - 1, sums.to(tl.int32, bitcast=True), 0), axis=0)
         finished = tl.where(slot == s, picked.to(tl.float32, bitcast=True)[None, :], finished)
     return sums, finished
@@ -112,13 +117,15 @@ def _magnitude(
     plane = gradient_ptr + (tl.program_id(0) // strips).to(tl.int64) * height * width
     top = strip // across * rows
     bottom = tl.minimum(top + rows, height)
-    column = strip % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    line = tl.arange(0, SLOTS)[:, None]
+    column = strip % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
+    line = tl.arange(0, SLOTS)[:, None]  # [SLOTS, 1]
+    # [SLOTS, COLUMNS]
     sums = tl.zeros((SLOTS, COLUMNS), tl.float32)
     # Summed in float64: rounded to float32 in the end, the sum does not show in which order it was formed.
     total = tl.zeros((SLOTS, COLUMNS), tl.float64)
     for first in range(top - reach // 2, bottom + reach // 2, SLOTS):
-        row = first - reach // 2 + line
+        row = first - reach // 2 + line  # [SLOTS, 1], of the output
+        # [SLOTS, COLUMNS]
         if TAPS > 0:
             sums, smoothed = _smooth(
                 sums, plane, kernel_ptr, first, column, height, width, TAPS, SLOTS, COLUMNS, NARROW
@@ -142,6 +149,7 @@ def _mean_magnitude(
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
+    # [BLOCK]
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, partials, BLOCK):
         place = first + tl.arange(0, BLOCK)
@@ -189,8 +197,8 @@ def _step(
     base = plane.to(tl.int64) * height * width
     top = strip // across * rows
     bottom = tl.minimum(top + rows, height)
-    column = strip % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    line = tl.arange(0, SLOTS)[:, None]
+    column = strip % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [1, COLUMNS]
+    line = tl.arange(0, SLOTS)[:, None]  # [SLOTS, 1]
 
     # 1 / (samples * scale), in two factors: gradients so small that it overflows must come out at magnitude 1 all the
     # same.
@@ -201,9 +209,10 @@ def _step(
     )  # 2^+-64
     factor = tl.div_rn(1.0, tl.where(usable, scale, 1.0) * power * samples)
 
+    # From here on [SLOTS, COLUMNS], but for row and column.
     sums = tl.zeros((SLOTS, COLUMNS), tl.float32)
     for first in range(top - reach // 2, bottom + reach // 2, SLOTS):
-        row = first - reach // 2 + line
+        row = first - reach // 2 + line  # [SLOTS, 1], of the output
         inside = (row >= top) & (row < bottom) & (column < width)
         place = row * width + column
         if TAPS > 0:
@@ -243,7 +252,7 @@ def gradient_step(
     columns: int | None = None,
     chunks: int | None = None,
 ) -> StepResult:
-    """Mean, smoothing, normalisation, momentum, sign step, projection, clamp and attribution, in this order.
+    """Average, smooth, normalise, add momentum, step by sign, project, clamp and attribute, in this order.
 
     ``g = decay * momentum + s / mean|s|`` with ``s = smooth(gradient_sum / samples)``;
     ``x' = clamp(origin + clip(x - step_size * sign(g) - origin, -eps, eps), lower, upper)``;
@@ -366,12 +375,12 @@ def gradient_step(
 
 
 def _lanes() -> int:
-    """Threads of a warp, or of a wavefront on AMD."""
+    """Return the threads of a warp, or of a wavefront on AMD."""
     return 64 if torch.version.hip else 32
 
 
 def _columns(width: int) -> int:
-    """Columns of a strip: those that waste fewest lanes, the widest on a tie.
+    """Choose the columns of a strip: those that waste fewest lanes, the widest on a tie.
 
     A thread holds whole columns, which the unrolled smoothing needs: no strip is narrower than a warp.
     """

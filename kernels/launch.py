@@ -1,4 +1,4 @@
-"""What the host side of every kernel shares: the device guard, the launch, and how the work is cut."""
+"""Launch kernels: the device guard, the launch, and the cutting of work that every host side shares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Programs that keep the largest of today's GPUs busy: about 150 multiprocessors, a handful of programs on each, a few
-# waves of them so that the last one weighs little. Only speed hangs on it.
+# waves of them so that the last one weighs little. Only speed depends on it.
 ENOUGH_PROGRAMS = 4096
 
 WIDEST_ACCESS = 16
@@ -27,9 +27,9 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
 def launch(kernel: Any, programs: int, *arguments: Any, like: Tensor, warps: int, **constants: Any) -> None:
     """Run ``programs`` programs of a kernel on the device of ``like``; without work there is no launch.
 
-    ``enable_fp_fusion=False``: multiplications and additions are never contracted behind our back. Where a fused one
-    is wanted the kernel says ``tl.fma``. So results do not hang on what a compiler happens to find, and the
-    interpreter, the GPUs of two vendors and the next compiler round alike.
+    ``enable_fp_fusion=False``: the compiler contracts no multiplication and addition. Where a fused one is wanted
+    the kernel says ``tl.fma``. So results do not depend on the compiler: the interpreter, the GPUs of two vendors and
+    the next compiler round alike.
 
     Raises:
         ValueError: a tensor lies on another device (a kernel would follow its pointer all the same).
@@ -43,7 +43,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, like: Tensor, warps: int
 
 
 def widest(count: int, *tensors: Tensor) -> int:
-    """The most consecutive elements, a power of two, that one access may take in rows of ``count`` elements."""
+    """Return the most consecutive elements, a power of two, that one access may take in rows of ``count``."""
     size = max(tensor.element_size() for tensor in tensors)
     elements = max(1, WIDEST_ACCESS // size)
     while count % elements:
@@ -52,12 +52,12 @@ def widest(count: int, *tensors: Tensor) -> int:
 
 
 def block_of(group: int, warps: int) -> int:
-    """Elements of a program whose threads take at least four each, and all of a group of consecutive ones."""
+    """Return the elements of a program whose threads take at least four each, and all of a consecutive group."""
     return max(4, group) * warps * (64 if torch.version.hip else 32)
 
 
 class Deal(NamedTuple):
-    """How rows are dealt to programs, so that a program meets one image where the image runs fastest."""
+    """Rows dealt to programs, so that a program meets one image where the image runs fastest."""
 
     stride: int
     """A program takes the rows p, p + stride, p + 2 * stride, ..."""
@@ -76,5 +76,5 @@ def deal_rows(rows: int, batch: int, programs_per_row: int, run: int | None) -> 
 
 
 def run_length(rows: int, programs_per_row: int) -> int:
-    """Rows that one program should handle one after the other, sharing what it computes before the first."""
+    """Return how many rows one program handles one after the other, sharing what it computes before the first."""
     return max(1, min(rows, rows * programs_per_row // ENOUGH_PROGRAMS))

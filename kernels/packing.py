@@ -1,4 +1,4 @@
-"""Device functions: a complex64 number as one 64-bit integer, so that it is loaded and stored in one piece."""
+"""Pack a complex64 number into one 64-bit integer, so that it is loaded and stored in one piece."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def pack(real, imaginary):
-    """Two float32 to the int64 that lies in memory as (real, imaginary), least significant byte first."""
+    """Join two float32 to the int64 that lies in memory as (real, imaginary), least significant byte first."""
     low = real.to(tl.uint32, bitcast=True).to(tl.uint64)
     high = imaginary.to(tl.uint32, bitcast=True).to(tl.uint64)
     return ((high << 32) | low).to(tl.int64, bitcast=True)
@@ -16,7 +16,7 @@ def pack(real, imaginary):
 
 @triton.jit
 def unpack(pair):
-    """The real and the imaginary part, float32, of a number that was loaded as int64."""
+    """Split a number that was loaded as int64 into real and imaginary part, float32."""
     bits = pair.to(tl.uint64, bitcast=True)
     real = bits.to(tl.uint32).to(tl.float32, bitcast=True)
     return real, (bits >> 32).to(tl.uint32).to(tl.float32, bitcast=True)

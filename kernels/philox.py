@@ -1,4 +1,4 @@
-"""Device functions of Philox4x32, in the words of ``fampe_fast.reference.philox`` bit for bit."""
+"""Draw Philox4x32 numbers on the device, the words of ``fampe_fast.reference.philox`` bit for bit."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -16,14 +16,14 @@ UNIT: tl.constexpr = tl.constexpr(2.0**-31)
 
 @triton.jit
 def split_seed(seed):
-    """The key of a 64-bit seed: its low and its high 32 bits, uint32."""
+    """Split a 64-bit seed into the key: its low and its high 32 bits, uint32."""
     bits = seed.to(tl.uint64, bitcast=True)
     return bits.to(tl.uint32), (bits >> 32).to(tl.uint32)
 
 
 @triton.jit
 def philox4x32(c0, c1, c2, c3, k0, k1, rounds: tl.constexpr = ROUNDS):
-    """Four uint32 words for every counter; counters and keys uint32, scalars or blocks that broadcast.
+    """Draw four uint32 words for every counter; counters and keys uint32, scalars or blocks that broadcast.
 
     The product is taken in 64 bits: one wide multiplication gives both halves. A scalar counter stays scalar through
     the first rounds, and what does not depend on a loop's variable is moved out of the loop by the compiler: in
@@ -50,7 +50,7 @@ LOW_BYTE = -0x100
 
 @triton.jit
 def to_integer(words, mask=0xFFFFFF00):
-    """``to_uniform`` times 2^31, exactly: the odd 24-bit integer of the reference, 128-fold, in float32.
+    """Compute ``to_uniform`` times 2^31, exactly: the odd 24-bit integer of the reference, 128-fold, in float32.
 
     ``2 * (w >> 8) - (2^24 - 1)``, 128-fold and in two's complement, is w with its top bit flipped and its low byte
     set to 0x80: one logic instruction and one conversion.
@@ -60,5 +60,5 @@ def to_integer(words, mask=0xFFFFFF00):
 
 @triton.jit
 def to_uniform(words):
-    """Words to float32 in (-1, 1): an odd integer times 2^-24, to the bit what the reference gives."""
+    """Convert words to float32 in (-1, 1): an odd integer times 2^-24, the reference's to the bit."""
     return to_integer(words) * UNIT

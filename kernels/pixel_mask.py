@@ -1,4 +1,4 @@
-"""Masked images of insertion and deletion, from the step at which each pixel changes straight to the batch.
+"""Mask images of insertion and deletion, from the step at which each pixel changes straight to the batch.
 
 A program owns a stretch of an image's memory and a run of rows. While the rows show one image, as they do when they
 come image by image, it reads both images and the steps once, keeps them in registers, and does nothing per row but
@@ -70,6 +70,7 @@ def _pixel_mask(
     count = groups * GROUP  # tells the compiler what a row's length is divisible by, hence how wide it may access
     blocks = tl.cdiv(count, BLOCK)
     first = tl.program_id(0) // blocks * run
+    # [GROUP, BLOCK // GROUP]
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     element = tl.program_id(0) % blocks * BLOCK + lane
     inside = element < count
@@ -77,7 +78,7 @@ def _pixel_mask(
         pixel = element // channels
         channel = element - pixel * channels
     elif WHOLE_GROUPS:
-        # In groups, so that the compiler sees that pixels follow each other within one.
+        # In groups, [1, BLOCK // GROUP], so that the compiler sees that pixels follow each other within one.
         group = tl.program_id(0) % blocks * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)[None, :]
         channel = group // (pixels // GROUP)
         pixel = (group - channel * (pixels // GROUP)) * GROUP + tl.arange(0, GROUP)[:, None]
@@ -97,6 +98,7 @@ def _pixel_mask(
     # Said so that the compiler sees what it is divisible by.
     plane = pixels // GROUP * GROUP if WHOLE_GROUPS and not CHANNELS_LAST else pixels
     image = tl.full((), -1, tl.int32)
+    # [GROUP, BLOCK // GROUP]
     start = tl.zeros((GROUP, BLOCK // GROUP), start_ptr.dtype.element_ty)
     finish = start
     first_step = tl.zeros((GROUP, BLOCK // GROUP), tl.int32)
@@ -118,7 +120,7 @@ def _pixel_mask(
                 finish = tl.load(finish_ptr + where * finish_image + finish_place, mask=inside, other=0)
             first_step = tl.load(first_step_ptr + where * plane + pixel, mask=inside, other=0)
         step = tl.minimum(tl.maximum(tl.load(step_ptr), -0x80000000), 0x7FFFFFFF).to(tl.int32)
-        shown = tl.where(first_step <= step, finish, start)
+        shown = tl.where(first_step <= step, finish, start)  # [GROUP, BLOCK // GROUP]
         tl.store(out_ptr + element, shown, mask=inside)
         image_index_ptr += 1
         step_ptr += 1
@@ -135,7 +137,7 @@ def pixel_mask(
     block: int | None = None,
     run: int | None = None,
 ) -> Tensor:
-    """Row p shows ``finish[b]`` where ``first_step[b] <= step[p]`` and ``start[b]`` elsewhere; ``b = image_index[p]``.
+    """Show ``finish[b]`` in row p where ``first_step[b] <= step[p]``, else ``start[b]``; ``b = image_index[p]``.
 
     Fastest when rows of one image follow each other; correct for any order.
 

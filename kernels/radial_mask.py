@@ -1,4 +1,4 @@
-"""Radial Gaussian masks: as a device function for the mix, and as a kernel of its own for those who want them."""
+"""Compute radial Gaussian masks: in a device function for the mix, and in a kernel of its own."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -14,7 +14,7 @@ from .radius import signed_frequency, squared_radius
 
 @triton.jit
 def low_pass(squared, cutoff):
-    """``exp(-squared / (2 cutoff^2))``, squared a block and cutoff a scalar: one multiplication and one exp2 each.
+    """Compute ``exp(-squared / (2 cutoff^2))``, cutoff a scalar: one multiplication and one exp2 for each squared.
 
     2^x instead of e^x saves a multiplication; the reference divides each squared radius, here the scalar is divided, so
     the exponent x carries one more rounding. That moves L by at most x * e^-x * 2^-24 < 2^-25.
@@ -47,20 +47,21 @@ def _radial_mask(
     first = program // blocks * run
     # Thread-consecutive coefficients along the first axis: the default layout keeps that axis inside a thread, so the
     # wide accesses need no exchange between threads.
+    # [GROUP, BLOCK // GROUP]
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     k = program % blocks * BLOCK + lane
     inside = k < count
     row = k // half
     squared = squared_radius(signed_frequency(row, height), k - row * half, row_scale, column_scale)
     for image in range(first, tl.minimum(first + run, batch)):
-        low = low_pass(squared, tl.load(cutoff_ptr + image))
+        low = low_pass(squared, tl.load(cutoff_ptr + image))  # [GROUP, BLOCK // GROUP]
         plane = count.to(tl.int64) * image
         tl.store(low_ptr + plane + k, low, mask=inside)
         tl.store(high_ptr + plane + k, 1 - low, mask=inside)
 
 
 def radial_mask(cutoff: Tensor, height: int, width: int, *, block: int | None = None) -> tuple[Tensor, Tensor]:
-    """``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
+    """Compute ``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
 
     Args:
         cutoff: (B,), float32, cycles over the shorter side, 1e-15 to 1e15: float32 holds their squares.

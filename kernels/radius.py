@@ -1,4 +1,4 @@
-"""Device functions of the radial frequency; see ``fampe_fast.reference.radius``."""
+"""Compute radial frequencies on the device; see ``fampe_fast.reference.radius``."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
@@ -8,13 +8,13 @@ import triton.language as tl
 
 @triton.jit
 def signed_frequency(row, height):
-    """Integer frequency of a row, negative in the second half."""
+    """Compute the integer frequency of a row, negative in the second half."""
     return tl.where(row > height // 2, row - height, row)
 
 
 @triton.jit
 def squared_radius(frequency, column, row_scale, column_scale):
-    """r^2 in float32, operation by operation that of the reference; the scales are short/H and short/W."""
+    """Compute r^2 in float32, operation by operation as the reference; the scales are short/H and short/W."""
     along_rows = frequency.to(tl.float32) * row_scale
     along_columns = column.to(tl.float32) * column_scale
     return along_rows * along_rows + along_columns * along_columns
@@ -22,7 +22,7 @@ def squared_radius(frequency, column, row_scale, column_scale):
 
 @triton.jit
 def shell_index(frequency, column, height, width):
-    """``ceil(r)`` exactly, int32: a rounded root as first guess, then decided in 64-bit integers, sides up to 32768.
+    """Compute ``ceil(r)`` exactly, int32: a rounded root as guess, decided in 64-bit integers, sides up to 32768.
 
     Below that the guess is off by less than one, so one step either way is enough.
     """
@@ -40,5 +40,5 @@ def shell_index(frequency, column, height, width):
 
 @triton.jit
 def on_edge(column, width):
-    """Whether a column of the half spectrum stands once in the full one: DC, or Nyquist of an even width."""
+    """Say whether a column of the half spectrum stands once in the full one: DC, or Nyquist of an even width."""
     return (column == 0) | (2 * column == width)

@@ -1,4 +1,4 @@
-"""The sum over samples: rows of gradients added to their images."""
+"""Sum over samples: add rows of gradients to their images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor) -> None:
-    """``total[image_index[p]] += gradient[p]``, in place; on a CPU in ascending order of p.
+    """Add ``total[image_index[p]] += gradient[p]``, in place; on a CPU in ascending order of p.
 
     Args:
         total: (B, C, H, W), float32 or float64, contiguous; is changed.

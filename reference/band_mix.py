@@ -1,4 +1,4 @@
-"""From one spectrum per image to many perturbed sample spectra."""
+"""Perturb one spectrum per image into many sample spectra."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def band_mix(
     width: int,
     shared_multiplier: bool = False,
 ) -> Tensor:
-    """``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, each an (image, sample) pair.
+    """Compute ``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, (image, sample) pairs.
 
     Args:
         spectrum: X, (B, C, H, W//2+1), complex64 or complex128, unscaled ``rfft2`` of the current images.
@@ -69,7 +69,7 @@ def mix_rows(
     step: Tensor,
     shared_multiplier: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The mix proper, everything gathered per row and the K = H * (W//2+1) coefficients flattened.
+    """Mix with everything gathered per row and the K = H * (W//2+1) coefficients flattened.
 
     Args:
         parts: (P, C, K, 2), real and imaginary parts of X.

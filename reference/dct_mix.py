@@ -1,4 +1,4 @@
-"""AttEXplore's spectrum simulation on the discrete cosine transform."""
+"""Simulate spectra as AttEXplore does, on the discrete cosine transform."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spectral_noise import spectral_words
 
 
 def dct_matrix(size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """The orthonormal DCT-II as a matrix, (size, size): ``D @ x`` transforms, ``D.T @ X`` goes back."""
+    """Compute the orthonormal DCT-II as a matrix, (size, size): ``D @ x`` transforms, ``D.T @ X`` goes back."""
     points = torch.arange(size, device=device, dtype=torch.float64)
     matrix = torch.cos(math.pi / size * (points + 0.5) * points[:, None]) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
@@ -28,7 +28,7 @@ def dct_mix(
     seed: Tensor,
     step: Tensor,
 ) -> Tensor:
-    """``Y = (D + sigma*N) * (1 + rho*xi)`` for P rows, N white noise of unit variance, xi ~ U(-1, 1).
+    """Compute ``Y = (D + sigma*N) * (1 + rho*xi)`` for P rows, N white noise of unit variance, xi ~ U(-1, 1).
 
     The transform is orthonormal, so white noise added to the pixels is white noise added here, and D is computed once
     per step. Long, Zhang et al., "Frequency domain model augmentation for adversarial attack", arXiv 2207.05382, eq. 8.
@@ -60,7 +60,7 @@ def dct_mix(
 def dct_mix_rows(
     spectrum: Tensor, weights: Tensor, index: Tensor, image_ids: Tensor, samples: Tensor, seed: Tensor, step: Tensor
 ) -> Tensor:
-    """The mix proper: ``spectrum`` (P, C, K), ``weights`` (P, 2), ``index`` (K,) the coefficient numbers; (P, C, K)."""
+    """Mix rows: ``spectrum`` (P, C, K), ``weights`` (P, 2), ``index`` (K,) the coefficient numbers; (P, C, K)."""
     words = spectral_words(index, image_ids, samples, seed, step, spectrum.shape[1])
     noise, xi = to_uniform(words[0], spectrum.dtype), to_uniform(words[2], spectrum.dtype)
     rho, sigma = (column[:, None, None] for column in weights.unbind(1))

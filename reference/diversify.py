@@ -1,4 +1,4 @@
-"""Input diversity: samples resized a little and padded with zeros to a common frame, and the transpose of that map."""
+"""Diversify inputs: resize samples a little and pad them with zeros to a common frame; and the transpose."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def diversify(
 
 
 def diversify_adjoint(gradient: Tensor, placements: Tensor, height: int, width: int) -> Tensor:
-    """The transpose of ``diversify``: from gradients of the frames to gradients of the samples.
+    """Apply the transpose of ``diversify``: from gradients of the frames to gradients of the samples.
 
     Args:
         gradient: (P, C, frame height, frame width), float32 or float64, any memory format.
@@ -55,7 +55,7 @@ def diversify_adjoint(gradient: Tensor, placements: Tensor, height: int, width: 
 
 
 def _runs(placements: Tensor) -> Iterator[tuple[int, int, list[int]]]:
-    """Stretches of rows with one placement: first row, last row + 1, placement."""
+    """Yield stretches of rows with one placement: first row, last row + 1, placement."""
     first = 0
     for placement, rows in groupby(placements.tolist()):
         last = first + len(list(rows))

@@ -1,4 +1,4 @@
-"""The radius whose disc holds a given share of an image's spectral energy."""
+"""Find the radius whose disc holds a given share of an image's spectral energy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .radius import multiplicity, shell_index
 
 
 def shell_energy(spectrum: Tensor, width: int, include_dc: bool = True) -> Tensor:
-    """Energy of the shells ``ceil(r) = k``, summed over channels.
+    """Add up the energy of the shells ``ceil(r) = k``, over all channels.
 
     Args:
         spectrum: (B, C, H, W//2+1), complex, unscaled ``rfft2`` of the images.
@@ -29,7 +29,7 @@ def shell_energy(spectrum: Tensor, width: int, include_dc: bool = True) -> Tenso
 
 
 def energy_cutoff(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bool = True) -> Tensor:
-    """``min{k : sum_{j<=k} E(j) >= tau * sum_j E(j)}``, at least 1.
+    """Find ``min{k : sum_{j<=k} E(j) >= tau * sum_j E(j)}``, at least 1.
 
     Args:
         spectrum: (B, C, H, W//2+1), complex, unscaled ``rfft2`` of the images.

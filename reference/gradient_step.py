@@ -1,4 +1,4 @@
-"""One step along the path: from a summed gradient to the next images and their attribution."""
+"""Step along the path: from a summed gradient to the next images and their attribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class StepResult(NamedTuple):
-    """What ``gradient_step`` gives back; all new tensors."""
+    """Result of ``gradient_step``; all new tensors."""
 
     images: Tensor
     """(B, C, H, W): x_{t+1}."""
@@ -23,7 +23,7 @@ class StepResult(NamedTuple):
 
 
 def smooth(gradient: Tensor, kernel: Tensor) -> Tensor:
-    """Separable correlation with a kernel (K,), K odd, zero padding (TI-FGSM, arXiv 1904.02884, eq. 6).
+    """Correlate separably with a kernel (K,), K odd, zero padding (TI-FGSM, arXiv 1904.02884, eq. 6).
 
     Added tap by tap: a convolution would be rounded to tf32 on a GPU, where that is torch's default.
     """
@@ -55,7 +55,7 @@ def gradient_step(
     lower: float,
     upper: float,
 ) -> StepResult:
-    """Mean, smoothing, normalisation, momentum, sign step, projection, clamp and attribution, in this order.
+    """Average, smooth, normalise, add momentum, step by sign, project, clamp and attribute, in this order.
 
     ``g = decay * momentum + s / mean|s|`` with ``s = smooth(gradient_sum / samples)``;
     ``x' = clamp(origin + clip(x - step_size * sign(g) - origin, -eps, eps), lower, upper)``;

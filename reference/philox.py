@@ -1,4 +1,4 @@
-"""Philox4x32: the counter-based generator behind every random number of this package.
+"""Draw random numbers with Philox4x32, the counter-based generator of the whole package.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
 """
@@ -19,7 +19,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor], rounds: int = ROUNDS) -> Words:
-    """Four random 32-bit words for every counter.
+    """Draw four random 32-bit words for every counter.
 
     Args:
         counter: four int64 tensors with values in [0, 2^32), of shapes that broadcast together.
@@ -43,12 +43,12 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor], rounds: int = ROUNDS)
 
 
 def split_seed(seed: Tensor) -> tuple[Tensor, Tensor]:
-    """The key of a 64-bit seed (int64, any shape): its low and its high 32 bits."""
+    """Split a 64-bit seed (int64, any shape) into the key: its low and its high 32 bits."""
     return seed & _MASK, (seed >> 32) & _MASK
 
 
 def to_uniform(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Words in [0, 2^32) to numbers in the open interval (-1, 1): ``2 * ((w >> 8) * 2^-24 + 2^-25) - 1``.
+    """Convert words in [0, 2^32) to numbers in the open interval (-1, 1): ``2 * ((w >> 8) * 2^-24 + 2^-25) - 1``.
 
     Evaluated as an odd integer times 2^-24, which float32 holds exactly; term by term the sum would round, and reach 1.
     """

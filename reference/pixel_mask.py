@@ -1,4 +1,4 @@
-"""Masked images of insertion and deletion: any rows of (image, step) pairs in one go."""
+"""Mask images of insertion and deletion: any rows of (image, step) pairs in one go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pixel_mask(start: Tensor, finish: Tensor, first_step: Tensor, image_index: Tensor, step: Tensor) -> Tensor:
-    """Row p shows ``finish[b]`` where ``first_step[b] <= step[p]`` and ``start[b]`` elsewhere; ``b = image_index[p]``.
+    """Show ``finish[b]`` in row p where ``first_step[b] <= step[p]``, else ``start[b]``; ``b = image_index[p]``.
 
     Args:
         start: (B, C, H, W) floating-point, the images at step 0; any strides, expanded dimensions included.
@@ -25,7 +25,7 @@ def pixel_mask(start: Tensor, finish: Tensor, first_step: Tensor, image_index: T
 
 
 def result_format(start: Tensor, finish: Tensor) -> torch.memory_format:
-    """Channels-last if ``start`` or ``finish`` (B, C, H, W) is, else contiguous.
+    """Return channels-last if ``start`` or ``finish`` (B, C, H, W) is, else contiguous.
 
     A single channel is both: contiguous then, so that the result does not depend on it.
     """

@@ -1,4 +1,4 @@
-"""Radial Gaussian masks: a low-pass L around DC and its complement."""
+"""Compute radial Gaussian masks: a low-pass L around DC and its complement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .radius import squared_radius
 
 
 def radial_mask(cutoff: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
+    """Compute ``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
 
     Args:
         cutoff: (B,), float32 or float64, cycles over the shorter side, 1e-15 to 1e15: float32 holds their squares.

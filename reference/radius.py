@@ -1,4 +1,4 @@
-"""Radial frequency of every coefficient of a half spectrum, in cycles over the shorter side."""
+"""Compute the radial frequency of every coefficient of a half spectrum, in cycles over the shorter side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def signed_frequencies(height: int, width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Integer frequencies of ``rfft2``'s layout: rows (H, 1), negative in the second half, and columns (1, W//2+1)."""
+    """List ``rfft2``'s integer frequencies: rows (H, 1), negative in the second half, and columns (1, W//2+1)."""
     rows = torch.arange(height, device=device)
     rows = torch.where(rows > height // 2, rows - height, rows)
     return rows[:, None], torch.arange(width // 2 + 1, device=device)[None, :]
@@ -16,14 +16,14 @@ def signed_frequencies(height: int, width: int, device: torch.device | str = "cp
 def squared_radius(
     height: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """``r^2 = min(H,W)^2 * ((fu/H)^2 + (fv/W)^2)``, shape (H, W//2+1)."""
+    """Compute ``r^2 = min(H,W)^2 * ((fu/H)^2 + (fv/W)^2)``, shape (H, W//2+1)."""
     rows, columns = signed_frequencies(height, width, device)
     shorter = min(height, width)
     return (rows.to(dtype) * (shorter / height)) ** 2 + (columns.to(dtype) * (shorter / width)) ** 2
 
 
 def shell_index(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """``ceil(r)`` exactly, int64 (H, W//2+1): the smallest k with ``k^2 >= r^2``, decided in integers.
+    """Compute ``ceil(r)`` exactly, int64 (H, W//2+1): the smallest k with ``k^2 >= r^2``, decided in integers.
 
     A rounded square root would lift a coefficient at radius 3 into shell 4.
     """
@@ -37,6 +37,6 @@ def shell_index(height: int, width: int, device: torch.device | str = "cpu") -> 
 
 
 def multiplicity(width: int, device: torch.device | str = "cpu") -> Tensor:
-    """How often a column of the half spectrum stands in the full one, int64 (W//2+1,): 1 at DC and Nyquist, else 2."""
+    """Count a half spectrum's columns in the full one, int64 (W//2+1,): 1 at DC and Nyquist, else 2."""
     columns = torch.arange(width // 2 + 1, device=device)
     return torch.where((columns == 0) | (2 * columns == width), 1, 2)

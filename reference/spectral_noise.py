@@ -1,4 +1,4 @@
-"""Random numbers on a half spectrum: white noise and band multipliers, as symmetric as a real image's transform."""
+"""Draw white noise and band multipliers on a half spectrum, as symmetric as a real image's transform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .radius import multiplicity
 
 
 class HermitianGrid(NamedTuple):
-    """What the symmetry asks of each coefficient; K = H * (W//2+1), flattened row by row."""
+    """Symmetry of each coefficient; K = H * (W//2+1), flattened row by row."""
 
     coefficient: Tensor
     """(K,) int64: the coefficient whose words are used; of a conjugate pair in one column, the one with u <= H/2."""
@@ -26,7 +26,7 @@ class HermitianGrid(NamedTuple):
 def hermitian_grid(
     height: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> HermitianGrid:
-    """The grid of an (H, W) image's half spectrum.
+    """Build the grid of an (H, W) image's half spectrum.
 
     ``rfft2`` of real white noise of unit variance has variance HW/2 in each part, and HW in the only part of those
     coefficients that are their own conjugates (u in {0, H/2}, v in {0, W/2}).
@@ -45,7 +45,7 @@ def hermitian_grid(
 
 
 class SpectralDraw(NamedTuple):
-    """What one Philox call per coefficient gives; every field is (P, C, K)."""
+    """Numbers of one Philox call per coefficient; every field is (P, C, K)."""
 
     noise_re: Tensor
     """Real part of the transform of white noise of unit variance."""
@@ -60,7 +60,7 @@ class SpectralDraw(NamedTuple):
 def spectral_words(
     index: Tensor, image_ids: Tensor, samples: Tensor, seed: Tensor, step: Tensor, channels: int
 ) -> Words:
-    """The four Philox words of every coefficient: counter (index, channel + C*sample, step, image id), key the seed.
+    """Draw four Philox words per coefficient: counter (index, channel + C*sample, step, image id), key the seed.
 
     Args:
         index: (K,) int64 in [0, 2^32), coefficient numbers.
@@ -81,7 +81,7 @@ def spectral_words(
 def spectral_draw(
     grid: HermitianGrid, image_ids: Tensor, samples: Tensor, seed: Tensor, step: Tensor, channels: int
 ) -> SpectralDraw:
-    """White noise straight in the spectrum, and the two bands' multipliers (arguments as in ``spectral_words``).
+    """Draw white noise in the spectrum, and the two bands' multipliers (arguments as in ``spectral_words``).
 
     Per coefficient the noise is uniform; over the pixels it is a sum of thousands of terms, and Gaussian.
     """

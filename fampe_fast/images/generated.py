@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+
 FloatArray = npt.NDArray[np.float64]
 
 #: Shape name -> (points n, inner radius / outer radius): the outline runs in 2n straight segments between n outer and n
@@ -92,26 +94,25 @@ def generate(
         The images with labels, object masks, frequency bands, edge coverage and backgrounds, on the CPU.
 
     Raises:
-        TypeError: an index, label, seed or size is no integer.
+        TypeError: an index, label, seed or size is no whole number.
         ValueError: an index or seed is negative, the size is below 64, a label is not a class, or there are not as many
             labels as indices.
     """
-    index_list = list(range(_natural("indices", indices))) if _is_integer(indices) else _integers("indices", indices)
-    seed = _natural("seed", seed)
-    if not _is_integer(size):
-        raise TypeError(f"size must be an integer, got {type(size).__name__}")
-    if size < MIN_SIZE:
-        raise ValueError(f"size must be at least {MIN_SIZE} pixels, got {size}")
+    if isinstance(indices, (Sequence, np.ndarray, Tensor)):
+        index_list = _whole_numbers("indices", indices)
+    else:
+        index_list = list(range(check_count("indices", indices, at_least=0)))
+    seed, size = check_count("seed", seed, at_least=0), check_count("size", size, at_least=MIN_SIZE)
     if labels is None:
         label_list = [_balanced_label(seed, index) for index in index_list]
     else:
-        label_list = _integers("labels", labels)
+        label_list = _whole_numbers("labels", labels)
         if len(label_list) != len(index_list):
             raise ValueError(f"labels must be one per index: expected {len(index_list)}, got {len(label_list)}")
         if label_list and max(label_list) >= len(CLASS_NAMES):
             raise ValueError(f"labels must lie in 0 ... {len(CLASS_NAMES) - 1}, got {max(label_list)}")
 
-    count, size = len(index_list), int(size)
+    count = len(index_list)
     images = np.empty((count, 3, size, size), np.float32)
     backgrounds = np.empty_like(images)
     coverage = np.empty((count, size, size), np.float32)
@@ -276,24 +277,12 @@ def _rng(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index, stream))))
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _natural(name: str, value: object) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be integers, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
-    return int(value)
-
-
-def _integers(name: str, values: object) -> list[int]:
-    """List a one-dimensional collection of non-negative integers."""
+def _whole_numbers(name: str, values: object) -> list[int]:
+    """List a one-dimensional collection of whole numbers of at least 0."""
     if isinstance(values, (Tensor, np.ndarray)):
         if values.ndim != 1:
             raise ValueError(f"{name} must be one-dimensional, got shape {tuple(values.shape)}")
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
-    return [_natural(name, value) for value in values]
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {type(values).__name__}")
+    return [check_count(name, value, at_least=0) for value in values]

@@ -116,18 +116,20 @@ def load_classifier(
     if num_classes is not None:
         num_classes = check_count("num_classes", num_classes)
     if isinstance(source, Classifier):
-        given: dict[str, object] = {
-            "weights": weights,
-            "pretrained": pretrained,
-            "num_classes": num_classes,
-            "mean": mean,
-            "std": std,
-        }
-        given |= {"class_names": class_names, "input_size": input_size, "model_args": model_args}
-        given["fold_batch_norm"] = fold_batch_norm or None
-        given["interpolation"] = interpolation
-        given["output"] = output
-        _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
+        _refuse(
+            "a Classifier has its own",
+            weights=weights,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            class_names=class_names,
+            input_size=input_size,
+            interpolation=interpolation,
+            model_args=model_args,
+            fold_batch_norm=fold_batch_norm or None,
+            output=output,
+        )
         with restored_on_failure(source, values=False):
             source.eval()
             return source if device is None else source.to(device)
@@ -157,8 +159,8 @@ def load_classifier(
         classifier = _classify(resolved, request, class_names, device)
         classifier.output = meaning
         return classifier if fold_batch_norm is False else _folded(classifier)
-    _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
-    _refuse({"model_args"} if args else set(), "an nn.Module is already built")
+    _refuse("an nn.Module has its weights or takes weights=PATH", pretrained=pretrained or None)
+    _refuse("an nn.Module is already built", model_args=args or None)
     check_values(source, type(source).__name__, writable=weights is not None)
     with restored_on_failure(source, values=weights is not None):
         classifier = _classify(_from_module(source, request), request, class_names, device)
@@ -273,9 +275,11 @@ def _check_device(device: str | torch.device | None) -> None:
             raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
 
 
-def _refuse(given: set[str], reason: str) -> None:
+def _refuse(reason: str, **arguments: object) -> None:
+    """Refuse the arguments that are not None."""
+    given = sorted(name for name, value in arguments.items() if value is not None)
     if given:
-        raise ValueError(f"{', '.join(sorted(given))} cannot be given here: {reason}")
+        raise ValueError(f"{', '.join(given)} cannot be given here: {reason}")
 
 
 def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pretrained: bool) -> Resolved:
@@ -311,9 +315,8 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
             f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
             f'load_classifier("NAME", weights="{text}") (--model NAME --weights {text})'
         )
-    _refuse({"weights"} if request.weights is not None else set(), f"{text} has its weights in it")
-    _refuse({"pretrained"} if explicit_pretrained else set(), f"{text} has its weights in it")
-    _refuse({"model_args"} if request.model_args else set(), f"{text} is already built")
+    _refuse(f"{text} has its weights in it", weights=request.weights, pretrained=explicit_pretrained or None)
+    _refuse(f"{text} is already built", model_args=request.model_args or None)
     return _from_module(load_program(path, kind), request, name=path.stem, origin="file")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import WeightsUnavailableError
-from .checkpoints import StateDict, load_weights
+from .checkpoints import StateDict, load_weights, read_state_dict
 from .class_names import timm_class_names
 from .classifier import check_input_size
 from .hub import hub_file, url_file
@@ -116,13 +116,9 @@ def load_timm(name: str, request: Request) -> Resolved:
     elif request.pretrained:
         _check_pretrained_classes(label, config.get("num_classes"), request.num_classes)
         if name.startswith("local-dir:"):
-            try:
-                model = build(None, pretrained=True)
-            except RuntimeError as error:  # no checkpoint in the folder, or one that does not fit
-                raise ValueError(f"{label}: {textwrap.shorten(str(error), 500)}") from error
+            model = _with_published_weights(build, label, _folder_weights(name))
         else:
-            file, custom = _pretrained_file(label, config)
-            model = build(None, pretrained=True, pretrained_cfg_overlay={"file": str(file), "custom_load": custom})
+            model = _with_published_weights(build, label, *_pretrained_file(label, config))
     else:
         model = build(request.num_classes)
 
@@ -148,6 +144,23 @@ def _builder(create: Callable[..., nn.Module], label: str, arguments: Mapping[st
             raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
 
     return build
+
+
+def _with_published_weights(
+    build: Callable[..., nn.Module], label: str, file: Path, own_reader: bool = False
+) -> nn.Module:
+    """Build a timm model with the weights in a file, which timm adapts to it, but reads only if the model has a reader.
+
+    timm 1.0.16 would run code from a pickle, and takes the safetensors of a folder for one.
+    """
+    source = {"file": str(file)} if own_reader else {"state_dict": read_state_dict(file)}
+    overlay = {"source": "", "custom_load": own_reader, **source}
+    try:
+        model = build(None, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError as error:
+        raise ValueError(f"{label}: {textwrap.shorten(str(error), 500)}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr, operator]  # a copy that timm keeps
+    return model
 
 
 def timm_settings(
@@ -220,6 +233,18 @@ def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]
     )
 
 
+def _folder_weights(name: str) -> Path:
+    """Find the checkpoint of a folder in timm's layout, in timm's order of names and endings."""
+    folder = Path(name.removeprefix("local-dir:"))
+    preferred = [folder / known for known in (*_HUB_WEIGHTS, "pytorch_model.pth", "model.pth")]
+    endings = (".safetensors", ".pth", ".pth.tar", ".bin")
+    others = [file for ending in endings for file in sorted(folder.glob(f"*{ending}"))]
+    for file in (*preferred, *others):
+        if file.is_file():
+            return file
+    raise ValueError(f"{folder.name}: No suitable checkpoints found in {folder}; expected {' or '.join(_HUB_WEIGHTS)}")
+
+
 def _hub_to_local(name: str, request: Request) -> str:
     """Fetch what is needed of a Hugging Face repository; a snapshot in the cache is a folder in timm's layout."""
     repository = name.removeprefix("hf-hub:")
@@ -231,6 +256,8 @@ def _hub_to_local(name: str, request: Request) -> str:
 
 def _folder_config(name: str) -> dict[str, Any]:
     """Read the configuration of a folder in timm's layout; its keys are at the top or under ``pretrained_cfg``."""
+    import timm
+
     file = Path(name.removeprefix("local-dir:")) / "config.json"
     if not file.is_file():
         weights = sorted(p for p in file.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt"))
@@ -247,6 +274,9 @@ def _folder_config(name: str) -> dict[str, Any]:
             f"{file} names no timm architecture{other}; of folders only timm's can be loaded. Load others with their "
             "library and give load_classifier the module"
         )
+    if not timm.is_model(config["architecture"].partition(".")[0]):
+        close = _close(config["architecture"], timm.list_models())
+        raise ValueError(f"{file} names an unknown timm architecture, {config['architecture']!r}.{close}")
     if not isinstance(config.get("pretrained_cfg", {}), dict):
         raise ValueError(f"{file}: pretrained_cfg is no object of settings, but {config['pretrained_cfg']!r:.60}")
     return {**config, **config.get("pretrained_cfg", {}), **{k: config[k] for k in ("num_classes",) if k in config}}

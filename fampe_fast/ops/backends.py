@@ -1,4 +1,4 @@
-"""Which implementation of each primitive runs where: one table, one environment variable.
+"""Choose the implementation of each primitive on each device: one table, one environment variable.
 
 ``FAMPE_FAST_BACKEND`` is ``auto`` (Triton on a GPU, the compiled reference on a CPU with a C++ compiler, else the plain
 reference) or a backend's name; a name that cannot run on the tensors' device raises.
@@ -35,7 +35,7 @@ class Backend:
     """A named set of implementations.
 
     Attributes:
-        load: gives the implementation of an op, or None where the backend has none (the reference then serves).
+        load: gives the implementation of an op, or None where the backend has none (the reference is then used).
         obstacle: why the backend cannot run on a device, or None if it can.
         automatic: device types for which ``auto`` chooses it.
     """
@@ -120,7 +120,7 @@ def register_backend(
 
     Args:
         name: any name but those of the package's own backends.
-        ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; the reference serves the others.
+        ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; for others it uses the reference.
         device_types: the kinds of tensors it takes, as ``torch.device.type`` names them ("cpu", "cuda", "xpu", ...).
 
     A package whose entry point ``name`` in the group ``fampe_fast.backends`` is a function without arguments that
@@ -152,7 +152,7 @@ def register_backend(
 
 
 def choice(device: torch.device | str) -> tuple[str, str]:
-    """The backend that would run on a device, and why.
+    """Return the backend that would run on a device, and why.
 
     Raises:
         BackendUnavailableError: ``FAMPE_FAST_BACKEND`` names a backend that is unknown or cannot run there.
@@ -161,18 +161,18 @@ def choice(device: torch.device | str) -> tuple[str, str]:
 
 
 def implementation(op: str, device: torch.device) -> Implementation:
-    """The function that computes ``op`` on ``device``."""
+    """Return the function that computes ``op`` on ``device``."""
     return _resolve(op, os.environ.get(VARIABLE, "auto"), _one_device(device), os.environ.get("TRITON_INTERPRET"))
 
 
 def _one_device(device: torch.device | str) -> torch.device:
-    """The device itself: "cuda" is the current GPU, which is another one later, and may be of another kind."""
+    """Name the device itself: "cuda" is the current GPU, which is another one later, and may be of another kind."""
     device = torch.device(device)
     if device.type not in ("cuda", "xpu") or device.index is not None:
         return device
     try:
         return torch.device(device.type, getattr(torch, device.type).current_device())
-    except (RuntimeError, AssertionError):  # there is none; who asks is told so by what it needs one for
+    except (RuntimeError, AssertionError):  # there is none: whatever needs one raises
         return device
 
 

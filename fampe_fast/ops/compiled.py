@@ -1,4 +1,4 @@
-"""The random mixes of the reference through ``torch.compile``, for the CPU, where they would cost as much as a model.
+"""Compile the reference's random mixes for the CPU, where they would cost as much as a model.
 
 One row at a time: the graph is then the same for every batch and chunk, it compiles once for all image sizes, and a
 row's result cannot depend on its neighbours. Only operations that IEEE 754 rounds exactly stand inside, so the results
@@ -29,7 +29,7 @@ COMPILE_AFTER = 200_000_000 if tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 class _CompiledWhenWorthwhile:
-    """A function that is compiled once it has been asked for ``COMPILE_AFTER`` values."""
+    """Compile a function once it has been asked for ``COMPILE_AFTER`` values."""
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         self._compiled = Compiled(function, what, dynamic=True)
@@ -63,7 +63,7 @@ _dct_mix = _CompiledWhenWorthwhile(dct_mix_rows, "the DCT mix")
 
 @contextmanager
 def compiled_at_once() -> Iterator[None]:
-    """A mix that is called in here is compiled then, and stays so."""
+    """Compile every mix at its first call inside the context; it stays compiled."""
     mixes = (_mix, _shared_mix, _dct_mix)
     for mix in mixes:
         mix.at_once = True
@@ -80,7 +80,7 @@ def _grid(height: int, width: int) -> HermitianGrid:
 
 
 def _own(values: Tensor) -> Tensor:
-    """What enters a graph is a copy with strides of its own: else the compiler compiles again for those of a view."""
+    """Copy what enters a graph: for the strides of a view the compiler would compile again."""
     return values.clone(memory_format=torch.contiguous_format)
 
 
@@ -101,7 +101,7 @@ def band_mix(
     width: int,
     shared_multiplier: bool = False,
 ) -> Tensor:
-    """As ``fampe_fast.reference.band_mix.band_mix``, complex64 on the CPU."""
+    """Compute ``fampe_fast.reference.band_mix.band_mix``, complex64 on the CPU."""
     channels, height, half = spectrum.shape[1:]
     parts = torch.view_as_real(spectrum.resolve_conj()).contiguous().flatten(2, 3)
     mixed = spectrum.new_empty((len(samples), channels, height * half))
@@ -128,7 +128,7 @@ def dct_mix(
     seed: Tensor,
     step: Tensor,
 ) -> Tensor:
-    """As ``fampe_fast.reference.dct_mix.dct_mix``, float32 on the CPU."""
+    """Compute ``fampe_fast.reference.dct_mix.dct_mix``, float32 on the CPU."""
     flat = spectrum.contiguous().flatten(2)
     index = torch.arange(flat.shape[2], device=flat.device)
     mixed = flat.new_empty((len(samples), *flat.shape[1:]))

@@ -1,4 +1,4 @@
-"""The table of the primitives: an entry holds the reference, the shapes without data and the gradients of one.
+"""List the primitives: an entry of the table holds reference, shapes without data and gradients.
 
 All are functional but ``accumulate``. They are differentiable where their result is a smooth function of its input:
 the mixes in the spectrum (they are linear in it), the masks in the cut-off, the masked images in the images.
@@ -59,7 +59,7 @@ def _add_rows(rows: Tensor, image_index: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _mask_gradient(saved: Saved, shape: torch.Size, low_gradient: Tensor, high_gradient: Tensor) -> Tensor:
-    """``dL/dcutoff = L * r^2 / cutoff^3``, and ``dHi = -dL``."""
+    """Apply ``dL/dcutoff = L * r^2 / cutoff^3``, and ``dHi = -dL``."""
     cutoff: Tensor = saved["cutoff"]
     low, _ = radial_mask(cutoff, saved["height"], saved["width"])
     squared = squared_radius(saved["height"], saved["width"], cutoff.device, cutoff.dtype)
@@ -67,7 +67,7 @@ def _mask_gradient(saved: Saved, shape: torch.Size, low_gradient: Tensor, high_g
 
 
 def _band_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
-    """``dX[b]`` is the sum over the rows of b of gain * dY; the gain is the mix of a spectrum of ones without noise."""
+    """Sum gain * dY over the rows of an image; the gain is the mix of a spectrum of ones without noise."""
     weights: Tensor = saved["weights"]
     quiet = torch.cat([weights[:, :5], torch.zeros_like(weights[:, 5:])], 1)
     gain = band_mix(gradient.new_ones(shape), **{**saved, "weights": quiet}).real
@@ -75,7 +75,7 @@ def _band_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
 
 
 def _dct_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
-    """As for ``band_mix``."""
+    """Sum gain * dY over the rows of an image, as for ``band_mix``."""
     weights: Tensor = saved["weights"]
     quiet = torch.cat([weights[:, :1], torch.zeros_like(weights[:, 1:])], 1)
     gain = dct_mix(gradient.new_ones(shape), **{**saved, "weights": quiet})
@@ -87,7 +87,7 @@ def _samples_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tens
 
 
 def _start_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
-    """A pixel's gradient goes to the image it was taken from."""
+    """Give a pixel's gradient to the image it was taken from."""
     return _add_rows(gradient.masked_fill(_changed(saved), 0), saved["image_index"], shape)
 
 

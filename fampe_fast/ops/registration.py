@@ -65,7 +65,7 @@ def operator(
     gradients: Gradients | None = None,
     saves: Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator: register a function as an operator, computed by itself or by ``compute``; see ``primitive``."""
+    """Register the decorated function as an operator, computed by itself or by ``compute``; see ``primitive``."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function, eval_str=True)

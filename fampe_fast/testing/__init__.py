@@ -1,4 +1,4 @@
-"""Tools for people who write kernels for these primitives: what the package's own kernels are held to.
+"""Test implementations of the primitives as the package's own kernels are tested.
 
 ``assert_as_accurate`` (the error rule), ``Case``, ``SIZES`` and ``stride_variants`` (the sweep), ``poisoned_memory``,
 ``known_answers``, ``statistics``, ``arguments``, and the suite made of them: plain functions in ``checks``, listed by

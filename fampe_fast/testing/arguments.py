@@ -1,4 +1,4 @@
-"""Example arguments for every primitive: of any case, on any device, for tests and benchmarks alike.
+"""Make example arguments of every primitive, of any case, on any device, for tests and benchmarks alike.
 
 A check module of ``checks`` says how its primitive's are made. By default they are made on the CPU from fixed seeds and
 moved: the same numbers on every device.
@@ -31,7 +31,7 @@ _MAKERS: dict[str, Maker] = {}
 
 
 def makes_arguments(primitive: str) -> Callable[[Maker], Callable[..., dict[str, Any]]]:
-    """Decorator: let a function make a primitive's example arguments of a case, in the order of its signature.
+    """Let the decorated function make a primitive's example arguments of a case, in the order of its signature.
 
     It makes tensors on torch's default device, without looking at their values, so that "meta" will do. What it
     becomes is ``example_arguments`` of that primitive.
@@ -101,12 +101,12 @@ def cutoffs(case: Case) -> Tensor:
 
 
 def moved(arguments: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The arguments with every tensor on ``device``."""
+    """Move every tensor of the arguments to ``device``."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
 def exactly(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments on the CPU with every floating-point and complex tensor in double precision."""
+    """Move the arguments to the CPU, every floating-point and complex tensor in double precision."""
 
     def double(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -120,7 +120,7 @@ def exactly(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def single_and_exact(reference: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A reference's result in the arguments' own precision and in double precision, both computed on the CPU.
+    """Compute a reference's result in the arguments' own precision and in double precision, both on the CPU.
 
     On the CPU, because what a GPU's libraries do to float32 (tf32 by default) would loosen the error rule.
     """

@@ -1,4 +1,4 @@
-"""When a kernel's result is right: by its error for rounded arithmetic, bit by bit for everything else."""
+"""Decide whether a kernel's result is right: by its error for rounded arithmetic, bit by bit for all else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 def assert_as_accurate(got: Tensor, single: Tensor, exact: Tensor, ulps: float = 4, what: str = "result") -> None:
-    """The error of ``got`` is at most twice that of the float32 reference, or a few ulp where that is less.
+    """Assert that the error of ``got`` is at most twice the float32 reference's, or a few ulp where that is less.
 
     Errors are the largest of a plane, and an ulp is that of the plane's largest value: what follows (an inverse
     transform, a mean over pixels) adds up the whole plane, so that is the scale on which an error counts; and an
@@ -48,7 +48,7 @@ def assert_as_accurate(got: Tensor, single: Tensor, exact: Tensor, ulps: float =
 
 
 def assert_same(got: Tensor, expected: Tensor, what: str = "result") -> None:
-    """Shape, dtype and every value are the same; NaN equals NaN, and -0 equals 0. The devices may differ.
+    """Assert the same shape, dtype and values; NaN equals NaN, and -0 equals 0. The devices may differ.
 
     Raises:
         AssertionError: they are not; the message counts the differences and shows the first.

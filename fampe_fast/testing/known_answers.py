@@ -1,4 +1,4 @@
-"""Results known from publications or from the formula itself, for tests that must not lean on the reference."""
+"""Keep results known from publications or from the formula itself, for tests that do not use the reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PHILOX: tuple[PhiloxVector, ...] = (
 
 
 def uniform_of(word: int) -> float:
-    """A word's number in (-1, 1), ``2 * ((w >> 8) * 2^-24 + 2^-25) - 1``, which a Python float holds exactly."""
+    """Turn a word into a number in (-1, 1): ``2 * ((w >> 8) * 2^-24 + 2^-25) - 1``, exactly."""
     return 2 * ((word >> 8) * 2.0**-24 + 2.0**-25) - 1
 
 
@@ -57,7 +57,7 @@ class CutoffTies(NamedTuple):
 
 
 def cutoff_ties() -> CutoffTies:
-    """Energies 8, 4, 4 at the radii 2, 5 (exactly: 3, 4) and 6 of a 16 x 16 image."""
+    """Put energies 8, 4, 4 at the radii 2, 5 (exactly: 3, 4) and 6 of a 16 x 16 image."""
     spectrum = torch.zeros(1, 1, 16, 9, dtype=torch.complex64)
     spectrum[0, 0, 0, 2] = 2  # inside the half spectrum, counted twice: 8 of 16
     spectrum[0, 0, 3, 4] = torch.tensor(1 + 1j)  # 4 of 16
@@ -66,7 +66,7 @@ def cutoff_ties() -> CutoffTies:
 
 
 def wave(height: int, width: int, across: int, down: int, offset: float = 0.0) -> Tensor:
-    """A sine with so many periods along the width and along the height, (1, 1, H, W) float32.
+    """Draw a sine with so many periods along the width and along the height, (1, 1, H, W) float32.
 
     All its energy but the offset's lies at radius ``min(H, W) * sqrt((down/H)^2 + (across/W)^2)``.
     """

@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p fampe_fast.testing.plugin``): ``--fampe-backend``, ``-device`` and ``-large``, and fixtures.
+"""Extend pytest (``-p fampe_fast.testing.plugin``) by ``--fampe-backend``, ``-device``, ``-large`` and fixtures.
 
 A test that takes ``fampe_trial`` runs once for every check, case and backend; one that takes ``fampe_primitives``
 gets a backend's functions, once for every backend, and ``fampe_device`` says where its tensors belong.
@@ -33,7 +33,7 @@ class Trial(NamedTuple):
     case: Case
 
     def run(self) -> None:
-        """Run it; AssertionError where the backend is wrong."""
+        """Run the check; AssertionError where the backend is wrong."""
         self.check.function(self.target.primitives, self.target.device, self.case)
 
 
@@ -95,7 +95,7 @@ _TARGETS = pytest.StashKey[dict[str, Target]]()
 
 
 def targets(config: pytest.Config) -> dict[str, Target]:
-    """The backends under test by name; loaded once per session.
+    """Return the backends under test by name; loaded once per session.
 
     Raises:
         pytest.UsageError: a backend cannot run, or provides nothing.
@@ -112,7 +112,7 @@ def targets(config: pytest.Config) -> dict[str, Target]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per backend, check and case; a check concerns a backend that provides all its primitives."""
+    """Make a test of each backend, check and case; a check concerns a backend that provides all its primitives."""
     if "fampe_trial" in metafunc.fixturenames:
         parameters = []
         large = metafunc.config.getoption("fampe_large", False)
@@ -135,11 +135,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def fampe_primitives(fampe_target: Target) -> Primitives:
-    """The backend's own functions."""
+    """Give the backend's own functions."""
     return fampe_target.primitives
 
 
 @pytest.fixture
 def fampe_device(fampe_target: Target) -> torch.device:
-    """Where the backend under test runs."""
+    """Give the device on which the backend under test runs."""
     return fampe_target.device

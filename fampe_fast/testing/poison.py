@@ -1,4 +1,4 @@
-"""Fresh memory that shows what was never written."""
+"""Fill fresh memory so that it shows what was never written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import deterministic
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Inside, memory that torch hands out uninitialised holds NaN, or the largest integer.
+    """Fill memory that torch hands out uninitialised inside the context with NaN, or the largest integer.
 
     It is torch's own switch (``torch.utils.deterministic.fill_uninitialized_memory``), so it reaches allocations made
     in C++ extensions through ATen too; memory from elsewhere (``cudaMalloc``, a library's workspace) it does not reach.

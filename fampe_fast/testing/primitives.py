@@ -1,4 +1,4 @@
-"""The backend under test: its own functions by name, without the reference that serves what it lacks."""
+"""Load the backend under test: its own functions by name, without the reference's that fill its gaps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _asking_for(name: str) -> Iterator[None]:
 
 
 def load_primitives(name: str, device: torch.device | str) -> Primitives:
-    """The functions that a backend itself provides on a device.
+    """Load the functions that a backend itself provides on a device.
 
     Args:
         name: a backend of the package ("triton", "compiled", "reference") or one given to ``register_backend``.
@@ -79,7 +79,7 @@ def load_primitives(name: str, device: torch.device | str) -> Primitives:
 
 
 def device_for(name: str, device: torch.device | str | None = None) -> torch.device:
-    """The device on which a backend can run: the one asked for, or the first kind here, GPUs before the CPU.
+    """Find the device on which a backend can run: the one asked for, or the first kind here, GPUs before the CPU.
 
     Raises:
         BackendUnavailableError: it can run on none of them; the message says why the last one was refused.
@@ -98,7 +98,7 @@ def device_for(name: str, device: torch.device | str | None = None) -> torch.dev
 
 
 def runnable_backends() -> dict[str, torch.device]:
-    """The package's own backends that can run here, each with the device that it would run on; not the reference."""
+    """List the package's own backends that can run here, each with its device; not the reference."""
     found = {}
     for name in ("triton", "compiled"):
         try:

@@ -1,4 +1,4 @@
-"""The sizes and memory layouts that a kernel is held to."""
+"""Choose the sizes and memory layouts that a kernel is tested on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE_SIZES: tuple[tuple[int, int], ...] = ((224, 224), (299, 224), (225, 225), 
 
 @dataclass(frozen=True)
 class Case:
-    """What a check is run on; the fields a check has no use for keep their defaults.
+    """Size and mode of a check's run; the fields a check has no use for keep their defaults.
 
     Attributes:
         height: H, pixels.
@@ -45,11 +45,11 @@ class Case:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """Return (H, W)."""
         return self.height, self.width
 
     def __str__(self) -> str:
-        """An identifier of the case, for test names: the size, and what differs from the defaults."""
+        """Name the case, for test names: the size, and what differs from the defaults."""
         plain = Case()
         extra = [
             f"{name}{value}"
@@ -60,7 +60,7 @@ class Case:
 
 
 def stride_variants(tensor: Tensor) -> dict[str, Tensor]:
-    """The same values in other memory layouts, by name.
+    """Put the same values into other memory layouts, by name.
 
     Args:
         tensor: any shape, any dtype, any device.

@@ -1,4 +1,4 @@
-"""Statistical checks on noise and multipliers.
+"""Test noise and multipliers statistically.
 
 Every threshold is a number of standard errors of the statistic that it bounds, five by default: with fixed seeds they
 pass or fail for good, and another seed would fail a right generator with odds of about 1e-6 for each comparison.
@@ -18,13 +18,13 @@ SIGMAS = 5.0
 
 
 def assert_near(statistic: float, expected: float, error: float, what: str, sigmas: float = SIGMAS) -> None:
-    """``statistic`` is within ``sigmas`` standard errors of ``expected``."""
+    """Assert that ``statistic`` is within ``sigmas`` standard errors of ``expected``."""
     off = abs(statistic - expected) / error
     assert_true(off <= sigmas, f"{what}: {statistic:.6g}, expected {expected:.6g}, {off:.1f} standard errors off")
 
 
 def assert_uniform(values: Tensor, what: str = "multiplier", sigmas: float = SIGMAS) -> None:
-    """Independent draws from U(-1, 1): range, mean, variance, fourth moment and a histogram of 32 bins.
+    """Assert independent draws from U(-1, 1): range, mean, variance, fourth moment and a histogram of 32 bins.
 
     Args:
         values: any shape, at least a few hundred.
@@ -46,7 +46,7 @@ def assert_uniform(values: Tensor, what: str = "multiplier", sigmas: float = SIG
 
 
 def assert_independent(first: Tensor, second: Tensor, what: str = "multipliers", sigmas: float = SIGMAS) -> None:
-    """Two sets of draws from U(-1, 1), same shape, are uncorrelated, and so are their squares.
+    """Assert that two sets of draws from U(-1, 1), same shape, are uncorrelated, and so are their squares.
 
     Raises:
         AssertionError: a correlation is further from 0 than its standard error 1/sqrt(count) allows.
@@ -58,7 +58,7 @@ def assert_independent(first: Tensor, second: Tensor, what: str = "multipliers",
 
 
 def assert_white(pixels: Tensor, what: str = "noise", sigmas: float = SIGMAS) -> None:
-    """White Gaussian noise of unit variance over pixels, as made from a spectrum that is uniform per coefficient.
+    """Assert white Gaussian noise of unit variance over pixels, made from a spectrum that is uniform per coefficient.
 
     Mean; variance over all and at every pixel; correlation at every spatial shift; excess kurtosis, whose expectation
     for such noise is about -1.2/(HW).
@@ -91,7 +91,7 @@ def assert_white(pixels: Tensor, what: str = "noise", sigmas: float = SIGMAS) ->
 
 
 def assert_hermitian(spectrum: Tensor, width: int, what: str = "spectrum") -> None:
-    """A half spectrum has, to the bit, the symmetry of a real image's transform in its columns DC and Nyquist.
+    """Assert the symmetry of a real image's transform, to the bit, in a half spectrum's columns DC and Nyquist.
 
     Args:
         spectrum: (..., H, W//2+1), complex.

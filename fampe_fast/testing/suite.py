@@ -1,4 +1,4 @@
-"""The whole suite as a pytest module: every check of ``fampe_fast.testing``, on every backend that was asked for.
+"""Run the whole suite under pytest: every check of ``fampe_fast.testing``, on every backend that was asked for.
 
 ``pytest -p my_backend -p fampe_fast.testing.plugin --pyargs fampe_fast.testing.suite --fampe-backend mine``, where
 importing ``my_backend`` calls ``fampe_fast.register_backend("mine", {...})``.
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 
 def test_primitive(fampe_trial: Trial) -> None:
-    """One check on one case; which, says the name."""
+    """Run one check on one case; the test's name says which."""
     fampe_trial.run()

@@ -743,6 +743,7 @@ class TestFolders:
         for source in (folder, str(folder), f"local-dir:{folder}"):
             clf = load_classifier(source)
             assert _same_parameters(clf.model, model)
+            assert "state_dict" not in clf.model.pretrained_cfg
             assert (clf.name, clf.input_size, clf.num_classes) == ("mine", (64, 64), 2)
             assert clf.class_names == ("a cat", "n2")
             torch.testing.assert_close(clf.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
@@ -781,8 +782,9 @@ class TestFolders:
             with pytest.raises(ValueError, match=message):
                 load_classifier(tmp_path)
         (tmp_path / "config.json").write_text('{"architecture": "resnet_of_mine"}')
-        with pytest.raises(ValueError, match="resnet_of_mine"):
-            load_classifier(tmp_path)
+        for arguments in ({}, {"pretrained": False}):
+            with pytest.raises(ValueError, match="unknown timm architecture, 'resnet_of_mine'"):
+                load_classifier(tmp_path, **arguments)
 
     def test_a_folder_of_weights_alone(self, tmp_path: Path) -> None:
         torch.save(_net().state_dict(), tmp_path / "best.pth")
@@ -793,6 +795,9 @@ class TestFolders:
         folder = self._folder(tmp_path / "mine", _timm(num_classes=2))
         (folder / "model.safetensors").unlink()
         with pytest.raises(ValueError, match="mine: No suitable checkpoints"):
+            load_classifier(folder)
+        torch.save(_net(), folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin holds a whole model, pickled"):
             load_classifier(folder)
         torch.save(_net().state_dict(), folder / "pytorch_model.bin")
         with pytest.raises(ValueError, match=r"mine: .*Missing key"):

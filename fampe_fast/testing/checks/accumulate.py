@@ -19,7 +19,7 @@ from .common import LARGE, SMALL
 
 @makes_arguments("accumulate")
 def _arguments(case: Case) -> dict[str, Any]:
-    """Normal gradients of magnitudes from 1e-3 to 1e3, so that the order of addition shows; the image runs fastest."""
+    """Draw gradients of magnitudes from 1e-3 to 1e3, so that the order of addition shows; the image runs fastest."""
     magnitude = 10 ** (6 * random(case.rows, 1, 1, 1, seed=3) - 3)
     return {
         "total": normal(case.batch, case.channels, *case.size, seed=1),
@@ -33,7 +33,7 @@ def _in_any_order(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def _added(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
-    """The total afterwards; it is written in place, nothing is returned, and the other arguments stay as they are."""
+    """Return the total afterwards: it is written in place, nothing is returned, and no other argument changes."""
     arguments = {name: value.clone(memory_format=torch.preserve_format) for name, value in arguments.items()}
     before = {name: value.clone() for name, value in arguments.items()}
     result = function(**arguments)
@@ -46,7 +46,7 @@ def _added(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor
 
 @check("accumulate", cases=(*SMALL, Case(9, 12, batch=3, rows=17), *LARGE))
 def check_accumulate_adds_rows_in_their_order(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Bit for bit the sums of the reference, which adds in ascending order of the rows."""
+    """Compare the sums bit for bit with the reference, which adds in ascending order of the rows."""
     arguments = _in_any_order(case, device)
     expected = moved(arguments, "cpu")
     assert_same(_added(ops.accumulate, arguments), _added(reference, expected), "total")
@@ -54,7 +54,7 @@ def check_accumulate_adds_rows_in_their_order(ops: Primitives, device: torch.dev
 
 @check("accumulate", cases=(Case(9, 12, batch=3, rows=6),))
 def check_accumulate_leaves_images_without_rows_alone(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Only images that are named change; without rows nothing does."""
+    """See that only images that are named change; without rows nothing does."""
     arguments = _in_any_order(case, device)
     arguments["image_index"] = torch.tensor([0, 2, 0, 0, 2, 2], device=device)
     after = _added(ops.accumulate, arguments)
@@ -66,7 +66,7 @@ def check_accumulate_leaves_images_without_rows_alone(ops: Primitives, device: t
 
 @check("accumulate", cases=(Case(9, 12, channels=3, rows=5), Case(224, 224, channels=3, rows=64, gpu=True)))
 def check_accumulate_takes_any_strides_and_repeats(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Gradients in any memory layout give the same bits, run after run."""
+    """Compare the bits from gradients in any memory layout, run after run."""
     arguments = _in_any_order(case, device)
     whole = _added(ops.accumulate, arguments)
     for layout, gradient in stride_variants(arguments["gradient"]).items():

@@ -60,7 +60,7 @@ def _weights(*numbers: tuple[float, ...]) -> Tensor:
 
 @check("band_mix", cases=(*SMALL, *EDGES, *MODE_CASES, *ONE_IMAGE, *LARGE_MIXES))
 def check_band_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule in every mode, dtype, shape and layout, in poisoned memory."""
+    """Apply the error rule in every mode, dtype, shape and layout, in poisoned memory."""
     arguments = _arguments(case, device)
     got = call(ops.band_mix, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference, arguments), arguments, device)
@@ -68,7 +68,7 @@ def check_band_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torc
 
 @check("band_mix", cases=(*SMALL, *(Case(case.height, case.width, gpu=True) for case in LARGE)))
 def check_band_mix_draws_the_reference_s_words(ops: Primitives, device: torch.device, case: Case) -> None:
-    """With weights and masks of 0 and 1 a float32 result shows the random numbers themselves, all four words.
+    """Show the random numbers themselves, all four words, by weights and masks of 0 and 1.
 
     Noise is the word's number times the float32 nearest to sqrt(1.5*H*W), rounded once: equal to the bit.
     """
@@ -91,7 +91,7 @@ def check_band_mix_draws_the_reference_s_words(ops: Primitives, device: torch.de
 
 @check("band_mix", cases=(Case(8, 8), Case(9, 9)))
 def check_band_mix_draws_the_published_words_at_dc(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Seed, step, image, sample, channel and coefficient 0 have the Random123 vector of the counter 0 and the key 0."""
+    """Find the Random123 vector of counter 0 and key 0 at seed, step, image, sample, channel and coefficient 0."""
     words = next(v for v in PHILOX if v.rounds == 10 and not any(v.counter)).words
     numbers = [uniform_of(word) for word in words]
     zero = torch.tensor(0)
@@ -117,7 +117,7 @@ def check_band_mix_draws_the_published_words_at_dc(ops: Primitives, device: torc
 
 @check("band_mix", cases=(Case(8, 8), Case(9, 12), Case(12, 9)))
 def check_band_mix_of_nothing_is_the_transform_of_real_noise(ops: Primitives, device: torch.device, case: Case) -> None:
-    """On zero spectra, noise times multipliers is Hermitian to the bit, and survives the inverse transform."""
+    """See that noise times multipliers, on zero spectra, is Hermitian to the bit and survives the inverse transform."""
     one = Case(case.height, case.width, batch=1, rows=2)
     spectrum = torch.zeros(1, 2, case.height, case.width // 2 + 1, dtype=torch.complex64)
     mixed = ops.band_mix(**_arguments(one, device, spectrum=spectrum)).cpu()
@@ -129,7 +129,7 @@ def check_band_mix_of_nothing_is_the_transform_of_real_noise(ops: Primitives, de
 
 @check("band_mix", cases=(Case(8, 8), Case(9, 12)))
 def check_band_mix_without_randomness_is_the_filter(ops: Primitives, device: torch.device, case: Case) -> None:
-    """At alpha = 1/2 it halves the image, at g0 = 1 leaves it; unequal weights filter the full plane."""
+    """Halve the image at alpha = 1/2, leave it at g0 = 1, and filter the full plane with unequal weights."""
     images = random(2, 1, *case.size, seed=9)
     u, v = (torch.fft.fftfreq(n, dtype=torch.float64) for n in case.size)
     low = torch.exp(-(min(case.size) ** 2) * (u[:, None] ** 2 + v**2) / (2 * 2.5**2))
@@ -149,7 +149,7 @@ def check_band_mix_without_randomness_is_the_filter(ops: Primitives, device: tor
 
 @check("band_mix", cases=(Case(9, 9, channels=1),))
 def check_band_mix_of_zero_and_constant_images(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Images of no and of one frequency: error rule, no NaN."""
+    """Apply the error rule to images of no and of one frequency: no NaN."""
     images = torch.stack([torch.zeros(1, *case.size), torch.full((1, *case.size), 0.5)])
     arguments = _arguments(case, device, spectrum=torch.fft.rfft2(images))
     assert_as_accurate(ops.band_mix(**arguments), *single_and_exact(reference, arguments))
@@ -157,7 +157,7 @@ def check_band_mix_of_zero_and_constant_images(ops: Primitives, device: torch.de
 
 @check("band_mix", cases=(Case(9, 12, batch=3, channels=1, rows=7), Case(224, 224, 3, 3, 9, gpu=True)))
 def check_band_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Any order of rows and any batch give the same bits; NaN stays in its own image's rows; no rows, no result."""
+    """Compare the bits in any order of rows and any batch; NaN stays in its own image's rows; no rows, no result."""
     arguments = _arguments(case, device)
     assert_rows_stand_alone(ops.band_mix, arguments, PER_IMAGE, PER_ROW)
     clean = ops.band_mix(**arguments)
@@ -170,13 +170,13 @@ def check_band_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, 
 
 @check("band_mix", cases=(Case(8, 10, rows=2), Case(9, 8, rows=2)))
 def check_band_mix_takes_any_strides(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Every argument in every layout, to the bit."""
+    """Compare the bits from every argument in every layout."""
     assert_any_strides(ops.band_mix, _arguments(case, device))
 
 
 @check("band_mix", cases=(Case(9, 12, channels=1), Case(224, 224, 8, 3, 64, gpu=True)))
 def check_band_mix_is_repeatable(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Run after run gives the same bits."""
+    """Compare the bits run after run."""
     assert_repeatable(ops.band_mix, _arguments(case, device), device)
 
 
@@ -189,7 +189,7 @@ def _samples(
     numbers: tuple[float, ...],
     cutoff: float,
 ) -> Tensor:
-    """(rows, H, W//2+1) on the CPU: one channel of one image, sample after sample."""
+    """Mix one channel of one image, sample after sample: (rows, H, W//2+1) on the CPU."""
     case = Case(*size, batch=1, channels=1, rows=rows)
     changes: dict[str, Any] = {
         "spectrum": torch.full((1, 1, size[0], size[1] // 2 + 1), value, dtype=torch.complex64),
@@ -206,14 +206,14 @@ STATISTICS = (Case(16, 16, rows=30), Case(15, 12, rows=20), *(Case(n, n, rows=40
 
 @check("band_mix", cases=STATISTICS)
 def check_band_mix_noise_is_white_and_gaussian_in_the_pixels(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Unit variance everywhere, no correlation at any shift, no excess kurtosis."""
+    """Test for unit variance everywhere, no correlation at any shift, no excess kurtosis."""
     noise = _samples(ops.band_mix, device, case.size, case.rows, 0.0, (1, 0, 0, 0, 0, 1), 1.0)
     assert_white(torch.fft.irfft2(noise.to(torch.complex128), s=case.size))
 
 
 @check("band_mix", cases=(Case(31, 30, rows=8), *(Case(n, n, rows=4000, gpu=True) for n in (16, 65))))
 def check_band_mix_multipliers_are_uniform_and_independent(ops: Primitives, device: torch.device, case: Case) -> None:
-    """U(-1, 1) in both bands, the bands independent of each other; every row of an edge column once."""
+    """Test for U(-1, 1) in both bands, independent of each other; every row of an edge column once."""
     grid = hermitian_grid(*case.size).coefficient
     own = grid == torch.arange(len(grid))
     own[0] = False  # DC has no high band
@@ -226,7 +226,7 @@ def check_band_mix_multipliers_are_uniform_and_independent(ops: Primitives, devi
 
 @check("band_mix", cases=(Case(8, 8, batch=1, channels=2, rows=1),))
 def check_band_mix_streams_differ(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Seed (both halves), step, image, sample and channel each name another stream."""
+    """Compare the streams of another seed (both halves), step, image, sample and channel: all differ."""
     spectrum = torch.zeros(1, 2, case.height, case.width // 2 + 1, dtype=torch.complex64)
     zero = {"seed": torch.tensor(0), "step": torch.tensor(0)}
     zero |= {name: torch.zeros(1, dtype=torch.long) for name in ("image_ids", "samples")}

@@ -1,4 +1,4 @@
-"""What the checks of several primitives share."""
+"""Share cases and assertions among the checks of several primitives."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ LARGE = tuple(Case(*size, channels=3, gpu=True) for size in LARGE_SIZES)
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
-    """A primitive's result as a tuple, whether it is one tensor or several."""
+    """Return a primitive's result as a tuple, whether it is one tensor or several."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def assert_results(got: Any, expected: Any, what: str) -> None:
-    """Two results are the same, tensor for tensor."""
+    """Assert that two results are the same, tensor for tensor."""
     for k, (one, other) in enumerate(zip(tensors(got), tensors(expected), strict=True)):
         assert_same(one, other, f"result {k} {what}")
 
 
 def assert_fresh(got: Tensor, arguments: Mapping[str, Any], device: torch.device, contiguous: bool = True) -> None:
-    """A result lies on the device, in memory of its own, and is contiguous where it has to be."""
+    """Assert that a result lies on the device, in memory of its own, and is contiguous where it has to be."""
     assert_true(got.device.type == device.type, f"result on {got.device}, expected {device}")
     assert_true(got.is_contiguous() or not contiguous, f"result with strides {got.stride()}, expected contiguous")
     for name, value in arguments.items():
@@ -42,14 +42,14 @@ def assert_fresh(got: Tensor, arguments: Mapping[str, Any], device: torch.device
 def assert_accurate_and_fresh(
     got: Tensor, single: Tensor, exact: Tensor, arguments: Mapping[str, Any], device: torch.device
 ) -> None:
-    """The error rule, the reference's dtype, and memory as ``assert_fresh`` wants it."""
+    """Assert the error rule, the reference's dtype, and memory as in ``assert_fresh``."""
     assert_as_accurate(got, single, exact)
     assert_true(got.dtype == single.dtype, f"result is {got.dtype}, expected {single.dtype}")
     assert_fresh(got, arguments, device)
 
 
 def stride_changes(arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The same arguments in other memory layouts: in the k-th of them every tensor has its k-th layout."""
+    """Put the same arguments into other memory layouts: in the k-th of them every tensor has its k-th layout."""
     variants = {
         name: list(stride_variants(value).items())
         for name, value in arguments.items()
@@ -64,14 +64,14 @@ def stride_changes(arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def assert_any_strides(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """The result stays the same, to the bit, whatever the memory layout of the arguments."""
+    """Assert that the result stays the same, to the bit, whatever the memory layout of the arguments."""
     whole = function(**arguments)
     for described, changed in stride_changes(arguments).items():
         assert_results(function(**changed), whole, f"with {described}")
 
 
 def assert_repeatable(function: Callable[..., Any], arguments: Mapping[str, Any], device: torch.device) -> None:
-    """Run after run gives the same bits: 3 runs on a CPU, 20 on a GPU, where races are."""
+    """Assert the same bits run after run: 3 runs on a CPU, 20 on a GPU, where races are."""
     first = function(**arguments)
     for run in range(2 if device.type == "cpu" else 19):
         assert_results(function(**arguments), first, f"of run {run + 2} against the first")
@@ -80,7 +80,7 @@ def assert_repeatable(function: Callable[..., Any], arguments: Mapping[str, Any]
 def assert_rows_stand_alone(
     function: Callable[..., Any], arguments: Mapping[str, Any], per_image: tuple[str, ...], per_row: tuple[str, ...]
 ) -> None:
-    """A row's result depends on its image and its own arguments: on neither its neighbours, its place nor the batch.
+    """Assert that a row's result depends on its image and its own arguments alone: not on neighbours, place or batch.
 
     Args:
         function: a primitive that takes rows.
@@ -103,7 +103,7 @@ def assert_rows_stand_alone(
 def assert_no_rows(
     function: Callable[..., Any], arguments: Mapping[str, Any], per_row: tuple[str, ...], shape: tuple[int, ...]
 ) -> None:
-    """No rows give an empty result of the right shape."""
+    """Assert that no rows give an empty result of the right shape."""
     none = {name: arguments[name][:0] for name in ("image_index", *per_row)}
     got = call(function, {**arguments, **none})
     assert_true(tuple(got.shape) == (0, *shape), f"no rows give shape {tuple(got.shape)}, expected {(0, *shape)}")

@@ -44,7 +44,7 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 @check("dct_mix", cases=(*SMALL, *EDGES, *LARGE))
 def check_dct_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule, dtype, shape and layout, in poisoned memory."""
+    """Apply the error rule; see dtype, shape and layout; in poisoned memory."""
     arguments = _arguments(case, device)
     got = call(ops.dct_mix, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference, arguments), arguments, device)
@@ -52,7 +52,7 @@ def check_dct_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torch
 
 @check("dct_mix", cases=SMALL)
 def check_dct_mix_draws_the_reference_s_words(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Noise on zeros (the number times the float32 nearest to sqrt(3)) and the multiplier on ones, to the bit."""
+    """Compare noise on zeros (the number times the float32 nearest to sqrt(3)) and multipliers on ones, to the bit."""
     spectrum = torch.ones(2, case.channels, *case.size)
     spectrum[0] = 0
     weights = torch.tensor([[0, 1.0], [EXACT_RHO, 0]])
@@ -64,7 +64,7 @@ def check_dct_mix_draws_the_reference_s_words(ops: Primitives, device: torch.dev
 
 @check("dct_mix", cases=(Case(8, 8, batch=1, channels=1, rows=1),))
 def check_dct_mix_draws_the_published_words_at_dc(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Seed, step, image, sample, channel and coefficient 0 have the Random123 vector of the counter 0 and the key 0."""
+    """Find the Random123 vector of counter 0 and key 0 at seed, step, image, sample, channel and coefficient 0."""
     words = next(v for v in PHILOX if v.rounds == 10 and not any(v.counter)).words
     zero = torch.tensor(0)
     at_zero = {"image_ids": zero[None], "samples": zero[None], "seed": zero, "step": zero}
@@ -80,7 +80,7 @@ def check_dct_mix_draws_the_published_words_at_dc(ops: Primitives, device: torch
 
 @check("dct_mix", cases=(Case(9, 12, batch=3, channels=1, rows=7), Case(224, 224, 3, 3, 9, gpu=True)))
 def check_dct_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Any order of rows and any batch give the same bits; no rows, no result."""
+    """Compare the bits in any order of rows and any batch; no rows, no result."""
     arguments = _arguments(case, device)
     assert_rows_stand_alone(ops.dct_mix, arguments, PER_IMAGE, PER_ROW)
     assert_no_rows(ops.dct_mix, arguments, PER_ROW, (case.channels, *case.size))
@@ -88,7 +88,7 @@ def check_dct_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, c
 
 @check("dct_mix", cases=(Case(9, 12, rows=2),))
 def check_dct_mix_depends_on_neither_strides_nor_run(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Every argument in every layout, run after run, to the bit."""
+    """Compare the bits from every argument in every layout, run after run."""
     assert_any_strides(ops.dct_mix, _arguments(case, device))
     assert_repeatable(ops.dct_mix, _arguments(case, device), device)
 
@@ -97,7 +97,7 @@ def check_dct_mix_depends_on_neither_strides_nor_run(ops: Primitives, device: to
 def check_dct_mix_noise_and_multipliers_are_uniform_and_independent(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """Noise of unit variance, multipliers U(-1, 1), independent of each other."""
+    """Test for noise of unit variance and multipliers U(-1, 1), independent of each other."""
     drawn = []
     for value, numbers in ((0.0, (0.0, 1.0)), (1.0, (EXACT_RHO, 0.0))):
         spectrum = torch.full((1, 1, *case.size), value)

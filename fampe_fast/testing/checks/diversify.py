@@ -59,7 +59,7 @@ def _adjoint_arguments(case: Case) -> dict[str, Any]:
 
 @check("diversify", cases=FRAMES)
 def check_diversify_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule in poisoned memory, in both memory formats, which hold the same values."""
+    """Apply the error rule in poisoned memory, in both memory formats, which hold the same values."""
     arguments = _arguments(case, device)
     got = call(ops.diversify, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference.diversify, arguments), arguments, device)
@@ -72,7 +72,7 @@ def check_diversify_is_as_accurate_as_the_reference(ops: Primitives, device: tor
 def check_diversify_places_a_sample_of_its_own_size_untouched(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """Resized to its own size a sample is copied to the bit; all around it is exactly zero."""
+    """See that a sample resized to its own size is copied to the bit; all around it is exactly zero."""
     arguments = _arguments(case, device)
     height, width = case.size
     arguments["placements"] = torch.tensor([[height, width, row % 2, 2 - row % 3] for row in range(case.rows)]).to(
@@ -88,7 +88,7 @@ def check_diversify_places_a_sample_of_its_own_size_untouched(
 
 @check("diversify_adjoint", cases=FRAMES)
 def check_diversify_adjoint_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule in poisoned memory."""
+    """Apply the error rule in poisoned memory."""
     arguments = _adjoint_arguments(case, device)
     got = call(ops.diversify_adjoint, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference.diversify_adjoint, arguments), arguments, device)
@@ -96,7 +96,7 @@ def check_diversify_adjoint_is_as_accurate_as_the_reference(ops: Primitives, dev
 
 @check("diversify", "diversify_adjoint", cases=FRAMES)
 def check_diversify_adjoint_is_the_transpose(ops: Primitives, device: torch.device, case: Case) -> None:
-    """``<diversify(x), y> = <x, diversify_adjoint(y)>`` for every row, to the rounding of such a sum."""
+    """Compare ``<diversify(x), y>`` and ``<x, diversify_adjoint(y)>`` for every row, to the rounding of such a sum."""
     forward, backward = _arguments(case, device), _adjoint_arguments(case, device)
     shown, back = ops.diversify(**forward).cpu().double(), ops.diversify_adjoint(**backward).cpu().double()
     gradient, samples = backward["gradient"].cpu().double(), forward["samples"].cpu().double()
@@ -109,7 +109,7 @@ def check_diversify_adjoint_is_the_transpose(ops: Primitives, device: torch.devi
 def check_diversify_depends_on_neither_neighbours_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """A row's result is its own; any layout and run after run give the same bits; no rows, no result."""
+    """Compare the bits in any order of rows, any layout, run after run; no rows, no result."""
     for function, arguments, values in (
         (ops.diversify, _arguments(case, device), "samples"),
         (ops.diversify_adjoint, _adjoint_arguments(case, device), "gradient"),
@@ -129,7 +129,7 @@ def check_diversify_depends_on_neither_neighbours_nor_strides_nor_run(
 def check_diversify_adjoint_of_a_constant_gradient_keeps_its_sum(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """The weights of an output pixel add up to 1: gradients of 1 give each sample as much as it has resized pixels."""
+    """Add up gradients of 1: as an output pixel's weights sum to 1, a sample gets as much as it has resized pixels."""
     arguments = _adjoint_arguments(case, device)
     arguments["gradient"] = torch.ones_like(arguments["gradient"])
     back: Tensor = call(ops.diversify_adjoint, arguments)

@@ -25,7 +25,7 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 
 def assert_cutoffs(got: Tensor, spectrum: Tensor, width: int, tau: float, include_dc: bool) -> None:
-    """Every cut-off is the smallest radius that holds the share ``tau``, to within 8 float32 ulp of the whole energy.
+    """Assert that cut-offs are the smallest radii with the share ``tau``, to 8 float32 ulp of the whole energy.
 
     Args:
         got: (B,) float32, the result under test.
@@ -69,7 +69,7 @@ def assert_cutoffs(got: Tensor, spectrum: Tensor, width: int, tau: float, includ
     ),
 )
 def check_energy_cutoff_is_the_smallest_radius(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Against shells in float64, with and without DC, energy near DC or far out, in poisoned memory."""
+    """Compare with shells in float64, with and without DC, energy near DC or far out, in poisoned memory."""
     spectrum = spectra(case)
     spectrum[-1] *= 1 + 10 * squared_radius(*case.size)
     for tau, include_dc in ((0.9, True), (0.99, False)):
@@ -82,7 +82,7 @@ def check_energy_cutoff_is_the_smallest_radius(ops: Primitives, device: torch.de
 
 @check("energy_cutoff")
 def check_energy_cutoff_is_exact_at_ties(ops: Primitives, device: torch.device, case: Case) -> None:
-    """A disc that holds exactly the share is large enough; a hair more asks for the next."""
+    """Ask for exactly the share of a disc, which is large enough, and for a hair more, which needs the next."""
     ties = cutoff_ties()
     for tau, expected in ties.expected:
         got = ops.energy_cutoff(ties.spectrum.to(device), ties.width, tau).item()
@@ -91,7 +91,7 @@ def check_energy_cutoff_is_exact_at_ties(ops: Primitives, device: torch.device, 
 
 @check("energy_cutoff", cases=(Case(9, 12), Case(64, 48), Case(512, 512, gpu=True)))
 def check_energy_cutoff_adds_whole_energies_without_rounding(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Whole energies far below 2^24 have exact sums in float32: at a shell's very share the cut-off is that shell.
+    """Ask for a shell's very share of whole energies far below 2^24, whose float32 sums are exact: that shell.
 
     Sums in a shorter format (tf32, bfloat16, float16) have no such room.
     """
@@ -115,7 +115,7 @@ def check_energy_cutoff_adds_whole_energies_without_rounding(ops: Primitives, de
 
 @check("energy_cutoff", cases=(Case(16, 16), Case(12, 24), Case(24, 12)))
 def check_energy_cutoff_finds_a_wave(ops: Primitives, device: torch.device, case: Case) -> None:
-    """A sine's cut-off is its radius in cycles over the shorter side; a large mean hides it unless DC is left out."""
+    """Find a sine's radius in cycles over the shorter side; a large mean hides it unless DC is left out."""
     down, across = (
         (4, 3 * case.width // case.height) if case.height <= case.width else (4 * case.height // case.width, 3)
     )
@@ -127,7 +127,7 @@ def check_energy_cutoff_finds_a_wave(ops: Primitives, device: torch.device, case
 
 @check("energy_cutoff")
 def check_energy_cutoff_of_no_energy_is_one(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Zero, constant and one-pixel images."""
+    """Ask for the cut-offs of zero, constant and one-pixel images."""
     for include_dc in (True, False):
         images = torch.stack([torch.zeros(1, 9, 8), torch.full((1, 9, 8), 0.5)])
         got = ops.energy_cutoff(torch.fft.rfft2(images).to(device), 8, 0.9, include_dc).tolist()
@@ -139,7 +139,7 @@ def check_energy_cutoff_of_no_energy_is_one(ops: Primitives, device: torch.devic
 
 @check("energy_cutoff", cases=(Case(12, 20, batch=3),))
 def check_energy_cutoff_of_nan_is_one_for_its_own_image(ops: Primitives, device: torch.device, case: Case) -> None:
-    """NaN in one image costs no other."""
+    """See that NaN in one image changes no other."""
     spectrum = spectra(case).to(device)
     clean = ops.energy_cutoff(spectrum, case.width, 0.95, False).tolist()
     spectrum[1, 0, 3, 3] = math.nan
@@ -151,7 +151,7 @@ def check_energy_cutoff_of_nan_is_one_for_its_own_image(ops: Primitives, device:
 def check_energy_cutoff_depends_on_neither_batch_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """An image's cut-off is the same alone, from any memory layout, in every run; no image gives none."""
+    """Compare an image's cut-off alone, from any memory layout, in every run; no image gives none."""
     arguments = _arguments(case, device, tau=0.7, include_dc=False)
     whole = ops.energy_cutoff(**arguments)
     alone = ops.energy_cutoff(arguments["spectrum"][1:2], case.width, 0.7, False)

@@ -39,7 +39,7 @@ LARGE_STEPS = (
 
 @makes_arguments("gradient_step")
 def _arguments(case: Case) -> dict[str, Any]:
-    """Images off their origin and normal gradients, so that projection and clamp both act; smoothing by a pixel."""
+    """Put images off their origin, so that projection and clamp both act; smooth by a pixel."""
     shape = (case.batch, case.channels, *case.size)
     origin = random(*shape, seed=1)
     kernel = torch.exp(-((torch.arange(case.taps) - case.taps // 2) ** 2) / 2.0)
@@ -60,7 +60,7 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 
 def assert_step(ops: Primitives, device: torch.device, arguments: dict[str, Any]) -> None:
-    """Error rule for every field, in poisoned memory; dtype, layout.
+    """Assert the error rule for every field, in poisoned memory; dtype, layout.
 
     Where g_t is within 1e-5 of zero, rounding may decide its sign: there a step either way is right.
     """
@@ -85,20 +85,20 @@ def assert_step(ops: Primitives, device: torch.device, arguments: dict[str, Any]
 
 @check("gradient_step", cases=(*SMALL_STEPS, *LARGE_STEPS))
 def check_gradient_step_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule for all four results, with and without smoothing."""
+    """Apply the error rule to all four results, with and without smoothing."""
     assert_step(ops, device, _arguments(case, device))
 
 
 @check("gradient_step", cases=(Case(9, 12, 1, 1),))
 def check_gradient_step_ascends_within_its_bounds(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Ascent, other bounds, no momentum, and a kernel without symmetry, which tells correlation from convolution."""
+    """Ascend with other bounds, no momentum and a kernel without symmetry (correlation is no convolution)."""
     changes = {"step_size": -0.02, "lower": 0.3, "upper": 0.6, "samples": 1, "decay": 0.0}
     assert_step(ops, device, _arguments(case, device, kernel=torch.tensor([0.5, 0.3, 0.2]), **changes))
 
 
 @check("gradient_step", cases=(Case(8, 8, 1, 2),))
 def check_gradient_step_known_answers(ops: Primitives, device: torch.device, case: Case) -> None:
-    """A free step moves by step_size against the sign and attributes step_size * |g|; at the edge nothing moves.
+    """Move by step_size against the sign and attribute step_size * |g| in a free step; at the edge move nothing.
 
     The gradients are +-1 and +-3 in equal numbers: their mean magnitude is exactly 2.
     """
@@ -137,7 +137,7 @@ def check_gradient_step_known_answers(ops: Primitives, device: torch.device, cas
 
 @check("gradient_step", cases=(Case(64, 96, 1, 1), Case(512, 512, 1, 3, gpu=True)))
 def check_gradient_step_adds_large_sums_in_float32(ops: Primitives, device: torch.device, case: Case) -> None:
-    """The mean of many magnitudes 1 is 1 to four ulp; a sum in a shorter format stands still long before."""
+    """Average many magnitudes 1: 1 to four ulp, where a sum in a shorter format stands still long before."""
     signs = normal(1, case.channels, *case.size, seed=8).sign()
     got = ops.gradient_step(**_arguments(case, device, gradient_sum=signs, samples=1)).scale.item()
     assert_true(abs(got - 1) <= 4 * EPSILON, f"mean magnitude {got!r}, expected 1")
@@ -145,7 +145,7 @@ def check_gradient_step_adds_large_sums_in_float32(ops: Primitives, device: torc
 
 @check("gradient_step", cases=(Case(8, 8, 1, 1),))
 def check_gradient_step_normalises_tiny_and_huge_gradients(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Gradients around 1e-41 (subnormal), 1e-30 and 1e30 come out at mean magnitude 1."""
+    """Normalise gradients around 1e-41 (subnormal), 1e-30 and 1e30 to mean magnitude 1."""
     still = torch.zeros(1, 1, *case.size)
     gradient = normal(1, 1, *case.size, seed=3)
     for magnitude in (1e-41, 1e-30, 1e30):
@@ -161,7 +161,7 @@ def check_gradient_step_normalises_tiny_and_huge_gradients(ops: Primitives, devi
 
 @check("gradient_step", cases=(Case(8, 8, 5, 1, taps=1),))
 def check_gradient_step_spares_others_an_unusable_gradient(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Images whose gradient is zero, NaN or infinite decay their momentum only; the others do not notice."""
+    """See that images whose gradient is zero, NaN or infinite decay their momentum only, and change no others."""
     arguments = _arguments(case, device)
     clean = ops.gradient_step(**arguments)
     spoiled = arguments["gradient_sum"].clone()
@@ -183,7 +183,7 @@ def check_gradient_step_spares_others_an_unusable_gradient(ops: Primitives, devi
 
 @check("gradient_step", cases=(Case(5, 34, 2, 1, taps=3), Case(224, 224, 4, 3, taps=7, gpu=True)))
 def check_gradient_step_depends_on_neither_batch_nor_run(ops: Primitives, device: torch.device, case: Case) -> None:
-    """An image's step is the same alone and in every run; no image gives none."""
+    """Compare an image's step alone and in every run; no image gives none."""
     arguments = _arguments(case, device)
     whole = ops.gradient_step(**arguments)
     last = {name: arguments[name][-1:] for name in IMAGES}
@@ -200,6 +200,6 @@ def check_gradient_step_depends_on_neither_batch_nor_run(ops: Primitives, device
 
 @check("gradient_step", cases=(Case(8, 9), Case(65, 130, 2, 3, taps=7, gpu=True)))
 def check_gradient_step_takes_any_strides(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Every argument in every layout; by the error rule, as a sum's order may follow the layout."""
+    """Apply the error rule to every argument in every layout, as a sum's order may follow the layout."""
     for arguments in stride_changes(_arguments(case, device)).values():
         assert_step(ops, device, arguments)

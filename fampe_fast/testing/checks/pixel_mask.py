@@ -22,7 +22,7 @@ PER_ROW = ("step",)
 
 @makes_arguments("pixel_mask")
 def _arguments(case: Case) -> dict[str, Any]:
-    """Rows image by image, each with its steps in their order."""
+    """Make rows image by image, each with its steps in their order."""
     images, steps = (case.batch, case.channels, *case.size), -(-case.rows // case.batch)
     row = torch.arange(case.rows)
     return {
@@ -35,7 +35,7 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 
 def _out_of_order(case: Case, device: torch.device) -> dict[str, Any]:
-    """Three images, rows in no order, steps up to the ends of their range."""
+    """Make three images, rows in no order, steps up to the ends of their range."""
     return _arguments(
         replace(case, batch=3, rows=7),
         device,
@@ -56,13 +56,13 @@ def _assert_equal(ops: Primitives, arguments: dict[str, Any]) -> None:
 
 @check("pixel_mask", cases=(*SMALL[:4], *EDGES[:1], Case(9, 7, channels=1), Case(12, 20, channels=3), *LARGE))
 def check_pixel_mask_equals_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """To the bit, ties and steps beyond 32 bits included, in poisoned memory."""
+    """Compare to the bit, ties and steps beyond 32 bits included, in poisoned memory."""
     _assert_equal(ops, _out_of_order(case, device))
 
 
 @check("pixel_mask", cases=(Case(9, 8, channels=3),))
 def check_pixel_mask_moves_any_value_of_any_dtype(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Half, bfloat16, double; infinities and NaN are moved like other values."""
+    """Move half, bfloat16 and double; infinities and NaN like other values."""
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         arguments = _out_of_order(case, device)
         arguments |= {name: arguments[name].to(dtype) for name in ("start", "finish")}
@@ -73,7 +73,7 @@ def check_pixel_mask_moves_any_value_of_any_dtype(ops: Primitives, device: torch
 
 @check("pixel_mask", cases=(Case(9, 8, channels=3),))
 def check_pixel_mask_keeps_the_memory_format(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Channels-last if an image is, contiguous otherwise; a colour for all pixels may be an expanded tensor."""
+    """Expect channels-last if an image is, contiguous otherwise; a colour for all pixels may be an expanded tensor."""
     arguments = _out_of_order(case, device)
     colour = random(1, 3, 1, 1, seed=3).to(device).expand(3, 3, *case.size)
     last = arguments["start"].contiguous(memory_format=torch.channels_last)
@@ -83,7 +83,7 @@ def check_pixel_mask_keeps_the_memory_format(ops: Primitives, device: torch.devi
 
 @check("pixel_mask", cases=(Case(9, 8), Case(12, 20), Case(224, 224, channels=3, gpu=True)))
 def check_pixel_mask_of_a_row_stands_alone(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Any order, batch, strides and run give the same bits; no rows, no result."""
+    """Compare the bits in any order, batch, strides and run; no rows, no result."""
     arguments = _out_of_order(case, device)
     assert_rows_stand_alone(ops.pixel_mask, arguments, PER_IMAGE, PER_ROW)
     assert_any_strides(ops.pixel_mask, arguments)

@@ -26,7 +26,7 @@ def _arguments(case: Case) -> dict[str, Any]:
 
 @check("radial_mask", cases=(*SMALL, *EDGES, *LARGE))
 def check_radial_mask_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Error rule, range, complement, dtype, shape and layout, in poisoned memory.
+    """Apply the error rule; see range, complement, dtype, shape and layout; in poisoned memory.
 
     Both masks are shares of 1, so the plane that sets the scale of errors is the two of them side by side: where the
     cut-off lies far outside of the image the largest ``1 - L`` is below any rounding of L.
@@ -46,7 +46,7 @@ def check_radial_mask_is_as_accurate_as_the_reference(ops: Primitives, device: t
 
 @check("radial_mask", cases=(Case(12, 12), Case(9, 11), Case(11, 9)))
 def check_radial_mask_falls_to_the_gaussian_s_values(ops: Primitives, device: torch.device, case: Case) -> None:
-    """``exp(-k^2/2)`` at k cut-offs from DC along the shorter side, on both signs, and 1 at DC."""
+    """Expect ``exp(-k^2/2)`` at k cut-offs from DC along the shorter side, on both signs, and 1 at DC."""
     low, _ = ops.radial_mask(torch.tensor([2.0], device=device), case.height, case.width)
     short = case.height <= case.width
     for k in (0, 1, 2):
@@ -60,7 +60,7 @@ def check_radial_mask_falls_to_the_gaussian_s_values(ops: Primitives, device: to
 def check_radial_mask_depends_on_neither_batch_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
-    """An image's masks are the same alone, from any memory layout, in every run; no image gives no mask."""
+    """Compare an image's masks alone, from any memory layout, in every run; no image gives no mask."""
     arguments = _arguments(case, device, cutoff=torch.tensor([1.0, 2.5, 3.0]))
     low, high = ops.radial_mask(**arguments)
     alone = ops.radial_mask(**{**arguments, "cutoff": arguments["cutoff"][1:2]})
