@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from ..engine.placements import draw_placements
 from ..engine.targets import Target
 from ..errors import FampeWarning
 from ..ops import backends
-from ..runtime.compilation import resolve_compile
+from ..runtime.compilation import compiled_graphs, resolve_compile
 from ..runtime.model import chunk_size
 from .base import PathMethod
 from .fampe import FAMPE
@@ -114,7 +113,7 @@ def warmup(
     twin.config = dataclasses.replace(path.config, steps=steps)
     lower, upper = path.config.bounds
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * (upper - lower) + lower
-    graphs, kernels = _graphs(), _kernels()
+    graphs, kernels = compiled_graphs(), backends.compiled_kernels()
     start = time.perf_counter()
     with _mixes(where), warnings.catch_warnings():
         # Noise may well lie where the model is flat; that torch.compile failed is still said.
@@ -123,8 +122,10 @@ def warmup(
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     seconds = time.perf_counter() - start
-    new_kernels = tuple(sorted(name for name, count in _kernels().items() if count > kernels.get(name, 0)))
-    found = WarmUp(_graphs() - graphs, new_kernels, steps, seconds)
+    new_kernels = tuple(
+        sorted(name for name, count in backends.compiled_kernels().items() if count > kernels.get(name, 0))
+    )
+    found = WarmUp(compiled_graphs() - graphs, new_kernels, steps, seconds)
     return found if found else dataclasses.replace(found, note=_why_nothing(path, where))
 
 
@@ -182,33 +183,6 @@ def _mixes(device: torch.device) -> AbstractContextManager[None]:
     from ..ops.compiled import compiled_at_once
 
     return compiled_at_once()
-
-
-def _graphs() -> int:
-    """How many graphs torch has made in this process."""
-    if "torch._dynamo" not in sys.modules:
-        return 0
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
-
-
-def _kernels() -> dict[str, int]:
-    """How many forms of each of the package's Triton kernels are ready in this process."""
-    found: dict[str, int] = {}
-    for module_name, module in list(sys.modules.items()):
-        if not module_name.startswith("fampe_fast.kernels."):
-            continue
-        for value in list(vars(module).values()):
-            if type(value).__name__ == "JITFunction" and value.__module__ == module_name:
-                found[value.__name__.lstrip("_")] = _forms(value)
-    return found
-
-
-def _forms(kernel: Any) -> int:
-    """Compiled forms of a kernel; Triton keeps them per device, since 3.3 with other things beside them."""
-    per_device = getattr(kernel, "device_caches", None) or getattr(kernel, "cache", {})
-    return sum(len(kept[0] if isinstance(kept, tuple) else kept) for kept in per_device.values())
 
 
 def _why_nothing(method: PathMethod[Any], device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -117,3 +118,12 @@ def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     own.__kwdefaults__ = function.__kwdefaults__
     return own
+
+
+def compiled_graphs() -> int:
+    """Count the graphs that torch has compiled in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
