@@ -18,7 +18,7 @@ from ..models import load_classifier
 from ..models.classifier import Classifier
 from ..ops.backends import choice
 from ..runs.labels import check_label, labels_of, read_labels
-from ..runtime.model_probe import Probed, probe
+from ..runtime.model_probe import ModelInfo, probe
 from .arguments import METHOD_OPTIONS
 
 
@@ -54,7 +54,7 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
     return classifier
 
 
-def _ask(classifier: Classifier) -> Probed:
+def _ask(classifier: Classifier) -> ModelInfo:
     """Show the classifier an image of noise: what is wrong with it ends the command, and not every image.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which sample of which image is computed when: the order within a step, and its cut into chunks."""
+"""Order the samples of a step, and cut them into chunks."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Schedule:
         return self._batch * max(max(plain, samples - plain) for plain in self._plain)
 
     def step_number(self, step: int) -> Tensor:
-        """A step's number as a () int64 tensor on the device."""
+        """Give a step's number as a () int64 tensor on the device."""
         return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """All pairs of a step, flattened with the image running fastest, in few even parts of at most ``size`` rows."""
+        """Cut a step's pairs, flattened with the image running fastest, into even parts of at most ``size`` rows."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
             count = even_parts(stop - start, size)

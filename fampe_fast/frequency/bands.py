@@ -53,7 +53,7 @@ class RadialBands:
         return self.edges.shape[1] - 1
 
     def coefficients(self) -> Tensor:
-        """How many coefficients of the full spectrum each ring holds, (1 or B, K) int64, on the index's device."""
+        """Count the coefficients of the full spectrum in each ring, (1 or B, K) int64, on the index's device."""
         weight = multiplicity(self.size[1], self.index.device).expand_as(self.index)
         return self._sums(weight)
 
@@ -79,7 +79,7 @@ class RadialBands:
         return RadialBands(self.size, self.edges, index)._sums(power)
 
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
-        """What images hold in one ring: the orthogonal projection onto its frequencies.
+        """Project images orthogonally onto the frequencies of one ring.
 
         Args:
             images: (B, C, H, W) real floating-point, of this size, any values; float16 and bfloat16 are filtered in
@@ -105,7 +105,7 @@ class RadialBands:
         return projected.to(images.dtype)
 
     def of(self, image_index: Tensor) -> RadialBands:
-        """The rings of some of the images, (P,) int64; those that are the same for all stay as they are."""
+        """Select the rings of some of the images, (P,) int64; those that are the same for all stay as they are."""
         if len(self.edges) == 1:
             return self
         return RadialBands(self.size, self.edges[image_index.cpu()], self.index[image_index.to(self.index.device)])

@@ -1,4 +1,4 @@
-"""Where in the spectrum an attribution map has its power (Muzellec et al., arXiv 2307.09591, section 3)."""
+"""Measure where in the spectrum an attribution map has its power (Muzellec et al., arXiv 2307.09591, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every attribution method of this package offers, and the path methods' common body."""
+"""Define what every attribution method offers, and the path methods' common body."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class AttributionMethod(Protocol):
-    """What every method of this package offers; of other libraries' methods ``attribute`` is enough.
+    """The interface of this package's methods; of other libraries' methods ``attribute`` is enough.
 
     ``passes_of`` and ``describe`` take both.
     """
@@ -120,7 +120,7 @@ class PathMethod(Generic[Config]):
         return False
 
     def has_convergence_delta(self) -> bool:
-        """False: there is no baseline the map would have to sum to."""
+        """Return False: there is no baseline the map would have to sum to."""
         return False
 
     @overload
@@ -203,7 +203,7 @@ class PathMethod(Generic[Config]):
         return (maps, details) if return_details else maps
 
     def _map(self, attribution: Tensor) -> Tensor:
-        """What is made of the attribution."""
+        """Make the map of an attribution (B, C, H, W)."""
         cutoff = self.config.area_cutoff
         if cutoff is None:
             return attribution
@@ -211,7 +211,7 @@ class PathMethod(Generic[Config]):
 
 
 def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:
-    """A configuration with some fields replaced.
+    """Replace some fields of a configuration.
 
     Raises:
         TypeError: an override that is no field of the configuration.

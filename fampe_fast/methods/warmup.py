@@ -1,4 +1,4 @@
-"""Everything that is compiled on first use, compiled ahead of it."""
+"""Compile ahead what would be compiled on first use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["WarmUp", "warmup"]
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What ``warmup`` did.
+    """The result of ``warmup``.
 
     Attributes:
         graphs: how many graphs ``torch.compile`` made: of the loop over the samples with the model inside, and on a CPU
@@ -49,7 +49,7 @@ class WarmUp:
     note: str = ""
 
     def __bool__(self) -> bool:
-        """Whether anything was compiled."""
+        """Tell whether anything was compiled."""
         return bool(self.graphs or self.kernels)
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ def _device_of(model: Any) -> torch.device:
 
 
 def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: int) -> int:
-    """As few as show plain and diversified samples, two of each at a time, if the path does: one alone is not compiled.
+    """Count the steps that show plain and diversified samples, two of each at a time: one alone is not compiled.
 
     A chunk size of one leaves no choice, and a chunk of one row is what it compiles.
     """
@@ -177,7 +177,7 @@ def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: i
 
 
 def _mixes(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU a random mix is compiled once it has proved worth it: the one that is used in here has."""
+    """Compile the random mix at once on a CPU, where it otherwise waits until it has proved worth it."""
     if device.type != "cpu" or backends.choice(device)[0] != "compiled":
         return nullcontext()
     from ..ops.compiled import compiled_at_once

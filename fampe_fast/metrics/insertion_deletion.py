@@ -16,7 +16,7 @@ from ..runtime.compilation import Compile
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model, memory_format
-from ..runtime.model_probe import NOT_PROBED, probe
+from ..runtime.model_probe import probe
 from .protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from .refinement import Refined, refine
 from .scorer import Scorer, check_compile
@@ -72,7 +72,9 @@ def insertion_deletion(
     compile: Compile = "auto",
     show_progress: bool = False,
 ) -> InsertionDeletion:
-    """Insertion and deletion curves and their areas (Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1).
+    """Measure insertion and deletion curves and their areas.
+
+    After Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1.
 
     The score is the target's probability, as the model's output is read (``Classifier.output``); the area is the
     trapezoid rule over K equal intervals of [0, 1], whatever the size of the last step, as in the public codes. Images,
@@ -136,7 +138,7 @@ def insertion_deletion(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    probed = probe(model, images) if len(images) else NOT_PROBED
+    probed = probe(model, images)
     chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
     way = check_compile(compile, images.device)
     passes, tolerance = _check_budget(passes, tolerance)
@@ -171,14 +173,14 @@ def insertion_deletion(
 
 
 def _result(found: Refined, protocol: Protocol) -> InsertionDeletion:
-    """From the insertion curves and the deletion curves below them."""
+    """Split the insertion curves from the deletion curves below them."""
     batch = len(found.curves) // 2
     (insertion, deletion), measured, error = (part.tensor_split([batch]) for part in found)
     return InsertionDeletion(_area(insertion), _area(deletion), insertion, deletion, protocol, *measured, *error)
 
 
 def _ends_of(protocol: Protocol, batch: int) -> int:
-    """How many images the ends of the curves of a batch are, each distinct one counted once."""
+    """Count the images at the ends of a batch's curves, each distinct one once."""
     kinds = [protocol.insertion_substrate]
     if protocol.deletion_substrate != protocol.insertion_substrate:
         kinds.append(protocol.deletion_substrate)
@@ -256,7 +258,7 @@ class _Sweep:
         self._scores: Tensor | None = None
 
     def measure(self, wanted: Tensor) -> Tensor:
-        """All scores so far, (2 * B, K + 1), anything where there is none.
+        """Score more steps, and return all scores so far, (2 * B, K + 1), anything where there is none.
 
         Args:
             wanted: (2 * B, K + 1) bool, the steps to measure; the first call measures the ends, whatever it says.
@@ -274,7 +276,7 @@ class _Sweep:
         return self._scores
 
     def _with_ends(self, curve: Tensor, step: Tensor, shape: torch.Size) -> Tensor:
-        """The ends, each distinct image once, and other rows in the same passes."""
+        """Score the ends, each distinct image once, and other rows in the same passes."""
         batch, protocol = self._batch, self._protocol
         every = torch.arange(2 * batch, device=curve.device)
         insertion, deletion = every[:batch], every[batch:]

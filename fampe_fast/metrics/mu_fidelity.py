@@ -26,9 +26,9 @@ from ..runtime.compilation import Compile
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model, memory_format
-from ..runtime.model_probe import NOT_PROBED, probe
-from .draws import Stream, random_words
+from ..runtime.model_probe import probe
 from .protocols import GaussianBlur, SolidColour, Substrate, mean_colour
+from .random_words import Stream, random_words
 from .rank_correlation import rank_correlation
 from .scorer import Score, Scorer, check_compile
 
@@ -124,7 +124,7 @@ def mu_fidelity(
     check_model(model, images)
     check_maps(maps, images)
     classes = check_targets(targets, images)
-    probed = probe(model, images) if len(images) else NOT_PROBED
+    probed = probe(model, images)
     chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
     way = check_compile(compile, images.device)
     ids = check_image_ids(image_ids, images)
@@ -191,7 +191,7 @@ def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
 
 
 def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
-    """The baseline as (B, C, H, W), possibly expanded."""
+    """Make the baseline, (B, C, H, W), possibly expanded."""
     kind = baseline
     if not callable(kind):
         kind = SolidColour(tuple(kind) if isinstance(kind, Sequence) and not isinstance(kind, str) else kind)  # type: ignore[arg-type]

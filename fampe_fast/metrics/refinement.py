@@ -1,4 +1,4 @@
-"""Curves measured where they move: the rest is interpolated, and the error of the area estimated."""
+"""Measure curves where they move, interpolate the rest, and estimate the error of the area."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FIRST = 9
 GROWTH = 0.5
 """New points of a round, as a share of those there are: rounds are few, and each of them a batch."""
 REACH = 0.25
-"""What a neighbouring interval's slope counts in one that seems flat."""
+"""The share of a neighbouring interval's slope that counts in one that seems flat."""
 UNSEEN = 0.02
-"""How far a curve is taken to move between two points beyond what they show."""
+"""The movement assumed between two points beyond what they show."""
 
 
 class Refined(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the metrics ask of the model: probabilities or logits of many images, in chunks, plain or compiled."""
+"""Score many images with the model, in chunks, plain or compiled: probabilities or logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..checks import check_classes
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile, Compiled, resolve_compile
 from ..runtime.model import Model, input_dtype
-from ..runtime.model_probe import Probed, answer
+from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import probabilities, scores
 from ..runtime.per_model import cache_of
 
@@ -22,7 +22,7 @@ Score = Literal["probability", "logit"]
 
 
 def check_compile(compile: object, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """What one of the four ways is on a device.
+    """Resolve one of the four ways to compile for a device.
 
     Raises:
         ValueError: another value, or graphs for a device that has none.
@@ -32,7 +32,7 @@ def check_compile(compile: object, device: torch.device) -> Literal["off", "on",
     return resolve_compile(compile, device)  # type: ignore[arg-type]
 
 
-def _forward_of(model: Model, score: Score, probed: Probed, graphed: bool) -> Compiled:
+def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) -> Compiled:
     """Look up a model's scores of all classes, which are called with the model, the pixels and the model's type.
 
     Shared by all calls that score with a model, as compiling takes long. Compiled, there is one graph for every number
@@ -50,10 +50,10 @@ def _forward_of(model: Model, score: Score, probed: Probed, graphed: bool) -> Co
     return known[key]
 
 
-def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: Probed) -> Tensor:
+def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: ModelInfo) -> Tensor:
     """(P, classes), float32 or the float64 of the model."""
     shown = pixels if dtype is None else pixels.to(dtype)
-    output = answer(model, shown.clone() if probed.writes_input else shown)
+    output = forward(model, shown.clone() if probed.writes_input else shown)
     if output.ndim != 2:
         raise ValueError(
             f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(output.shape)}"
@@ -70,7 +70,7 @@ class Scorer:
         targets: Tensor,
         *,
         chunks: ChunkSize,
-        probed: Probed,
+        probed: ModelInfo,
         compile: Literal["off", "on", "graphs"],
         score: Score = "probability",
         advance: Callable[[int], None],
@@ -97,7 +97,7 @@ class Scorer:
         self._forward = _forward_of(model, score, probed, compile == "graphs")
 
     def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
-        """Scores of the rows that ``make`` gives for a slice of them, each for its image's target.
+        """Score the rows that ``make`` gives for a slice of them, each for its image's target.
 
         Args:
             image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
@@ -136,14 +136,14 @@ class Scorer:
 
 
 def _size(count: int, chunk: int, graphed: bool) -> int:
-    """How many images a compiled pass for ``count`` shows, so that few graphs serve all."""
+    """Choose how many images a compiled pass for ``count`` shows, so that few graphs serve all."""
     if graphed:  # a power of two below the chunk: a remainder costs less than twice itself, and captures few graphs
         return min(chunk, 1 << (count - 1).bit_length())
     return min(chunk, max(count, 2))  # a compiler takes a size of one for a constant
 
 
 def _padded(pixels: Tensor, count: int) -> Tensor:
-    """The last image repeated, in the same memory format."""
+    """Repeat the last image, in the same memory format."""
     if count == len(pixels):
         return pixels
     channels_last = pixels.shape[1] > 1 and pixels.is_contiguous(memory_format=torch.channels_last)
