@@ -37,10 +37,12 @@ class Schedule:
         self._batch = batch
         self.device = device
         self._plain = [config.samples] * config.steps
+        # [T, N] sample numbers in their order, and [T, N, 4] height, width, top and left
         numbers = torch.arange(config.samples, device="cpu").repeat(config.steps, 1)
         placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long, device="cpu")
         if config.input_diversity:
             drawn = draw_placements(config.seed, config.steps, config.samples, height, width)
+            # [T][N], the plain samples of each step first
             orders = [
                 [number for diverse in (False, True) for number, of in enumerate(places) if (of is not None) == diverse]
                 for places in drawn
@@ -51,7 +53,7 @@ class Schedule:
                 device="cpu",
             )
             self._plain = [sum(of is None for of in places) for places in drawn]
-        # Every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.
+        # [2 * T], every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.
         self._steps = torch.arange(2 * config.steps, device=device).div(2, rounding_mode="floor")
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)
@@ -73,6 +75,7 @@ class Schedule:
             count = even_parts(stop - start, size)
             for k in range(count):
                 first, last = (start + (stop - start) * part // count for part in (k, k + 1))
+                # [P], and so are the pairs' images and samples; placements [P, 4]
                 flat = torch.arange(first, last, device=self.device)
                 position = flat // self._batch
                 places = self._placements[step][position] if diverse else None
