@@ -1,6 +1,6 @@
-"""Draws the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
+"""Draw the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
 
-python benchmarks/draw_docs.py --out docs/pictures
+python -m benchmarks.draw_docs --out docs/pictures
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import torch
 
 from fampe_fast import BandLimitedAttack, OccludedFrequency, create_method, load_embedded_classifier
 from fampe_fast.engine.config import PathConfig
-from fampe_fast.frequency import fourier_signature
+from fampe_fast.frequency import fourier_signature, power_slope
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import insertion_deletion
 from fampe_fast.metrics.summary import bootstrap_interval
-from fampe_fast.plots import contact_sheet, save_figure
+from fampe_fast.plots import contact_sheet, curves_figure, overlay, save_figure, signatures_figure, slopes_figure
 from fampe_fast.plots.bands import BandCurve, bands_figure
-from fampe_fast.plots.signatures import signatures_figure
 from fampe_fast.robustness import disturbance
 
 PATH = {"steps": 10, "samples": 20}
@@ -44,24 +43,30 @@ def main() -> None:
         name: create_method(name, classifier, **options).attribute(*few, internal_batch_size=32)
         for name, options in METHODS.items()
     }
-    scores = {name: insertion_deletion(classifier, few[0], found, few[1]).faithfulness for name, found in maps.items()}
+    judged = {name: insertion_deletion(classifier, few[0], found, few[1]) for name, found in maps.items()}
+    scores = {name: found.faithfulness for name, found in judged.items()}
     titles = [classifier.class_name(int(label)) for label in few[1]]
     sheet = contact_sheet(list(few[0]), maps, titles, scores=scores, score_name="insertion − deletion (rise)")
     save_figure(sheet, out / "maps.png")
+    save_figure(overlay(few[0][0], maps["fampe"][0], class_name=titles[0]), out / "overlay.png")
+    curves = judged["fampe"].insertion_curves[0], judged["fampe"].deletion_curves[0]
+    save_figure(curves_figure(*curves, title=f"fampe, {titles[0]}"), out / "curves.png")
 
     signatures = {name: fourier_signature(found) for name, found in maps.items()}
     save_figure(signatures_figure(signatures, title="Fourier signatures of the maps"), out / "signatures.png")
+    slopes = {name: power_slope(signature) for name, signature in signatures.items()}
+    save_figure(slopes_figure(slopes), out / "slopes.png")
 
     with torch.no_grad():
         right = classifier(drawn.images).argmax(1) == drawn.labels
     images, labels = drawn.images[right], drawn.labels[right]
     found = OccludedFrequency(classifier, bands=12)(images, labels)
     coarse = torch.tensor(["coarse" in classifier.class_name(int(label)) for label in labels])
-    curves = {
+    drops = {
         name: BandCurve(found.edges[0], found.drops[rows].mean(0), bootstrap_interval(found.drops[rows]))
         for name, rows in (("coarse classes", coarse), ("fine classes", ~coarse))
     }
-    figure = bands_figure(curves, title="Occluded Frequency: which band carries the class")
+    figure = bands_figure(drops, title="Occluded Frequency: which band carries the class")
     save_figure(figure, out / "occluded_frequency.png")
 
     config = PathConfig(steps=10, samples=1, eps=8 / 255, smoothing=False, input_diversity=False)

@@ -1,7 +1,7 @@
 """Measure every Triton kernel on this machine's GPU, after its tests have passed there.
 
-    python benchmarks/run.py [--quick] [--minutes 8] [--out benchmarks/results]
-    python benchmarks/run.py --dry-run
+    python -m benchmarks.run [--quick] [--minutes 8] [--out benchmarks/results]
+    python -m benchmarks.run --dry-run
 
 First the GPU tests run; if one fails there is no figure, and the results file says so. Then each kernel is compared
 with the reference, eager and through torch.compile in real arithmetic, over batches, samples and sizes in the order of
@@ -9,7 +9,7 @@ their importance until the time is up, and FAMPE as a whole with the bare model'
 merged with what it holds of other machines and versions, and one plot per machine.
 
 ``--dry-run`` takes the same way on the CPU, at toy sizes, with Triton's interpreter: it proves the command complete and
-says nothing of speed. Its results go to ``--out`` or a temporary folder and never into the committed file.
+says nothing of speed. Its results go to ``--out`` or a temporary folder and never into that of the measurements.
 """
 
 from __future__ import annotations
@@ -17,66 +17,40 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE / "results"
+from .common.command import add_output, file_name, output_folder, stopwatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from .common.machine import Build
+    from .end_to_end.measuring import Plan
+
 PROVIDERS = ("kernel", "eager", "compiled")
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The command line's choices."""
-
-    dry_run: bool
-    out: Path
-    minutes: float
-    kernels: tuple[str, ...] | None
-    providers: tuple[str, ...]
-    sizes: tuple[str, ...] | None
-    quick: bool
-    end_to_end: bool
-
-
-def parse(arguments: Sequence[str] | None) -> Chosen:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the Triton kernels on this machine's GPU.")
-    parser.add_argument("--dry-run", action="store_true", help="the same on the CPU at toy sizes, by the interpreter")
     parser.add_argument("--quick", action="store_true", help="the most important size alone, in three minutes")
     parser.add_argument("--minutes", type=float, help="after which nothing new is begun (8, quick: 3)")
-    parser.add_argument("--out", type=Path, help=f"folder of results.json and plots ({COMMITTED.name}/ beside this)")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="only these")
     parser.add_argument("--sizes", nargs="+", metavar="BxNxHxW", help="instead of the usual ones")
     parser.add_argument("--no-end-to-end", action="store_true", help="leave the whole model out")
+    add_output(parser, "results.json and plots")
     found = parser.parse_args(arguments)
-    out = found.out
-    if out is None:
-        out = Path(tempfile.mkdtemp(prefix="fampe_fast_dry_run_")) if found.dry_run else COMMITTED
-    if found.dry_run and out.resolve() == COMMITTED.resolve():
-        parser.error("a dry run is no measurement: give --out another folder than the committed results")
-    return Chosen(
-        found.dry_run,
-        out,
-        found.minutes or (3 if found.quick else 8),
-        found.kernels and tuple(found.kernels),
-        tuple(found.providers),
-        found.sizes and tuple(found.sizes),
-        found.quick,
-        not found.no_end_to_end,
-    )
+    found.out = output_folder(parser, found)
+    found.minutes = found.minutes or (3 if found.quick else 8)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parse(arguments)
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:5.0f} s  {text}" if text else "", flush=True)
-
+    started, say = time.monotonic(), stopwatch()
     if chosen.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     import torch
@@ -85,34 +59,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("no CUDA or ROCm GPU here, and only a GPU gives figures; --dry-run shows that the command is complete")
         return 2
 
-    from gpu import gate
-    from gpu.machine import Bandwidth, build
-    from gpu.results import Machine, Results, read, write
+    from .common.machine import LoadMonitor, build_of
+    from .common.results import Results, read, write
+    from .kernels import gate
 
     device = torch.device("cpu" if chosen.dry_run else "cuda")
-    this = build(device)
+    monitor, this = LoadMonitor(), build_of(device, dry_run=chosen.dry_run)
     file = chosen.out / "results.json"
+    read(file)  # that of another version is refused before the work
     say(f"{this.device}, torch {this.torch}, triton {this.triton}, commit {this.commit}")
     say("tests first ...")
     failed = gate.failure(gate.checks(chosen.dry_run), timeout=max(240.0, 45 * chosen.minutes))
     if failed is not None:
         say(f"the tests failed on this build: NO speed is reported\n{failed}")
-        record = Machine(this, tests=f"failed: {failed.splitlines()[0]}")
-        write(read(file).merged(Results(machines=(record,))), file)
+        record = monitor.machine(this, tests=f"failed: {failed.splitlines()[0]}")
+        write(read(file).merged(Results((record,))), file)
         return 1
     say("the tests passed")
 
-    from gpu.end_to_end import DRY_PLAN, EndToEndPlan, measure_end_to_end
-    from gpu.machine import ceilings, measure_bandwidth, timer_for
-    from gpu.measuring import Bench, cases, counted_work, measure
-    from gpu.plot import plot
-    from gpu.primitives import PRIMITIVES, primitive
-    from gpu.report import report
-    from gpu.sizes import SIZES, TOY_SIZES, USUAL, size_from_text
+    from .common.plot import plot_kernels
+    from .common.timing import timer_for
+    from .end_to_end.measuring import measure_calls
+    from .end_to_end.report import markdown
+    from .kernels.floors import ceilings, measure_bandwidth
+    from .kernels.measuring import Bench, cases, counted_work, measure_kernels
+    from .kernels.primitives import PRIMITIVES, primitive
+    from .kernels.report import report
+    from .kernels.sizes import SIZES, TOY_SIZES, USUAL, size_from_text
 
     deadline = started + 60 * chosen.minutes
     timer = timer_for(device)
-    bandwidth: Bandwidth = measure_bandwidth(timer, device)
+    bandwidth = measure_bandwidth(timer, device)
     say(f"memory: copy {bandwidth.copy / 1e9:.0f} GB/s, write {bandwidth.write / 1e9:.0f} GB/s")
     if chosen.sizes:
         sizes = tuple(map(size_from_text, chosen.sizes))
@@ -122,11 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = (USUAL,) if chosen.quick else SIZES
     wanted = cases([primitive(name) for name in chosen.kernels] if chosen.kernels else PRIMITIVES, sizes)
     bench = Bench(device, timer, this, ceilings(bandwidth, device), seconds=0.3)
-
-    results = Results(machines=(Machine(this, "passed", bandwidth.copy, bandwidth.write),))
-    plan = DRY_PLAN if chosen.dry_run else EndToEndPlan()
-    if chosen.quick and not chosen.dry_run:
-        plan = replace(plan, batches=(32,), precisions=("fp32",), diversity=(False,))
+    speeds = {"copy_bytes_per_s": bandwidth.copy, "write_bytes_per_s": bandwidth.write}
+    machine = monitor.machine(this, tests="passed", **speeds)
+    results = Results((machine,))
 
     def kept(found: Results) -> Results:
         write(read(file).merged(found), file)  # after every part: what was measured survives whatever comes
@@ -137,30 +112,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [case for case in wanted if case not in usual]
     # Counting compiles; in a dry run one case shows the way: nothing there is as fast as a floor.
     work = counted_work(usual[:1] if chosen.dry_run else usual, device, say)
-    for row in measure(usual, chosen.providers, work, bench, deadline, say):
-        results = kept(replace(results, rows=(*results.rows, row)))
-    if chosen.end_to_end:
-        for whole in measure_end_to_end(plan, device, this, deadline, say):
-            results = kept(replace(results, end_to_end=(*results.end_to_end, whole)))
+    for row in measure_kernels(usual, chosen.providers, work, bench, deadline, say):
+        results = kept(replace(results, kernels=(*results.kernels, row)))
+    if not chosen.no_end_to_end:
+        plan = whole_model(device, this, quick=chosen.quick, dry_run=chosen.dry_run)
+        calls = measure_calls(plan, deadline, say, lambda rows: kept(replace(results, calls=tuple(rows))))
+        results = kept(replace(results, calls=tuple(calls)))
     work = {} if chosen.dry_run else counted_work(rest, device, say)
-    for row in measure(rest, chosen.providers, work, bench, deadline, say):
-        results = kept(replace(results, rows=(*results.rows, row)))
+    for row in measure_kernels(rest, chosen.providers, work, bench, deadline, say):
+        results = kept(replace(results, kernels=(*results.kernels, row)))
 
-    picture = chosen.out / (_slug(this.device) + ".png")
-    plot(results.rows, bandwidth, this, picture)
-    say("")
-    print(report(results.rows, results.end_to_end))
+    picture = chosen.out / f"{file_name(this.device)}.png"
+    plot_kernels(results.kernels, bandwidth.best, this, picture)
+    print(f"\n{report(results.kernels)}")
+    if results.calls:
+        print(f"\n{markdown(results.calls, machine)}")
     if chosen.dry_run:
         print("\nDRY RUN: the command is complete; no time above says anything of a GPU")
     print(f"\n{file}\n{picture}")
-    broken = [row for row in (*results.rows, *results.end_to_end) if row.status.startswith("failed")]
-    for row in broken:
-        print(f"FAILED: {row.status}: {row.key}")
+    broken = [(row.status, row.key) for row in results.kernels if row.status.startswith("failed")]
+    broken += [(row.status, row.key) for row in results.calls if row.status.startswith("failed")]
+    for status, key in broken:
+        print(f"FAILED: {status}: {key}")
     return 1 if broken else 0
 
 
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in text.lower())
+def whole_model(device: torch.device, build: Build, *, quick: bool, dry_run: bool) -> Plan:
+    """Plan FAMPE beside the bare passes of ResNet-50 with random weights, which cost the same."""
+    from .end_to_end.cases import Case, ModelSpec
+    from .end_to_end.measuring import Plan
+
+    plan = Plan(
+        ModelSpec("resnet50"),
+        device,
+        build,
+        tuple(Case(batch, 224, 2, 20, diversity) for diversity in (False, True) for batch in (32, 1)),
+        precisions=("fp32", "bf16"),
+        peer_precisions=(),
+        compile=("on",),
+        methods=("fampe",),
+        chunks=(64, 128, 320),
+        memory=False,
+        plain_bound=True,
+    )
+    if dry_run:
+        toy, cases = ModelSpec("embedded"), (Case(1, 32, 1, 2, False),)
+        return replace(plan, model=toy, cases=cases, precisions=("fp32",), compile=("off",), chunks=(2,), repetitions=1)
+    return replace(plan, cases=plan.cases[:1], precisions=("fp32",)) if quick else plan
 
 
 if __name__ == "__main__":

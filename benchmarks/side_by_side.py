@@ -1,9 +1,9 @@
-"""The package beside what people use today: one command, one run, the same machine, model and images.
+"""Measure the package beside what people use today: one command, one run, the same machine, model and images.
 
-    python benchmarks/side_by_side.py --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
-    python benchmarks/side_by_side.py --dry-run
+    python -m benchmarks.side_by_side --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
+    python -m benchmarks.side_by_side --dry-run
 
-FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``side/public_attexplore.py``);
+FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``end_to_end/public_attexplore.py``);
 Captum's integrated gradients and SmoothGrad with as many passes, T * N; and the bare model's forward and backward
 passes, channels-last, without parameter gradients, with the number of images per pass that is fastest on this machine.
 T * N of those are the bound. The package's methods run the model as ``load_classifier`` gives it, its batch
@@ -22,41 +22,27 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fampe_fast.cli.arguments import key_value, numbers, positive
+from fampe_fast.cli.arguments import positive
 
-HERE = Path(__file__).resolve().parent
-COMMITTED = HERE / "results"
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+from .common.command import add_model, add_output, device_of, file_name, output_folder, stopwatch
+from .common.machine import LoadMonitor, Machine, build_of
+from .common.plot import plot_calls
+from .common.results import CallRow, Results, write
+from .end_to_end.cases import OURS, PEERS, Case, ModelSpec
+from .end_to_end.measuring import Plan, measure_calls
+from .end_to_end.report import markdown
 
-if TYPE_CHECKING:
-    from side.contestants import Case
-    from side.measuring import Plan
-    from side.results import Machine, Row
-
-METHODS = ("fampe", "attexplore", "public_attexplore", "integrated_gradients", "smoothgrad")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Measure this package beside what people use today.")
-    model = found.add_argument_group("model and images")
-    model.add_argument("--model", default="resnet50", help="timm name, torchvision/NAME, ... or 'embedded'")
-    model.add_argument("--weights", help="local checkpoint; without one the weights are random, which costs the same")
-    model.add_argument("--model-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
-    model.add_argument("--mean", type=numbers, help="one number or three, comma-separated")
-    model.add_argument("--std", type=numbers, help="one number or three, comma-separated")
-    model.add_argument("--images", help="a folder (default: noise, which costs the same)")
-    model.add_argument("--device", help="default: a GPU if there is one")
-    model.add_argument("--threads", type=positive, help="of torch on the CPU")
+    add_model(found)
     sizes = found.add_argument_group("sizes; the first of each makes the base case")
     sizes.add_argument("--batches", nargs="+", type=positive, default=[8, 1], help="images per call (%(default)s)")
     sizes.add_argument("--samples", nargs="+", type=positive, default=[20], help="N (%(default)s)")
@@ -64,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--steps", nargs="+", type=positive, default=[10], help="T (%(default)s)")
     sizes.add_argument("--product", action="store_true", help="all combinations, not one varied at a time")
     ways = found.add_argument_group("ways")
-    ways.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    ways.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
     ways.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of this package")
     ways.add_argument("--peer-precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of the others")
     ways.add_argument("--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"], help="of this package")
@@ -74,17 +60,19 @@ def parser() -> argparse.ArgumentParser:
     )
     run = found.add_argument_group("run")
     run.add_argument("--repetitions", type=positive, default=5, help="of every call (%(default)s)")
-    run.add_argument("--no-memory", action="store_true", help="leave the peak memory out: it takes a process per row")
+    run.add_argument(
+        "--no-memory",
+        action="store_true",
+        help="no process per row for its peak memory; a GPU's is then that of this one",
+    )
     run.add_argument("--minutes", type=float, default=60, help="after which nothing new is begun (%(default)s)")
-    run.add_argument("--out", type=Path, help=f"folder of the three files (default: {COMMITTED.name}/ beside this)")
-    run.add_argument("--dry-run", action="store_true", help="a tiny model at toy sizes, on the CPU")
+    add_output(run, "the three files")
     return found
 
 
 def cases(found: argparse.Namespace) -> tuple[Case, ...]:
-    """The base case first, then each size varied alone, or all combinations."""
-    from side.contestants import Case
-
+    """List the base case, then each size varied alone, or all combinations."""
+    diversity = False if found.no_input_diversity else None
     lists = (found.batches, found.sides, found.steps, found.samples)
     if found.product:
         chosen = list(itertools.product(*lists))
@@ -93,19 +81,16 @@ def cases(found: argparse.Namespace) -> tuple[Case, ...]:
         chosen = [base]
         for place, values in enumerate(lists):
             chosen += [(*base[:place], value, *base[place + 1 :]) for value in values[1:]]
-    return tuple(dict.fromkeys(Case(*sizes, diversity=not found.no_input_diversity) for sizes in chosen))
+    return tuple(dict.fromkeys(Case(*sizes, diversity) for sizes in chosen))
 
 
 def plan(found: argparse.Namespace) -> Plan:
-    import torch
-    from side.contestants import ModelSpec
-    from side.measuring import Plan
-
-    device = torch.device(found.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(found)
     chunks = found.chunks or ([1, 4, 8, 16, 32] if device.type == "cpu" else [8, 16, 32, 64, 128, 256])
     return Plan(
         ModelSpec(found.model, found.weights, found.mean, found.std, dict(found.model_arg)),
         device,
+        build_of(device, dry_run=found.dry_run),
         cases(found),
         tuple(found.precisions),
         tuple(found.peer_precisions),
@@ -121,41 +106,22 @@ def plan(found: argparse.Namespace) -> Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     command = parser()
     found = command.parse_args(arguments)
-    out: Path = found.out or (Path(tempfile.mkdtemp(prefix="fampe_fast_side_")) if found.dry_run else COMMITTED)
+    out = output_folder(command, found)
     if found.dry_run:
-        if out.resolve() == COMMITTED.resolve():
-            command.error("a dry run is no measurement: give --out another folder than the committed results")
         found.model, found.weights, found.images, found.device = "embedded", None, None, "cpu"
         found.model_arg, found.mean, found.std = [], None, None
         found.batches, found.sides, found.steps, found.samples = [2, 1], [32], [1], [2]
         found.chunks, found.repetitions = [1, 2], 2
+    monitor, started, chosen = LoadMonitor(), time.monotonic(), plan(found)
 
-    import torch
-    from side.measuring import measure
-    from side.plot import plot
-    from side.results import Quiet, machine, markdown, write
+    def keep(rows: Sequence[CallRow]) -> tuple[Machine, Path]:
+        this = monitor.machine(chosen.build)
+        file = out / f"side_by_side_{file_name(found.model, this.build.device)}.json"
+        return this, write(Results((this,), calls=tuple(rows)), file, markdown(rows, this))
 
-    if found.threads:
-        torch.set_num_threads(found.threads)
-    started = time.monotonic()
-    quiet = Quiet()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - started:5.0f} s  {text}", flush=True)
-
-    chosen = plan(found)
-
-    def keep(rows: Sequence[Row]) -> tuple[Machine, Path]:
-        this = machine(chosen.device, found.model, quiet, found.dry_run)
-        words = re.findall(r"[a-z0-9]+", f"{found.model} {this.device}".lower())
-        file = out / f"side_by_side_{'_'.join(words)}.json"
-        write(rows, this, file)
-        file.with_suffix(".md").write_text(markdown(rows, this), encoding="utf-8")
-        return this, file
-
-    rows = measure(chosen, started + 60 * found.minutes, say, keep)
+    rows = measure_calls(chosen, started + 60 * found.minutes, stopwatch(), keep)
     this, file = keep(rows)
-    plot(rows, this, file.with_suffix(".png"))
+    plot_calls(rows, this, file.with_suffix(".png"))
     print(f"\n{markdown(rows, this)}\n{file}")
     broken = [row for row in rows if row.status.startswith("failed")]
     for row in broken:

@@ -1,6 +1,6 @@
-"""The primitives on the CPU: the plain reference beside what ``fampe_fast.ops`` runs there.
+"""Time the primitives on the CPU: the plain reference beside what ``fampe_fast.ops`` runs there.
 
-python -m pytest benchmarks/test_speed.py --benchmark-only
+    python -m pytest benchmarks/test_speed.py --benchmark-only
 
 ``extra_info`` of each entry gives the floor: the bytes that a call must move, each input read once and each output
 written once, and the arithmetic operations counted in the formula (multiplications, additions, comparisons and logic;
@@ -10,21 +10,17 @@ values (``fampe_fast.ops.compiled``), so the entries through ``ops`` first run u
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from gpu.primitives import primitive
-from gpu.sizes import Size
-
 from fampe_fast import ops
 from fampe_fast.ops import compiled
+
+from .kernels.primitives import primitive
+from .kernels.sizes import Size
 
 SIZE = Size(1, 4, 224, 224)
 

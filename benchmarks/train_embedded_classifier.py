@@ -1,10 +1,10 @@
-"""Trains the classifier that ships with the package, on images with known ground truth that the package generates.
+"""Train the classifier that ships with the package, on images with known ground truth that the package generates.
 
-    python benchmarks/train_embedded_classifier.py                 # rewrites fampe_fast/weights, minutes on two cores
-    python benchmarks/train_embedded_classifier.py --out trial --steps 100
+    python -m benchmarks.train_embedded_classifier                 # rewrites fampe_fast/weights, minutes on two cores
+    python -m benchmarks.train_embedded_classifier --out trial --steps 100
 
-Writes `embedded_classifier.safetensors` and `embedded_classifier.json`, the record of the run. The same seed, steps,
-threads and versions on the same kind of processor give the same weights. On a machine with other work to do,
+Writes ``embedded_classifier.safetensors`` and ``embedded_classifier.json``, the record of the run. The same seed,
+steps, threads and versions on the same kind of processor give the same weights. On a machine with other work to do,
 OMP_WAIT_POLICY=PASSIVE in the environment saves half of the processor time and changes nothing else.
 """
 
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def training_images(settings: Settings) -> tuple[Tensor, Tensor]:
-    """Generates the training set on all threads: uint8 `(N, 3, S, S)` and labels `(N,)`."""
+    """Generate the training set on all threads: uint8 ``(N, 3, S, S)`` and labels ``(N,)``."""
     count = settings.train_images
     jobs = [(range(first, min(first + CHUNK, count)), settings.seed) for first in range(0, count, CHUNK)]
     with ProcessPoolExecutor(settings.threads, mp_context=get_context("spawn")) as pool:
@@ -123,7 +123,7 @@ def training_chunk(job: tuple[range, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimise(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Settings) -> None:
-    """Trains in place: AdamW, one cycle, epochs in random order, images transformed by what leaves the class alone."""
+    """Train in place: AdamW, one cycle, epochs in random order, images transformed by what leaves the class alone."""
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.2
@@ -158,7 +158,7 @@ def loss_of(
 
 
 def augmented(images: Tensor, settings: Settings, level: float, generator: torch.Generator) -> Tensor:
-    """Returns each image of bytes, mirrored, its channels permuted, noisy and of lower contrast, at random, in [0, 1].
+    """Return each image of bytes, mirrored, its channels permuted, noisy and of lower contrast, at random, in [0, 1].
 
     Noise makes the gradient smoother (Etmann et al., "On the Connection Between Adversarial Robustness and Saliency Map
     Interpretability", 2019); with the contrast it keeps the answer on the noisy and filtered samples of FAMPE.
@@ -181,7 +181,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def seconds_per_step(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Settings) -> float:
-    """Times the median of some steps on a network that is thrown away."""
+    """Time the median of some steps on a network that is thrown away."""
     generator, times = torch.Generator().manual_seed(0), []
     for _ in range(12):
         began = time.perf_counter()
@@ -193,7 +193,7 @@ def seconds_per_step(net: EmbeddedNet, images: Tensor, labels: Tensor, settings:
 
 @torch.no_grad()
 def evaluate(net: EmbeddedNet, settings: Settings) -> dict[str, float]:
-    """Measures accuracies on held-out images, and what becomes of them without the object or on other backgrounds."""
+    """Measure accuracies on held-out images, and what becomes of them without the object or on other backgrounds."""
     parts = []
     for first in range(0, settings.test_images, CHUNK):
         test = generate(range(first, min(first + CHUNK, settings.test_images)), settings.test_seed)
@@ -234,7 +234,7 @@ def write(net: EmbeddedNet, record: dict[str, Any], out: Path) -> None:
 
 
 def cpu_seconds() -> float:
-    """Returns the processor time of this process and of its finished children."""
+    """Return the processor time of this process and of its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

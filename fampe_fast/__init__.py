@@ -10,22 +10,36 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .engine.config import AttEXploreConfig, FAMPEConfig
-    from .errors import BackendUnavailableError, FampeWarning, ImageReadError, WeightsUnavailableError
-    from .methods.attexplore import AttEXplore
-    from .methods.fampe import FAMPE
-    from .methods.forgrad import FORGrad, LowPassGradients
-    from .methods.registry import create_method
-    from .methods.warmup import WarmUp, warmup
-    from .metrics import insertion_deletion, mu_fidelity, stability
-    from .models import Classifier, load_classifier, load_embedded_classifier
-    from .ops.backends import register_backend
-    from .robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation, transfer_rates
-    from .robustness.occluded_frequency import OccludedFrequency
-    from .runs.tune import TunedCutoff, tune_cutoff
+from ._version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .engine.config import AttEXploreConfig as AttEXploreConfig
+    from .engine.config import FAMPEConfig as FAMPEConfig
+    from .errors import BackendUnavailableError as BackendUnavailableError
+    from .errors import FampeWarning as FampeWarning
+    from .errors import ImageReadError as ImageReadError
+    from .errors import WeightsUnavailableError as WeightsUnavailableError
+    from .methods.attexplore import AttEXplore as AttEXplore
+    from .methods.fampe import FAMPE as FAMPE
+    from .methods.forgrad import FORGrad as FORGrad
+    from .methods.forgrad import LowPassGradients as LowPassGradients
+    from .methods.registry import create_method as create_method
+    from .methods.warmup import WarmUp as WarmUp
+    from .methods.warmup import warmup as warmup
+    from .metrics import insertion_deletion as insertion_deletion
+    from .metrics import mu_fidelity as mu_fidelity
+    from .metrics import stability as stability
+    from .models import Classifier as Classifier
+    from .models import load_classifier as load_classifier
+    from .models import load_embedded_classifier as load_embedded_classifier
+    from .ops.backends import register_backend as register_backend
+    from .robustness import BandLimitedAttack as BandLimitedAttack
+    from .robustness import BandMixAugmentation as BandMixAugmentation
+    from .robustness import LowPassAugmentation as LowPassAugmentation
+    from .robustness import transfer_rates as transfer_rates
+    from .robustness.occluded_frequency import OccludedFrequency as OccludedFrequency
+    from .runs.tune import TunedCutoff as TunedCutoff
+    from .runs.tune import tune_cutoff as tune_cutoff
 
 
 class _Beside(MetaPathFinder):
@@ -35,7 +49,7 @@ class _Beside(MetaPathFinder):
     """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """The package of a part; None for every other name."""
+        """Find the package of a part; None for every other name."""
         package, _, part = fullname.rpartition(".")
         if package != __name__ or part not in ("kernels", "reference"):
             return None
@@ -76,35 +90,7 @@ _HOMES = {
     "warmup": "methods.warmup",
 }
 
-__all__ = [
-    "FAMPE",
-    "AttEXplore",
-    "AttEXploreConfig",
-    "BackendUnavailableError",
-    "BandLimitedAttack",
-    "BandMixAugmentation",
-    "Classifier",
-    "FAMPEConfig",
-    "FORGrad",
-    "FampeWarning",
-    "ImageReadError",
-    "LowPassAugmentation",
-    "LowPassGradients",
-    "OccludedFrequency",
-    "TunedCutoff",
-    "WarmUp",
-    "WeightsUnavailableError",
-    "create_method",
-    "insertion_deletion",
-    "load_classifier",
-    "load_embedded_classifier",
-    "mu_fidelity",
-    "register_backend",
-    "stability",
-    "transfer_rates",
-    "tune_cutoff",
-    "warmup",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checks of single arguments: each takes a name and a value and gives the plain Python value, or says what is wrong.
+"""Check arguments before any work: each check gives the plain value or tensor, or says what is wrong.
 
 NumPy's scalars, arrays and tensors of no dimensions are taken wherever a number is; what comes back is an ``int``, a
 ``float``, a ``bool`` or a ``str``, so that settings compare equal and can be written as JSON.
@@ -267,7 +267,7 @@ def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) ->
 
 
 def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
-    """Images as contiguous float32.
+    """Take images (B, C, H, W) as contiguous float32.
 
     Raises:
         TypeError: no tensor, or not floating-point.
@@ -320,7 +320,7 @@ def check_size(shape: Sequence[int]) -> None:
 
 
 def check_unit_images(images: object) -> None:
-    """Floating-point (B, C, H, W), finite, in [0, 1]."""
+    """Check images for a metric: floating-point (B, C, H, W), finite, in [0, 1]."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor (B, C, H, W), got {type(images).__name__}")
     if not images.is_floating_point():
@@ -336,7 +336,7 @@ def check_unit_images(images: object) -> None:
 
 
 def check_maps(maps: object, images: Tensor) -> None:
-    """Floating-point, finite, of the images' shape or with one channel."""
+    """Check maps: floating-point, finite, of the images' shape or with one channel."""
     if not isinstance(maps, Tensor):
         raise TypeError(f"maps must be a torch.Tensor (B, C, H, W), got {type(maps).__name__}")
     if not maps.is_floating_point():
@@ -350,8 +350,34 @@ def check_maps(maps: object, images: Tensor) -> None:
     check_finite(maps, "maps")
 
 
+def check_floating(name: str, values: object) -> Tensor:
+    """Take a real floating-point tensor.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(values, Tensor) and values.is_floating_point():
+        return values
+    kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    raise TypeError(f"{name} must be a real floating-point tensor, got {kind}")
+
+
+def check_batch(name: str, values: object) -> Tensor:
+    """Take a real floating-point tensor (B, C, H, W) of any values; B may be 0, the others not.
+
+    Raises:
+        TypeError: not a real floating-point tensor.
+        ValueError: another shape.
+    """
+    batch = check_floating(name, values)
+    if batch.ndim != 4 or 0 in batch.shape[1:]:
+        empty = " with C, H and W at least 1" if batch.ndim == 4 else ""
+        raise ValueError(f"{name} must be (B, C, H, W){empty}, got shape {tuple(batch.shape)}")
+    return batch
+
+
 def check_finite(values: Tensor, what: str) -> None:
-    """Neither NaN nor infinity; the message names the images."""
+    """Refuse NaN and infinity; the message names the images."""
     bad = ~values.isfinite().flatten(1).all(1)
     if bool(bad.any()):
         where = bad.nonzero().flatten().tolist()
@@ -360,7 +386,7 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
-    """Targets as (B,) int64 on the images' device; whether the model has these classes shows at its first output."""
+    """Take targets as (B,) int64 on the images' device; ``check_classes`` sees whether the model has these classes."""
     batch = len(images)
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
         targets = torch.from_numpy(targets.astype(np.int64))
@@ -392,7 +418,7 @@ def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tens
 
 
 def check_classes(shape: tuple[int, ...], targets: Tensor) -> None:
-    """The output for an image has the shape (classes,), and every target is one of them."""
+    """Check that the output for an image has the shape (classes,), and that every target is one of them."""
     if len(shape) != 1:
         raise ValueError(f"the model's output must be (B, classes); for one image it is {(1, *shape)}")
     (classes,) = shape
@@ -406,13 +432,13 @@ def check_classes(shape: tuple[int, ...], targets: Tensor) -> None:
 
 
 def _plain(value: object) -> object:
-    """The Python value of a NumPy scalar, or of an array or a tensor of no dimensions; others as they are."""
+    """Take the Python value of a NumPy scalar, or of an array or a tensor of no dimensions; others as they are."""
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "shape", None) == () else value
 
 
 def _real(value: object) -> float | None:
-    """A real number as a float, infinite where it is too large for one; None for anything else."""
+    """Take a real number as a float, infinite where it is too large for one; None for anything else."""
     plain = _plain(value)
     number = plain if isinstance(plain, numbers.Real) and not isinstance(plain, bool) else _index(plain)
     try:
@@ -422,7 +448,7 @@ def _real(value: object) -> float | None:
 
 
 def _index(plain: object) -> int | None:
-    """What has an ``__index__`` as an int; None for the rest, for a bool, and for tensors of one dimension and more."""
+    """Take what has an ``__index__`` as an int; None for the rest, for a bool, and for tensors with dimensions."""
     if isinstance(plain, bool) or getattr(plain, "shape", ()) != ():
         return None
     try:
@@ -432,7 +458,7 @@ def _index(plain: object) -> int | None:
 
 
 def _pair(value: object) -> tuple[object, object] | None:
-    """The two entries of a sequence, an array or a tensor; None where there are not two."""
+    """Take the two entries of a sequence, an array or a tensor; None where there are not two."""
     entries: Any = value
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return (entries[0], entries[1]) if len(entries) == 2 else None

@@ -1,4 +1,4 @@
-"""The package's own exceptions and its one warning class."""
+"""Define the package's exceptions and its one warning class."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ class BackendUnavailableError(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class name where it says nothing."""
+    """Take the first line of an error's message, or its class name where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -45,7 +45,7 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Mark:
-    """What a file of this package says of itself.
+    """The package's mark in a file that it wrote.
 
     Attributes:
         kind: of the file.
@@ -109,7 +109,7 @@ def cannot_write(path: Path, error: OSError) -> OSError:
 
 
 def _short(name: str) -> str:
-    """The first 32 bytes of a name, in whole characters."""
+    """Cut a name to its first 32 bytes, in whole characters."""
     return os.fsencode(name)[:32].decode("utf-8", "ignore")
 
 
@@ -149,7 +149,7 @@ def _alive(process: int) -> bool:
 
 
 def png_content(image: Image.Image, kind: str, key: str = "", **options: Any) -> bytes:
-    """An image as a marked PNG.
+    """Encode an image as a marked PNG.
 
     Args:
         image: of a mode that PNG has.
@@ -170,7 +170,7 @@ def png_content(image: Image.Image, kind: str, key: str = "", **options: Any) ->
 
 
 def npz_content(kind: str, key: str = "", **arrays: Any) -> bytes:
-    """Arrays as a marked, compressed ``.npz``."""
+    """Encode arrays as a marked, compressed ``.npz``."""
     buffer = io.BytesIO()
     every: dict[str, Any] = {MARK: np.array(kind), "key": np.array(key), **arrays}
     np.savez_compressed(buffer, **every)
@@ -178,17 +178,17 @@ def npz_content(kind: str, key: str = "", **arrays: Any) -> bytes:
 
 
 def json_content(kind: str, content: Mapping[str, Any], *, indent: int | None = 1) -> str:
-    """A marked JSON object."""
+    """Encode a marked JSON object."""
     return json_text({MARK: kind, **content}, indent=indent)
 
 
 def json_text(content: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """JSON that every reader takes: NaN becomes null, and infinities become the words "inf" and "-inf"."""
+    """Encode JSON that every reader takes: NaN becomes null, infinities become the words "inf" and "-inf"."""
     return json.dumps(_finite(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def markdown_content(kind: str, text: str) -> str:
-    """Marked Markdown."""
+    """Encode marked Markdown."""
     return f"<!-- {MARK}: {kind} -->\n\n{text}"
 
 
@@ -325,7 +325,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def digest_of(path: str | os.PathLike[str]) -> str | None:
-    """SHA-256 of a file's bytes in hexadecimal digits; None for what is no regular file or cannot be read."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal; None for what is no regular file or cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None

@@ -1,4 +1,4 @@
-"""A progress bar on standard error."""
+"""Show progress on standard error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UpTo:
     """A bar's ``advance`` for work of which only the most there may be is known: it ends at its total all the same."""
 
     def __init__(self, total: int, advance: Callable[[int], None]) -> None:
-        """Nothing is done yet.
+        """Start with nothing done.
 
         Args:
             total: units that the bar was promised.

@@ -1,7 +1,7 @@
 """The band mix, random numbers, symmetry, masks and all, in one kernel: it reads X, writes Y, and touches nothing else.
 
-Counted in sm_90 machine code (``benchmarks/compile_kernels.py``) the kernel is about as much arithmetic as it is memory
-traffic, so every instruction per coefficient and sample counts. What keeps them few:
+Counted in sm_90 machine code (``benchmarks/kernels/compile_kernels.py``) the kernel is about as much arithmetic as it
+is memory traffic, so every instruction per coefficient and sample counts. What keeps them few:
 
 - Everything that depends on the coefficient alone (frequencies, radius, Hermitian twin) is computed once per program,
   and what depends on the image besides (masks, the six weights) once per image; the loop over samples holds only the

@@ -32,7 +32,7 @@ from fampe_fast.engine.config import AttEXploreConfig, FAMPEConfig, PathConfig
 from fampe_fast.frequency import low_pass
 from fampe_fast.frequency.two_scale import two_scale_map
 from fampe_fast.metrics.protocols import GaussianBlur, Protocol, SolidColour
-from fampe_fast.plots.spectrum import spectrum_figure
+from fampe_fast.plots import explanation_figure
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation
 from fampe_fast.runs.attack_results import AttackSettings
@@ -259,13 +259,22 @@ def test_other_settings_keep_plain_numbers_too() -> None:
         ),
         AttackSettings(cutoff=np.int64(30), rings=np.int64(4)),
         Measurement(
-            metric_steps=np.int64(4), metric_passes=np.int64(3), stability_samples=np.int64(2), seed=np.int64(1)
+            ("stability", "insertion_deletion"),
+            {
+                "insertion_deletion": {"steps": np.int64(4), "passes": np.int64(3)},
+                "stability": {"samples": np.int64(2), "radius": np.float64(0.5)},
+            },
+            np.int64(1),
         ),
     ]
     assert made == [
         DefenceSettings(seed=1, size=64, eps=0.1, cutoff=12, batch_size=4),
         AttackSettings(cutoff=30, rings=4),
-        Measurement(metric_steps=4, metric_passes=3, stability_samples=2, seed=1),
+        Measurement(
+            ("insertion_deletion", "stability"),
+            {"insertion_deletion": {"steps": 4, "passes": 3}, "stability": {"samples": 2, "radius": 0.5}},
+            1,
+        ),
     ]
     for settings in made:
         json.dumps(dataclasses.asdict(settings))
@@ -437,7 +446,7 @@ def test_a_momentum_that_overflows_is_refused() -> None:
         (lambda: GaussianBlur(4), "kernel_size must be odd and at least 1, got 4"),
         (lambda: GaussianBlur(sigma=-1), "sigma must be finite and above 0, got -1"),
         (lambda: Measurement(seed=2**70), "seed must fit into 64 bits"),
-        (lambda: spectrum_figure(torch.rand(3, 8, 8), -3), "cutoff must be a cut-off radius above 0, got -3"),
+        (lambda: explanation_figure(*torch.rand(2, 3, 8, 8), cutoff=-3), "cutoff must be a cut-off radius above 0"),
     ],
 )  # fmt: skip
 def test_the_argument_itself_is_blamed(call, words: str) -> None:

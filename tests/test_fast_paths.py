@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,9 @@ import timm
 import torch
 from PIL import Image
 
+from benchmarks.quality import accuracy
 from fampe_fast import insertion_deletion
 from fampe_fast.images.generated import generate
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks, whose list of paths this needs, are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import accuracy  # noqa: E402
 
 SIZES = {"steps": 2, "samples": 4}
 # These change last bits alone: the first step shows it, and the second, whose images differ where a sign did, the rest.
@@ -57,8 +50,8 @@ def last_bits(plain) -> float:
 
 
 SLOW_ON_A_CPU = {
-    "compiled": "compiling the model takes minutes on a CPU; benchmarks/accuracy.py does it",
-    "fp16": "float16 convolutions are emulated on a CPU; benchmarks/accuracy.py runs them",
+    "compiled": "compiling the model takes minutes on a CPU; benchmarks/quality/accuracy.py does it",
+    "fp16": "float16 convolutions are emulated on a CPU; benchmarks/quality/accuracy.py runs them",
 }
 
 

@@ -50,7 +50,7 @@ OUTPUTS = {
     "attack": ["attack.json", "attack.png", "attack.jsonl"],
     "occlude": ["occluded_frequency.json", "occluded_frequency.png", "occluded_frequency.jsonl"],
     "tune": ["cut.json", "cut.png", "cut.jsonl"],
-    "study": ["study.json", "table.md", "plot.png", "records.jsonl"],
+    "study": ["study.json", "table.md", "plot.png", "scores.jsonl"],
     "demo": ["demo.png"],
     "defend": ["defence.json", "reliance.png"],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
 from collections.abc import Callable
@@ -56,32 +57,84 @@ def test_every_public_name_is_there() -> None:
         _ = fampe_fast.nonsense
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("setuptools")
-    folder = tmp_path_factory.mktemp("wheel")
+LINKS = ("kernels", "reference")
+
+
+def copy_of_the_checkout(folder: Path, *, links: bool) -> Path:
+    """Copy what git tracks of the package; without links, with what git makes of them on Windows: text files."""
+    names = ["setup.py", "pyproject.toml", "README.md", "fampe_fast", "kernels", "reference"]
     source = folder / "source"
-    # A copy, because building leaves its own folders beside the source.
-    source.mkdir()
-    tracked = ["setup.py", "pyproject.toml", "README.md", "fampe_fast", "kernels", "reference"]
-    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in tracked], str(source)], check=True)
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            str(folder),
-            str(source),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return next(folder.glob("*.whl"))
+    source.mkdir(parents=True)
+    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in names], str(source)], check=True)
+    for name in LINKS:
+        link = source / "fampe_fast" / name
+        assert link.is_symlink()
+        if not links:
+            link.unlink()
+            link.write_text(f"../{name}")
+    return source
+
+
+def built(source: Path) -> tuple[Path, Path]:
+    """Build the wheel and the sdist of a copy."""
+    pytest.importorskip("build")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(source.parent / "dist"), str(source)]
+    subprocess.run([*command, "--wheel", "--sdist"], check=True, capture_output=True)
+    return next(source.parent.glob("dist/*.whl")), next(source.parent.glob("dist/*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return built(copy_of_the_checkout(tmp_path_factory.mktemp("linked"), links=True))
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: tuple[Path, Path]) -> Path:
+    return distributions[0]
+
+
+def files_of(archive: Path) -> set[str]:
+    """List the files of a wheel or an sdist, without its own name."""
+    if archive.suffix == ".whl":
+        return {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
+    with tarfile.open(archive) as content:
+        assert not [member.name for member in content if member.issym() or member.islnk()]
+        return {member.name.partition("/")[2] for member in content if member.isfile()}
+
+
+def test_wheel_and_sdist_hold_the_same_files_with_and_without_links(
+    distributions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain = built(copy_of_the_checkout(tmp_path / "plain", links=False))
+    for linked, other in zip(distributions, plain, strict=True):
+        assert files_of(linked) == files_of(other)
+    with tarfile.open(distributions[1]) as content:
+        content.extractall(tmp_path / "sdist", filter="data")
+    (unpacked,) = (tmp_path / "sdist").iterdir()
+    again = built(unpacked.rename(unpacked.with_name("source")))[0]
+    assert files_of(again) == files_of(distributions[0])
+    modules = {name for name in files_of(distributions[0]) if name.endswith(".py")}
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fampe_fast").rglob("*.py") if not links_of(path)}
+    expected |= {f"fampe_fast/{name}/{path.name}" for name in LINKS for path in (ROOT / name).glob("*.py")}
+    assert modules == expected
+
+
+def links_of(path: Path) -> list[Path]:
+    return [parent for parent in path.parents if parent.is_symlink()]
+
+
+def test_a_checkout_without_links_works(tmp_path: Path) -> None:
+    source = copy_of_the_checkout(tmp_path, links=False)
+    output = run(
+        """
+        import sys
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+        import fampe_fast.reference.philox, fampe_fast.kernels
+        print(fampe_fast.reference.philox.__file__, fampe_fast.kernels.__file__)
+        """,
+        source,
+    ).split()
+    assert output == [str(source / "reference" / "philox.py"), str(source / "kernels" / "__init__.py")]
 
 
 def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_name(wheel: Path) -> None:
@@ -131,7 +184,7 @@ def test_a_checkout_works_where_another_copy_is_installed() -> None:
         ROOT,
     ).split()
     folders = ("fampe_fast", "reference", "kernels")
-    assert [Path(file).parent for file in output] == [ROOT / name for name in folders]
+    assert [Path(file).resolve().parent for file in output] == [ROOT / name for name in folders]
 
 
 def test_a_checkout_offers_no_other_folder_as_part_of_the_package() -> None:
@@ -141,11 +194,16 @@ def test_a_checkout_offers_no_other_folder_as_part_of_the_package() -> None:
         import fampe_fast
         for name in ("tests", "benchmarks", "docs", "setup", "conftest"):
             print(importlib.util.find_spec(f"fampe_fast.{name}"))
+            try:
+                __import__(f"fampe_fast.{name}")
+            except ModuleNotFoundError as error:
+                print(error.name)
         import fampe_fast.kernels.band_mix, fampe_fast.reference.band_mix
         """,
         ROOT,
     ).split()
-    assert output == ["None"] * 5
+    names = ("tests", "benchmarks", "docs", "setup", "conftest")
+    assert output == [word for name in names for word in ("None", f"fampe_fast.{name}")]
 
 
 def test_the_command_is_installed() -> None:

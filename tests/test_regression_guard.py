@@ -26,18 +26,13 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import ROOT
+from benchmarks.end_to_end.counting import Counted, MeanColour
 from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
 from fampe_fast.runtime.outputs import cross_entropy
 
 from .models_for_tests import Smooth, asked, some_images
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not BENCHMARKS.is_dir():
-    pytest.skip("the benchmarks, whose counting model this needs, are not here", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-from side.counting import Counted, MeanColour  # noqa: E402
 
 METHODS = [FAMPE, AttEXplore]
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -375,16 +370,17 @@ def test_kernel_launches_per_step(monkeypatch: pytest.MonkeyPatch, device: torch
 
 def test_instructions_per_element() -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
-    from gpu.sizes import USUAL
+    from benchmarks.kernels.sizes import USUAL
 
     wanted = ["band_mix", "dct_mix", "gradient_step", "pixel_mask"]
     requests = [{"primitive": name, "size": dataclasses.asdict(USUAL)} for name in wanted]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--work"],
+        [sys.executable, "-m", "benchmarks.kernels.compile_kernels", "--work"],
         input=json.dumps(requests),
         capture_output=True,
         text=True,
         env={**os.environ, "TRITON_INTERPRET": "0"},
+        cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

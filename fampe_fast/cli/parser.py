@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .. import __version__
+from .._version import __version__
 from .commands import attack, defend, demo, doctor, evaluate, explain, occlude, study, tune
 
 # In the order of the help.

@@ -12,14 +12,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count, check_cutoff
+from ..checks import check_batch, check_choice, check_count, check_cutoff
 from ..reference.radius import multiplicity, signed_frequencies
 
 Spacing = Literal["width", "energy"]
 
 
 def check_spacing(spacing: object) -> Spacing:
-    """``width`` or ``energy``.
+    """Check that a spacing is ``width`` or ``energy``.
 
     Raises:
         ValueError: another value.
@@ -53,12 +53,12 @@ class RadialBands:
         return self.edges.shape[1] - 1
 
     def coefficients(self) -> Tensor:
-        """Count the coefficients of the full spectrum in each ring, (1 or B, K) int64, on the index's device."""
+        """Count each ring's coefficients of the full spectrum, (1 or B, K) int64, on the index's device."""
         weight = multiplicity(self.size[1], self.index.device).expand_as(self.index)
         return self._sums(weight)
 
     def energy(self, images: Tensor) -> Tensor:
-        """Energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
+        """Measure the energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
 
         By Parseval the rings' energies and DC's (where it is in none) sum to ``sum x^2`` over pixels and channels.
 
@@ -79,7 +79,7 @@ class RadialBands:
         return RadialBands(self.size, self.edges, index)._sums(power)
 
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
-        """Project images orthogonally onto the frequencies of one ring.
+        """Take what images hold in one ring: the orthogonal projection onto its frequencies.
 
         Args:
             images: (B, C, H, W) real floating-point, of this size, any values; float16 and bfloat16 are filtered in
@@ -117,15 +117,18 @@ class RadialBands:
         return total[:, 1:]
 
     def _check(self, images: object) -> None:
-        _check_images(images, self.size)
-        if len(self.edges) not in (1, len(images)):  # type: ignore[arg-type]
-            raise ValueError(f"these bands belong to {len(self.edges)} images, got {len(images)}")  # type: ignore[arg-type]
+        batch = check_batch("images", images)
+        if tuple(batch.shape[-2:]) != self.size:
+            height, width = self.size
+            raise ValueError(f"these bands belong to {height} x {width} pixels, got shape {tuple(batch.shape)}")
+        if len(self.edges) not in (1, len(batch)):
+            raise ValueError(f"these bands belong to {len(self.edges)} images, got {len(batch)}")
 
 
 def equal_width_bands(
     height: int, width: int, count: int, *, include_dc: bool = False, device: torch.device | str = "cpu"
 ) -> RadialBands:
-    """``count`` rings of one width, from DC to the corner of the spectrum.
+    """Cut the spectrum into ``count`` rings of one width, from DC to its corner.
 
     Args:
         height: H, pixels.
@@ -164,7 +167,7 @@ def bands_between(
     include_dc: bool = False,
     device: torch.device | str = "cpu",
 ) -> RadialBands:
-    """Rings with edges of one's own; the frequencies beyond the last edge make one more, so that none is left over.
+    """Cut the spectrum into rings at given edges; the frequencies beyond the last make one more, so that none is left.
 
     Args:
         height: H, pixels.
@@ -193,14 +196,14 @@ def bands_between(
 
 
 def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) -> RadialBands:
-    """``count`` rings for each image that share its energy, summed over channels, as evenly as its frequencies allow.
+    """Cut each image's spectrum into ``count`` rings that share its energy as evenly as its frequencies allow.
 
     Edge k is the smallest radius inside which at least the share k/K lies, so a ring's energy differs from 1/K by less
     than that of the frequencies at one radius (at each of its two edges). Where a single radius holds more than 1/K, as
     the lowest of a photograph may, rings are left empty. A constant image gets rings of equal width.
 
     Args:
-        images: (B, C, H, W) real floating-point, finite, any values.
+        images: (B, C, H, W) real floating-point, finite, any values; their energy is summed over the channels.
         count: K.
         include_dc: put DC into the first ring and count its energy, which is most of a photograph's.
 
@@ -211,7 +214,8 @@ def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) 
         TypeError: not a real floating-point tensor, or a count that is not whole.
         ValueError: not (B, C, H, W), NaN or infinity, or a count below 1 or above the number of distinct radii.
     """
-    _check_images(images)
+    if not bool(check_batch("images", images).isfinite().all()):
+        raise ValueError("images hold NaN or infinity; expected finite values")
     count = check_count("bands", count)
     height, width = images.shape[-2:]
     grid = _grid(height, width)
@@ -266,7 +270,7 @@ def _grid(height: int, width: int) -> _Grid:
 
 
 def _rings(grid: _Grid, limits: Tensor, edges: list[list[float]]) -> RadialBands:
-    """Rings whose outer edges are ``r^2 * long^2 <= limits``, (1 or B, K) int64 ascending, DC in the first."""
+    """Make rings whose outer edges are ``r^2 * long^2 <= limits``, (1 or B, K) int64 ascending, DC in the first."""
     scaled = grid.scaled.flatten().expand(len(limits), -1)
     index = torch.searchsorted(limits, scaled.contiguous()).view(len(limits), *grid.scaled.shape)
     radii = torch.tensor(edges, dtype=torch.float64, device="cpu").reshape(len(limits), limits.shape[1] + 1)
@@ -282,22 +286,10 @@ def _finished(bands: RadialBands, include_dc: bool, device: torch.device | str) 
 
 
 def _power(images: Tensor) -> Tensor:
-    """Energy of each coefficient of the half spectrum, its conjugate's included: (B, H, W//2+1) float64, CPU."""
+    """Measure each coefficient's energy, its conjugate's included: (B, H, W//2+1) float64, on the CPU."""
     height, width = images.shape[-2:]
     if not len(images):  # which MKL refuses
         return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64, device="cpu")
     spectrum = torch.fft.rfft2(images.detach().cpu().double())
     power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width).double() / (height * width))
     return power
-
-
-def _check_images(images: object, size: tuple[int, int] | None = None) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a real floating-point tensor, got {kind}")
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
-    if size is not None and tuple(images.shape[-2:]) != size:
-        raise ValueError(f"these bands belong to {size[0]} x {size[1]} pixels, got shape {tuple(images.shape)}")
-    if size is None and not bool(images.isfinite().all()):
-        raise ValueError("images hold NaN or infinity; expected finite values")

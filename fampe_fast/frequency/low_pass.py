@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..checks import check_cutoff, check_flag
+from ..checks import check_cutoff, check_flag, check_floating
 from ..reference.radius import squared_radius
 
 DEFAULT_CUTOFF = 15.0
@@ -34,7 +34,7 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
         ValueError: fewer than two dimensions, an empty side, or a cut-off that is negative, not finite or above 1e15.
     """
     cutoff = check_cutoff("cutoff", cutoff)
-    _check_real("values", values)
+    check_floating("values", values)
     if values.ndim < 2 or 0 in values.shape[-2:]:
         raise ValueError(f"values must be (..., H, W) with H and W at least 1, got shape {tuple(values.shape)}")
     if not values.numel():
@@ -76,14 +76,8 @@ def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF, *, signed: bool =
     Raises:
         TypeError, ValueError: as ``low_pass``; also for maps that are not (B, C, H, W), or ``signed`` that is no bool.
     """
-    _check_real("maps", maps)
+    check_floating("maps", maps)
     if maps.ndim != 4 or not maps.shape[1]:
         raise ValueError(f"maps must be (B, C, H, W) with C at least 1, got shape {tuple(maps.shape)}")
     mean = maps.mean(1, keepdim=True)
     return low_pass(mean if check_flag("signed", signed) else mean.abs(), cutoff).abs()
-
-
-def _check_real(name: str, values: object) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} must be a real floating-point tensor, got {kind}")

@@ -1,15 +1,16 @@
-"""Measure where in the spectrum an attribution map has its power (Muzellec et al., arXiv 2307.09591, section 3)."""
+"""Measure the share of an attribution map's power at each frequency (Muzellec et al., arXiv 2307.09591, section 3)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..checks import check_batch
 from ..reference.radius import multiplicity, shell_index
 
 
 def fourier_signature(maps: Tensor) -> Tensor:
-    """Amplitude of the maps' spectra, averaged over the angle, per radius.
+    """Average the amplitude of the maps' spectra over the angle, per radius.
 
     Args:
         maps: (B, C, H, W), real; the channels' mean is analysed, with its signs.
@@ -22,11 +23,7 @@ def fourier_signature(maps: Tensor) -> Tensor:
         TypeError: not a real floating-point tensor.
         ValueError: not (B, C, H, W), or not finite.
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps must be (B, C, H, W), got shape {tuple(maps.shape)}")
-    if not bool(maps.isfinite().all()):
+    if not bool(check_batch("maps", maps).isfinite().all()):
         raise ValueError("maps hold NaN or infinity; expected finite values")
     batch, _, height, width = maps.shape
     rings = min(height, width) // 2 + 1  # beyond, a ring is cut by the spectrum's border
@@ -43,7 +40,7 @@ def fourier_signature(maps: Tensor) -> Tensor:
 
 
 def power_slope(signature: Tensor) -> Tensor:
-    """Exponent of power against frequency: the least-squares slope of ``log(amplitude^2)`` over ``log(k)``, k >= 1.
+    """Fit the exponent of power against frequency: least squares of ``log(amplitude^2)`` over ``log(k)``, k >= 1.
 
     Natural images have about -2; a steeper slope means less power at high frequencies; white noise has 0.
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import check_gaussian_cutoff
+from ..checks import check_batch, check_gaussian_cutoff
 
 
 def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
-    """``sign(q) sqrt|q|`` of ``q = F|F| + S|S|``: F the evidence summed over the channels, S its Gaussian low-pass.
+    """Compute ``sign(q) sqrt|q|``, ``q = F|F| + S|S|``: F the sum over the channels, S its Gaussian low-pass.
 
     A pixel's own evidence is precise but noisy, its neighbourhood's is steady but blurred; in the root
     of the squares the larger of the two decides. Peaks come first, which deletion looks at, and then the area around
@@ -32,10 +32,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
         TypeError: maps that are not floating-point, a cut-off that is no number.
         ValueError: maps that are not (B, C, H, W), a cut-off that is not in [1e-15, 1e15].
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(maps.shape)}")
+    maps = check_batch("maps", maps)
     cutoff = check_gaussian_cutoff("cutoff", cutoff, "greater than 0, not negative or zero")
     evidence = maps.to(torch.promote_types(maps.dtype, torch.float32)).sum(1, keepdim=True)
     height, width = evidence.shape[-2:]
@@ -50,7 +47,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
 
 @lru_cache(maxsize=16)
 def smoothing_matrix(size: int, deviation: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Gaussian weights between the places of a side, (size, size); every row sums to 1."""
+    """Compute Gaussian weights between the places of a side, (size, size); every row sums to 1."""
     with torch.inference_mode(False):  # it is kept for calls outside, too
         places = torch.arange(size, dtype=torch.float64, device="cpu")
         weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))

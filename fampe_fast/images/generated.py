@@ -14,8 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["BANDS", "CLASS_NAMES", "DEFAULT_SIZE", "MIN_SIZE", "SHAPES", "GeneratedImages", "band_texture", "generate"]
-
 FloatArray = npt.NDArray[np.float64]
 
 #: Shape name -> (points n, inner radius / outer radius): the outline runs in 2n straight segments between n outer and n
@@ -46,16 +44,16 @@ _STREAM_SCENE, _STREAM_OBJECT, _STREAM_LABELS = range(3)
 class GeneratedImages:
     """A batch of generated images and everything that is known about them.
 
-    The composition is linear: `images = coverage * object + (1 - coverage) * backgrounds`, so that another background
-    is put behind an object by adding `(1 - coverage) * (other - backgrounds)`.
+    The composition is linear: ``images = coverage * object + (1 - coverage) * backgrounds``, so that another background
+    is put behind an object by adding ``(1 - coverage) * (other - backgrounds)``.
 
     Attributes:
-        images: float32 `(B, 3, S, S)` in [0, 1].
-        labels: int64 `(B,)`, indices into `CLASS_NAMES`.
-        masks: bool `(B, S, S)`, the pixels at least half covered by the object.
-        bands: float32 `(B, 2)`, the radial frequency interval of the object's texture, in cycles per image side.
-        coverage: float32 `(B, S, S)` in [0, 1], the share of each pixel that the object covers (its anti-aliased edge).
-        backgrounds: float32 `(B, 3, S, S)` in [0, 1], the same images without the object.
+        images: float32 (B, 3, S, S) in [0, 1].
+        labels: int64 (B,), indices into ``CLASS_NAMES``.
+        masks: bool (B, S, S), the pixels at least half covered by the object.
+        bands: float32 (B, 2), the radial frequency interval of the object's texture, in cycles per image side.
+        coverage: float32 (B, S, S) in [0, 1], the share of each pixel that the object covers (its anti-aliased edge).
+        backgrounds: float32 (B, 3, S, S) in [0, 1], the same images without the object.
     """
 
     images: Tensor
@@ -76,7 +74,7 @@ def generate(
     *,
     labels: Sequence[int] | npt.NDArray[np.integer] | Tensor | None = None,
 ) -> GeneratedImages:
-    """Generates labelled images of textured objects, each a function of `(seed, index, size)` and its label alone.
+    """Generate labelled images of textured objects, each a function of seed, index, size and its label alone.
 
     An object (disc, square, triangle or star; random place, size and rotation, but the same distribution of area and
     place for every shape) carries a band-limited texture, coarse or fine, over a background of 1/f noise with a random
@@ -84,11 +82,11 @@ def generate(
     lighting are drawn without regard to the class, so they carry no evidence of it.
 
     Args:
-        indices: the images wanted, as non-negative integers; a number `n` means `0 ... n-1`.
+        indices: the images wanted, as non-negative integers; a number ``n`` means ``0 ... n-1``.
         seed: non-negative; another seed gives another, independent sequence of images.
         size: the side S in pixels, at least 64. The frequency bands, in cycles per side, do not depend on it.
         labels: the class of each image. By default every aligned block of 8 indices holds each class once, in an order
-            drawn from the seed, so that the first `n` images are balanced to within one per class.
+            drawn from the seed, so that the first ``n`` images are balanced to within one per class.
 
     Returns:
         The images with labels, object masks, frequency bands, edge coverage and backgrounds, on the CPU.
@@ -132,18 +130,18 @@ def generate(
 
 
 def band_texture(rng: np.random.Generator, band: tuple[float, float], size: int) -> FloatArray:
-    """Draws a periodic texture all of whose energy lies in a radial frequency band.
+    """Draw a periodic texture all of whose energy lies in a radial frequency band.
 
     White noise within the band; clipping it and projecting it onto the band again evens out its amplitude (a low crest
     factor, as in iterative clipping and filtering of multicarrier signals) without leaving the band.
 
     Args:
         rng: source of the noise.
-        band: lowest and highest radius `sqrt(u^2 + v^2)`, in cycles per image side, both inside the band.
+        band: lowest and highest radius ``sqrt(u^2 + v^2)``, in cycles per image side, both inside the band.
         size: side in pixels.
 
     Returns:
-        float64 `(size, size)`, zero mean if the band leaves out 0, scaled to a largest absolute value of 1.
+        float64 (size, size), zero mean if the band leaves out 0, scaled to a largest absolute value of 1.
     """
     radius = _radius(size)
     inside = (radius >= band[0]) & (radius <= band[1])
@@ -155,7 +153,7 @@ def band_texture(rng: np.random.Generator, band: tuple[float, float], size: int)
 
 
 def _render(seed: int, index: int, label: int, size: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Returns one image `(3, S, S)`, the object's coverage `(S, S)` and the background `(3, S, S)`."""
+    """Render one image (3, S, S), the object's coverage (S, S) and the background (3, S, S)."""
     scene = _rng(seed, index, _STREAM_SCENE)
     # All that the label decides is the outline and the band; everything else is drawn before it is looked at.
     light_angle, light_strength = scene.uniform(0.0, 2.0 * math.pi), scene.uniform(0.05, 0.3)
@@ -190,7 +188,7 @@ def _render(seed: int, index: int, label: int, size: int) -> tuple[FloatArray, F
 
 
 def _background(rng: np.random.Generator, hue: float, light: FloatArray, size: int) -> FloatArray:
-    """Returns a `(3, S, S)` background: 1/f noise between two colours, a little colour noise, a lighting gradient."""
+    """Draw a (3, S, S) background: 1/f noise between two colours, a little colour noise, a lighting gradient."""
     slope = rng.uniform(1.1, 1.8)  # amplitude ~ r^-slope; photographs lie near 1 to 1.5
     spectrum = np.maximum(_radius(size), 1.0) ** -slope
     spectrum[0, 0] = 0.0
@@ -211,7 +209,7 @@ def _background(rng: np.random.Generator, hue: float, light: FloatArray, size: i
 
 
 def _object_colours(rng: np.random.Generator, background_hue: float) -> tuple[FloatArray, FloatArray]:
-    """Returns the texture's dark and bright colour, of a hue away from the background's."""
+    """Draw the texture's dark and bright colour, of a hue away from the background's."""
     hue = background_hue + rng.uniform(0.2, 0.8)
     middle, half_range = rng.uniform(0.48, 0.62), rng.uniform(0.16, 0.3)
     saturation = rng.uniform(0.35, 0.75)
@@ -221,7 +219,7 @@ def _object_colours(rng: np.random.Generator, background_hue: float) -> tuple[Fl
 
 
 def _signed_distance(shape: str, side: float, rotation: float, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Returns the distance of points `(x, y)` from the outline around the origin, negative inside; exact."""
+    """Compute the distance of points (x, y) from the outline around the origin, negative inside; exact."""
     points, ratio = _OUTLINES[shape]
     outer = _outer_radius(shape, side)
     radius = np.sqrt(x * x + y * y)
@@ -239,7 +237,7 @@ def _signed_distance(shape: str, side: float, rotation: float, x: FloatArray, y:
 
 
 def _outer_radius(shape: str, side: float) -> float:
-    """Returns the radius of the outer points at which the shape's area is `side**2`."""
+    """Compute the radius of the outer points at which the shape's area is ``side**2``."""
     points, ratio = _OUTLINES[shape]
     area = math.pi if points == 0 else points * ratio * math.sin(math.pi / points)
     return side / math.sqrt(area)
@@ -247,14 +245,14 @@ def _outer_radius(shape: str, side: float) -> float:
 
 @lru_cache(maxsize=8)
 def _radius(size: int) -> FloatArray:
-    """Returns the radial frequency of the half spectrum, `(S, S//2+1)`, in cycles per side; not to be written to."""
+    """Compute the radial frequency of the half spectrum, (S, S//2+1), in cycles per side; not to be written to."""
     u, v = np.fft.fftfreq(size, 1.0 / size)[:, None], np.fft.rfftfreq(size, 1.0 / size)[None, :]
     radius: FloatArray = np.hypot(u, v)
     return radius
 
 
 def _noise(rng: np.random.Generator, amplitude: FloatArray) -> FloatArray:
-    """Returns real Gaussian noise `(S, S)` of the given amplitude spectrum `(S, S//2+1)`, drawn in the spectrum."""
+    """Draw real Gaussian noise (S, S) of the given amplitude spectrum (S, S//2+1), in the spectrum."""
     size = len(amplitude)
     spectrum = np.zeros(amplitude.shape, np.complex128)
     wanted = amplitude > 0.0
@@ -291,7 +289,7 @@ def _natural(name: str, value: object) -> int:
 
 
 def _integers(name: str, values: object) -> list[int]:
-    """Returns a one-dimensional collection of non-negative integers as a list."""
+    """List a one-dimensional collection of non-negative integers."""
     if isinstance(values, (Tensor, np.ndarray)):
         if values.ndim != 1:
             raise ValueError(f"{name} must be one-dimensional, got shape {tuple(values.shape)}")

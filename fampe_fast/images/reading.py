@@ -17,17 +17,7 @@ from torch import Tensor
 from ..errors import FampeWarning, ImageReadError, warn
 from ..files import IMAGE, MARK, mark_of
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "FoundImages",
-    "find_images",
-    "load_images",
-    "read_image",
-    "survey_images",
-    "to_rgb",
-]
-
-#: File name extensions that `find_images` takes from a directory, in lower case.
+#: File name extensions that ``find_images`` takes from a directory, in lower case.
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
@@ -55,7 +45,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     What is done to get there: the EXIF orientation is applied; transparency (alpha channels, palettes and colours
     marked transparent) is composited on white; 16-bit and floating point greyscale is scaled to 8 bits instead of
-    being clipped (see `to_rgb`); of an animated or multi-page file the first frame is taken. Colour profiles are
+    being clipped (see ``to_rgb``); of an animated or multi-page file the first frame is taken. Colour profiles are
     ignored, as timm's and torchvision's own loaders do.
 
     Args:
@@ -67,8 +57,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         ImageReadError: the file is missing, a directory, not a regular file, empty, unreadable, not an image,
             truncated or damaged, so large that it may be a decompression bomb (more than twice
-            `PIL.Image.MAX_IMAGE_PIXELS`), or holds values of no known range. Attributes `path` and `reason`.
-        TypeError: `path` is not a path.
+            ``PIL.Image.MAX_IMAGE_PIXELS``), or holds values of no known range. Attributes ``path`` and ``reason``.
+        TypeError: ``path`` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
@@ -139,12 +129,12 @@ def _warn_of_darkness(image: Image.Image, white: int, path: str | os.PathLike[st
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether a file not decoded yet holds 16 bits per colour, of which Pillow keeps the upper 8."""
+    """Tell whether a file not decoded yet holds 16 bits per colour, of which Pillow keeps the upper 8."""
     return image.mode not in _DEEP_GREY_MODES and any(";16" in str(tile[3:]) for tile in getattr(image, "tile", []))
 
 
 def _warn_of_dark_colour(rgb: Image.Image, path: str | os.PathLike[str]) -> None:
-    """As ``_warn_of_darkness``, of what is left of 16 bits per colour."""
+    """Say so as ``_warn_of_darkness`` does, of what is left of 16 bits per colour."""
     high = max(int(most) for _, most in rgb.getextrema()) if rgb.width * rgb.height >= _FEW else 0  # type: ignore[misc]
     if 0 < high < 255 * _DARK:
         warn(
@@ -154,7 +144,7 @@ def _warn_of_dark_colour(rgb: Image.Image, path: str | os.PathLike[str]) -> None
 
 
 def _grey_bits(image: Image.Image) -> int:
-    """Bits of the file's integer grey samples: 12 in a 12-bit TIFF, 16 otherwise."""
+    """Read the bits of the file's integer grey samples: 12 in a 12-bit TIFF, 16 otherwise."""
     bits = _tiff_tag(image, 258, 16)  # 258: BitsPerSample
     return bits if 8 < bits < 16 else 16
 
@@ -176,7 +166,7 @@ def to_rgb(image: Image.Image, *, white: int = 65535) -> Image.Image:
     """Convert an image of any mode to RGB, 8 bits per channel.
 
     Transparency is composited on white. Integer greyscale of more than 8 bits ("I;16", "I") is scaled by
-    `255 / white` and rounded to nearest; floating point greyscale ("F") holds either [0, 1], scaled by 255, or
+    ``255 / white`` and rounded to nearest; floating point greyscale ("F") holds either [0, 1], scaled by 255, or
     [0, 255], taken as it is: the first of the two ranges that contains every value. Bilevel becomes black and white;
     CMYK, YCbCr, HSV, LAB and palettes are converted by Pillow.
 
@@ -228,7 +218,7 @@ def _float_to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @dataclass
 class FoundImages:
-    """What some paths stand for.
+    """The image files that some paths stand for.
 
     Attributes:
         paths: the image files, in order.
@@ -239,14 +229,14 @@ class FoundImages:
     left_out: dict[Path, Counter[str]] = field(default_factory=dict)
 
     def left_out_text(self) -> str:
-        """What is left out, in words; empty where nothing is."""
+        """Say what is left out, in words; empty where nothing is."""
         return "; ".join(f"{path}: {_counts(kinds)}" for path, kinds in self.left_out.items())
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List the image files that the given paths stand for.
 
-    A directory stands for the image files directly in it, sorted by name: the extensions in `IMAGE_EXTENSIONS`, in
+    A directory stands for the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
     upper or lower case, hidden files left out. The figures that this package writes are no images, and left out
     wherever they are. Anything else is kept as it is given, in its place, whether or not it exists: what is wrong with
     it comes out when it is read.
@@ -267,7 +257,7 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 def survey_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, known: Iterable[Path] = ()
 ) -> FoundImages:
-    """List image files as `find_images` does, and what is left out.
+    """List image files as ``find_images`` does, and what is left out.
 
     Args:
         paths: one path or several.
@@ -278,7 +268,7 @@ def survey_images(
         counted.
 
     Raises:
-        ValueError, TypeError: as `find_images`.
+        ValueError, TypeError: as ``find_images``.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     unsaid = {os.path.realpath(path) for path in known}
@@ -317,7 +307,7 @@ def survey_images(
 
 
 def _no_image(entry: Path) -> str | None:
-    """The kind of a directory's entry that is no image; empty for what goes without saying, None for an image."""
+    """Name the kind of a directory's entry that is no image; empty if it needs no words, None for an image."""
     if entry.is_dir():
         return "folder"
     if not entry.exists():
@@ -339,7 +329,7 @@ def _is_figure(path: Path) -> bool:
 
 
 def _counts(kinds: Counter[str]) -> str:
-    """Such as "2 .heic, 3 folders"."""
+    """Write counts as "2 .heic, 3 folders"."""
     plural = {"folder": "folders", "broken link": "broken links", "special file": "special files"}
     plural |= {_FIGURE: f"figures that {MARK} wrote", "file without an ending": "files without an ending"}
     return ", ".join(
@@ -367,8 +357,8 @@ def load_images(
     """Read and transform images one after the other; a bad file costs only itself.
 
     Args:
-        paths: files, as from `find_images`.
-        transform: from an RGB image to a tensor, as `Classifier.transform`.
+        paths: files, as from ``find_images``.
+        transform: from an RGB image to a tensor, as ``Classifier.transform``.
 
     Yields:
         Each path, in order, with its tensor or with the ImageReadError that says what is wrong with it (an image

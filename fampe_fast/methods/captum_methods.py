@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,14 +34,6 @@ def _captum() -> ModuleType:
         ) from error
     module: ModuleType = captum.attr
     return module
-
-
-PEER_OPTIONS: dict[str, frozenset[str]] = {
-    "integrated_gradients": frozenset({"passes", "bounds", "absolute"}),
-    "smoothgrad": frozenset({"passes", "noise", "seed", "bounds", "absolute"}),
-    "saliency": frozenset({"bounds", "absolute"}),
-}
-"""The options each method takes."""
 
 
 class CaptumMethod:
@@ -78,8 +70,8 @@ class CaptumMethod:
         absolute: bool | None = None,
     ) -> None:
         attr = _captum()
-        if name not in PEER_OPTIONS:
-            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(PEER_OPTIONS)}")
+        if name not in get_args(PeerName):
+            raise ValueError(f"unknown method {name!r} of Captum; known are {', '.join(get_args(PeerName))}")
         check_callable(model)
         if not isinstance(absolute, bool | None):
             raise TypeError(f"absolute must be True, False or None, got {absolute!r}")

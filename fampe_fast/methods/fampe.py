@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..engine.config import FAMPEConfig
+from ..runtime.model import Model
 from .base import PathMethod
 
 
@@ -37,3 +40,11 @@ class FAMPE(PathMethod[FAMPEConfig]):
     """
 
     _config_type = FAMPEConfig
+
+    @classmethod
+    def published(cls, model: Model, *, explorer: Model | None = None, **overrides: Any) -> FAMPE:
+        """Make FAMPE as its public texts have it: ``FAMPEConfig.published`` with these fields in its place.
+
+        Args and errors are the constructor's.
+        """
+        return cls(model, FAMPEConfig.published(**overrides), explorer=explorer)

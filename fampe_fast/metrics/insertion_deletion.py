@@ -85,7 +85,8 @@ def insertion_deletion(
     ``passes`` and ``tolerance`` measure a part of the steps, those where the curve moves most, and interpolate the
     others linearly (``metrics.refinement``): a coarse grid first, then in rounds, for all images together, the middle
     of the intervals that matter most to the area, until the budget is used or the estimated error is small enough.
-    Measured against all 225 steps (``rise``, MobileNetV2, 16 photographs, 3 methods; ``benchmarks/metric_passes.py``):
+    Measured against all 225 steps (``rise``, MobileNetV2, 16 photographs, 3 methods; by
+    ``benchmarks/quality/metric_passes.py``):
 
     ====================================== ========= ========= ========= ==================== ====================
     errors                                 passes=17 passes=33 passes=65 tolerance=0.01       tolerance=0.0025

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..catalog import PROTOCOLS as _HOMES
+from ..catalog import load
 from ..checks import check_count, check_number, check_positive, check_whole
 
 __all__ = ["PROTOCOLS", "GaussianBlur", "Protocol", "SolidColour", "Substrate", "resolve_protocol"]
@@ -170,19 +172,17 @@ class Protocol:
 
 _BLACK = SolidColour(0.0)
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        # Petsiuk et al., BMVC 2018 (arXiv 1806.07421), section 4.1, and the authors' public code (eclique/RISE,
-        # evaluation.py and Evaluation.ipynb): it deletes to zeros of the normalised tensor, the mean colour here.
-        "rise": Protocol("rise", "pixel", GaussianBlur(), SolidColour()),
-        # Zhu et al., ICLR 2024, public code (LMBTough/ATTEXPLORE, utils.py CausalMetric.evaluate, and eval.py).
-        "attexplore": Protocol("attexplore", "channel_union", _BLACK, _BLACK),
-        "per_pixel": Protocol("per_pixel", "pixel", _BLACK, _BLACK),
-        # The same group's later public code (LMBTough/LA, evaluation.py CausalMetric.evaluate, and eval.py): 3 * 224
-        # values per step. There the class scored is the model's first choice; here it is the target.
-        "per_element": Protocol("per_element", "element", _BLACK, _BLACK),
-    }
-)
+# Petsiuk et al., BMVC 2018 (arXiv 1806.07421), section 4.1, and the authors' public code (eclique/RISE, evaluation.py
+# and Evaluation.ipynb): it deletes to zeros of the normalised tensor, the mean colour here.
+RISE = Protocol("rise", "pixel", GaussianBlur(), SolidColour())
+# Zhu et al., ICLR 2024, public code (LMBTough/ATTEXPLORE, utils.py CausalMetric.evaluate, and eval.py).
+ATTEXPLORE = Protocol("attexplore", "channel_union", _BLACK, _BLACK)
+PER_PIXEL = Protocol("per_pixel", "pixel", _BLACK, _BLACK)
+# The same group's later public code (LMBTough/LA, evaluation.py CausalMetric.evaluate, and eval.py): 3 * 224 values per
+# step. There the class scored is the model's first choice; here it is the target.
+PER_ELEMENT = Protocol("per_element", "element", _BLACK, _BLACK)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({name: load(home) for name, home in _HOMES.items()})
 
 
 def resolve_protocol(protocol: str | Protocol) -> Protocol:

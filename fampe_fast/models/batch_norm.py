@@ -15,16 +15,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from ..runtime.tf32 import tensor_float32
-from .control_flow import Flow, comes_from, fixed_flow, has_hooks, known
-
-__all__ = ["fold_batch_norm"]
-
-# Folding rounds the weights once more, so logits move by some 1e-6 of their size; a wrong fold moves them by far more.
-_TOLERANCE = 1e-4
+from .control_flow import Flow, all_from_libraries, comes_from, fixed_flow, has_hooks
+from .dry_run import agree
 
 
 def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of a model with its batch normalisations multiplied into the convolutions they follow.
+    """Copy a model with its batch normalisations multiplied into the convolutions they follow.
 
     In evaluation mode a batch normalisation is a factor and an offset per channel, which the convolution before it can
     carry itself. Forward and backward passes then read and write the feature maps once less for each: on a CPU
@@ -64,7 +60,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         return model
     # tf32, which torch allows a GPU's convolutions by default, moves logits by more than a fold may.
     with torch.no_grad(), tensor_float32(False) if example.is_cuda else nullcontext():
-        entirely = known(model)
+        entirely = all_from_libraries(model)
         flow = None if entirely else fixed_flow(model)
         if flow is None and not entirely:
             return model
@@ -81,7 +77,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         for convolution, norm in pairs:
             _replace(folded, names[convolution], _fused(convolution, norm))
             _replace(folded, names[norm], _what_remains(norm))
-        if not pairs or not _agree(folded(example), expected):
+        if not pairs or not agree(folded(example), expected):
             return model
     return folded.eval()
 
@@ -97,13 +93,13 @@ class _Observed(TorchFunctionMode):
         self._produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
 
     def convolution(self, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Called after each convolution; the output is kept, so that no other tensor gets its id."""
+        """Note a convolution's call; its output is kept, so that no other tensor gets its id."""
         self.calls[module] += 1
         self.uses[id(output)] = 0  # were those of a tensor that is gone
         self._produced[id(output)] = module, output
 
     def norm(self, module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        """Called before each normalisation."""
+        """Note a normalisation's call, and the convolution whose output it sees."""
         self.calls[module] += 1
         if id(inputs[0]) in self._produced:
             self.followed.append((self._produced[id(inputs[0])][0], module, inputs[0]))
@@ -148,12 +144,12 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.
 
 
 def _is_proven(flow: Flow, convolution: list[str], norm: list[str]) -> bool:
-    """Whether under any of their names the one feeds the other, whatever the input."""
+    """Tell whether under any of their names the one feeds the other, whatever the input."""
     return any(flow.proves(a, b) for a in convolution for b in norm)
 
 
 def _foldable_convolution(module: nn.Module) -> bool:
-    """One whose result is linear in its weight: others, such as weight-standardising ones, are subclasses."""
+    """Tell whether its result is linear in its weight: others, such as weight-standardising ones, are subclasses."""
     kind = type(module)
     plain = kind is nn.Conv2d or (kind.__name__ == "Conv2dSame" and comes_from(kind, "timm"))  # pads as TensorFlow does
     return plain and _as_its_class(module) and not parametrize.is_parametrized(module)
@@ -172,14 +168,14 @@ def _as_its_class(module: nn.Module) -> bool:
 
 
 def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
-    """Of timm's normalisation the dropout and the activation."""
+    """Take from timm's normalisation the dropout and the activation."""
     parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
     parts = [part for part in parts if not isinstance(part, nn.Identity)]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
-    """Computed on the CPU, so that the weights are the same to the bit on every device."""
+    """Fuse the two on the CPU, so that the weights are the same to the bit on every device."""
     device = convolution.weight.device
     fused: nn.Module = fuse_conv_bn_eval(copy.deepcopy(convolution).cpu(), copy.deepcopy(norm).cpu())
     return fused.to(device)
@@ -189,10 +185,3 @@ def _replace(model: nn.Module, names: list[str], new: nn.Module) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
-
-
-def _agree(found: object, expected: object) -> bool:
-    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
-        return False
-    scale = expected.abs().max()
-    return bool((found - expected).abs().max() <= _TOLERANCE * scale)

@@ -1,4 +1,9 @@
-"""Checkpoint files: what kind a file is, its state dict, and whether that fits a model."""
+"""Checkpoint files: what kind a file is, its state dict, and whether that fits a model.
+
+The libraries' own readers do not replace it: timm's goes by the file's ending, knows fewer layouts and would be
+imported for models that are not timm's; ``torch.serialization.get_unsafe_globals_in_checkpoint`` reads zip archives of
+protocol 2 alone; ``Module.load_state_dict`` fails when it has written a part, with a line for every key.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,20 @@ import argparse
 import io
 import os
 import pickle
-import pickletools
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
 
-__all__ = ["Mismatch", "archive_kind", "fit", "foreign_classes", "pickled", "read_state_dict", "what_it_is"]
-
 StateDict = dict[str, Tensor]
+FileKind = Literal["TorchScript", "torch.export", "safetensors", "torch.save", "pickle"]
 
 # Where training scripts put the weights, in the order in which timm takes them: averaged weights come first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -28,25 +32,35 @@ _PICKLE = b"\x80"
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 # Left by torch.compile and DistributedDataParallel, in either order of wrapping.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+# What a checkpoint may name: tensors, storages, types and containers.
+_PLAIN = re.compile(
+    r"collections\.OrderedDict|argparse\.Namespace|(builtins|__builtin__)\.(set|frozenset|bytearray|complex|slice)"
+    r"|(torch\.(_utils|_tensor|nn\.parameter|serialization)|_codecs)\.\w+|torch\.(storage\.)?([a-z]\w*|\w*Storage|Size)"
+)
 
 
-def archive_kind(path: Path) -> Literal["torchscript", "exported", "checkpoint"] | None:
-    """What a file holds, by its contents: a TorchScript or torch.export program, a checkpoint, or None of them."""
-    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
-        return "checkpoint"
+def file_kind(path: Path) -> FileKind | None:
+    """Tell what a file holds by its contents (safetensors by the ending, too); None for what PyTorch does not read."""
+    with path.open("rb") as stream:
+        start = stream.read(32)
+    length = int.from_bytes(start[:8], "little")  # safetensors: of the JSON object that follows
+    if path.suffix.lower() == ".safetensors" or (start[8:9] == b"{" and 2 <= length <= path.stat().st_size - 8):
+        return "safetensors"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = {name.split("/", 1)[-1] for name in archive.namelist()} | set(archive.namelist())
         if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-            return "torchscript"
+            return "TorchScript"
         if "archive_format" in names or "serialized_exported_program.json" in names:
-            return "exported"
-        return "checkpoint" if "data.pkl" in names else None
-    return "checkpoint" if _begins_with(path, _PICKLE) else None  # torch.save before 1.6
+            return "torch.export"
+        return "torch.save" if "data.pkl" in names else None
+    if _LEGACY in start:
+        return "torch.save"
+    return "pickle" if start.startswith(_PICKLE) else None
 
 
 def what_it_is(path: Path) -> str:
-    """A few words, for messages, on a file that is neither a model nor a checkpoint."""
+    """Say in a few words what a file is that is neither a model nor a checkpoint."""
     with path.open("rb") as stream:
         start = stream.read(512)
     if not start:
@@ -64,95 +78,15 @@ def what_it_is(path: Path) -> str:
     return "is not a file of PyTorch's"
 
 
-def foreign_classes(path: Path) -> list[str]:
-    """The classes whose code would run if a checkpoint's pickle were loaded, without loading it; none of torch's own.
-
-    Args:
-        path: of a file that `archive_kind` calls a checkpoint.
-    """
-    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
-        return []
-    found: dict[str, None] = {}
-    strings: list[str] = []  # those last pushed: the fourth protocol names a class by two of them
-    memo: dict[int, str | None] = {}
-    last_is_string = False
-    try:
-        for code, argument in _pickle_codes(path):
-            pushed = argument if isinstance(argument, str) and "UNICODE" in code else None
-            if code == "GLOBAL":
-                found[str(argument).replace(" ", ".")] = None
-            elif code == "STACK_GLOBAL":
-                found[".".join(strings[-2:])] = None
-            elif code == "MEMOIZE":
-                memo[len(memo)] = strings[-1] if last_is_string else None
-            elif code in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
-                pushed = memo.get(argument)
-            last_is_string = pushed is not None
-            if pushed is not None:
-                strings = [*strings[-1:], pushed]
-    except Exception:  # a damaged pickle; reading it says so
-        return []
-    return [name for name in found if not _is_plain(name)]
-
-
-def _pickle_codes(path: Path) -> Iterator[tuple[str, object]]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            content = io.BytesIO(archive.read(name))
-        yield from ((code.name, argument) for code, argument, _ in pickletools.genops(content))
-        return
-    with path.open("rb") as stream:
-        parts = 4 if _is_torchs(path) else 1  # a number, the protocol, sizes, and then the object
-        for _ in range(parts):
-            yield from ((code.name, argument) for code, argument, _ in pickletools.genops(stream))
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a checkpoint may name this: tensors, storages, types and containers."""
-    if name in ("collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device", "torch.dtype"):
-        return True
-    module, _, last = name.rpartition(".")
-    if module in ("builtins", "__builtin__") and last in ("set", "frozenset", "bytearray", "complex", "slice"):
-        return True
-    return module in ("torch._utils", "torch._tensor", "torch.nn.parameter", "torch.serialization", "_codecs") or (
-        module in ("torch", "torch.storage") and (last.endswith("Storage") or last[:1].islower())
-    )
-
-
-def pickled(path: Path, classes: Sequence[str]) -> str:
-    """A sentence on a file with pickled objects of these classes, and what to do."""
-    layers = [name for name in classes if name.startswith("torch.nn.modules.")]
-    what = "a whole model, pickled" if layers else "pickled Python objects"
-    return (
-        f"{path} holds {what} ({_examples(tuple(classes))}), and loading it would run code from the file. Save the "
-        "state dict alone: torch.save(model.state_dict(), PATH); or, where you trust the file, load it yourself with "
-        "torch.load(PATH, weights_only=False) and give load_classifier the module"
-    )
-
-
-def _begins_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(start)) == start
-
-
-def _is_torchs(path: Path) -> bool:
-    """Whether torch.save wrote a file."""
-    with path.open("rb") as stream:
-        return zipfile.is_zipfile(path) or _LEGACY in stream.read(32)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors does, with the length of a JSON object and the object."""
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+def unreadable(file: object, kind: FileKind, error: Exception) -> ValueError:
+    """Say that a file of a known kind cannot be read, and why."""
+    return ValueError(f"{file} cannot be read as a {kind} file ({first_line(error)})")
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Read the state dict of a checkpoint file, without running code from it (`weights_only=True`).
+    """Read the state dict of a checkpoint file, without running code from it (``weights_only=True``).
 
-    Understands .safetensors and everything `torch.save` writes; state dicts nested under "state_dict", "model" and
+    Understands .safetensors and everything ``torch.save`` writes; state dicts nested under "state_dict", "model" and
     their averaged ("ema") counterparts, which win, as in timm; the prefixes "module." (DistributedDataParallel) and
     "_orig_mod." (torch.compile), and "model." where every key has it (Lightning).
 
@@ -165,15 +99,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         raise ValueError(f"weights {path} is a directory; expected a checkpoint file")
     if not path.exists():
         raise FileNotFoundError(f"no such weights file: {path}")
-    kind = archive_kind(path)
-    if kind in ("torchscript", "exported"):
+    kind = file_kind(path)
+    if kind in ("TorchScript", "torch.export"):
         raise ValueError(f"weights {path} is a {kind} program, not a state dict; pass it as the model itself")
     if kind is None:
         expected = "expected .safetensors or a file written by torch.save"
         raise ValueError(f"weights {path} is not a checkpoint: it {what_it_is(path)}; {expected}")
-    if path.suffix.lower() != ".safetensors" and not _is_safetensors(path) and not _is_torchs(path):
+    if kind == "pickle":
         raise ValueError(f"weights {path} is a pickle that torch.save did not write, or damaged; save it by torch.save")
-    state = _unnest(_read(path), path)
+    state = _unnest(_read_safetensors(path) if kind == "safetensors" else _read_pickle(path), path)
     for wrapper in _WRAPPERS:
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if all(key.startswith("model.") for key in state):
@@ -184,25 +118,94 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     return state
 
 
-def _read(path: Path) -> object:
-    if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            hint = ". It was written by torch.save: give it the suffix .pth" if _is_torchs(path) else ""
-            raise ValueError(f"weights {path}: not a readable safetensors file ({error}){hint}") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        if zipfile.is_zipfile(path):
+            raise ValueError(f"weights {path} was written by torch.save: give it the suffix .pth") from error
+        raise unreadable(f"weights {path}", "safetensors", error) from error
+
+
+def _read_pickle(path: Path) -> object:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script stores its arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
-            raise ValueError(f"weights {path}: damaged ({error})") from error
-        raise ValueError(f"weights {pickled(path, foreign_classes(path) or ['unknown classes'])}") from error
+            raise unreadable(f"weights {path}", "torch.save", error) from error
+        raise ValueError(f"weights {path} {_pickled(_foreign_classes(path))}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"weights {path}: damaged or truncated ({first_line(error)})") from error
+        raise unreadable(f"weights {path}", "torch.save", error) from error
+
+
+def _pickled(classes: list[str]) -> str:
+    """Say what a pickle that torch refuses holds, and what to do."""
+    if not classes:
+        return (
+            "is a pickle that torch reads only by running it (of another protocol than 2), or damaged. Save the state "
+            "dict again: torch.save(model.state_dict(), PATH)"
+        )
+    layers = any(name.startswith("torch.nn.modules.") for name in classes)
+    what = "a whole model, pickled" if layers else "pickled Python objects"
+    return (
+        f"holds {what} ({_examples(tuple(classes))}), and loading it would run code from the file. Save the "
+        "state dict alone: torch.save(model.state_dict(), PATH); or, where you trust the file, load it yourself with "
+        "torch.load(PATH, weights_only=False) and give load_classifier the module"
+    )
+
+
+def _foreign_classes(path: Path) -> list[str]:
+    """List the classes whose code would run if a checkpoint's pickle were loaded, without loading it; none of torch's.
+
+    Args:
+        path: of a file that ``torch.save`` wrote.
+    """
+    stream: IO[bytes]
+    names: dict[str, None] = {}
+    with path.open("rb") as stream:
+        parts = 4  # before 1.6: a number, the protocol, sizes, and then the object
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                stream, parts = io.BytesIO(archive.read(name)), 1
+        try:
+            for _ in range(parts):
+                _ClassNames(stream, names).load()
+        except Exception:  # a damaged pickle, which may still have named some
+            pass
+    return [name for name in names if not _PLAIN.fullmatch(name)]
+
+
+class _ClassNames(pickle.Unpickler):
+    """Notes the classes that a pickle names, in their order; makes nothing of them, so that no code runs."""
+
+    def __init__(self, stream: IO[bytes], names: dict[str, None]) -> None:
+        super().__init__(stream)
+        self.names = names
+
+    def find_class(self, module: str, name: str) -> type[_Nothing]:
+        """Note a class, and stand in for it."""
+        self.names[f"{module}.{name}"] = None
+        return _Nothing
+
+    def persistent_load(self, pid: object) -> type[_Nothing]:
+        """Stand in for a storage or, before torch 1.6, for a class with its source."""
+        return _Nothing
+
+
+class _Nothing:
+    """Stands for every object of a pickle, and takes what pickles do to objects."""
+
+    def __new__(cls, *_: object, **__: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def _take(self, *_: object) -> None: ...
+
+    __setstate__ = __setitem__ = append = extend = add = _take
 
 
 def _unnest(checkpoint: object, path: Path) -> StateDict:
@@ -246,7 +249,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def classes(self, current: int) -> int | None:
-        """The checkpoint's number of classes, if a head of another size than `current` is all that differs."""
+        """Tell the checkpoint's number of classes, if a head of another size than ``current`` is all that differs."""
         if self.missing or self.unexpected or not self.reshaped:
             return None
         heads = {
@@ -257,7 +260,7 @@ class Mismatch:
         return heads.pop() if len(heads) == 1 else None
 
     def describe(self) -> str:
-        """Counts and examples."""
+        """Say what differs, in counts and examples."""
         parts = []
         for keys, what in ((self.missing, "missing from it"), (self.unexpected, "unknown to the model")):
             if keys:
@@ -272,28 +275,28 @@ def _examples(items: tuple[str, ...], most: int = 3) -> str:
     return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
 
 
-def fit(
+def load_weights(
     build: Callable[[int | None], nn.Module],
-    state: StateDict,
+    weights: Path,
     *,
     num_classes: int | None,
     what: str,
-    source: str,
     adapt: Callable[[nn.Module, StateDict], StateDict | None] | None = None,
 ) -> nn.Module:
-    """Build a model and load a state dict into it, every key and shape.
+    """Build a model and load a checkpoint into it, every key and shape.
 
     Args:
         build: makes the model for a number of classes; None is its default.
-        state: the state dict.
-        num_classes: the number of classes asked for; None takes it from the state dict's classifier.
+        weights: the checkpoint.
+        num_classes: the number of classes asked for; None takes it from the checkpoint's classifier.
         what: the model, for messages.
-        source: the checkpoint, for messages.
         adapt: translates a foreign layout into the model's, tried where the state dict does not fit as it is.
 
     Raises:
-        ValueError: it does not fit; the message counts what is missing, unknown and of another shape.
+        FileNotFoundError, ValueError: as ``read_state_dict``; or it does not fit, and the message counts what is
+            missing, unknown and of another shape.
     """
+    state = read_state_dict(weights)
     model = build(num_classes)
     first: Mismatch | None = None
     for candidate in _layouts(model, state, adapt):
@@ -307,10 +310,10 @@ def fit(
             model.load_state_dict(candidate, strict=False)
             return model
         if classes is not None:
-            raise ValueError(f"weights {source} have {classes} classes; {current} were asked for ({what})")
+            raise ValueError(f"weights {weights} have {classes} classes; {current} were asked for ({what})")
         first = first or mismatch
     assert first is not None
-    raise ValueError(f"weights {source} do not fit {what}: {first.describe()}")
+    raise ValueError(f"weights {weights} do not fit {what}: {first.describe()}")
 
 
 def _layouts(

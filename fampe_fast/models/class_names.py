@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
-
-__all__ = ["imagenet_class_names", "timm_class_names"]
 
 
 def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """The class names of a timm model: those its configuration carries, else ImageNet's by the number of classes.
+    """Name the classes of a timm model: as its configuration does, else ImageNet's by the number of classes.
 
     Args:
-        pretrained_cfg: the model's `pretrained_cfg`.
+        pretrained_cfg: the model's ``pretrained_cfg``.
         num_classes: how many classes the model has.
 
     Returns:
@@ -27,18 +24,19 @@ def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tup
             described = dict(zip(labels, described, strict=False))
         return tuple(str(described.get(label, label)) for label in labels)
 
-    timm_data: Any = import_module("timm.data")
-    subset = timm_data.infer_imagenet_subset({"num_classes": num_classes})
-    return imagenet_class_names(timm_data.ImageNetInfo(subset)) if subset else None
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # type: ignore[attr-defined]
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return imagenet_class_names(ImageNetInfo(subset)) if subset else None
 
 
 def imagenet_class_names(info: Any) -> tuple[str, ...]:
-    """Short, distinct names: the first WordNet lemma, where two classes share it all lemmas, else with the synset.
+    """Make short, distinct names: the first WordNet lemma, where classes share it all lemmas, else with the synset.
 
     ImageNet-1k has two classes "crane" and two "maillot"; the larger sets have hundreds of such pairs.
 
     Args:
-        info: a `timm.data.ImageNetInfo`.
+        info: a ``timm.data.ImageNetInfo``.
     """
     synsets = info.label_names()
     lemmas = [info.label_name_to_description(synset) for synset in synsets]

@@ -14,23 +14,14 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_whole
 from ..runtime.outputs import Output, check_output, logits_in
-from .channels import first_channels
+from .input_channels import input_channels
 from .transforms import CHANNELS, PixelTransform, ResizeAndCrop
-
-__all__ = [
-    "Classifier",
-    "channel_statistics",
-    "check_channels",
-    "check_class_names",
-    "check_input_size",
-    "default_transform",
-]
 
 
 class Classifier(nn.Module):
     """A model that takes images in pixel space, [0, 1], and normalises them itself.
 
-    `forward(pixels) = model((pixels - mean) / std)`. Shapes: pixels float (B, C, H, W) in [0, 1]; logits
+    ``forward(pixels) = model((pixels - mean) / std)``. Shapes: pixels float (B, C, H, W) in [0, 1]; logits
     (B, classes). The values are not checked here (that would cost a synchronisation on every call); the methods of
     this package check their input once.
 
@@ -38,10 +29,10 @@ class Classifier(nn.Module):
         name: what the model is called, for tables and file names.
         class_names: one name per class, or None where they are unknown.
         num_classes: the number of classes, or None where it is unknown.
-        input_size: (H, W) in pixels, what `transform` produces.
+        input_size: (H, W) in pixels, what ``transform`` produces.
         channels: C, the number of channels of the images: 3 for RGB.
         transform: from a PIL image to float32 (C, H, W) in [0, 1]: resize and crop, no normalisation. Apply it to
-            what `fampe_fast.images.read_image` returns. For a model of one channel it makes the image grey; for one of
+            what ``fampe_fast.images.read_image`` returns. For a model of one channel it makes the image grey; for
             another number it raises ValueError, as files have no such images: give a transform of your own.
         model: the wrapped model; it takes normalised images.
         mean: buffer, float32 (1, C, 1, 1), in pixel units.
@@ -66,19 +57,19 @@ class Classifier(nn.Module):
         channels: int | None = None,
         output: Output | None = None,
     ) -> None:
-        """Wrap `model` as it is: its mode, precision and device are left alone (`load_classifier` sets them).
+        """Wrap ``model`` as it is: its mode, precision and device are left alone (``load_classifier`` sets them).
 
         Args:
-            model: takes normalised images (B, C, H, W), returns (B, classes), or something that holds them as `logits`
-                (Hugging Face's `ModelOutput`, a dict).
+            model: takes normalised images (B, C, H, W), returns (B, classes), or something that holds them as
+                ``logits`` (Hugging Face's ``ModelOutput``, a dict).
             name: default: the model's class name.
             mean: subtracted from the pixels; one number or one per channel, in [0, 1]. Default 0.
             std: divided by; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
             input_size: (H, W), or one number for a square.
-            transform: default: resize so that the centre crop of `input_size` covers 7/8 of the shorter side
+            transform: default: resize so that the centre crop of ``input_size`` covers 7/8 of the shorter side
                 (bicubic), then crop.
             class_names: one name per class.
-            num_classes: number of classes; default: the number of names, else `model.num_classes` if there is one.
+            num_classes: number of classes; default: the number of names, else ``model.num_classes`` if there is one.
             channels: number of channels of the images; default: the number of means or stds where several are given,
                 else what the model's first convolution takes, else 3.
             output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends
@@ -86,9 +77,9 @@ class Classifier(nn.Module):
                 logits, and what plainly is something else is refused when it is used, with the word to say.
 
         Raises:
-            TypeError: `model` is not an nn.Module, or an argument has the wrong type.
+            TypeError: ``model`` is not an nn.Module, or an argument has the wrong type.
             ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than one or one per
-                channel, an input size below 1, another number of names than classes, or another word for `output`.
+                channel, an input size below 1, another number of names than classes, or another word for ``output``.
         """
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -118,15 +109,15 @@ class Classifier(nn.Module):
             pixels: float (B, C, H, W) in [0, 1].
 
         Returns:
-            (B, classes), what `output` says.
+            (B, classes), what ``output`` says.
 
         Raises:
-            TypeError: the model returns no tensor and nothing that holds one as `logits`.
+            TypeError: the model returns no tensor and nothing that holds one as ``logits``.
         """
         return logits_in(self.model((pixels - self.mean) / self.std))
 
     def class_name(self, index: SupportsIndex) -> str:
-        """The name of a class, or "class 7" where the names are unknown.
+        """Name a class; "class 7" where the names are unknown.
 
         Raises:
             IndexError: the index is negative or not below the number of classes.
@@ -138,21 +129,21 @@ class Classifier(nn.Module):
         return f"class {i}" if self.class_names is None else self.class_names[i]
 
     def extra_repr(self) -> str:
-        """What `repr` shows beside the wrapped model."""
+        """Describe the classifier, beside the wrapped model, for ``repr``."""
         means, stds = ([round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
         shown = f"{self.name}, input_size={self.input_size}, mean={means}, std={stds}, num_classes={self.num_classes}"
         return shown if self.output is None else f"{shown}, output={self.output!r}"
 
 
 def default_transform(size: tuple[int, int], channels: int, interpolation: str = "bicubic") -> PixelTransform:
-    """The transform of a model that brings none: the centre crop of `size` covers 7/8 of the shorter side."""
+    """Make the transform of a model that brings none: a centre crop that covers 7/8 of the shorter side."""
     return PixelTransform(ResizeAndCrop(size, interpolation=interpolation), channels)
 
 
 def channel_statistics(
     mean: float | Sequence[float], std: float | Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, checked: see `Classifier`.
+    """Check mean and standard deviation: see ``Classifier``.
 
     Returns:
         Both of one length: one number for all channels, or one per channel.
@@ -168,22 +159,12 @@ def channel_statistics(
     return _spread(means, count), _spread(stds, count)
 
 
-def check_channels(channels: object) -> int:
-    """A number of channels of at least 1.
-
-    Raises:
-        TypeError: not a whole number.
-        ValueError: below 1.
-    """
-    return check_count("channels", channels)
-
-
 def _channel_values(
     model: nn.Module, channels: int | None, means: tuple[float, ...], stds: tuple[float, ...]
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Number of channels, and mean and std of each."""
-    given, first = len(means), first_channels(model)
-    expected = (first or CHANNELS) if channels is None else check_channels(channels)
+    """Find the number of channels, and mean and std of each."""
+    given, first = len(means), input_channels(model)
+    expected = (first or CHANNELS) if channels is None else check_count("channels", channels)
     if channels is None and given > 1 and (first is None or given in (first, CHANNELS)):
         expected = given  # also where the first convolution is an inner one, of greyscale made from RGB
     if given not in (1, expected):
@@ -212,7 +193,7 @@ def _numbers(value: float | Sequence[float], what: str) -> tuple[float, ...]:
 
 
 def _is_single(value: object) -> bool:
-    """Whether it is one number: Python's, NumPy's, or an array or a tensor of no dimensions."""
+    """Tell whether it is one number: Python's, NumPy's, or an array or a tensor of no dimensions."""
     return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
 
 
@@ -223,7 +204,7 @@ def _byte_hint(means: tuple[float, ...]) -> str:
 
 
 def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) from one number or two.
+    """Make (H, W) of one number or two.
 
     Raises:
         TypeError: not an integer or two integers.
@@ -239,10 +220,10 @@ def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_class_names(names: Sequence[str], num_classes: int | None) -> tuple[str, ...]:
-    """The names as a tuple.
+    """Check class names and make a tuple of them.
 
     Raises:
-        TypeError: `names` is not a sequence of str.
+        TypeError: ``names`` is not a sequence of str.
         ValueError: there are none, or another number of them than classes.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):

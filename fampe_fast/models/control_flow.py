@@ -1,4 +1,4 @@
-"""Whether a module takes the same way through its layers for every input: what one pass shows is then always so."""
+"""Proof that a module takes the same way through its layers for every input: what one pass shows always holds."""
 
 from __future__ import annotations
 
@@ -17,33 +17,31 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Flow", "comes_from", "fixed_flow", "has_hooks", "known"]
-
 # Their layers decide by settings and shapes, never by values, which layer comes next.
 _LIBRARIES = ("torch.nn", "torchvision", "timm")
 _TRACING = threading.Lock()  # torch.fx patches nn.Module for the time of a trace
 
 
 def comes_from(owner: object, *libraries: str) -> bool:
-    """Whether a class or function was defined in one of these packages."""
+    """Tell whether a class or function was defined in one of these packages."""
     where = getattr(owner, "__module__", None) or ""
     return any(where == library or where.startswith(f"{library}.") for library in libraries)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at, or changes, what goes in and out."""
+    """Tell whether somebody looks at, or changes, what goes in and out."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
-def known(model: nn.Module) -> bool:
-    """Whether all of a model's modules are torch's, torchvision's or timm's, as these libraries made them."""
+def all_from_libraries(model: nn.Module) -> bool:
+    """Tell whether all of a model's modules are torch's, torchvision's or timm's, as these libraries made them."""
     return all(_as_made(module) and not has_hooks(module) for module in model.modules())
 
 
 def _as_made(module: nn.Module) -> bool:
-    """Of a library's class, with the library's methods, and with no function of somebody else's in it."""
+    """Tell whether its class and methods are a library's, with no function of somebody else's in it."""
     kind = type(module)
     if not comes_from(kind, *_LIBRARIES) or not comes_from(kind.forward, *_LIBRARIES):
         return False
@@ -62,7 +60,7 @@ def _is_theirs(module: nn.Module, name: str, value: object) -> bool:
 
 @dataclass(frozen=True)
 class Flow:
-    """What holds of a model's way from module to module for every input.
+    """Facts about a model's way from module to module that hold for every input.
 
     Attributes:
         edges: names of modules, as in ``named_modules``, whose output goes into the second of the pair and nowhere
@@ -75,7 +73,7 @@ class Flow:
     closed: frozenset[str]
 
     def proves(self, producer: str, consumer: str) -> bool:
-        """Whether what one pass showed of these two, that the one feeds the other alone, holds for every input."""
+        """Tell whether what one pass showed, that the one feeds the other alone, holds for every input."""
         inside = (name for name in self.closed if producer.startswith(f"{name}.") and consumer.startswith(f"{name}."))
         return (producer, consumer) in self.edges or any(True for _ in inside)
 
@@ -127,7 +125,7 @@ def _traced(model: nn.Module) -> Flow | None:
 
 
 def _outside(target: Any) -> str:
-    """The name within the model, which the root calls "model"."""
+    """Take the name within the model, which the root calls "model"."""
     return str(target).removeprefix("model").removeprefix(".")
 
 
@@ -231,18 +229,18 @@ class _Tracer(fx.Tracer):
 
 
 def _holds_hooks(module: nn.Module) -> bool:
-    """Whether a module within this one has hooks: its own run on symbols, theirs would not if it were not entered."""
+    """Tell whether a module within has hooks: its own run on symbols, theirs would not if it were not entered."""
     return any(has_hooks(inner) for inner in module.modules() if inner is not module)
 
 
 def _generators() -> list[Any]:
-    """The states of the global random number generators."""
+    """Read the states of the global random number generators."""
     numpys: Any = np.random.get_state()  # noqa: NPY002 (foreign code may draw from it)
     return [random.getstate(), numpys[1].tolist(), numpys[2:], torch.get_rng_state().tolist()]
 
 
 def _settings(model: nn.Module) -> list[Any]:
-    """What the modules hold besides tensors, two levels deep, and how often their tensors were written to."""
+    """List what the modules hold besides tensors, two levels deep, and how often their tensors were written to."""
     found: list[Any] = []
     for name, module in model.named_modules():
         for key, value in vars(module).items():

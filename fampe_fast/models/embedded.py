@@ -7,15 +7,12 @@ import math
 from copy import deepcopy
 from importlib import resources
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .classifier import Classifier
-
-__all__ = ["EmbeddedNet", "embedded_record", "load_embedded_classifier"]
+from .classifier import Classifier
 
 NAME: Final = "embedded_classifier"
 MEAN: Final = (0.5, 0.5, 0.5)
@@ -34,7 +31,7 @@ class EmbeddedNet(nn.Module):
 
     Args:
         num_classes: number of logits.
-        batch_norm: follow the convolutions by batch normalisation, for training; `folded` returns the network without
+        batch_norm: follow the convolutions by batch normalisation, for training; ``folded`` returns the network without
             it, which is what ships.
     """
 
@@ -49,7 +46,7 @@ class EmbeddedNet(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits `(B, num_classes)` of normalised images `(B, 3, H, W)`, H and W at least 16."""
+        """Compute the logits (B, num_classes) of normalised images (B, 3, H, W), H and W at least 16."""
         x = images
         for (_, pooled), conv, norm in zip(_LAYERS, self.convs, self.norms, strict=True):
             x = torch.relu(norm(conv(x)))
@@ -59,7 +56,7 @@ class EmbeddedNet(nn.Module):
         return logits.logsumexp(1) - math.log(logits.shape[1])
 
     def folded(self) -> EmbeddedNet:
-        """Returns the same function, in eval mode, with the normalisation folded into the convolutions."""
+        """Make the same function, in eval mode, with the normalisation folded into the convolutions."""
         net = EmbeddedNet(self.num_classes).to(self.head.weight.dtype).eval()
         net.head.load_state_dict(self.head.state_dict())
         for target, conv, norm in zip(net.convs, self.convs, self.norms, strict=True):
@@ -70,26 +67,24 @@ class EmbeddedNet(nn.Module):
 
 
 def embedded_record() -> dict[str, Any]:
-    """Returns how the embedded weights came about: seeds, steps, versions, held-out accuracies, the file's SHA-256."""
+    """Read how the embedded weights came about: seeds, steps, versions, held-out accuracies, the file's SHA-256."""
     record: dict[str, Any] = json.loads(_data(f"{NAME}.json"))
     return record
 
 
 def load_embedded_classifier(device: torch.device | str | None = None) -> Classifier:
-    """Loads the classifier that ships with the package; needs no network.
+    """Load the classifier that ships with the package; needs no network.
 
     It tells eight classes apart, the pairs of a shape and the frequency band of its texture, in the images made by
-    `fampe_fast.images.generated.generate` at 96 x 96 pixels. `benchmarks/train_embedded_classifier.py` trained it.
+    ``fampe_fast.images.generated.generate`` at 96 x 96 pixels. ``benchmarks/train_embedded_classifier.py`` trained it.
 
     Args:
         device: where to put it; the CPU by default.
 
     Returns:
-        The classifier in eval mode, taking float32 `(B, 3, 96, 96)` in [0, 1] and returning logits `(B, 8)`.
+        The classifier in eval mode, taking float32 (B, 3, 96, 96) in [0, 1] and returning logits (B, 8).
     """
     from safetensors.torch import load
-
-    from .classifier import Classifier
 
     record = embedded_record()
     net = EmbeddedNet(len(record["class_names"]))

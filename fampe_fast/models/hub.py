@@ -1,6 +1,6 @@
 """Weights from the network: from the cache where they are there, else downloaded, else an error within seconds.
 
-Left to themselves, the libraries retry a name that does not resolve for most of a minute (huggingface_hub: five times
+Left to themselves, the libraries retry a host that cannot be reached for most of a minute (huggingface_hub 2.4: 23 s
 for each of two files) or wait for a connection without limit (torch.hub). So the cache is asked first, without a
 request, and the server is asked once, with a deadline, before a download begins.
 """
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
 from ..errors import WeightsUnavailableError, first_line
 
-__all__ = ["hub_file", "url_file"]
-
 REACH_SECONDS = 10.0
 
 
 def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
-    """The path of a file from a Hugging Face repository, in the local cache.
+    """Find a file of a Hugging Face repository in the local cache, or download it there.
 
     Args:
         repository: "owner/name", with "@revision" if it is not the main branch.
@@ -33,9 +29,9 @@ def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
     Raises:
         WeightsUnavailableError: neither cached nor to be had.
     """
-    hub: Any = import_module("huggingface_hub")
-    utils: Any = import_module("huggingface_hub.utils")
-    constants: Any = import_module("huggingface_hub.constants")
+    import huggingface_hub as hub
+    from huggingface_hub import constants, errors, utils
+
     name, _, revision = repository.partition("@")
     where = f"{constants.ENDPOINT}/{name}"
     cache = f"the Hugging Face cache ({constants.HF_HUB_CACHE}; HF_HOME sets its place)"
@@ -44,14 +40,14 @@ def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
             cached = hub.try_to_load_from_cache(name, candidate, revision=revision or None)
             if isinstance(cached, str):
                 return Path(cached)
-        session = utils.get_session()
+        session = utils.get_session()  # type: ignore[attr-defined]
         _within(REACH_SECONDS, lambda: session.head(constants.ENDPOINT, timeout=REACH_SECONDS))
         for candidate in candidates:
             try:
                 return Path(hub.hf_hub_download(name, candidate, revision=revision or None))
-            except utils.LocalEntryNotFoundError:  # a failed request, not a missing file, though its subclass
+            except errors.LocalEntryNotFoundError:  # a failed request, not a missing file, though its subclass
                 raise
-            except utils.EntryNotFoundError:
+            except errors.EntryNotFoundError:
                 continue
     except Exception as error:  # requests', httpx's and huggingface_hub's errors share no base class
         raise _unavailable(what, where, error, cache) from error
@@ -59,7 +55,7 @@ def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
 
 
 def url_file(url: str, *, what: str) -> Path:
-    """The path of a file from a URL, in torch.hub's cache.
+    """Find a file from a URL in torch.hub's cache, or download it there.
 
     Raises:
         WeightsUnavailableError: neither cached nor to be had.
@@ -91,7 +87,7 @@ def _head(url: str) -> None:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run `call`, but wait no longer than `seconds`: timeouts of sockets count per address and not for DNS."""
+    """Run ``call``, but wait no longer than ``seconds``: timeouts of sockets count per address and not for DNS."""
     failures: list[BaseException] = []
 
     def target() -> None:

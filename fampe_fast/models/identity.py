@@ -1,18 +1,16 @@
-"""What tells one classifier from another in a record: its name does not."""
+"""A fingerprint of a classifier for records, as its name does not tell it from another."""
 
 from __future__ import annotations
 
 from .classifier import Classifier
-from .contents import digest_of
-
-__all__ = ["identity_of"]
+from .digest import digest_of
 
 # How it is called, and how its classes are.
 _NAMES = ("name", "class_names")
 
 
 def identity_of(classifier: Classifier) -> dict[str, object]:
-    """A classifier's name and a fingerprint of all that its answers to an image file depend on.
+    """Give a classifier's name and a fingerprint of all that its answers to an image file depend on.
 
     Args:
         classifier: with its weights; reads every one of them (a tenth of a second per 100 MB).

@@ -1,32 +1,28 @@
-"""`load_classifier`: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
+"""``load_classifier``: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
 
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_count
 from ..errors import first_line
 from ..runtime.outputs import Output, check_output
 from .batch_norm import fold_batch_norm as fold_batch_norm_of
-from .channels import first_channels
-from .checkpoints import archive_kind, fit, foreign_classes, pickled, read_state_dict, what_it_is
+from .checkpoints import file_kind, load_weights, read_state_dict, what_it_is
 from .class_names import timm_class_names
 from .classifier import Classifier, channel_statistics, check_class_names, check_input_size, default_transform
-from .ownership import check_values, give_back_on_failure, in_single_precision, needs_a_copy
+from .dry_run import agree, images_for, number_of_classes, prefer_channels_last, run_once
+from .input_channels import input_channels
+from .module_state import check_values, in_single_precision, needs_a_copy, restored_on_failure
+from .programs import Exported, load_program
 from .transforms import CHANNELS, INTERPOLATIONS
-from .trial import agree, images_for, number_of_classes, prefer_channels_last, run_once
 from .zoo import Request, Resolved, load_timm, load_torchvision, timm_settings, torchvision_name
-
-__all__ = ["load_classifier"]
 
 
 def load_classifier(
@@ -52,18 +48,18 @@ def load_classifier(
     - a timm name, with or without a tag: "resnet50", "resnet50.a1_in1k", "timm/resnet50"; or "hf-hub:OWNER/NAME";
     - a torchvision name by prefix: "torchvision/resnet50", "torchvision:resnet50.IMAGENET1K_V1";
     - a folder in timm's (Hugging Face's) layout: config.json beside a checkpoint; also "local-dir:PATH";
-    - a TorchScript archive, or a program saved by `torch.export.save` (".pt2"), of a model that takes normalised
+    - a TorchScript archive, or a program saved by ``torch.export.save`` (".pt2"), of a model that takes normalised
       images. Load programs only from where you would run code from; an exported program accepts the batch sizes
       that it was exported for;
     - an nn.Module. It is wrapped, not copied: see below for what changes;
-    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on `device`.
+    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on ``device``.
 
-    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, `weights` are
-    read into it, and it moves to `device`. If loading fails, all of that is taken back. Its memory format stays as it
-    is: turn the weights of a convolutional network channels-last yourself (``module.to(memory_format=
-    torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on feature maps. A
-    module in another precision than fp32, or built under ``torch.inference_mode``, is left alone altogether; the
-    classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
+    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, ``weights``
+    are read into it, and it moves to ``device``. If loading fails, all of that is taken back. Its memory format stays
+    as it is: turn the weights of a convolutional network channels-last yourself
+    (``module.to(memory_format=torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on
+    feature maps. A module in another precision than fp32, or built under ``torch.inference_mode``, is left alone
+    altogether; the classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
 
     One image of noise is run, which tells the number of classes and shows whether the model takes what the transform
     makes. An nn.Module or program that fails on it is loaded nevertheless, with its number of classes unknown.
@@ -73,13 +69,13 @@ def load_classifier(
 
     Args:
         source: see above.
-        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what `torch.save` wrote,
+        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what ``torch.save`` wrote,
             a state dict, also nested or from DistributedDataParallel. It must fit in every key and shape.
-        pretrained: whether to fetch the weights that belong to the name. Default: True unless `weights` is given.
+        pretrained: whether to fetch the weights that belong to the name. Default: True unless ``weights`` is given.
             False gives random weights.
         num_classes: the number of classes. Default: from the checkpoint, else what the model returns.
         mean: subtracted from the pixels, in pixel units, [0, 1]; one number, or one per channel. Default: the model's
-            configuration; for a program, or an nn.Module without timm's `pretrained_cfg`, 0.
+            configuration; for a program, or an nn.Module without timm's ``pretrained_cfg``, 0.
         std: divided by, in pixel units; one number, or one per channel. Default: likewise, or 1 (mean 0 and std 1: the
             model gets the pixels as they are).
         class_names: one per class. Default: the model's configuration; for trained models of timm and torchvision
@@ -91,8 +87,8 @@ def load_classifier(
             trained with one and fed by another differ by up to 0.2 on single photographs.
         device: where to put the model. Default: where it is; the CPU for a model that is loaded.
         model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}. {"in_chans": 1} is a
-            model for greyscale, with `weights` or random ones; its transform makes images grey.
-        fold_batch_norm: multiply batch normalisations into the convolutions before them (`models.fold_batch_norm`):
+            model for greyscale, with ``weights`` or random ones; its transform makes images grey.
+        fold_batch_norm: multiply batch normalisations into the convolutions before them (``models.fold_batch_norm``):
             the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
             that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
         output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends in a
@@ -101,14 +97,14 @@ def load_classifier(
 
     Returns:
         The classifier in evaluation mode and fp32. A model that is built here or read from a file has its weights in
-        channels-last memory format on a CPU and on CUDA, if it returns the same in it. `requires_grad` of the
+        channels-last memory format on a CPU and on CUDA, if it returns the same in it. ``requires_grad`` of the
         parameters is left alone.
 
     Raises:
         ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
             weights that do not fit (with counts and examples), a file that is no model, another number of class names
-            than classes, a named model that does not take images of `input_size`, a module without values in its
-            weights, another word for `output`.
+            than classes, a named model that does not take images of ``input_size``, a module without values in its
+            weights, another word for ``output``.
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path that does not exist.
         WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
@@ -132,7 +128,7 @@ def load_classifier(
         given["interpolation"] = interpolation
         given["output"] = output
         _refuse({key for key, value in given.items() if value is not None}, "a Classifier has its own")
-        with give_back_on_failure(source, values=False):
+        with restored_on_failure(source, values=False):
             source.eval()
             return source if device is None else source.to(device)
     if not isinstance(source, str | os.PathLike | nn.Module):
@@ -164,7 +160,7 @@ def load_classifier(
     _refuse({"pretrained"} if pretrained else set(), "an nn.Module has its weights or takes weights=PATH")
     _refuse({"model_args"} if args else set(), "an nn.Module is already built")
     check_values(source, type(source).__name__, writable=weights is not None)
-    with give_back_on_failure(source, values=weights is not None):
+    with restored_on_failure(source, values=weights is not None):
         classifier = _classify(_from_module(source, request), request, class_names, device)
         classifier.output = meaning
         return _folded(classifier) if fold_batch_norm else classifier
@@ -199,8 +195,8 @@ def _classify(
 def _tried(
     resolved: Resolved, model: nn.Module, device: str | torch.device | None
 ) -> tuple[Classifier, object, Exception | None]:
-    """A classifier with as many channels as the model takes, where nothing tells, and its output or what it raised."""
-    first = first_channels(model)
+    """Make a classifier, with as many channels as the model takes if nothing tells; and its output, or its error."""
+    first = input_channels(model)
     candidates: list[int | None] = [resolved.channels]
     if resolved.channels is None and len(resolved.mean) == len(resolved.std) == 1:
         # RGB before all: what a first convolution takes may be greyscale that the model makes of it.
@@ -218,7 +214,7 @@ def _tried(
 
 
 def _copied(resolved: Resolved, device: str | torch.device | None) -> tuple[Classifier, object]:
-    """A classifier with a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
+    """Make a classifier of a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
     module = resolved.model
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     try:
@@ -283,7 +279,7 @@ def _refuse(given: set[str], reason: str) -> None:
 
 
 def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pretrained: bool) -> Resolved:
-    """A name or a path."""
+    """Load what a name or a path stands for."""
     text = os.fspath(source)
     if not text:
         raise ValueError("the model name is empty")
@@ -305,13 +301,11 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     if not path.exists():
         hint = f" For a model on the Hugging Face hub write hf-hub:{text}" if text.count("/") == 1 else ""
         raise FileNotFoundError(f"no such model file or folder: {text}.{hint}")
-    kind = archive_kind(path)
+    kind = file_kind(path)
     if kind is None:
         expected = "expected a folder in timm's layout, TorchScript or torch.export"
         raise ValueError(f"{text} is not a model: it {what_it_is(path)}; {expected}")
-    if kind == "checkpoint":
-        if classes := foreign_classes(path):
-            raise ValueError(pickled(path, classes))
+    if kind not in ("TorchScript", "torch.export"):
         read_state_dict(path)  # which says what it holds if that is no weights
         raise ValueError(
             f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
@@ -320,8 +314,7 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     _refuse({"weights"} if request.weights is not None else set(), f"{text} has its weights in it")
     _refuse({"pretrained"} if explicit_pretrained else set(), f"{text} has its weights in it")
     _refuse({"model_args"} if request.model_args else set(), f"{text} is already built")
-    program = _load_torchscript(path) if kind == "torchscript" else _load_exported(path)
-    return _from_module(program, request, name=path.stem, origin="file")
+    return _from_module(load_program(path, kind), request, name=path.stem, origin="file")
 
 
 def _looks_like_a_name(source: str) -> bool:
@@ -330,7 +323,8 @@ def _looks_like_a_name(source: str) -> bool:
 
 
 def _in_timm(source: str) -> bool:
-    timm: Any = import_module("timm")
+    import timm
+
     return bool(timm.is_model(source.partition(".")[0]))
 
 
@@ -338,70 +332,6 @@ def _from_folder(folder: Path, request: Request) -> Resolved:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such model folder: {folder}")
     return load_timm(f"local-dir:{folder}", request)
-
-
-def _load_torchscript(path: Path) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer torch advises authors of archives to move on
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            program: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ValueError(f"{path} is not a readable TorchScript archive ({first_line(error)})") from error
-    return program
-
-
-def _load_exported(path: Path) -> nn.Module:
-    try:
-        program: nn.Module = torch.export.load(str(path)).module()
-    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"{path} is not a readable torch.export program ({first_line(error)})") from error
-    return program
-
-
-class _Exported(nn.Module):
-    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch.
-
-    Attributes:
-        shape: of its input, (B, C, H, W), None where it was exported with a dynamic one; None if that is unknown.
-    """
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
-        self.shape = _exported_shape(program)
-        for module in self.modules():
-            module.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        try:
-            logits: Tensor = self.program(images)
-        except (AssertionError, RuntimeError) as error:  # its guards; in torch 2.6 they are RuntimeErrors
-            if isinstance(error, RuntimeError) and "Expected input at" not in str(error):
-                raise
-            advice = "Export it with a dynamic batch size (torch.export.Dim)"
-            if not re.search(r"(size\(\)|shape)\[0\]", str(error)):
-                advice = "Give it images of the size that it was exported for (input_size=...)"
-            raise ValueError(
-                f"the exported program does not take images of shape {tuple(images.shape)}: {first_line(error)}. "
-                f"{advice}"
-            ) from error
-        return logits
-
-    def train(self, mode: bool = True) -> _Exported:
-        if mode:
-            raise ValueError("an exported program cannot be put into training mode")
-        return self
-
-
-def _exported_shape(program: nn.Module) -> tuple[int | None, ...] | None:
-    """The shape of the one input of a program, as its graph records it."""
-    graph = getattr(program, "graph", None)
-    inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
-    example = inputs[0].meta.get("val") if len(inputs) == 1 else None
-    if not isinstance(example, Tensor) or example.ndim != 4:
-        return None
-    return tuple(side if isinstance(side, int) else None for side in example.shape)
 
 
 def _from_module(
@@ -414,21 +344,20 @@ def _from_module(
         raise ValueError(f"num_classes={request.num_classes} was given for a model of {declared} classes")
     num_classes = request.num_classes or declared
     if request.weights is not None:
-        state = read_state_dict(request.weights)
-        fit(lambda _: module, state, num_classes=request.num_classes, what=label, source=str(request.weights))
+        load_weights(lambda _: module, request.weights, num_classes=request.num_classes, what=label)
     try:
         module.eval()
     except NotImplementedError:  # what torch.export's programs say
-        module = _Exported(module)
+        module = Exported(module)
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config:
-        takes = first_channels(module) or CHANNELS
+        takes = input_channels(module) or CHANNELS
         size, mean, std, transform = timm_settings(module, request, takes)
         names = timm_class_names(config, num_classes) if num_classes else None
         return Resolved(module, label, mean, std, size, transform, num_classes, names, takes, origin)
     size = request.input_size or (224, 224)
     channels: int | None = None
-    if isinstance(module, _Exported) and module.shape is not None:
+    if isinstance(module, Exported) and module.shape is not None:
         channels, height, width = module.shape[1:]
         size = request.input_size or (height or size[0], width or size[1])
     mean = (0.0,) if request.mean is None else request.mean
@@ -438,7 +367,7 @@ def _from_module(
 
 
 def _folded(classifier: Classifier) -> Classifier:
-    """The classifier, its model without the batch normalisations that could be folded."""
+    """Fold the batch normalisations of a classifier's model that can be folded."""
     size = (1, classifier.channels, *classifier.input_size)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
     classifier.model = fold_batch_norm_of(classifier.model, noise.to(classifier.mean))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import to_rgb
-
-__all__ = ["CHANNELS", "INTERPOLATIONS", "PixelTransform", "ResizeAndCrop", "timm_transform", "torchvision_transform"]
 
 # Resizing scales the longer side with the shorter one: a line of 1 x 50,000 pixels would become 3 billion of them.
 MAX_ASPECT = 100
@@ -29,9 +26,9 @@ class PixelTransform:
     """A resize-and-crop with the guarantees that the rest of the package relies on.
 
     Called with a PIL image, returns float32 (C, H, W) in [0, 1]. Images of other modes are converted to RGB first, as
-    `fampe_fast.images.to_rgb` does, and for one channel from there to grey (ITU-R 601-2 luma, Pillow's "L"). Resizing
+    ``fampe_fast.images.to_rgb`` does, and for one channel from there to grey (ITU-R 601-2 luma, Pillow's "L"). Resizing
     happens in bytes, where Pillow clips the overshoot of the bicubic kernel itself; the clamp is for transforms that
-    resize floats. Picklable where `resize` is.
+    resize floats. Picklable where ``resize`` is.
 
     Raises:
         TypeError: the argument is not a PIL image.
@@ -44,7 +41,7 @@ class PixelTransform:
         self.channels = channels
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The image as float32 (C, H, W) in [0, 1]."""
+        """Make the image float32 (C, H, W) in [0, 1]."""
         if self.channels not in (1, CHANNELS):
             raise ValueError(
                 f"the model takes {self.channels} channels, and image files are read as RGB (or as grey, for one "
@@ -75,14 +72,14 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class ResizeAndCrop:
-    """Resize until the image just covers `size / crop_share`, then cut `size` out of the centre.
+    """Resize until the image just covers ``size / crop_share``, then cut ``size`` out of the centre.
 
-    For a square `size` this is torchvision's `Resize` (of the shorter side) and `CenterCrop`, to the byte.
+    For a square ``size`` this is torchvision's ``Resize`` (of the shorter side) and ``CenterCrop``, to the byte.
 
     Attributes:
         size: (H, W) of the result.
         crop_share: share of the covered side that the crop keeps, in (0, 1]; 7/8 is ImageNet's 224 of 256.
-        interpolation: the resizing filter, a name from `INTERPOLATIONS`.
+        interpolation: the resizing filter, a name from ``INTERPOLATIONS``.
     """
 
     size: tuple[int, int]
@@ -90,7 +87,7 @@ class ResizeAndCrop:
     interpolation: str = "bicubic"
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The centre of the image, of `size`."""
+        """Cut the centre of the image, of ``size``."""
         (height, width), (image_width, image_height) = self.size, image.size
         # The nudge keeps 341.99999 = 299 / (299 / 342) from losing a pixel.
         cover_height, cover_width = (int(side / self.crop_share + 1e-6) for side in (height, width))
@@ -103,16 +100,16 @@ class ResizeAndCrop:
 
 
 def timm_transform(config: dict[str, Any]) -> PixelTransform:
-    """The evaluation transform of a timm data configuration, without its normalisation.
+    """Make the evaluation transform of a timm data configuration, without its normalisation.
 
     Args:
-        config: as from `timm.data.resolve_model_data_config`; `mean` is needed too, as the colour of the borders that
-            some models pad with. The number of channels is the first of `input_size`.
+        config: as from ``timm.data.resolve_model_data_config``; ``mean`` is needed too, as the colour of the borders
+            that some models pad with. The number of channels is the first of ``input_size``.
     """
+    from timm.data import create_transform  # type: ignore[attr-defined]
     from torchvision.transforms import Compose, Normalize
 
-    timm_data: Any = import_module("timm.data")
-    steps = timm_data.create_transform(**config, is_training=False).transforms
+    steps = create_transform(**config, is_training=False).transforms
     return PixelTransform(
         Compose([step for step in steps if not isinstance(step, Normalize)]), int(config["input_size"][0])
     )
@@ -121,12 +118,12 @@ def timm_transform(config: dict[str, Any]) -> PixelTransform:
 def torchvision_transform(
     weights: Any, input_size: tuple[int, int] | None, interpolation: str | None
 ) -> tuple[PixelTransform, tuple[int, int], Sequence[float], Sequence[float]]:
-    """The transform of torchvision's weights, without its normalisation.
+    """Make the transform of torchvision's weights, without its normalisation.
 
     Args:
         weights: a member of a torchvision weights enumeration, for image classification.
         input_size: (H, W) instead of the crop of the weights; the crop keeps its share of the resized image.
-        interpolation: a name from `INTERPOLATIONS` instead of the filter of the weights.
+        interpolation: a name from ``INTERPOLATIONS`` instead of the filter of the weights.
 
     Returns:
         Transform, input size (H, W), mean, std.

@@ -6,9 +6,10 @@ import difflib
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import WeightsUnavailableError
-from .checkpoints import StateDict, fit, read_state_dict
+from .checkpoints import StateDict, load_weights
 from .class_names import timm_class_names
 from .classifier import check_input_size
 from .hub import hub_file, url_file
 from .transforms import CHANNELS, timm_transform, torchvision_transform
-
-__all__ = ["Request", "Resolved", "load_timm", "load_torchvision", "timm_settings", "torchvision_name"]
 
 _HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OWN_ARGUMENTS = {
@@ -37,7 +36,7 @@ _OWN_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `load_classifier` asked of a named model."""
+    """The arguments of ``load_classifier`` for a named model, a folder or a module."""
 
     weights: Path | None
     pretrained: bool
@@ -66,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model with everything that a `Classifier` wraps around it."""
+    """A model with everything that a ``Classifier`` wraps around it."""
 
     model: nn.Module
     name: str
@@ -82,7 +81,7 @@ class Resolved:
 
 
 def load_timm(name: str, request: Request) -> Resolved:
-    """A model from timm.
+    """Load a model from timm.
 
     Args:
         name: an architecture with or without a tag ("resnet50", "resnet50.a1_in1k"), "hf-hub:OWNER/NAME", or
@@ -93,7 +92,8 @@ def load_timm(name: str, request: Request) -> Resolved:
         ValueError: unknown name, arguments the model does not take, weights that do not fit, no classifier.
         WeightsUnavailableError: pretrained weights are not to be had.
     """
-    timm: Any = import_module("timm")
+    import timm
+
     if name.startswith("hf-hub:"):
         name = _hub_to_local(name, request)
     if name.startswith("local-dir:"):
@@ -110,30 +110,16 @@ def load_timm(name: str, request: Request) -> Resolved:
     if request.input_size is not None and config.get("fixed_input_size") and "img_size" not in arguments:
         arguments["img_size"] = request.input_size  # resamples the position embeddings
 
-    def build(num_classes: int | None, **loading: Any) -> nn.Module:
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        try:
-            made: nn.Module = timm.create_model(name, **loading, **classes, **arguments)
-        except TypeError as error:
-            raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
-        return made
-
+    build = _builder(partial(timm.create_model, name), label, arguments)
     if request.weights is not None:
-        model = fit(
-            build,
-            read_state_dict(request.weights),
-            num_classes=request.num_classes,
-            what=label,
-            source=str(request.weights),
-            adapt=_timm_adapter,
-        )
+        model = load_weights(build, request.weights, num_classes=request.num_classes, what=label, adapt=_timm_adapter)
     elif request.pretrained:
         _check_pretrained_classes(label, config.get("num_classes"), request.num_classes)
         if name.startswith("local-dir:"):
             try:
                 model = build(None, pretrained=True)
             except RuntimeError as error:  # no checkpoint in the folder, or one that does not fit
-                raise ValueError(f"{label}: {_first_lines(error)}") from error
+                raise ValueError(f"{label}: {textwrap.shorten(str(error), 500)}") from error
         else:
             file, custom = _pretrained_file(label, config)
             model = build(None, pretrained=True, pretrained_cfg_overlay={"file": str(file), "custom_load": custom})
@@ -151,19 +137,33 @@ def load_timm(name: str, request: Request) -> Resolved:
     return Resolved(model, label, mean, std, input_size, transform, num_classes, names, channels)
 
 
+def _builder(create: Callable[..., nn.Module], label: str, arguments: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """Make a library's function for a model one of the number of classes, whose refusals name the model."""
+
+    def build(num_classes: int | None, **loading: Any) -> nn.Module:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        try:
+            return create(**loading, **classes, **arguments)
+        except TypeError as error:
+            raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
+
+    return build
+
+
 def timm_settings(
     model: nn.Module, request: Request, channels: int
 ) -> tuple[tuple[int, int], Sequence[float], Sequence[float], Callable[[Image.Image], Tensor]]:
-    """Input size, mean, std and transform of a timm model; what the request has overrides its configuration.
+    """Find input size, mean, std and transform of a timm model; the request overrides its configuration.
 
     A configuration's mean and std of three channels are averaged for a model of another number of channels.
     """
-    timm_data: Any = import_module("timm.data")
+    from timm.data import resolve_data_config  # type: ignore[attr-defined]
+
     wishes = {
         "input_size": None if request.input_size is None else (channels, *request.input_size),
         "interpolation": request.interpolation,
     }
-    config = timm_data.resolve_data_config(wishes, pretrained_cfg=_config_of(model))
+    config = resolve_data_config(wishes, pretrained_cfg=_config_of(model))  # type: ignore[no-untyped-call]
     height, width = config["input_size"][-2:]
     config["input_size"] = (channels, height, width)
     for key, asked in (("mean", request.mean), ("std", request.std)):
@@ -173,7 +173,7 @@ def timm_settings(
 
 
 def _check_statistics(label: str, request: Request, channels: int) -> None:
-    """Before anything is fetched."""
+    """Refuse means and stds that are not one number or one per channel, before anything is fetched."""
     for key, values in (("mean", request.mean), ("std", request.std)):
         if values is not None and len(values) not in (1, channels):
             raise ValueError(
@@ -187,8 +187,9 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _registered_config(name: str) -> dict[str, Any]:
-    """The configuration of a model in timm's registry, for a name with or without a tag."""
-    timm: Any = import_module("timm")
+    """Look up the configuration of a model in timm's registry, by a name with or without a tag."""
+    import timm
+
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         hint = ""
@@ -201,11 +202,11 @@ def _registered_config(name: str) -> dict[str, Any]:
         have = f"timm has these weights for {architecture}: {', '.join(tags)}" if tags else "timm has no weights for it"
         raise ValueError(f"unknown weights {tag!r} in the model name {name!r}; {have}")
     config = timm.get_pretrained_cfg(name)
-    return dict(config.to_dict()) if config is not None else {}
+    return dict(config.to_dict()) if config is not None else {}  # type: ignore[no-untyped-call]
 
 
 def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]:
-    """The weights that timm would fetch for a configuration, and whether they need the model's own reader."""
+    """Fetch the weights that timm would for a configuration, and say whether they need the model's own reader."""
     what = repr(label)
     if config.get("hf_hub_id"):
         special = config.get("hf_hub_filename")
@@ -229,7 +230,7 @@ def _hub_to_local(name: str, request: Request) -> str:
 
 
 def _folder_config(name: str) -> dict[str, Any]:
-    """The configuration of a folder in timm's layout, whose keys stand at the top or under `pretrained_cfg`."""
+    """Read the configuration of a folder in timm's layout; its keys are at the top or under ``pretrained_cfg``."""
     file = Path(name.removeprefix("local-dir:")) / "config.json"
     if not file.is_file():
         weights = sorted(p for p in file.parent.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".pt"))
@@ -266,13 +267,13 @@ def _timm_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
 
 
 def torchvision_name(source: str) -> str | None:
-    """What follows "torchvision/" or "torchvision:", or None."""
+    """Take what follows "torchvision/" or "torchvision:"; None of another name."""
     found = re.fullmatch(r"torchvision[/:](.*)", source)
     return found.group(1) if found else None
 
 
 def load_torchvision(name: str, request: Request) -> Resolved:
-    """A classifier from torchvision.
+    """Load a classifier from torchvision.
 
     Args:
         name: "resnet50", or with a member of its weights enumeration, "resnet50.IMAGENET1K_V1" (default: its
@@ -283,11 +284,12 @@ def load_torchvision(name: str, request: Request) -> Resolved:
         ValueError: unknown name, arguments the model does not take, weights that do not fit.
         WeightsUnavailableError: pretrained weights are not to be had.
     """
-    zoo: Any = import_module("torchvision.models")
+    from torchvision import models
+
     architecture, _, member = name.partition(".")
     if architecture.lower() not in _torchvision_names():
         raise ValueError(f"unknown torchvision classifier {name!r}.{_close(architecture, _torchvision_names())}")
-    builder, known = zoo.get_model_builder(architecture), zoo.get_model_weights(architecture)
+    builder, known = models.get_model_builder(architecture), models.get_model_weights(architecture)
     if member and member not in known.__members__:
         members = ", ".join(known.__members__)
         raise ValueError(f"unknown weights {member!r} in {name!r}; torchvision has these for {architecture}: {members}")
@@ -296,26 +298,14 @@ def load_torchvision(name: str, request: Request) -> Resolved:
     _check_statistics(label, request, CHANNELS)
     arguments = dict(request.model_args)
 
-    def build(num_classes: int | None, **loading: Any) -> nn.Module:
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        try:
-            made: nn.Module = builder(**{"weights": None, **loading}, **classes, **arguments)
-        except TypeError as error:
-            raise ValueError(f"model_args {arguments} do not suit {label}: {error}") from error
-        return made
-
+    if request.weights is not None and architecture.lower() in ("googlenet", "inception_v3"):
+        # As torchvision does for its pretrained weights; a checkpoint does not record it.
+        arguments = {"transform_input": True, "init_weights": False, **arguments}
+    build = _builder(partial(builder, weights=None), label, arguments)
     categories = entry.meta["categories"]
     if request.weights is not None:
-        if architecture.lower() in ("googlenet", "inception_v3"):
-            # As torchvision does for its pretrained weights; a checkpoint does not record it.
-            arguments = {"transform_input": True, "init_weights": False, **arguments}
-        model = fit(
-            build,
-            read_state_dict(request.weights),
-            num_classes=request.num_classes,
-            what=label,
-            source=str(request.weights),
-            adapt=_densenet_adapter,
+        model = load_weights(
+            build, request.weights, num_classes=request.num_classes, what=label, adapt=_densenet_adapter
         )
     elif request.pretrained:
         _check_pretrained_classes(label, len(categories), request.num_classes)
@@ -341,7 +331,7 @@ def load_torchvision(name: str, request: Request) -> Resolved:
 
 
 def _output_classes(model: nn.Module, default: int) -> int:
-    """The size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
+    """Find the size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
     return next((m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in last), default)
 
@@ -353,16 +343,11 @@ def _densenet_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
 
 
 def _torchvision_names() -> list[str]:
-    zoo: Any = import_module("torchvision.models")
-    names: list[str] = zoo.list_models(module=zoo)
-    return names
+    from torchvision import models
+
+    return list(models.list_models(module=models))
 
 
 def _close(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name.lower(), list(known), n=5, cutoff=0.6)
     return f" Did you mean: {', '.join(matches)}?" if matches else ""
-
-
-def _first_lines(error: Exception, most: int = 4) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:most]) + (" ..." if len(lines) > most else "")

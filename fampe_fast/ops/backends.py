@@ -24,18 +24,8 @@ from ..errors import BackendUnavailableError
 VARIABLE = "FAMPE_FAST_BACKEND"
 # The group of entry points that other packages offer their backends in.
 PLUGINS = "fampe_fast.backends"
-# Each primitive and the file that holds it, in ``reference`` and in ``kernels`` alike.
-OPS = {
-    "radial_mask": "radial_mask",
-    "energy_cutoff": "energy_cutoff",
-    "band_mix": "band_mix",
-    "dct_mix": "dct_mix",
-    "diversify": "diversify",
-    "diversify_adjoint": "diversify",
-    "accumulate": "accumulate",
-    "gradient_step": "gradient_step",
-    "pixel_mask": "pixel_mask",
-}
+OPS: dict[str, str] = {}
+"""Each primitive and the file that holds it, in ``reference`` and in ``kernels`` alike; ``primitives`` fills it."""
 
 Implementation = Callable[..., Any]
 
@@ -137,9 +127,9 @@ def register_backend(
     registers itself is found by the variable in any process, the command line's included.
 
     The functions are called with positional arguments, on views of any strides. They change nothing but
-    ``accumulate``'s total, return new tensors in the layouts that ``ops.library`` promises (contiguous; channels-last
-    frames from ``diversify`` where asked), and must be capturable for ``compile="graphs"``. ``band_mix`` and
-    ``dct_mix`` also serve their own gradients. ``fampe_fast.testing`` holds them to the results.
+    ``accumulate``'s total, return new tensors in the layouts that ``ops.primitives`` promises (contiguous;
+    channels-last frames from ``diversify`` where asked), and must be capturable for ``compile="graphs"``. ``band_mix``
+    and ``dct_mix`` also serve their own gradients. ``fampe_fast.testing`` holds them to the results.
 
     Raises:
         ValueError: the name is taken by the package, or an op is unknown.

@@ -6,15 +6,13 @@ rcParams are left alone.
 
 from __future__ import annotations
 
-# Imported here and not on first access: two functions bear their module's name, and a module imported later would take
-# its function's place. The modules themselves import torch and numpy alone.
-from .colours import ScaledMap, rgba_of, scale_map
-from .contact_sheet import contact_sheet
+from .colours import ScaledMap, scale_map
+from .contact_sheets import contact_sheet
 from .curves import curves_figure
-from .overlay import explanation_figure, overlay
+from .explanations import explanation_figure, overlay
 from .saving import save_figure
 from .signatures import signatures_figure, slopes_figure
-from .spectrum import log_amplitude, spectrum_figure
+from .spectrum import log_amplitude
 
 __all__ = [
     "ScaledMap",
@@ -23,10 +21,8 @@ __all__ = [
     "explanation_figure",
     "log_amplitude",
     "overlay",
-    "rgba_of",
     "save_figure",
     "scale_map",
     "signatures_figure",
     "slopes_figure",
-    "spectrum_figure",
 ]

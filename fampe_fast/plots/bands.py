@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .canvas import FAINT, add_text, new_figure
-from .charts import framed_axes, line_style, marker_style
+from .canvas import FAINT, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +43,7 @@ def bands_figure(
     cutoff: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """Values over bands: a step per band and a shaded interval, a colour and dash per curve.
+    """Draw values over bands: a step per band and a shaded interval, a colour and dash per curve.
 
     Args:
         curves: by name; all of one K where ``by_number``.

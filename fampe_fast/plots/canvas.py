@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,21 +19,17 @@ INK = "#1a1a1a"
 FAINT = "#5f5f5f"
 _FONT = "DejaVu Sans"  # travels with matplotlib
 _ELLIPSIS = "…"
+# Okabe and Ito's colours; dashes and markers tell the lines apart once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1a1a1a")
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = "osD^vPX"
 
 
 def new_figure(width: float, height: float, dpi: int) -> Figure:
-    """A white figure with an Agg canvas of its own.
-
-    Args:
-        width: inches.
-        height: inches.
-        dpi: pixels per inch.
-
-    Returns:
-        The figure, unknown to pyplot.
+    """Make a white figure with an Agg canvas of its own, unknown to pyplot; sizes in inches.
 
     Raises:
-        ValueError: `dpi` outside 20 to 600.
+        ValueError: ``dpi`` outside 20 to 600.
     """
     load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,18 +44,7 @@ def new_figure(width: float, height: float, dpi: int) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Bare axes at a place given in inches from the top left corner.
-
-    Args:
-        figure: where.
-        left: inches.
-        top: inches.
-        width: inches.
-        height: inches.
-
-    Returns:
-        Axes without frame, ticks and grid.
-    """
+    """Add axes without frame, ticks and grid at a place given in inches from the top left corner."""
     full_width, full_height = figure.get_size_inches()
     axes = figure.add_axes(
         (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
@@ -68,25 +53,36 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
     return axes
 
 
-def show_rgb(axes: Axes, rgb: FloatArray) -> None:
-    """Fills axes with a picture, row 0 at the top; pixel (i, j) is centred on y = i, x = j.
+def framed_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes with a grid and without the upper and the right side, at a place as in ``add_axes``."""
+    axes = add_axes(figure, left, top, width, height)
+    axes.set_axis_on()
+    axes.grid(color="#e0e0e0", linewidth=0.6)
+    axes.tick_params(labelsize=8, colors=FAINT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.xaxis.label.set(color=INK, size=9)
+    axes.yaxis.label.set(color=INK, size=9)
+    return axes
 
-    Args:
-        axes: where.
-        rgb: `(H, W, 3)` in [0, 1].
-    """
+
+def line_style(number: int) -> dict[str, Any]:
+    """Choose colour and dashes of the n-th line."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]}
+
+
+def marker_style(number: int) -> dict[str, Any]:
+    """Choose colour and marker of the n-th line."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+
+
+def show_rgb(axes: Axes, rgb: FloatArray) -> None:
+    """Fill axes with a picture (H, W, 3) in [0, 1], row 0 at the top; pixel (i, j) is centred on y = i, x = j."""
     axes.imshow(to_bytes(rgb), origin="upper", interpolation="antialiased", aspect="auto", resample=True)
 
 
 def to_bytes(rgb: FloatArray) -> NDArray[np.uint8]:
-    """Colours in [0, 1] as 8-bit integers, rounded.
-
-    Args:
-        rgb: any shape.
-
-    Returns:
-        uint8 of the same shape.
-    """
+    """Round colours in [0, 1], of any shape, to 8-bit integers."""
     integers: NDArray[np.uint8] = np.rint(np.asarray(rgb) * 255.0).astype(np.uint8)
     return integers
 
@@ -106,7 +102,7 @@ def add_text(
     smallest: float | None = None,
     rotation: float = 0.0,
 ) -> Text:
-    """Writes one line, as it stands: neither TeX nor mathematics is read into it.
+    """Write one line, as it stands: neither TeX nor mathematics is read into it.
 
     Args:
         figure: where.
@@ -119,7 +115,7 @@ def add_text(
         align: where the anchor lies in the text.
         vertical: where the anchor lies in the text.
         max_width: inches; a longer text is set smaller, then cut and ended by an ellipsis.
-        smallest: points, down to which the size may go before the text is cut; None is `size`.
+        smallest: points, down to which the size may go before the text is cut; None is ``size``.
         rotation: degrees, anticlockwise.
 
     Returns:
@@ -153,19 +149,12 @@ def add_text(
 
 
 def single_line(content: str) -> str:
-    """A text without line breaks, tabs and other unprintable characters, white space collapsed.
-
-    Args:
-        content: any text.
-
-    Returns:
-        The line.
-    """
+    """Take line breaks, tabs and other unprintable characters out of a text, and collapse white space."""
     return " ".join("".join(c if c.isprintable() else " " for c in content).split())
 
 
 def _shorten(text: Text, width: float) -> None:
-    """Cuts a text to the longest beginning that fits `width` pixels with an ellipsis after it."""
+    """Cut a text to the longest beginning that fits ``width`` pixels with an ellipsis after it."""
     content = text.get_text()
     if text.get_window_extent().width <= width:
         return
@@ -181,13 +170,13 @@ def _shorten(text: Text, width: float) -> None:
 
 
 def add_scale(figure: Figure, left: float, top: float, width: float, *, signed: bool, what: str) -> None:
-    """A horizontal colour bar and the words that explain it; takes 0.5 inches of height.
+    """Add a horizontal colour bar and the words that explain it; takes 0.5 inches of height.
 
     Args:
         figure: where.
-        left: inches.
-        top: inches.
-        width: inches.
+        left: inches, as ``top`` and ``width``.
+        top: of the bar.
+        width: of the bar.
         signed: which of the two colour scales.
         what: what the evidence is for, a class name as a rule.
     """
@@ -212,13 +201,13 @@ def add_scale(figure: Figure, left: float, top: float, width: float, *, signed: 
 
 
 def outline_of(mask: NDArray[np.bool_]) -> list[FloatArray]:
-    """The closed outlines of a mask, along the edges between its inside and its outside.
+    """Trace the closed outlines of a mask, along the edges between its inside and its outside.
 
     Args:
-        mask: `(H, W)` bool.
+        mask: (H, W) bool.
 
     Returns:
-        One `(n, 2)` array of (x, y) for each outline, pixel (i, j) being the unit square centred on x = j, y = i; none
+        One (n, 2) array of (x, y) for each outline, pixel (i, j) being the unit square centred on x = j, y = i; none
         for an empty mask.
     """
     from contourpy import contour_generator
@@ -230,12 +219,7 @@ def outline_of(mask: NDArray[np.bool_]) -> list[FloatArray]:
 
 
 def draw_outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
-    """Draws the outline of a mask over a picture, light with a dark rim so that it shows on any ground.
-
-    Args:
-        axes: filled by `show_rgb`.
-        mask: `(H, W)` bool.
-    """
+    """Outline a mask (H, W) over a picture of ``show_rgb``, light with a dark rim so that it shows on any ground."""
     from matplotlib.collections import LineCollection
 
     lines = outline_of(mask)

@@ -1,6 +1,6 @@
 """From an attribution map to values and colours: one channel, clipped at a percentile, colour-blind safe.
 
-Two colour scales. Maps without negative values: matplotlib's `inferno` (perceptually uniform, lightness rising from
+Two colour scales. Maps without negative values: matplotlib's ``inferno`` (perceptually uniform, lightness rising from
 black). Signed maps: blue for negative and orange for positive, black at zero, both arms of equal CIELAB lightness at
 equal magnitude. Zero is black in both, because a map is drawn as light on a darkened image.
 """
@@ -46,7 +46,7 @@ class ScaledMap:
     """One map, ready for colouring.
 
     Attributes:
-        values: `(H, W)` float32, in [0, 1], or in [-1, 1] where `signed`. Magnitude 1 is `limit` and everything beyond.
+        values: (H, W) float32, in [0, 1], or in [-1, 1] where ``signed``. Magnitude 1 is ``limit`` and all beyond.
         limit: the magnitude, in the map's own unit, at which the colours end; 0 for a map of zeros.
         signed: whether zero is the middle of the scale or its lower end.
     """
@@ -62,13 +62,13 @@ class ScaledMap:
 
 
 def to_single_channel(attribution: Tensor) -> FloatArray:
-    """The signed sum of a map over its channels.
+    """Sum a map over its channels, with signs.
 
     Args:
-        attribution: `(C, H, W)` or `(H, W)`, real, any device, finite.
+        attribution: (C, H, W) or (H, W), real, any device, finite.
 
     Returns:
-        `(H, W)` float64.
+        (H, W) float64.
 
     Raises:
         TypeError: not a real tensor.
@@ -90,14 +90,14 @@ def to_single_channel(attribution: Tensor) -> FloatArray:
 def scale_map(
     attribution: Tensor, *, percentile: float = 99.0, signed: bool | None = None, smoothing: float = 0.0
 ) -> ScaledMap:
-    """Reduces a map to one channel and scales it to the ends of the colour scale.
+    """Reduce a map to one channel and scale it to the ends of the colour scale.
 
     The limit is the given percentile of the magnitudes (linear interpolation between order statistics), the same on
     both sides of zero; where that percentile is zero, as for a map of few non-zero pixels, it is the largest magnitude.
     A map of zeros gives zeros, and a constant one the end of the scale everywhere.
 
     Args:
-        attribution: `(C, H, W)` or `(H, W)`, real, finite, any device.
+        attribution: (C, H, W) or (H, W), real, finite, any device.
         percentile: the share of the magnitudes inside the scale, in (0, 100]; 100 clips nothing.
         signed: None looks at the values; False draws the positive part alone; True a scale symmetric about zero.
         smoothing: standard deviation in pixels of a Gaussian applied before the scaling; 0 for none.
@@ -127,14 +127,14 @@ def scale_map(
 
 
 def gaussian_smooth(values: FloatArray, sigma: float) -> FloatArray:
-    """A Gaussian filter, cut at three standard deviations, edges repeated.
+    """Filter by a Gaussian, cut at three standard deviations, edges repeated.
 
     Args:
-        values: `(H, W)`.
+        values: (H, W).
         sigma: standard deviation in pixels, above 0.
 
     Returns:
-        `(H, W)` float64.
+        (H, W) float64.
     """
     reach = max(1, math.ceil(3.0 * sigma))
     taps = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
@@ -151,7 +151,7 @@ def gaussian_smooth(values: FloatArray, sigma: float) -> FloatArray:
 
 
 def default_smoothing(height: int, width: int) -> float:
-    """The smoothing of overlays, in pixels: a ninetieth of the shorter side (2.5 px at 224), none below 32 px.
+    """Choose the smoothing of overlays, in pixels: a ninetieth of the shorter side (2.5 px at 224), none below 32 px.
 
     Gradient maps scatter over single pixels; the eye wants regions. The map itself is always shown unsmoothed beside.
     """
@@ -161,13 +161,13 @@ def default_smoothing(height: int, width: int) -> float:
 
 @lru_cache(maxsize=2)
 def colour_table(signed: bool) -> FloatArray:
-    """The colours of a scale, from its lower to its upper end.
+    """Make the colours of a scale, from its lower to its upper end.
 
     Args:
         signed: the diverging table, zero in its middle, or the sequential one, zero at its start.
 
     Returns:
-        `(511, 3)` or `(256, 3)` float32 sRGB in [0, 1], read-only.
+        (511, 3) or (256, 3) float32 sRGB in [0, 1], read-only.
     """
     if signed:
         table = np.concatenate([_arm(_AGAINST)[:0:-1], _arm(_FOR)])
@@ -182,13 +182,13 @@ def colour_table(signed: bool) -> FloatArray:
 
 
 def colours_of(scaled: ScaledMap) -> FloatArray:
-    """The opaque colours of a map.
+    """Colour a map, opaquely.
 
     Args:
         scaled: the map.
 
     Returns:
-        `(H, W, 3)` float32 sRGB in [0, 1].
+        (H, W, 3) float32 sRGB in [0, 1].
     """
     steps = np.rint(np.abs(scaled.values) * _STEPS).astype(np.intp)
     if scaled.signed:
@@ -198,40 +198,28 @@ def colours_of(scaled: ScaledMap) -> FloatArray:
 
 
 def opacity_of(scaled: ScaledMap) -> FloatArray:
-    """How much of the image a map covers: 0 where the map is zero, rising with the magnitude.
+    """Tell how much of the image a map covers: 0 where the map is zero, rising with the magnitude.
 
     Args:
         scaled: the map.
 
     Returns:
-        `(H, W)` float32 in [0, 0.92].
+        (H, W) float32 in [0, 0.92].
     """
     power = SIGNED_OPACITY_POWER if scaled.signed else OPACITY_POWER
     opacity: FloatArray = (MAX_OPACITY * np.abs(scaled.values) ** power).astype(np.float32)
     return opacity
 
 
-def rgba_of(scaled: ScaledMap) -> FloatArray:
-    """The colours of a map with its opacity, to lay over any picture.
-
-    Args:
-        scaled: the map.
-
-    Returns:
-        `(H, W, 4)` float32 in [0, 1], not premultiplied.
-    """
-    return np.concatenate([colours_of(scaled), opacity_of(scaled)[..., None]], axis=-1)
-
-
 def image_to_rgb(image: Tensor) -> FloatArray:
-    """An image in pixel space as matplotlib wants it.
+    """Turn an image in pixel space into what matplotlib draws.
 
     Args:
-        image: `(C, H, W)` floating point in [0, 1], any device. Three channels are red, green, blue; of any other
+        image: (C, H, W) floating point in [0, 1], any device. Three channels are red, green, blue; of any other
             number the mean is drawn in grey.
 
     Returns:
-        `(H, W, 3)` float32 in [0, 1].
+        (H, W, 3) float32 in [0, 1].
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -256,14 +244,14 @@ def image_to_rgb(image: Tensor) -> FloatArray:
 
 
 def overlay_rgb(rgb: FloatArray, scaled: ScaledMap) -> FloatArray:
-    """A map's colours over the darkened greyscale image.
+    """Lay a map's colours over the darkened greyscale image.
 
     Args:
-        rgb: `(H, W, 3)` in [0, 1].
+        rgb: (H, W, 3) in [0, 1].
         scaled: a map of the same height and width.
 
     Returns:
-        `(H, W, 3)` float32 in [0, 1]; where the map is zero, the darkened image unchanged.
+        (H, W, 3) float32 in [0, 1]; where the map is zero, the darkened image unchanged.
 
     Raises:
         ValueError: the sizes differ.
@@ -278,13 +266,13 @@ def overlay_rgb(rgb: FloatArray, scaled: ScaledMap) -> FloatArray:
 
 
 def lightness_of(rgb: FloatArray) -> FloatArray:
-    """CIELAB lightness of sRGB colours.
+    """Compute the CIELAB lightness of sRGB colours.
 
     Args:
-        rgb: `(..., 3)` in [0, 1].
+        rgb: (..., 3) in [0, 1].
 
     Returns:
-        `(...)` float64 in [0, 100].
+        (...) float64 in [0, 100].
     """
     encoded = np.asarray(rgb, dtype=np.float64)
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
@@ -296,7 +284,7 @@ def lightness_of(rgb: FloatArray) -> FloatArray:
 
 
 def _arm(anchors: tuple[tuple[int, int, int], ...]) -> FloatArray:
-    """`(256, 3)` sRGB through 8-bit anchors, the first one black, resampled to equal steps of lightness."""
+    """Lay (256, 3) sRGB through 8-bit anchors, the first one black, in equal steps of lightness."""
     positions = np.linspace(0.0, 1.0, 4096)
     knots = np.linspace(0.0, 1.0, len(anchors))
     curve = np.stack([np.interp(positions, knots, np.array(anchors)[:, i] / 255.0) for i in range(3)], axis=-1)

@@ -21,11 +21,11 @@ DELETION_COLOUR = "#0a5fb4"
 def curves_figure(
     insertion_curve: Tensor, deletion_curve: Tensor, *, title: str | None = None, dpi: int = 120
 ) -> Figure:
-    """The score of the target while pixels are added or removed, strongest evidence first (RISE, section 4).
+    """Draw the target's score while pixels are added or removed, strongest evidence first (RISE, section 4).
 
     Args:
-        insertion_curve: `(K + 1,)`, the score after each step, the first one before any; equal steps.
-        deletion_curve: `(L + 1,)`, alike.
+        insertion_curve: (K + 1,), the score after each step, the first one before any; equal steps.
+        deletion_curve: (L + 1,), alike.
         title: the head.
         dpi: pixels per inch of a figure of 4.8 x 3.7 inches.
 

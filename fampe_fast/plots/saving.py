@@ -22,14 +22,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, key: str = "") 
 
     Args:
         figure: any matplotlib figure.
-        path: the file, ending in `.png`.
+        path: the file, ending in ``.png``.
         key: names what the figure was made from, in the mark that says that this package wrote it.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the name does not end in `.png`.
+        ValueError: the name does not end in ``.png``.
         OSError: the file cannot be written; the message names it and the reason.
     """
     target = Path(path)

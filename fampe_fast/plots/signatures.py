@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .canvas import add_text, new_figure
-from .charts import framed_axes, line_style, marker_style
+from .canvas import add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def signatures_figure(signatures: Mapping[str, Tensor], *, title: str | None = None, dpi: int = 120) -> Figure:
-    """Mean amplitude per radius on logarithmic axes, a line per method, each divided by its amplitude at radius 1.
+    """Draw mean amplitude per radius on logarithmic axes, a line per method, divided by its amplitude at radius 1.
 
     Args:
         signatures: by method, (B, K) from ``fourier_signature``, K at least 3; the line is the geometric mean over B.
@@ -48,7 +47,7 @@ def signatures_figure(signatures: Mapping[str, Tensor], *, title: str | None = N
 
 
 def slopes_figure(slopes: Mapping[str, Tensor], *, title: str | None = None, dpi: int = 120) -> Figure:
-    """Exponents of power against frequency, a row per method: every map a dot, their mean with its standard error.
+    """Draw exponents of power against frequency, a row per method: a dot per map, their mean with its standard error.
 
     Args:
         slopes: by method, (B,) from ``power_slope``; NaN is left out.

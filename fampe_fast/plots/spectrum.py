@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive
-from .canvas import FAINT, INK, add_axes, add_text, new_figure
+from .canvas import FAINT, INK, add_text
 from .colours import FloatArray, image_to_rgb
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ _CORNER_START, _CORNER_END = 0.58, 0.98
 
 
 def log_amplitude(image: Tensor) -> FloatArray:
-    """The logarithm of an image's amplitude spectrum, zero frequency in the middle.
+    """Take the logarithm of an image's amplitude spectrum, zero frequency in the middle.
 
     Args:
-        image: `(C, H, W)` floating point in [0, 1].
+        image: (C, H, W) floating point in [0, 1].
 
     Returns:
-        `(H, W)` float64: `log(1 + a)`, where `a` is the root of the energy summed over channels (no scaling forward).
-        Row `i` is the vertical frequency `i - H // 2`, column `j` the horizontal one `j - W // 2`.
+        (H, W) float64: ``log(1 + a)``, where ``a`` is the root of the energy summed over channels (no scaling forward).
+        Row ``i`` is the vertical frequency ``i - H // 2``, column ``j`` the horizontal one ``j - W // 2``.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -47,16 +47,16 @@ def log_amplitude(image: Tensor) -> FloatArray:
 
 
 def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> None:
-    """Draws the spectrum of an image in greys, and the cut-off as a circle.
+    """Draw the spectrum of an image in greys, and the cut-off as a circle.
 
-    Both axes are in cycles over the shorter side, the unit of the design's radius
-    `r = min(H, W) * sqrt((fu / H)^2 + (fv / W)^2)`: the circle has the radius `cutoff` in these units for every shape
-    of image, and the semi-axes `cutoff * H / min(H, W)` and `cutoff * W / min(H, W)` in FFT bins. A circle too small to
-    be seen is shown again in a magnified corner.
+    Both axes are in cycles over the shorter side, the unit of the radius
+    ``r = min(H, W) * sqrt((fu / H)^2 + (fv / W)^2)``: the circle has the radius ``cutoff`` for every shape of image,
+    and the semi-axes ``cutoff * H / min(H, W)`` and ``cutoff * W / min(H, W)`` in FFT bins. A circle too small to be
+    seen is shown again in a magnified corner.
 
     Args:
         axes: where; best square.
-        image: `(C, H, W)` floating point in [0, 1].
+        image: (C, H, W) floating point in [0, 1].
         cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
 
     Raises:
@@ -99,50 +99,19 @@ def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> Non
             axes.plot([x, to_x], [y, to_y], color="white", alpha=0.6, linewidth=0.8, linestyle="-", marker="")
 
 
-def spectrum_figure(image: Tensor, cutoff: float | None = None, *, title: str | None = None, dpi: int = 120) -> Figure:
-    """The spectrum alone, with its axes.
-
-    Args:
-        image: `(C, H, W)` floating point in [0, 1].
-        cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
-        title: above the picture.
-        dpi: pixels per inch of a figure of 4.4 x 4.6 inches.
-
-    Returns:
-        The figure.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: another shape, values not in [0, 1], or a cut-off that is not a positive number.
-    """
-    figure = new_figure(4.4, 4.6, dpi)
-    axes = add_axes(figure, 0.4, 0.55, 3.6, 3.6)
-    draw_spectrum(axes, image, cutoff)
-    add_text(figure, 0.4, 0.4, title or spectrum_caption(cutoff), size=11, weight="bold", max_width=3.6)
-    label_spectrum(figure, 0.4, 4.15, 3.6, min(image.shape[1:]))
-    return figure
-
-
 def spectrum_caption(cutoff: float | None) -> str:
-    """What a spectrum's caption says.
-
-    Args:
-        cutoff: radius in cycles over the shorter side, or None.
-
-    Returns:
-        The caption.
-    """
+    """Write the caption of a spectrum with a cut-off, in cycles over the shorter side, or without."""
     return "spectrum" if cutoff is None else f"spectrum, energy cut-off {float(cutoff):.4g}"
 
 
 def label_spectrum(figure: Figure, left: float, top: float, width: float, shorter: int) -> None:
-    """Writes the frequencies at the ends and the unit under a spectrum; takes 0.4 inches of height.
+    """Write the frequencies at the ends and the unit under a spectrum; takes 0.4 inches of height.
 
     Args:
         figure: where.
-        left: of the spectrum, inches.
-        top: of the spectrum's lower edge, inches.
-        width: of the spectrum, inches.
+        left: of the spectrum, inches, as ``top`` and ``width``.
+        top: of the spectrum's lower edge.
+        width: of the spectrum.
         shorter: the image's shorter side in pixels.
     """
     line = top + 0.17
@@ -167,7 +136,7 @@ def checked_cutoff(cutoff: object) -> float | None:
 
 
 def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:
-    """The spectrum in greys that fit its values within `reach`, every bin centred on its frequency."""
+    """Paint the spectrum in greys that fit its values within ``reach``, every bin centred on its frequency."""
     height, width = spectrum.shape
     up, across = min(height, width) / height, min(height, width) / width
     seen = spectrum[np.abs(np.arange(height) - height // 2) * up <= reach]

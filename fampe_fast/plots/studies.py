@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..metrics.summary import Estimate
-from .canvas import FAINT, add_text, new_figure
-from .charts import framed_axes, line_style, marker_style
+from .canvas import FAINT, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,29 +22,29 @@ class StudyLine:
     Attributes:
         axis: what is varied; lines with one axis share a column.
         name: for the legend.
-        points: (value, upper score, lower score), in any order.
+        points: a value, and then a score for each row of the figure; in any order.
     """
 
     axis: str
     name: str
-    points: list[tuple[float, Estimate, Estimate]]
+    points: list[tuple[Any, ...]]
 
 
 def study_figure(
     lines: Sequence[StudyLine],
     *,
     title: str,
-    reference: tuple[str, float, float] | None = None,
-    rows: tuple[str, str] = ("insertion (higher is better)", "deletion (lower is better)"),
+    reference: tuple[Any, ...] | None = None,
+    rows: Sequence[str] = ("insertion (higher is better)", "deletion (lower is better)"),
     dpi: int = 120,
 ) -> Figure:
-    """Two scores, a row each, over what is varied, a column per axis, with standard errors as bars.
+    """Draw scores, a row each, over what is varied, a column per axis, with standard errors as bars.
 
     Args:
         lines: at least one.
         title: the head.
-        reference: label and the two scores of what the lines are compared with, drawn across.
-        rows: names of the upper and the lower row's score.
+        reference: label and the scores of what the lines are compared with, drawn across.
+        rows: names of the scores, from the top.
         dpi: pixels per inch; a column is about 4.3 inches wide.
 
     Raises:
@@ -55,7 +54,7 @@ def study_figure(
         raise ValueError("expected at least one line, each with at least one point")
     axes_names = list(dict.fromkeys(line.axis for line in lines))
     width = _LEFT + len(axes_names) * (_PANEL_WIDTH + _GAP)
-    height = _TOP + 2 * (_PANEL_HEIGHT + _GAP)
+    height = _TOP + len(rows) * (_PANEL_HEIGHT + _GAP)
     figure = new_figure(width, height, dpi)
     add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=width - _LEFT - 0.2)
     for column, axis in enumerate(axes_names):
@@ -70,7 +69,7 @@ def study_figure(
             )
             for k, line in enumerate(shown):
                 points = sorted(line.points, key=lambda point: point[0])
-                estimates = [(point[1], point[2])[row] for point in points]
+                estimates: list[Estimate] = [point[1 + row] for point in points]
                 axes.errorbar(
                     [point[0] for point in points],
                     [estimate.mean for estimate in estimates],
@@ -107,7 +106,7 @@ class CutoffCurve:
 def cutoffs_figure(
     curves: Mapping[str, CutoffCurve], *, title: str, score: str = "insertion − deletion", dpi: int = 120
 ) -> Figure:
-    """Scores over the cut-off on a logarithmic axis, with standard errors, the best one ringed, a curve per method.
+    """Draw scores over the cut-off on a logarithmic axis, a curve per method, with standard errors, the best ringed.
 
     Args:
         curves: by method, at least one.

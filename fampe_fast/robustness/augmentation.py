@@ -13,6 +13,7 @@ from .. import ops
 from ..checks import (
     LARGEST,
     LARGEST_CUTOFF,
+    check_batch,
     check_flag,
     check_fraction,
     check_gaussian_cutoff,
@@ -48,11 +49,7 @@ class _FrequencyAugmentation(nn.Module):
             TypeError: not a floating-point tensor.
             ValueError: not (B, C, H, W).
         """
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images must be a floating-point tensor, got {kind}")
-        if images.ndim != 4 or 0 in images.shape[1:]:
-            raise ValueError(f"images must be (B, C, H, W), got shape {tuple(images.shape)}")
+        images = check_batch("images", images)
         if not self.training or not len(images):
             return images
         with torch.no_grad():

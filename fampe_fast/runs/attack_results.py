@@ -1,4 +1,4 @@
-"""What band-limited attacks on image files are set to, and what is known of them: records, summaries, curves, JSON."""
+"""Hold the settings and results of band-limited attacks on image files: records, summaries, curves, JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
 
 
 def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
-    """The configuration of an attack: ten steps of 8/255 in all, without smoothing and input diversity.
+    """Make the configuration of an attack; by default ten steps of 8/255 in all, without smoothing and input diversity.
 
     Args:
         gradients: of ``GRADIENTS``; ``plain`` has one sample per step.
@@ -65,7 +65,7 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What is done to every image.
+    """The settings of the attacks on every image.
 
     Attributes:
         bands: of ``BANDS``, at least one.
@@ -93,7 +93,7 @@ class AttackSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image.
+    """A model's answer for one image.
 
     Attributes:
         right: whether its first choice is the target.
@@ -139,7 +139,7 @@ class AttackedImage:
 
     @classmethod
     def of_result(cls, result: dict[str, Any], saved_as: str) -> AttackedImage:
-        """What ``ImageRecord.as_result`` made JSON of."""
+        """Read what ``as_result`` wrote of an attacked image."""
         saved = result["saved"]
         if saved is not None:
             saved = SavedImage(**{**saved, "answer": Answer(**saved["answer"])})
@@ -164,12 +164,12 @@ class ImageRecord:
     attacks: dict[str, dict[str, AttackedImage]]
 
     def as_result(self) -> dict[str, Any]:
-        """All but the path, as JSON takes it."""
+        """Write everything but the path as values that JSON takes."""
         return {key: value for key, value in asdict(self).items() if key != "path"}
 
     @classmethod
     def of_result(cls, path: Path, result: dict[str, Any], saved_as: str) -> ImageRecord:
-        """The record of a result.
+        """Read what ``as_result`` wrote.
 
         Args:
             path: the image's file.
@@ -208,22 +208,22 @@ class AttackStudy:
     earlier: int = 0
 
     def accuracy(self, model: str) -> Estimate:
-        """The share of the images whose target is the model's first choice, before any attack."""
+        """Compute the share of images whose target is the model's first choice, before any attack."""
         return mean_and_error([float(record.before[model].right) for record in self.records])
 
     def fooled(self, band: str, source: str, model: str) -> Estimate | None:
-        """Among the images the model is right about, the share it no longer is once ``source`` has been attacked."""
+        """Compute the share that a model gets wrong after an attack on ``source``, of the images it was right about."""
         before = [record.before[model].right for record in self.records]
         return fooled_share(before, [record.attacks[band][source].answers[model].right for record in self.records])
 
     def fooled_as_saved(self, band: str) -> Estimate | None:
-        """The same of the first model attacked and asked, for the images as they were saved; None where none was."""
+        """Compute ``fooled`` of the first model for the images as they were saved; None where none was."""
         saved = [(record, record.attacks[band][self.models[0]].saved) for record in self.records]
         kept = [(record.before[self.models[0]].right, image.answer.right) for record, image in saved if image]
         return fooled_share([before for before, _ in kept], [after for _, after in kept])
 
     def confidence(self, band: str | None) -> Estimate | None:
-        """The first model's mean probability of the target, over the images it is right about.
+        """Compute the first model's mean probability of the target, over the images it is right about.
 
         Args:
             band: attacked in that band; None as they are.
@@ -234,34 +234,34 @@ class AttackStudy:
         return mean_and_error([answer.probability for answer in found]) if found else None
 
     def band_share(self, band: str) -> Estimate:
-        """The mean share of the energy of the perturbations made on the first model in the band."""
+        """Compute the mean share of the perturbations' energy in the band, for attacks on the first model."""
         return mean_and_error([record.attacks[band][self.models[0]].band_share for record in self.records])
 
     def band_share_as_saved(self, band: str) -> Estimate | None:
-        """The same of the images as they were saved: rounding to 8 bits spreads over all bands; None where none was."""
+        """Compute ``band_share`` of the images as saved (rounding spreads over all bands); None where none was."""
         saved = [record.attacks[band][self.models[0]].saved for record in self.records]
         shares = [image.band_share for image in saved if image]
         return mean_and_error(shares) if shares else None
 
     def ring_shares(self, band: str) -> Tensor:
-        """(images, rings) float64: the rings' shares of the energy of the perturbations made on the first model."""
+        """Give the rings' shares of the energy of attacks on the first model, (images, rings) float64."""
         energy = torch.tensor(
             [record.attacks[band][self.models[0]].energy for record in self.records], dtype=torch.float64
         )
         return energy / energy.sum(1, keepdim=True).clamp(min=1e-300)
 
     def largest_saved_change(self) -> float | None:
-        """The largest change of a value among the images saved, in pixel units; None where none was."""
+        """Find the largest change of a value among the images saved, in pixel units; None where none was."""
         saved = [record.attacks[band][self.models[0]].saved for record in self.records for band in self.settings.bands]
         return max((image.largest_change for image in saved if image), default=None)
 
     def saved_stay_inside(self) -> bool:
-        """Whether all images saved lie in the ball of radius eps around what the model saw, 8 bits and all."""
+        """Tell whether all saved images, rounded to 8 bits, lie within eps of what the model saw."""
         largest = self.largest_saved_change()
         return largest is None or largest <= self.settings.config.eps + ROUNDING / 255
 
     def curves(self) -> dict[str, BandCurve]:
-        """What is plotted: the mean share of each ring with its interval, by band."""
+        """Make the curves to plot: each ring's mean share with its interval, by band."""
         edges = torch.tensor(self.edges, dtype=torch.float64)
         shares = {band: self.ring_shares(band) for band in self.settings.bands}
         return {
@@ -272,7 +272,7 @@ class AttackStudy:
         }
 
     def as_json(self) -> str:
-        """Everything, as JSON; without images, no summary."""
+        """Write everything as JSON; without images there is no summary."""
         return json_content(
             ATTACK,
             {

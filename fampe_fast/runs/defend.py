@@ -1,4 +1,4 @@
-"""Frequency augmentation as a defence: small classifiers with and without it, attacked in the low and the high band.
+"""Train small classifiers with and without frequency augmentation, and attack them in the low and the high band.
 
 The images are this package's own (``images.generated``): backgrounds of 1/f noise, on half of which lie a coarse and a
 fine texture, faintly. Whether they do is the class, and either band alone tells it; which one a classifier leans on,
@@ -43,7 +43,7 @@ _RINGS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class DefenceSettings:
-    """The experiment's numbers.
+    """The settings of the experiment.
 
     Attributes:
         seed: of images, initial weights, order, augmentations and attacks.
@@ -94,7 +94,7 @@ class DefenceSettings:
 
 @dataclass
 class DefenceResult:
-    """What came of it.
+    """The result of the experiment.
 
     Attributes:
         settings: of the experiment.
@@ -115,7 +115,7 @@ class DefenceResult:
     drops: dict[str, Tensor] = field(default_factory=dict)
 
     def as_json(self) -> str:
-        """Everything, as JSON."""
+        """Write everything as JSON."""
         return json_content(
             DEFENCE,
             {
@@ -150,7 +150,7 @@ class SmallNet(nn.Module):
         self.head = nn.Linear(16, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, classes)."""
+        """Compute logits (B, classes)."""
         logits: Tensor = self.head(self.features(pixels).mean((2, 3)))
         return logits
 
@@ -230,7 +230,7 @@ def defend(
 
 
 def _scenes(count: int, seed: int, settings: DefenceSettings) -> tuple[Tensor, Tensor]:
-    """Images (count, 3, S, S) in [0, 1] and their classes: 1 with textures, 0 without, in turn."""
+    """Generate images (count, 3, S, S) in [0, 1] and their classes: 1 with textures, 0 without, in turn."""
     backgrounds = generate(count, seed=seed, size=settings.size).backgrounds
     labels = torch.arange(count) % 2
     rng = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ from ..runtime.model_probe import probabilities_of
 
 @dataclass(frozen=True)
 class DemoRow:
-    """What the demo found for one image.
+    """The result of the demo for one image.
 
     Attributes:
         true_class: the class it was generated as.

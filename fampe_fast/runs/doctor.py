@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, and which backend would run and why."""
+"""Report what is installed, what the machine has, and which backend would run and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..errors import BackendUnavailableError
 from ..ops.backends import VARIABLE, choice
 

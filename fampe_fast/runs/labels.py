@@ -1,4 +1,4 @@
-"""Labels of image files, from JSON or CSV."""
+"""Read the labels of image files from JSON or CSV."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_labels(path: Path) -> dict[str, int]:
 
 
 def _indices(name: str, entry: object, path: Path) -> list[int]:
-    """The class index of an entry; several where it says so several times."""
+    """Read the class index of an entry; several where it says so several times."""
     given = [value for key, value in entry if key == "index"] if isinstance(entry, _Pairs) else [entry]
     found = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
     if not found or len(found) < len(given):

@@ -1,4 +1,4 @@
-"""Maps on disk that a command needs once more: for its contact sheet, or for a search."""
+"""Keep maps on disk that a command needs again: for its contact sheet, or for a search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MapStore:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.npz"
 
     def holds(self, context: str, item: Item) -> bool:
-        """Whether there is a map of an image, by ``Records.context``."""
+        """Tell whether there is a map of an image in a context of ``Records``."""
         mark = mark_of(self._path(context, item))
         return mark is not None and mark.kind == KIND
 
@@ -43,7 +43,7 @@ class MapStore:
         write_atomically(self._path(context, item), npz_content(KIND, map=attribution.detach().cpu().numpy()))
 
     def load(self, context: str, item: Item) -> Tensor:
-        """The map (C, H, W), on the CPU.
+        """Load a map (C, H, W), on the CPU.
 
         Raises:
             OSError: it is not there, or damaged.

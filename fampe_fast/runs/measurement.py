@@ -1,20 +1,20 @@
-"""What an evaluation measures of a method's maps, and one method's scores."""
+"""Measure maps with the metrics of the catalog, and keep one method's scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-from ..checks import check_count, check_seed
+from ..catalog import METRICS, MetricRow, Score, load
+from ..checks import check_choice, check_flag, check_number, check_seed, check_whole
 from ..methods.base import AttributionMethod
-from ..metrics import insertion_deletion, mu_fidelity, stability
-from ..metrics.protocols import resolve_protocol
+from ..options import Option, read_options
 from ..runtime.model import Model
-
-METRICS = ("insertion_deletion", "mu_fidelity", "stability")
 
 
 @dataclass
@@ -22,104 +22,90 @@ class Scores:
     """One method's scores, image by image.
 
     Attributes:
-        values: by name: ``insertion`` and ``deletion`` (areas in [0, 1], the one better high and the other low),
-            ``mu_fidelity`` (in [-1, 1], better high), ``stability`` (a distance, better low); those that were measured.
+        values: by the score's name, as ``catalog.METRICS`` has it; those that were measured.
         seconds: for the maps, in all.
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
 
-    @property
-    def insertion(self) -> list[float]:
-        """Areas in [0, 1], higher is better; empty where not measured."""
-        return self.values.get("insertion", [])
-
-    @property
-    def deletion(self) -> list[float]:
-        """Areas in [0, 1], lower is better; empty where not measured."""
-        return self.values.get("deletion", [])
-
-    @property
-    def faithfulness(self) -> list[float]:
-        """Insertion minus deletion."""
-        return [a - b for a, b in zip(self.insertion, self.deletion, strict=True)]
-
-    def columns(self) -> dict[str, list[float]]:
-        """Everything measured by name, ``faithfulness`` after insertion and deletion."""
-        if "insertion" not in self.values:
-            return dict(self.values)
-        areas = {"insertion": self.insertion, "deletion": self.deletion, "faithfulness": self.faithfulness}
-        return areas | {name: values for name, values in self.values.items() if name not in areas}
-
-    def add(self, values: dict[str, list[float]], seconds: float) -> None:
+    def add(self, values: Mapping[str, Sequence[float]], seconds: float) -> None:
         """Append what was measured of a batch."""
         for name, found in values.items():
             self.values.setdefault(name, []).extend(found)
         self.seconds += seconds
 
+    def columns(self, scores: Sequence[Score]) -> dict[str, list[float]]:
+        """List these scores by name, those that are differences of two others as well."""
+        found: dict[str, list[float]] = {}
+        for score in scores:
+            if isinstance(score.field, str):
+                found[score.name] = self.values.get(score.name, [])
+            else:
+                plus, minus = (self.values.get(name, []) for name in score.field)
+                found[score.name] = [a - b for a, b in zip(plus, minus, strict=True)]
+        return found
+
 
 @dataclass(frozen=True)
 class Measurement:
-    """Which metrics an evaluation takes, and how.
+    """Choose metrics, and set their options.
 
     Attributes:
-        metrics: of ``METRICS``, at least one.
-        protocol: of insertion and deletion, by name.
-        metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
-        metric_passes: at most so many of them are measured, the others interpolated; None measures all.
-        mu_fidelity_samples: subsets per image, each a pass of the model.
-        stability_samples: perturbed copies per image, each an attribution.
-        seed: of the subsets and perturbations.
+        metrics: names of ``catalog.METRICS``, at least one; they are taken in the catalog's order.
+        options: by metric, of the options that its row lists; the others have the metric's defaults.
+        seed: of every metric that draws random numbers, where its own options do not give one.
 
     Raises:
-        ValueError: an unknown metric or protocol, no metric at all, too few samples.
+        ValueError: an unknown metric or option, no metric at all, or a value out of range.
+        TypeError: a value of another type.
     """
 
     metrics: tuple[str, ...] = ("insertion_deletion",)
-    protocol: str = "rise"
-    metric_steps: int | None = None
-    metric_passes: int | None = None
-    mu_fidelity_samples: int = 200
-    stability_samples: int = 10
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.metrics if name not in METRICS]
+        unknown = [name for name in (*self.metrics, *self.options) if name not in METRICS]
         if unknown or not self.metrics:
             raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(METRICS)}")
-        resolve_protocol(self.protocol)
-        for name in ("metric_steps", "metric_passes", "mu_fidelity_samples", "stability_samples"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_count(name, getattr(self, name)))
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        if self.mu_fidelity_samples < 2:
-            raise ValueError("mu_fidelity_samples must be at least 2, got 1: one subset has no correlation")
-        if self.metric_passes == 1:
-            raise ValueError("metric_passes must be at least 2, the ends of a curve, got 1")
+        spare = [name for name in self.options if name not in self.metrics]
+        if spare:
+            raise ValueError(f"options of {', '.join(spare)}, but measured are {', '.join(self.metrics)} alone")
+        seed = check_seed(self.seed)
+        chosen = tuple(name for name in METRICS if name in self.metrics)
+        whole = {name: _settled(name, METRICS[name], self.options.get(name, {}), seed) for name in chosen}
+        object.__setattr__(self, "metrics", chosen)
+        object.__setattr__(self, "options", whole)
+        object.__setattr__(self, "seed", seed)
+        self.check(_Nothing(), torch.zeros(0, 3, 1024, 1024))
 
-    def options(self) -> dict[str, dict[str, Any]]:
-        """What each chosen metric is called with."""
-        every: dict[str, dict[str, Any]] = {
-            "insertion_deletion": {"protocol": self.protocol, "steps": self.metric_steps, "passes": self.metric_passes},
-            "mu_fidelity": {
-                "samples": self.mu_fidelity_samples,
-                "grid_size": 9,
-                "subset_percent": 0.2,
-                "baseline": 0.0,
-                "score": "probability",
-                "seed": self.seed,
-            },
-            "stability": {
-                "samples": self.stability_samples,
-                "radius": 0.02,
-                "reduce": "mean",
-                "distance": "l2",
-                "normalise": True,
-                "seed": self.seed,
-            },
-        }
-        return {name: every[name] for name in METRICS if name in self.metrics}
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The numbers that the metrics give for an image, in the order of tables."""
+        return tuple(score for name in self.metrics for score in METRICS[name].scores)
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol of insertion and deletion; None where they are not measured."""
+        return self.options.get("insertion_deletion", {}).get("protocol")
+
+    def check(self, model: Model, none: Tensor) -> None:
+        """Have each metric check its options before there is work to lose, by giving it no image.
+
+        Args:
+            model: classifier in pixel space.
+            none: (0, C, H, W), of the size that images will have, on their device.
+
+        Raises:
+            ValueError, TypeError: a value that a metric refuses; the message names the metric.
+        """
+        method = cast(AttributionMethod, _Nothing())
+        for name in self.metrics:
+            try:
+                self._measure(name, model, method, none, none, none.new_zeros(0, dtype=torch.long), [], None)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{name}: {error}") from error
 
     def __call__(
         self,
@@ -131,7 +117,7 @@ class Measurement:
         image_ids: Sequence[int],
         internal_batch_size: int | None = None,
     ) -> dict[str, list[float]]:
-        """The scores of a batch, by name.
+        """Score the maps of a batch.
 
         Args:
             model: classifier in pixel space.
@@ -141,17 +127,68 @@ class Measurement:
             targets: (B,).
             image_ids: (B,), the images' names in the random streams.
             internal_batch_size: images per model pass.
+
+        Returns:
+            By the score's name, a number per image.
         """
         found: dict[str, list[float]] = {}
-        chunk: dict[str, Any] = {"internal_batch_size": internal_batch_size}
-        named = {**chunk, "image_ids": image_ids}
-        options = self.options()
-        if "insertion_deletion" in options:
-            areas = insertion_deletion(model, images, maps, targets, **options["insertion_deletion"], **chunk)
-            found |= {"insertion": areas.insertion.tolist(), "deletion": areas.deletion.tolist()}
-        if "mu_fidelity" in options:
-            fidelity = mu_fidelity(model, images, maps, targets, **options["mu_fidelity"], **named)
-            found["mu_fidelity"] = fidelity.scores.tolist()
-        if "stability" in options:
-            found["stability"] = stability(method, images, targets, **options["stability"], **named).scores.tolist()
+        for name in self.metrics:
+            found |= self._measure(name, model, method, images, maps, targets, image_ids, internal_batch_size)
         return found
+
+    def _measure(
+        self,
+        name: str,
+        model: Model,
+        method: AttributionMethod,
+        images: Tensor,
+        maps: Tensor,
+        targets: Tensor,
+        image_ids: Sequence[int],
+        internal_batch_size: int | None,
+    ) -> dict[str, list[float]]:
+        """Take one metric's scores; arguments as of ``__call__``."""
+        row = METRICS[name]
+        options: dict[str, Any] = {**self.options[name], "internal_batch_size": internal_batch_size}
+        if row.named:
+            options["image_ids"] = image_ids
+        given = (method, images, targets) if row.explains else (model, images, maps, targets)
+        result = load(row.home)(*given, **options)
+        return {s.name: getattr(result, s.field).tolist() for s in row.scores if isinstance(s.field, str)}
+
+
+class _Nothing:
+    """A model and a method for checks of options, which are never asked about an image."""
+
+    mean = torch.full((3,), 0.5)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
+        return torch.zeros_like(inputs)
+
+
+def _settled(name: str, row: MetricRow, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Complete a metric's options with its defaults, as plain Python numbers and words."""
+    known = {option.name: option for option in read_options(row.home, row.only)}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option(s) {', '.join(unknown)}; known: {', '.join(known)}")
+    defaults = {option.name: option.default for option in known.values()}
+    if "seed" in defaults:
+        defaults["seed"] = seed
+    return {key: _plain(known[key], row, value) for key, value in {**defaults, **given}.items()}
+
+
+def _plain(option: Option, row: MetricRow, value: Any) -> Any:
+    if value is None and option.optional:
+        return None
+    if option.kind == "int":
+        return check_whole(option.name, value)
+    if option.kind == "float":
+        return check_number(option.name, value, -math.inf, math.inf)
+    if option.kind == "bool":
+        return check_flag(option.name, value)
+    choices = row.choices.get(option.name) or option.choices
+    return check_choice(option.name, value, choices) if choices else value

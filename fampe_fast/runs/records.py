@@ -1,4 +1,4 @@
-"""Finished work on disk, so that the same command goes on where it stopped, and what is there is known by content."""
+"""Keep finished work on disk, known by content, so that a command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..files import MARK, cannot_write, json_text, mark_of, write_atomically
 
 try:
@@ -230,7 +230,7 @@ class Records:
         self._journal.close()
 
     def context(self, settings: Mapping[str, Any]) -> str:
-        """Name everything but the image that results depend on; the package's version is one of them.
+        """Name all that results depend on besides the image; the package's version is part of it.
 
         Args:
             settings: as JSON takes them.
@@ -241,7 +241,7 @@ class Records:
         return name
 
     def get(self, context: str, item: Item, part: str = "") -> dict[str, Any] | None:
-        """The result of an image; None where there is none yet."""
+        """Look up the result of an image; None where there is none yet."""
         if item.digest is None:
             return None
         return self._known.get((context, part, item.digest, item.position, item.target))
@@ -283,10 +283,10 @@ class Records:
 
 
 def digest_of_settings(settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that name settings."""
+    """Name settings by 16 hexadecimal digits."""
     return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def never_twice() -> str:
-    """A setting that is like no other: results of what cannot be known are not used again."""
+    """Make a value that no other run has: results that depend on something unknown are not used again."""
     return secrets.token_hex(8)

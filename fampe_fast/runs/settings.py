@@ -1,4 +1,4 @@
-"""What a record says of a method, and the names of its files."""
+"""Describe a method and its model for a record, and name files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .records import never_twice
 
 
 def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str, object]:
-    """All that a method's maps of this classifier depend on; what cannot be known is like nothing else.
+    """Describe all that a method's maps of this classifier depend on; what cannot be known equals nothing else.
 
     The methods of this package say what they are set to; of others nobody knows what is the same the next time.
     """
@@ -37,7 +37,7 @@ def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """File names without their endings; where several files share one, all but the first get a number.
+    """List file names without their endings; where several files share one, all but the first get a number.
 
     Names that differ in case or in the way accents are written are one and the same on some file systems.
     """

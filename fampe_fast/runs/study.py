@@ -1,25 +1,29 @@
-"""Runs a study over image files: what is on record already is not computed again."""
+"""Run a study: compare the variants of a question on image files, and report JSON, a table and a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..files import FIGURE, FOLDER, Output, check_outputs, digest_of, remove_leftovers
+from ..catalog import Score
+from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, markdown_content, write_atomically
 from ..methods.base import AttributionMethod
 from ..methods.registry import create_method
-from ..metrics import Estimate, insertion_deletion, mean_and_error, paired_difference
+from ..metrics import Estimate
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
-from .batches import Batch, Failure, check_same_task, groups_of, targets_of_batch
-from .records import RECORDS, Item
-from .settings import everything_of, unique_names
+from ..plots import save_figure
+from ..plots.studies import StudyLine, study_figure
+from .batches import Failure, check_same_task
+from .comparison import SCORES_FILE, Comparison, compare_files
+from .measurement import Measurement
+from .records import RECORDS
 from .study_design import Study, Variant
-from .study_records import Record, Records
+
+STUDY, TABLE = "study", "table"
+"""The kinds of ``study.json`` and of ``table.md``."""
 
 
 @dataclass(frozen=True)
@@ -29,52 +33,57 @@ class Outcome:
     Attributes:
         variant: the variant.
         passes: forward and backward passes of the model per image.
-        insertion: mean area, higher is better.
-        deletion: mean area, lower is better.
-        insertion_gain: paired difference of insertion to the study's first variant.
-        deletion_gain: the same of deletion; below zero is better.
+        means: by the score's name.
+        gains: by the score's name, the paired difference to the study's first variant.
     """
 
     variant: Variant
     passes: int
-    insertion: Estimate
-    deletion: Estimate
-    insertion_gain: Estimate
-    deletion_gain: Estimate
+    means: dict[str, Estimate]
+    gains: dict[str, Estimate]
 
 
-@dataclass
+@dataclass(frozen=True)
 class StudyResult:
-    """A study, run.
+    """The result of a study.
 
     Attributes:
         study: the study.
-        protocol: of insertion and deletion.
-        settings: all that the scores depend on.
-        files: images that every variant has scored.
-        outcomes: a line per variant; empty without such images.
-        records: of those images.
-        failures: images left out.
+        comparison: its variants by their labels.
+        explorer: name and fingerprint of the other model; None without one.
     """
 
     study: Study
-    protocol: str
-    settings: dict[str, Any]
-    files: list[str] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    comparison: Comparison
+    explorer: dict[str, object] | None = None
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The scores measured, without those that are differences of two others."""
+        return tuple(score for score in self.comparison.measurement.scores if isinstance(score.field, str))
 
-STUDY, TABLE = "study", "table"
-"""The kinds of ``study.json`` and of ``table.md``."""
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """An outcome per variant; none without images that all variants have scored."""
+        summary = self.comparison.summary()
+        names = [score.name for score in self.scores]
+        return [
+            Outcome(
+                variant,
+                int(str(self.comparison.methods[variant.label]["passes"])),
+                {name: summary[variant.label][name] for name in names},
+                {name: summary[variant.label][f"{name}_minus_first"] for name in names},
+            )
+            for variant in self.study.variants
+            if summary
+        ]
 
 
 def study_outputs(out: Path) -> list[Output]:
-    """What ``run_study`` and ``write_report`` write."""
+    """List what ``run_study`` writes."""
     return [
         Output(out, FOLDER),
-        Output(out / "records.jsonl", RECORDS),
+        Output(out / SCORES_FILE, RECORDS),
         Output(out / "study.json", STUDY),
         Output(out / "table.md", TABLE),
         Output(out / "plot.png", FIGURE),
@@ -88,132 +97,58 @@ def run_study(
     out: Path,
     *,
     explorer: Classifier | None = None,
+    measurement: Measurement | None = None,
     targets: Sequence[int] | None = None,
-    protocol: str = "rise",
-    metric_steps: int | None = None,
-    metric_passes: int | None = None,
     batch_size: int = 8,
     internal_batch_size: int | None = None,
     on_scores: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> StudyResult:
-    """Explain every file with every variant and score the maps; each score is on disk (``out/records.jsonl``) at once.
+    """Explain every file with every variant, measure the maps, and write the report.
 
-    Every variant sees an image before the next batch is read, so an interrupted study is a smaller study, whose report
-    is written: run it again with the same folder and it goes on. Images are named in the random stream by their
-    position among ``paths``.
+    What is finished is not computed again, as ``compare_files`` says. ``out`` then has ``study.json``, ``table.md``
+    and, where a number is varied, ``plot.png``.
 
     Args:
         study: what to run.
         classifier: the model.
         paths: image files.
-        out: folder of the records.
+        out: folder, made if missing.
         explorer: the other model, where a variant asks for one.
+        measurement: what is measured; default: insertion and deletion in RISE's protocol.
         targets: the class of each file; None takes the model's own choice.
-        protocol: of insertion and deletion, by name.
-        metric_steps: at most this many steps of insertion and deletion; None is the protocol's own number.
-        metric_passes: at most so many of them are measured, the others interpolated; None measures all.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
-        on_scores: called with the number of scores (images times variants) just settled.
+        on_scores: called with the number of maps (images times variants) just settled.
         on_failure: called for an image left out.
 
-    Returns:
-        The result over the images that all variants have scored.
-
     Raises:
-        ValueError: the folder holds a study with other settings, images (by their content) or labels, or files of
-            another's, a variant's options are out of range, or an explorer is missing or is one of other classes or
-            channels.
+        ValueError: an output would replace an image or a file of another's, a variant's options are out of range, an
+            explorer is missing or is one of other classes or channels, or an option of a metric does not fit the
+            images' size.
         TypeError: a variant's method does not have one of its options.
-        OSError: the records cannot be written.
+        OSError: the results cannot be written.
     """
     if explorer is not None:
         check_same_task(classifier, explorer, "a path is explored by")
     methods = {variant.label: _method(variant, classifier, explorer) for variant in study.variants}
-    settings = {
-        "study": study.name,
-        "protocol": protocol,
-        "metric_steps": metric_steps,
-        "metric_passes": metric_passes,
-        "labelled": targets is not None,
-        "version": __version__,
-        **identity_of(classifier),
-        "explorer": None if explorer is None else identity_of(explorer),
-        "variants": {label: everything_of(method, classifier) for label, method in methods.items()},
-    }
     check_outputs(study_outputs(out), paths)
-    remove_leftovers(out)
-    names = unique_names(paths)
-    result = StudyResult(study, protocol, settings)
-
-    def failed(failure: Failure) -> None:
-        result.failures.append(failure)
-        on_failure(failure)
-
-    with Records(out / "records.jsonl", settings) as records:
-        _check_same_images(records, paths, names, targets)
-
-        def score(label: str, batch: Batch) -> list[tuple[int, float, float]]:
-            chosen = targets_of_batch(classifier, batch, targets)
-            maps = methods[label].attribute(
-                batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
-            )
-            areas = insertion_deletion(
-                classifier, batch.images, maps, chosen, protocol=protocol, steps=metric_steps, passes=metric_passes
-            )
-            columns = (chosen.tolist(), areas.insertion.tolist(), areas.deletion.tolist())
-            return list(zip(*columns, strict=True))
-
-        def keep(label: str, batch: Batch, items: list[Item], found: list[tuple[int, float, float]]) -> None:
-            records.add(
-                *(
-                    Record(names[item.position], item.position, label, *row, item.digest or "")
-                    for item, row in zip(items, found, strict=True)
-                )
-            )
-
-        def done(label: str, item: Item) -> bool:
-            return (names[item.position], label) in records
-
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed):
-                count = len(group.items)
-                for label in methods:
-                    group.settle(partial(done, label), partial(score, label), partial(keep, label))
-                    on_scores(count)
-        except BaseException:
-            from .study_report import write_report
-
-            _summarise(result, methods, records, names)
-            write_report(result, out)
-            raise
-        _summarise(result, methods, records, names)
-    return result
-
-
-def _check_same_images(
-    records: Records, paths: Sequence[Path], names: Sequence[str], targets: Sequence[int] | None
-) -> None:
-    """What was scored must be what would be scored now; images may be added behind."""
-    digests: dict[int, str | None] = {}
-    for record in records:
-        now = names[record.position] if record.position < len(names) else None
-        if now != record.file:
-            raise ValueError(
-                f"{record.file} was image {record.position + 1} of this folder's study, and is now "
-                f"{names.index(record.file) + 1 if record.file in names else 'not among them'}: give another folder"
-            )
-        if targets is not None and targets[record.position] != record.target:
-            raise ValueError(
-                f"{record.file} was scored for class {record.target}, and its label is now "
-                f"{targets[record.position]}: give another folder"
-            )
-        path = paths[record.position]
-        if digests.setdefault(record.position, digest_of(path)) != record.image:
-            raise ValueError(
-                f"{record.file} was scored as another image, and {path} has another content now: give another folder"
-            )
+    explored_by = None if explorer is None else identity_of(explorer)
+    comparison = compare_files(
+        "study",
+        classifier,
+        methods,
+        paths,
+        out,
+        lambda comparison, _: write_report(StudyResult(study, comparison, explored_by), out),
+        measurement=measurement or Measurement(),
+        targets=targets,
+        batch_size=batch_size,
+        internal_batch_size=internal_batch_size,
+        on_scores=on_scores,
+        on_failure=on_failure,
+    )
+    return StudyResult(study, comparison, explored_by)
 
 
 def _method(variant: Variant, classifier: Classifier, explorer: Classifier | None) -> AttributionMethod:
@@ -224,30 +159,97 @@ def _method(variant: Variant, classifier: Classifier, explorer: Classifier | Non
     return create_method(variant.method, classifier, **variant.options, explorer=explorer)
 
 
-def _summarise(
-    result: StudyResult, methods: dict[str, AttributionMethod], records: Records, names: Sequence[str]
-) -> None:
-    result.files = [name for name in names if all((name, label) in records for label in methods)]
-    if not result.files:
-        return
-    result.records = [records[name, label] for label in methods for name in result.files]
-    scores = {
-        label: (
-            [records[name, label].insertion for name in result.files],
-            [records[name, label].deletion for name in result.files],
+def report_files(result: StudyResult, out: Path) -> list[Path]:
+    """List the files of a study's report; none for a study without scores."""
+    if not result.outcomes:
+        return []
+    return [out / name for name in ("study.json", "table.md", *(["plot.png"] if _lines(result) else []))]
+
+
+def write_report(result: StudyResult, out: Path) -> None:
+    """Write ``study.json``, ``table.md`` and, where a number is varied, ``plot.png``.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    write_atomically(out / "study.json", as_json(result).encode())
+    write_atomically(out / "table.md", markdown_content(TABLE, as_table(result)).encode())
+    lines = _lines(result)
+    if lines:
+        first = result.outcomes[0]
+        figure = study_figure(
+            lines,
+            title=f"{result.study.question}{_protocol(result, ' ({} protocol)')}",
+            reference=(first.variant.label, *(first.means[score.name].mean for score in result.scores)),
+            rows=[f"{score.title} ({score.better}er is better)" for score in result.scores],
         )
-        for label in methods
+        save_figure(figure, out / "plot.png")
+
+
+def as_json(result: StudyResult) -> str:
+    """Write everything as JSON."""
+    content: dict[str, Any] = {
+        "study": result.study.name,
+        "question": result.study.question,
+        "explorer": result.explorer,
+        "outcomes": [
+            {
+                "variant": outcome.variant.label,
+                "axis": outcome.variant.axis,
+                "value": outcome.variant.value,
+                "series": outcome.variant.series,
+                "passes": outcome.passes,
+                **{name: vars(estimate) for name, estimate in outcome.means.items()},
+                **{f"{name}_gain": vars(estimate) for name, estimate in outcome.gains.items()},
+            }
+            for outcome in result.outcomes
+        ],
     }
-    first = next(iter(scores.values()))
-    for variant in result.study.variants:
-        insertion, deletion = scores[variant.label]
-        result.outcomes.append(
-            Outcome(
-                variant,
-                methods[variant.label].passes,
-                mean_and_error(insertion),
-                mean_and_error(deletion),
-                paired_difference(insertion, first[0]),
-                paired_difference(deletion, first[1]),
-            )
-        )
+    return json_content(STUDY, content | result.comparison.as_json())
+
+
+def as_table(result: StudyResult) -> str:
+    """Write a Markdown table, a row per variant; mean ± standard error over the images."""
+    first, *others = result.outcomes
+    names = [score.name for score in result.scores]
+    count = len(result.comparison.paths)
+    head = f"{count} images{_protocol(result, ', {} protocol')}; differences to {first.variant.label}, paired"
+    titles = [score.title for score in result.scores]
+    cells = ["variant", "passes", *titles, *(f"{title} gained" for title in titles)]
+    rows = [f"{result.study.question} ({head})", "", _row(cells), "|---" * len(cells) + "|"]
+    for outcome in (first, *others):
+        gains = ["" if outcome is first else _gain(outcome, first, score) for score in result.scores]
+        means = [_text(outcome.means[name]) for name in names]
+        rows.append(_row([outcome.variant.label, str(outcome.passes), *means, *gains]))
+    return "\n".join(rows) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
+    """Write a difference and, where high is better, its share of the first variant's score."""
+    gain, base = outcome.gains[score.name], first.means[score.name].mean
+    share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" else ""
+    return f"{_text(gain, '+')}{share}"
+
+
+def _text(estimate: Estimate, sign: str = "") -> str:
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.3f}"
+    return f"{estimate.mean:{sign}.3f}{error}"
+
+
+def _protocol(result: StudyResult, text: str) -> str:
+    protocol = result.comparison.measurement.protocol
+    return text.format(protocol) if protocol else ""
+
+
+def _lines(result: StudyResult) -> list[StudyLine]:
+    lines: dict[tuple[str, str], StudyLine] = {}
+    for outcome in result.outcomes:
+        variant = outcome.variant
+        if variant.axis:
+            line = lines.setdefault((variant.axis, variant.series), StudyLine(variant.axis, variant.series, []))
+            line.points.append((variant.value, *outcome.means.values()))
+    return list(lines.values())

@@ -1,11 +1,12 @@
-"""The studies that come with the package: FAMPE's numbers, one or two at a time, against AttEXplore."""
+"""Define the studies of the catalog: FAMPE's numbers, one or two at a time, against AttEXplore."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..catalog import STUDIES, load
 from ..engine.config import FAMPEConfig
 from .study_design import Study, Variant
 
@@ -14,7 +15,7 @@ _BYTE = 1 / 255
 
 @dataclass(frozen=True)
 class Budget:
-    """What all variants of a study share.
+    """The steps, samples, seed and options that all variants of a study share.
 
     Attributes:
         steps: T.
@@ -29,19 +30,20 @@ class Budget:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def fampe(self, label: str, axis: str = "", value: float = 0.0, series: str = "fampe", **options: Any) -> Variant:
-        """FAMPE with some options of its own."""
+        """Make a variant of FAMPE with some options of its own."""
         return Variant(label, "fampe", {**self.path(), **self.options, **options}, axis, value, series)
 
     def baseline(self) -> Variant:
-        """AttEXplore at the same number of passes."""
+        """Make the variant that others are compared with: AttEXplore at the same number of passes."""
         return Variant("attexplore", "attexplore", self.path())
 
     def path(self) -> dict[str, Any]:
-        """Of every path method."""
+        """Give the options of every path method."""
         return {"steps": self.steps, "samples": self.samples, "seed": self.seed}
 
 
-def _methods(budget: Budget) -> Study:
+def methods_study(budget: Budget) -> Study:
+    """Compare FAMPE's parts with each other and with AttEXplore."""
     path = {**budget.path(), **budget.options}
     return Study(
         "methods", "Which method, and which part of it?",
@@ -55,7 +57,8 @@ def _methods(budget: Budget) -> Study:
     )  # fmt: skip
 
 
-def _peers(budget: Budget) -> Study:
+def peers_study(budget: Budget) -> Study:
+    """Compare the methods, Captum's too, at the same number of passes and at fewer."""
     passes = budget.steps * budget.samples
     return Study(
         "peers", "Which method, at the same number of passes and at fewer?",
@@ -78,7 +81,8 @@ def _peers(budget: Budget) -> Study:
     )  # fmt: skip
 
 
-def _explorer(budget: Budget) -> Study:
+def explorer_study(budget: Budget) -> Study:
+    """Let another model decide the steps."""
     variants = [
         Variant(f"{name}, other explorer", name, path, explored=True)
         for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), **budget.options}))
@@ -89,12 +93,14 @@ def _explorer(budget: Budget) -> Study:
     )  # fmt: skip
 
 
-def _alpha(budget: Budget) -> Study:
+def alpha_study(budget: Budget) -> Study:
+    """Vary alpha, the weight of the low band."""
     variants = [budget.fampe(f"alpha={tenths / 10:g}", "alpha", tenths / 10, alpha=tenths / 10) for tenths in range(11)]
     return Study("alpha", "How much should the low band weigh?", (budget.baseline(), *variants))
 
 
-def _cutoff(budget: Budget) -> Study:
+def cutoff_study(budget: Budget) -> Study:
+    """Vary where the bands are told apart: by energy, or at a fixed radius."""
     by_energy = [
         budget.fampe(
             f"tau={tau:g}, {'with' if dc else 'without'} DC",
@@ -118,7 +124,8 @@ def _cutoff(budget: Budget) -> Study:
     )  # fmt: skip
 
 
-def _budget(budget: Budget) -> Study:
+def budget_study(budget: Budget) -> Study:
+    """Vary steps and samples."""
     variants = [
         budget.fampe(f"T={steps}, N={samples}", "passes", steps * samples, f"N={samples}", steps=steps, samples=samples)
         for samples in (2, 5, 10, 20)
@@ -127,7 +134,8 @@ def _budget(budget: Budget) -> Study:
     return Study("budget", "How many steps and samples are enough?", (budget.baseline(), *variants))
 
 
-def _noise(budget: Budget) -> Study:
+def noise_study(budget: Budget) -> Study:
+    """Vary sigma and rho, the perturbations' strength."""
     sigmas = [
         budget.fampe(f"sigma={level}/255", "sigma * 255", level, "sigma", sigma=level * _BYTE)
         for level in (0, 4, 8, 16, 32, 64)
@@ -136,23 +144,11 @@ def _noise(budget: Budget) -> Study:
     return Study("noise", "How strong should the perturbations be?", (budget.baseline(), *sigmas, *rhos))
 
 
-STUDIES: Mapping[str, Callable[[Budget], Study]] = {
-    "methods": _methods,
-    "peers": _peers,
-    "alpha": _alpha,
-    "cutoff": _cutoff,
-    "budget": _budget,
-    "noise": _noise,
-    "explorer": _explorer,
-}
-"""The studies by name."""
-
-
 def define_study(name: str, budget: Budget | None = None) -> Study:
-    """A study by name.
+    """Define a study by name.
 
     Args:
-        name: a key of ``STUDIES``.
+        name: a key of ``catalog.STUDIES``.
         budget: steps, samples, seed and options that its variants share; default: AttEXplore's T = 10, N = 20.
 
     Raises:
@@ -160,4 +156,5 @@ def define_study(name: str, budget: Budget | None = None) -> Study:
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known are {', '.join(STUDIES)}")
-    return STUDIES[name](budget or Budget())
+    study: Study = load(STUDIES[name].home)(budget or Budget())
+    return study

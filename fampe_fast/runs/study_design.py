@@ -1,4 +1,4 @@
-"""What a study is: variants of methods that differ in a number."""
+"""Define what a study is: variants of methods that differ in a number."""
 
 from __future__ import annotations
 

@@ -1,8 +1,13 @@
-"""Arguments for every primitive, made on the CPU from fixed seeds and moved: the same numbers on every device."""
+"""Example arguments for every primitive: of any case, on any device, for tests and benchmarks alike.
+
+A check module of ``checks`` says how its primitive's are made. By default they are made on the CPU from fixed seeds and
+moved: the same numbers on every device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,21 +26,78 @@ MODES: dict[str, tuple[tuple[float, ...], bool]] = {
 }
 """The band mix's modes: (g0, aL, bL, aH, bH, sigma), and whether one multiplier serves both bands."""
 
+Maker = Callable[[Case], dict[str, Any]]
+_MAKERS: dict[str, Maker] = {}
+
+
+def makes_arguments(primitive: str) -> Callable[[Maker], Callable[..., dict[str, Any]]]:
+    """Decorator: let a function make a primitive's example arguments of a case, in the order of its signature.
+
+    It makes tensors on torch's default device, without looking at their values, so that "meta" will do. What it
+    becomes is ``example_arguments`` of that primitive.
+    """
+
+    def add(maker: Maker) -> Callable[..., dict[str, Any]]:
+        _MAKERS[primitive] = maker
+        return partial(example_arguments, primitive)
+
+    return add
+
+
+def example_arguments(
+    primitive: str,
+    case: Case,
+    device: torch.device | str,
+    made_on: torch.device | str = "cpu",
+    /,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Make arguments like those that the package calls a primitive with.
+
+    Args:
+        primitive: its name.
+        case: the size; a primitive that takes rows gets ``case.rows`` of them.
+        device: where the tensors will be.
+        made_on: where they are made: on the device itself many numbers take less time, and are others.
+        changes: arguments in place of the example's, by name.
+
+    Returns:
+        The arguments by name, in the order of the signature.
+    """
+    with torch.device(made_on):
+        arguments = _MAKERS[primitive](case)
+    return moved({**arguments, **changes}, device)
+
+
+def _generator(seed: int) -> torch.Generator | None:
+    device = torch.empty(0).device
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    """U(0, 1) on the CPU, float32."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    """Draw U(0, 1), float32, on the default device."""
+    return torch.rand(*shape, generator=_generator(seed))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """N(0, 1) on the CPU, float32."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """Draw N(0, 1), float32, on the default device."""
+    return torch.randn(*shape, generator=_generator(seed))
+
+
+def whole(low: int, high: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Draw whole numbers from ``low`` to ``high - 1`` on the default device."""
+    return torch.randint(low, high, shape, generator=_generator(seed), dtype=dtype)
 
 
 def spectra(case: Case) -> Tensor:
-    """Unscaled ``rfft2`` of random images in [0, 1], (B, C, H, W//2+1) complex64, on the CPU."""
+    """Transform random images in [0, 1]: unscaled ``rfft2``, (B, C, H, W//2+1) complex64, on the default device."""
     spectrum: Tensor = torch.fft.rfft2(random(case.batch, case.channels, *case.size))
     return spectrum
+
+
+def cutoffs(case: Case) -> Tensor:
+    """Give the images the cut-offs 1, 2.5 and 4 in turn, (B,) float32."""
+    return torch.tensor([1.0, 2.5, 4.0])[torch.arange(case.batch) % 3]
 
 
 def moved(arguments: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
@@ -79,122 +141,17 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     return result
 
 
-def rows_of(case: Case, seed: int = 4) -> dict[str, Tensor]:
-    """What every row of a mix needs: (image, sample) pairs, the image running fastest, and the images' names.
+def rows_of(case: Case) -> dict[str, Tensor]:
+    """Make what every row of a mix needs: (image, sample) pairs, the image running fastest, and the images' names.
 
     The names are not positions, and reach the end of their range, as the sample numbers do; so do seed and step.
     """
-    generator = torch.Generator().manual_seed(seed)
-    names = torch.randint(0, 2**32, (case.batch + 2,), generator=generator)
-    names[:3] = torch.tensor([5, 2**32 - 1, 0])
+    names = whole(0, 2**32, case.batch + 2, seed=4)
+    names[:3] = torch.tensor([5, 2**32 - 1, 0])[: case.batch + 2]
     return {
         "image_ids": names[: case.batch],
         "image_index": torch.arange(case.rows) % max(case.batch, 1),
-        "samples": torch.randint(0, 2**32 // case.channels, (case.rows,), generator=generator),
+        "samples": whole(0, 2**32 // case.channels, case.rows, seed=5),
         "seed": torch.tensor(-(2**62) - 12345),
         "step": torch.tensor(2**32 - 2),
     }
-
-
-def mix_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``band_mix``: the spectra of random images in the case's mode, cut-offs 1, 2.5 and 4."""
-    numbers, shared = MODES[case.mode]
-    arguments = {
-        "spectrum": spectra(case),
-        "cutoff": torch.tensor([1.0, 2.5, 4.0])[torch.arange(case.batch) % 3],
-        "weights": torch.tensor([numbers]).expand(case.batch, -1),
-        **rows_of(case),
-        "width": case.width,
-        "shared_multiplier": shared,
-        **changes,
-    }
-    return moved(arguments, device)
-
-
-def dct_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``dct_mix``: normal spectra."""
-    arguments = {
-        "spectrum": normal(case.batch, case.channels, *case.size),
-        "weights": torch.tensor([[RHO, SIGMA]]).expand(case.batch, -1),
-        **rows_of(case),
-        **changes,
-    }
-    return moved(arguments, device)
-
-
-def gaussian(taps: int) -> Tensor:
-    """A normalised smoothing kernel with a standard deviation of one pixel, (taps,) float32; empty for 0."""
-    kernel = torch.exp(-((torch.arange(taps) - taps // 2) ** 2) / 2.0)
-    return kernel / kernel.sum() if taps else kernel
-
-
-def step_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``gradient_step``: images off their origin and normal gradients, so that projection and clamp both act."""
-    shape = (case.batch, case.channels, *case.size)
-    origin = random(*shape, seed=1)
-    arguments = {
-        "images": (origin + 0.1 * normal(*shape, seed=2)).clamp(0, 1),
-        "origin": origin,
-        "gradient_sum": normal(*shape, seed=3),
-        "momentum": normal(*shape, seed=4),
-        "attribution": normal(*shape, seed=5),
-        "kernel": gaussian(case.taps),
-        "samples": 20,
-        "decay": 0.9,
-        "step_size": 0.01,
-        "eps": 16 / 255,
-        "lower": 0.0,
-        "upper": 1.0,
-        **changes,
-    }
-    return moved(arguments, device)
-
-
-def mask_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``pixel_mask``: three images at least, rows in no order, steps up to the ends of their range."""
-    batch = max(case.batch, 3)
-    generator = torch.Generator().manual_seed(6)
-    arguments = {
-        "start": random(batch, case.channels, *case.size, seed=1),
-        "finish": random(batch, case.channels, *case.size, seed=2),
-        "first_step": torch.randint(0, 9, (batch, *case.size), generator=generator, dtype=torch.int32),
-        "image_index": torch.tensor([0, 0, 0, 2, 2, 1, 0]),
-        "step": torch.tensor([0, 3, 2**40, 4, -(2**40), 8, 5]),
-        **changes,
-    }
-    return moved(arguments, device)
-
-
-def diversify_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``diversify``: random samples, each with a size up to 1.15 times its own and a place inside the frame."""
-    generator = torch.Generator().manual_seed(7)
-    frame = tuple(int(1.15 * size) + 2 for size in case.size)
-
-    def up_to(most: int) -> int:
-        return int(torch.randint(0, most + 1, (), generator=generator))
-
-    placements = []
-    for _ in range(case.rows):
-        resized = [size + up_to(whole - 2 - size) for size, whole in zip(case.size, frame, strict=True)]
-        placements.append([*resized, *(up_to(whole - part) for whole, part in zip(frame, resized, strict=True))])
-    arguments = {
-        "samples": random(case.rows, case.channels, *case.size, seed=1),
-        "placements": torch.tensor(placements).view(-1, 4),
-        "frame_height": frame[0],
-        "frame_width": frame[1],
-        "channels_last": False,
-        **changes,
-    }
-    return moved(arguments, device)
-
-
-def accumulate_arguments(case: Case, device: torch.device | str, **changes: Any) -> dict[str, Any]:
-    """For ``accumulate``: normal gradients of magnitudes from 1e-3 to 1e3, so that the order of addition shows."""
-    magnitude = 10 ** (6 * random(case.rows, 1, 1, 1, seed=3) - 3)
-    arguments = {
-        "total": normal(case.batch, case.channels, *case.size, seed=1),
-        "gradient": magnitude * normal(case.rows, case.channels, *case.size, seed=2),
-        "image_index": torch.randint(0, case.batch, (case.rows,), generator=torch.Generator().manual_seed(8)),
-        **changes,
-    }
-    return moved(arguments, device)

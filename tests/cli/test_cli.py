@@ -20,7 +20,9 @@ from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
+from fampe_fast.runs.measurement import Measurement
 
+FOUR_STEPS = Measurement(options={"insertion_deletion": {"steps": 4}})
 QUICK = ["--steps", "1", "--samples", "2"]
 
 
@@ -238,7 +240,10 @@ UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "no_such_net", "--weights", "{model}"], "no_such_net"),
     (["explain", "{photos}", "--model", "{photos}/nothing.pt"], "nothing.pt"),
     (["evaluate", "{photos}/object_0.png", "--model", "{model}"], "is not a folder"),
-    (["evaluate", "{photos}", "--model", "{model}", "--mu-fidelity-samples", "1"], "must be at least 2, got 1"),
+    (
+        ["evaluate", "{photos}", "--model", "{model}", "--metrics", "mu_fidelity", "--mu-fidelity-samples", "1"],
+        "must be at least 2, got 1",
+    ),
     (["evaluate", "{photos}", "--model", "{model}", "--labels", "{photos}/object_0.png"], "cannot read the labels"),
 ]
 
@@ -323,14 +328,11 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
 
 def test_names_offered_are_names_known() -> None:
     from fampe_fast.cli.arguments import METHOD_NAMES, PROTOCOL_NAMES
-    from fampe_fast.cli.commands.evaluate import METRIC_NAMES
     from fampe_fast.methods import METHODS
     from fampe_fast.metrics import PROTOCOLS
-    from fampe_fast.runs.measurement import METRICS
 
     assert METHOD_NAMES == METHODS
     assert set(PROTOCOL_NAMES) == set(PROTOCOLS)
-    assert METRIC_NAMES == METRICS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
@@ -380,7 +382,9 @@ def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, t
 
     paths = sorted(photos.glob("*.png"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate_files(classifier, {"one": Interrupted()}, paths, tmp_path / "out", metric_steps=4, batch_size=1)
+        evaluate_files(
+            classifier, {"one": Interrupted()}, paths, tmp_path / "out", measurement=FOUR_STEPS, batch_size=1
+        )
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [image["file"] for image in scores["images"]] == ["object_0.png", "object_1.png"]
     assert scores["summary"]["one"]["insertion"]["n"] == 2
@@ -402,7 +406,7 @@ def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: P
             return inner.attribute(inputs, target, **options)
 
     paths = sorted(photos.glob("*.png"))
-    result = evaluate_files(classifier, {"picky": Picky()}, paths, tmp_path / "out", metric_steps=4)
+    result = evaluate_files(classifier, {"picky": Picky()}, paths, tmp_path / "out", measurement=FOUR_STEPS)
     assert [path.name for path in result.paths] == ["object_0.png", "object_2.png"]
     assert [(failure.path.name, failure.reason) for failure in result.failures] == [
         ("object_1.png", "RuntimeError: not this one")

@@ -30,7 +30,7 @@ from fampe_fast.reference import philox as reference_philox  # noqa: E402
 from fampe_fast.reference import radial_mask as reference_masks  # noqa: E402
 from fampe_fast.reference import radius as reference_radius  # noqa: E402
 from fampe_fast.testing import Case, poisoned_memory  # noqa: E402
-from fampe_fast.testing.arguments import exactly, mask_arguments, mix_arguments, moved, spectra, step_arguments  # noqa: E402
+from fampe_fast.testing.arguments import exactly, example_arguments, moved, spectra  # noqa: E402
 from fampe_fast.testing.known_answers import PHILOX, UNIFORM_WORDS, uniform_of  # noqa: E402
 
 # Random numbers -------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:
 
 @pytest.mark.parametrize("size", [(12, 20), (9, 8)])
 def test_the_mix_does_not_depend_on_blocks_or_grid(size: tuple[int, int], device: torch.device) -> None:
-    arguments = mix_arguments(Case(*size, channels=1), device)
+    arguments = example_arguments("band_mix", Case(*size, channels=1), device)
     whole = band_mix(**arguments)
     for block, run in ((64, 1), (1024, 99)):
         with poisoned_memory():
@@ -222,7 +222,7 @@ def test_the_mix_does_not_depend_on_blocks_or_grid(size: tuple[int, int], device
 
 def test_the_mix_masks_are_those_of_radial_mask(device: torch.device) -> None:
     """One device function serves both: with one low weight and nothing else the mix of ones is L, bit for bit."""
-    arguments = mix_arguments(Case(21, 10, channels=1), device)
+    arguments = example_arguments("band_mix", Case(21, 10, channels=1), device)
     arguments["spectrum"] = torch.ones_like(arguments["spectrum"])
     arguments["weights"] = torch.tensor([(0, 1, 0, 0, 0, 0)] * 2, dtype=torch.float32, device=device)
     low, _ = radial_mask(arguments["cutoff"], 21, 10)
@@ -230,7 +230,7 @@ def test_the_mix_masks_are_those_of_radial_mask(device: torch.device) -> None:
 
 
 def test_the_step_does_not_depend_on_strips(device: torch.device) -> None:
-    arguments = step_arguments(Case(5, 34, 1, 1, taps=3), device)
+    arguments = example_arguments("gradient_step", Case(5, 34, 1, 1, taps=3), device)
     whole = gradient_step(**arguments)
     for columns, chunks in ((32, 1), (64, 8)):
         with poisoned_memory():
@@ -239,7 +239,8 @@ def test_the_step_does_not_depend_on_strips(device: torch.device) -> None:
 
 
 def test_masked_images_do_not_depend_on_blocks_or_grid(device: torch.device) -> None:
-    arguments = mask_arguments(Case(12, 20), device)
+    rows = {"image_index": torch.tensor([0, 0, 0, 2, 2, 1, 0]), "step": torch.tensor([0, 3, 2**40, 4, -(2**40), 8, 5])}
+    arguments = example_arguments("pixel_mask", Case(12, 20, batch=3, rows=7), device, **rows)
     whole = pixel_mask(**arguments)
     for block, run in ((64, 1), (256, 3), (4096, 99)):
         with poisoned_memory():
@@ -265,14 +266,18 @@ def test_wrong_types_are_named(device: torch.device) -> None:
     with pytest.raises(TypeError, match="complex128"):
         energy_cutoff(spectra(Case(8, 8)).to(device, torch.complex128), 8)
     with pytest.raises(TypeError, match="complex128"):
-        band_mix(**moved(exactly(mix_arguments(Case(8, 8), device)), device))
+        band_mix(**moved(exactly(example_arguments("band_mix", Case(8, 8), device)), device))
     with pytest.raises(TypeError, match="float16"):
-        gradient_step(**step_arguments(Case(8, 8, 1, 1), device, momentum=torch.zeros(1, 1, 8, 8, dtype=torch.float16)))
+        gradient_step(
+            **example_arguments(
+                "gradient_step", Case(8, 8, 1, 1), device, momentum=torch.zeros(1, 1, 8, 8, dtype=torch.float16)
+            )
+        )
     with pytest.raises(ValueError, match="odd length of at most 15"):
-        gradient_step(**step_arguments(Case(8, 8, 1, 1, taps=17), device))
+        gradient_step(**example_arguments("gradient_step", Case(8, 8, 1, 1, taps=17), device))
     with pytest.raises(ValueError, match="odd length"):
-        gradient_step(**step_arguments(Case(8, 8, 1, 1, taps=4), device))
-    arguments = mask_arguments(Case(8, 8), device)
+        gradient_step(**example_arguments("gradient_step", Case(8, 8, 1, 1, taps=4), device))
+    arguments = example_arguments("pixel_mask", Case(8, 8), device)
     with pytest.raises(TypeError, match="int64"):
         pixel_mask(**{**arguments, "first_step": arguments["first_step"].long()})
 
@@ -284,7 +289,7 @@ def test_images_too_large_for_exact_shells_are_refused() -> None:
 
 
 def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
-    arguments = mix_arguments(Case(8, 8), device)
+    arguments = example_arguments("band_mix", Case(8, 8), device)
     arguments["samples"] = arguments["samples"].to("meta")
     with pytest.raises(ValueError, match="one device"):
         band_mix(**arguments)

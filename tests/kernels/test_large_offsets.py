@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor
 if "FAMPE_FAST_PTX" not in os.environ:
     pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
 
-from gpu.launches import record
-from gpu.primitives import primitive
-from gpu.sizes import Size
+from benchmarks.kernels.launches import record
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
+from fampe_fast.ops.backends import OPS
 
 from ..ptx.instructions import Approximation
 from ..ptx.machine import run
@@ -25,24 +27,12 @@ SIZE = Size(IMAGES, 1, 2048, 2048)
 FULL_OF = {"image_index_ptr": IMAGES - 1, "used_ptr": 36}
 """Every row shows the last image; every tile uses all of its bins."""
 
+CALLS: list[tuple[str, dict[str, int]]] = [(op, {}) for op in OPS]
+# Rows in runs: with a program for every row the last one begins far behind the first.
+CALLS += [(op, {"run": 1}) for op in OPS if "run" in inspect.signature(primitive(op).kernel()).parameters]
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("radial_mask", {}),
-        ("energy_cutoff", {}),
-        ("band_mix", {}),
-        ("band_mix", {"run": 1}),  # a program for every row: the last one begins far behind the first
-        ("dct_mix", {}),
-        ("dct_mix", {"run": 1}),
-        ("diversify", {}),
-        ("diversify_adjoint", {}),
-        ("accumulate", {}),
-        ("gradient_step", {}),
-        ("pixel_mask", {}),
-        ("pixel_mask", {"run": 1}),
-    ],
-)
+
+@pytest.mark.parametrize(("name", "options"), CALLS)
 def test_the_last_program_writes_the_last_element(name: str, options: dict[str, int]) -> None:
     entry = primitive(name)
     arguments = entry.arguments(entry.fitted(SIZE), torch.device("meta"))

@@ -10,8 +10,8 @@ import torch
 if "FAMPE_FAST_PTX" not in os.environ:
     pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
 
-from gpu.primitives import primitive
-from gpu.sizes import Size
+from benchmarks.kernels.primitives import primitive
+from benchmarks.kernels.sizes import Size
 
 from ..ptx.traffic import SECTOR, Counts, counting
 

@@ -19,7 +19,7 @@ from fampe_fast.methods.captum_methods import CaptumMethod
 from fampe_fast.ops import compiled
 from fampe_fast.runtime.tf32 import tensor_float32
 from fampe_fast.testing import Case
-from fampe_fast.testing.arguments import mix_arguments
+from fampe_fast.testing.arguments import example_arguments
 
 from ..models_for_tests import Constant, Smooth, some_images
 
@@ -68,7 +68,7 @@ def test_a_mix_has_three_graphs_at_most() -> None:
             for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
                 for size in (Case(8, 8), Case(12, 20, channels=1), Case(1, 1, channels=1), Case(9, 9, channels=2)):
                     with mode():
-                        arguments = mix_arguments(size, torch.device("cpu"), shared_multiplier=shared)
+                        arguments = example_arguments("band_mix", size, torch.device("cpu"), shared_multiplier=shared)
                         mixed = compiled.band_mix(**arguments)
                     assert not mixed.is_inference()
     assert graphs() == 6
@@ -78,7 +78,7 @@ def test_a_mix_has_three_graphs_at_most() -> None:
 def test_the_settings_of_a_process_do_not_use_the_graphs_up() -> None:
     """Each combination would be a graph of torch's eight; a warning that it gave up would fail this test."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    arguments = mix_arguments(Case(8, 8), torch.device("cpu"))
+    arguments = example_arguments("band_mix", Case(8, 8), torch.device("cpu"))
     wanted = compiled.band_mix(**arguments)
     try:
         with compiled.compiled_at_once():

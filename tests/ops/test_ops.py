@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from fampe_fast import ops
-from fampe_fast.engine.placements import draw_placements, padded_size
-from fampe_fast.ops import library
+from fampe_fast.ops.backends import OPS
+from fampe_fast.ops.registration import DIFFERENTIABLE, MUTATED
+from fampe_fast.testing import Case, assert_same, load_primitives
+from fampe_fast.testing.arguments import exactly, example_arguments, moved, random
+from fampe_fast.testing.checks.common import tensors
+
+CASE = Case(8, 9, batch=2, channels=1, rows=3, taps=3)
+COLOUR = Case(8, 9, batch=2, channels=3, rows=3)
 
 
 @pytest.fixture(autouse=True, params=["reference", "triton"])
@@ -21,179 +27,121 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def in_channels_last(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "start": arguments["start"].contiguous(memory_format=torch.channels_last)}
 
 
-def rows(device: torch.device) -> dict[str, Tensor]:
-    return {
-        "image_ids": torch.tensor([7, 3], device=device),
-        "image_index": torch.tensor([0, 1, 1], device=device),
-        "samples": torch.tensor([0, 4, 2], device=device),
-        "seed": torch.tensor(5, device=device),
-        "step": torch.tensor(1, device=device),
-    }
+SPECTRUM = torch.fft.rfft2(random(2, 1, 8, 9))
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{op: (op, example_arguments(op, CASE, "cpu")) for op in OPS},
+    "diversify channels last": ("diversify", example_arguments("diversify", CASE, "cpu", channels_last=True)),
+    "energy_cutoff without DC": ("energy_cutoff", example_arguments("energy_cutoff", CASE, "cpu", include_dc=False)),
+    "pixel_mask channels last": ("pixel_mask", in_channels_last(example_arguments("pixel_mask", COLOUR, "cpu"))),
+    "irfft2": ("irfft2", {"spectrum": SPECTRUM, "width": 9}),
+    "irfft2 of even width": ("irfft2", {"spectrum": SPECTRUM, "width": 8}),
+    "separable_transform": (
+        "separable_transform",
+        {"values": random(2, 3, 8, 9), "rows": random(8, 8, seed=1), "columns": random(7, 9, seed=2)},
+    ),
+}
+"""Operator and arguments."""
 
 
-def band_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    numbers = [[0, 0.1, 0.05, 0.9, 0.45, 0.06], [1, 0, 0.2, 0, 0.3, 0.0]]
-    return {
-        "spectrum": torch.fft.rfft2(random(2, 1, 8, 9, dtype=dtype)).to(device),
-        "cutoff": torch.tensor([1.0, 2.5], device=device, dtype=dtype),
-        "weights": torch.tensor(numbers, device=device, dtype=dtype),
-        **rows(device),
-        "width": 9,
-        "shared_multiplier": False,
-    }
-
-
-def dct_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    weights = torch.tensor([[0.5, 0.06], [0.3, 0.0]], device=device, dtype=dtype)
-    return {"spectrum": random(2, 1, 8, 9, dtype=dtype).to(device), "weights": weights, **rows(device)}
-
-
-def placements(device: torch.device) -> Tensor:
-    return torch.tensor([p for p in draw_placements(0, 1, 20, 8, 9)[0] if p is not None][:2], device=device)
-
-
-def diversify_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    return random(2, 1, 8, 9, dtype=dtype).to(device), placements(device), padded_size(8), padded_size(9), False
-
-
-def mask_arguments(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    steps = torch.randint(0, 4, (2, 8, 9), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    images = (random(2, 3, 8, 9, seed=seed, dtype=dtype).to(device) for seed in (1, 2))
-    return *images, steps.to(device), torch.tensor([0, 1, 1], device=device), torch.tensor([1, 0, 3], device=device)
-
-
-def step_arguments(device: torch.device) -> tuple[Any, ...]:
-    images = [random(2, 1, 8, 9, seed=seed).to(device) for seed in range(5)]
-    return *images, torch.tensor([0.25, 0.5, 0.25], device=device), 20, 1.0, 0.006, 0.06, 0.0, 1.0
-
-
-def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    total = random(2, 1, 8, 9).to(device)
-    frames = random(2, 1, padded_size(8), padded_size(9)).to(device)
-    spectrum = band_arguments(device)["spectrum"]
-    return {
-        "radial_mask": (library.radial_mask, (torch.tensor([1.0, 2.5], device=device), 8, 9)),
-        "energy_cutoff": (library.energy_cutoff, (spectrum, 9, 0.9, False)),
-        "band_mix": (library.band_mix, tuple(band_arguments(device).values())),
-        "dct_mix": (library.dct_mix, tuple(dct_arguments(device).values())),
-        "diversify": (library.diversify, diversify_arguments(device)),
-        "diversify channels last": (library.diversify, (*diversify_arguments(device)[:4], True)),
-        "diversify_adjoint": (library.diversify_adjoint, (frames, placements(device), 8, 9)),
-        "accumulate": (
-            library.accumulate,
-            (total, random(3, 1, 8, 9).to(device), torch.tensor([1, 0, 1], device=device)),
-        ),
-        "gradient_step": (library.gradient_step, step_arguments(device)),
-        "pixel_mask": (library.pixel_mask, mask_arguments(device)),
-        "irfft2": (library.irfft2, (spectrum, 9)),
-        "irfft2 of even width": (library.irfft2, (spectrum, 8)),
-        "separable_transform": (library.separable_transform, (total, random(8, 8).to(device), random(7, 9).to(device))),
-    }
-
-
-@pytest.mark.parametrize("name", list(calls(torch.device("cpu"))))
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_opcheck(name: str, device: torch.device) -> None:
     """Schema, declared mutation, fake shapes and strides, autograd registration, tracing with dynamic shapes."""
-    operator, arguments = calls(device)[name]
-    torch.library.opcheck(operator, arguments)
+    op, arguments = EXAMPLES[name]
+    torch.library.opcheck(getattr(torch.ops.fampe_fast, op).default, tuple(moved(arguments, device).values()))
 
 
-DIFFERENTIABLE = {
-    "radial_mask": lambda d: (library.radial_mask, (torch.tensor([1.0, 2.5], dtype=torch.float64), 8, 9), 1),
-    "band_mix": lambda d: (library.band_mix, tuple(band_arguments(d, torch.float64).values()), 1),
-    "dct_mix": lambda d: (library.dct_mix, tuple(dct_arguments(d, torch.float64).values()), 1),
-    "diversify": lambda d: (library.diversify, diversify_arguments(d, torch.float64), 1),
-    "pixel_mask": lambda d: (library.pixel_mask, mask_arguments(d, torch.float64), 2),
-}
+def test_the_smooth_primitives_have_gradients() -> None:
+    smooth = {"radial_mask", "band_mix", "dct_mix", "diversify", "diversify_adjoint", "pixel_mask"}
+    assert smooth <= set(DIFFERENTIABLE)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradcheck(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact to float64's finite differences, so on the reference, which takes float64."""
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
-    operator, arguments, inputs = DIFFERENTIABLE[name](torch.device("cpu"))
-    leaves = tuple(argument.clone().requires_grad_() for argument in arguments[:inputs])
-    assert torch.autograd.gradcheck(lambda *values: operator(*values, *arguments[inputs:]), leaves)
+    arguments = exactly(EXAMPLES[op][1])
+    leaves = [arguments[name].clone().requires_grad_() for name in DIFFERENTIABLE[op]]
+
+    def call(*values: Tensor) -> Any:
+        return getattr(ops, op)(**{**arguments, **dict(zip(DIFFERENTIABLE[op], values, strict=True))})
+
+    assert torch.autograd.gradcheck(call, leaves)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradients_are_those_of_the_reference(name: str, device: torch.device) -> None:
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradients_are_those_of_the_reference(op: str, device: torch.device) -> None:
     """Against autograd through the plain reference in float64, which knows nothing of our backward formulas."""
-    from fampe_fast.ops.backends import OPS
 
-    module = __import__(f"fampe_fast.reference.{OPS[name]}", fromlist=[name])
-    _, exact_arguments, inputs = DIFFERENTIABLE[name](torch.device("cpu"))
-    operator, arguments = calls(device)[name]
-
-    def gradients(function: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
-        leaves = [argument.detach().clone().requires_grad_() for argument in arguments[:inputs]]
-        outputs = function(*leaves, *arguments[inputs:])
+    def gradients(function: Any, arguments: dict[str, Any]) -> list[Tensor]:
+        leaves = {name: arguments[name].detach().clone().requires_grad_() for name in DIFFERENTIABLE[op]}
+        outputs = function(**{**arguments, **leaves})
         total = 0
         for k, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
             values = torch.view_as_real(output) if output.is_complex() else output
-            weights = random(*values.shape, seed=k, dtype=torch.float64).to(values)
-            total = total + (values * weights).sum()
-        return list(torch.autograd.grad(total, leaves))
+            total = total + (values * random(*values.shape, seed=k).to(values)).sum()
+        return list(torch.autograd.grad(total, list(leaves.values())))
 
-    if name == "radial_mask":
-        arguments = (exact_arguments[0].float().to(device), *arguments[1:])
-    for got, exact in zip(
-        gradients(operator, arguments), gradients(getattr(module, name), exact_arguments), strict=True
-    ):
+    arguments = moved(EXAMPLES[op][1], device)
+    exactly_known = gradients(load_primitives("reference", "cpu")[op], exactly(arguments))
+    for got, exact in zip(gradients(getattr(ops, op), arguments), exactly_known, strict=True):
         scale = exact.abs().max()
         assert scale > 0
         assert (got.cpu().to(exact.dtype) - exact).abs().max() < 1e-5 * scale
 
 
 def test_what_has_no_gradient_says_so(device: torch.device) -> None:
-    arguments = band_arguments(device)
+    arguments = example_arguments("band_mix", CASE, device)
     arguments["weights"] = arguments["weights"].clone().requires_grad_()
-    with pytest.raises(NotImplementedError, match="not in weights"):
+    with pytest.raises(NotImplementedError, match="band_mix is differentiable in spectrum, not in weights: detach it"):
         ops.band_mix(**arguments)
-    images = [image.clone().requires_grad_() for image in step_arguments(device)[:5]]
-    result = ops.gradient_step(*images, *step_arguments(device)[5:])
+    arguments = example_arguments("gradient_step", CASE, device)
+    arguments["images"] = arguments["images"].clone().requires_grad_()
+    result = ops.gradient_step(**arguments)
     with pytest.raises(RuntimeError, match="autograd"):
         result.images.sum().backward()
 
 
 def test_a_user_can_differentiate_from_samples_to_the_image(device: torch.device) -> None:
     """The chain rfft2 -> mix -> irfft2 is linear in the image: its gradient is the transpose, whatever the image."""
-    arguments = band_arguments(device)
+    arguments = example_arguments("band_mix", CASE, device)
     direction = random(3, 1, 8, 9, seed=9).to(device)
-
-    def gradient(image: Tensor) -> Tensor:
-        image = image.to(device).requires_grad_()
-        mixed = ops.band_mix(**{**arguments, "spectrum": torch.fft.rfft2(image)})
-        samples = torch.fft.irfft2(mixed, s=(8, 9))
-        (found,) = torch.autograd.grad((samples * direction).sum(), image)
-        return found
-
-    first, second = gradient(random(2, 1, 8, 9, seed=3)), gradient(random(2, 1, 8, 9, seed=4))
-    torch.testing.assert_close(first, second)
 
     def draw(image: Tensor) -> Tensor:
         mixed = ops.band_mix(**{**arguments, "spectrum": torch.fft.rfft2(image)})
         return torch.fft.irfft2(mixed, s=(8, 9))
 
+    def gradient(image: Tensor) -> Tensor:
+        image = image.to(device).requires_grad_()
+        (found,) = torch.autograd.grad((draw(image) * direction).sum(), image)
+        return found
+
+    first, second = gradient(random(2, 1, 8, 9, seed=3)), gradient(random(2, 1, 8, 9, seed=4))
+    torch.testing.assert_close(first, second)
     image, step = random(2, 1, 8, 9, seed=3).to(device), random(2, 1, 8, 9, seed=5).to(device)
-    moved = ((draw(image + step) - draw(image)) * direction).sum()
-    torch.testing.assert_close(moved, (step * first).sum(), rtol=1e-4, atol=1e-5)
+    change = ((draw(image + step) - draw(image)) * direction).sum()
+    torch.testing.assert_close(change, (step * first).sum(), rtol=1e-4, atol=1e-5)
 
 
-def test_operators_are_traced_without_a_break(device: torch.device) -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_operators_are_traced_without_a_break(name: str, device: torch.device) -> None:
     """Fullgraph, and the result that of the plain call, to the bit."""
     torch._dynamo.reset()
+    op, arguments = EXAMPLES[name]
 
-    def chain(values: dict[str, Any]) -> Tensor:
-        return torch.fft.irfft2(ops.band_mix(**values), s=(8, 9))
+    def call(values: dict[str, Any]) -> Any:
+        values = {key: value.clone() if key in MUTATED.get(op, ()) else value for key, value in values.items()}
+        result = getattr(ops, op)(**values)
+        return [values[key] for key in MUTATED[op]] if result is None else result
 
-    arguments = band_arguments(device)
-    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(arguments), chain(arguments))
+    arguments = moved(arguments, device)
+    got, expected = torch.compile(call, fullgraph=True, backend="aot_eager")(arguments), call(arguments)
+    assert type(got) is type(expected)
+    for one, other in zip(tensors(got), tensors(expected), strict=True):
+        assert_same(one, other)
 
 
 def test_the_separable_transform_is_two_matrix_products(device: torch.device) -> None:

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,34 +19,29 @@ from fampe_fast import ops
 from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
 from fampe_fast.frequency.bands import bands_between, equal_energy_bands, equal_width_bands
 from fampe_fast.frequency.two_scale import two_scale_map
-from fampe_fast.ops import backends, compiled
+from fampe_fast.ops import compiled
+from fampe_fast.ops.registration import MUTATED
 from fampe_fast.reference import dct_mix as reference_dct
 from fampe_fast.reference import radius as reference_radius
 from fampe_fast.reference import spectral_noise
 from fampe_fast.robustness import BandMixAugmentation, LowPassAugmentation
-from fampe_fast.testing import Case
-from fampe_fast.testing.arguments import dct_arguments, mask_arguments, mix_arguments, step_arguments
+from fampe_fast.testing import Case, load_primitives
+from fampe_fast.testing.arguments import example_arguments
 
-CPU = torch.device("cpu")
 CASE = Case(9, 12, batch=2, channels=3)
+REFERENCE = load_primitives("reference", "cpu")
+EXAMPLES = {op: example_arguments(op, CASE, "cpu") for op in REFERENCE}
 IMAGES = torch.rand(2, 3, 9, 12, generator=torch.Generator().manual_seed(0))
 SPECTRUM = torch.fft.rfft2(IMAGES)
-MIX, DCT, STEP, MASK = (make(CASE, CPU) for make in (mix_arguments, dct_arguments, step_arguments, mask_arguments))
-CUTOFF = torch.tensor([1.5, 4.0])
-INDEX = torch.tensor([0, 1, 1])
-FRAMES = torch.rand(2, 3, 12, 15, generator=torch.Generator().manual_seed(1))
 MATRICES = IMAGES[0, 0] @ IMAGES[1, 1].T, IMAGES[0, 0].T @ IMAGES[1, 1]
-PLACEMENTS = torch.tensor([[9, 13, 0, 1], [10, 12, 1, 0]])
 
 
-def reference(op: str, *args: Any, **kwargs: Any) -> Any:
-    return getattr(importlib.import_module(f"fampe_fast.reference.{backends.OPS[op]}"), op)(*args, **kwargs)
-
-
-def accumulated() -> Tensor:
-    total = torch.zeros_like(IMAGES)
-    reference("accumulate", total, IMAGES[INDEX], INDEX)
-    return total
+def reference(op: str, **changes: Any) -> Any:
+    """The result, or what a call changes."""
+    arguments = {**EXAMPLES[op], **changes}
+    arguments |= {name: arguments[name].clone() for name in MUTATED.get(op, ())}
+    result = REFERENCE[op](**arguments)
+    return result if result is not None else [arguments[name] for name in MUTATED[op]]
 
 
 def all_of_bands(bands: Any) -> tuple[Tensor, ...]:
@@ -53,20 +49,12 @@ def all_of_bands(bands: Any) -> tuple[Tensor, ...]:
 
 
 CALLS: dict[str, Callable[[], Any]] = {
-    "radial_mask": lambda: reference("radial_mask", CUTOFF, 9, 12),
-    "radial_mask in float64": lambda: reference("radial_mask", CUTOFF.double(), 9, 12),
-    "energy_cutoff": lambda: reference("energy_cutoff", SPECTRUM, 12),
-    "band_mix": lambda: reference("band_mix", **MIX),
-    "band_mix, compiled": lambda: compiled.band_mix(**MIX),
-    "band_mix in float64": lambda: reference("band_mix", **{**MIX, "spectrum": MIX["spectrum"].to(torch.complex128)}),
-    "dct_mix": lambda: reference("dct_mix", **DCT),
-    "dct_mix, compiled": lambda: compiled.dct_mix(**DCT),
+    **{op: partial(reference, op) for op in REFERENCE},
+    "radial_mask in float64": lambda: reference("radial_mask", cutoff=EXAMPLES["radial_mask"]["cutoff"].double()),
+    "band_mix in float64": lambda: reference("band_mix", spectrum=SPECTRUM.to(torch.complex128)),
+    "band_mix, compiled": lambda: compiled.band_mix(**EXAMPLES["band_mix"]),
+    "dct_mix, compiled": lambda: compiled.dct_mix(**EXAMPLES["dct_mix"]),
     "dct_matrix": lambda: (reference_dct.dct_matrix(9), reference_dct.dct_matrix(9, dtype=torch.float64)),
-    "diversify": lambda: reference("diversify", IMAGES, PLACEMENTS, 12, 15),
-    "diversify_adjoint": lambda: reference("diversify_adjoint", FRAMES, PLACEMENTS, 9, 12),
-    "accumulate": accumulated,
-    "gradient_step": lambda: reference("gradient_step", **STEP),
-    "pixel_mask": lambda: reference("pixel_mask", **MASK),
     "radius": lambda: (
         *reference_radius.signed_frequencies(9, 12), reference_radius.squared_radius(9, 12),
         reference_radius.shell_index(9, 12), reference_radius.multiplicity(12),

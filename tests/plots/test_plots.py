@@ -25,13 +25,11 @@ from fampe_fast.plots import (
     explanation_figure,
     log_amplitude,
     overlay,
-    rgba_of,
     save_figure,
     scale_map,
-    spectrum_figure,
 )
 from fampe_fast.plots import saving as saving_module
-from fampe_fast.plots.canvas import outline_of
+from fampe_fast.plots.canvas import add_axes, new_figure, outline_of
 from fampe_fast.plots.colours import (
     BACKDROP_BRIGHTNESS,
     ScaledMap,
@@ -42,8 +40,8 @@ from fampe_fast.plots.colours import (
     opacity_of,
     overlay_rgb,
 )
-from fampe_fast.plots.overlay import percent
-from fampe_fast.plots.spectrum import CIRCLE_COLOUR
+from fampe_fast.plots.explanations import percent
+from fampe_fast.plots.spectrum import CIRCLE_COLOUR, draw_spectrum
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +69,12 @@ def picture(axes) -> AxesImage:
 def cutoff_circle(axes) -> Ellipse:
     (circle,) = [p for p in axes.patches if isinstance(p, Ellipse) and p.get_label() == "cut-off"]
     return circle
+
+
+def spectrum_axes(image, cutoff=None, dpi=120):
+    axes = add_axes(new_figure(4.0, 4.0, dpi), 0.2, 0.2, 3.6, 3.6)
+    draw_spectrum(axes, image, cutoff)
+    return axes
 
 
 def words_of(figure) -> list[str]:
@@ -309,13 +313,14 @@ def test_opposite_maps_have_mirrored_colours():
 @pytest.mark.parametrize("signed", [False, True])
 def test_zero_is_transparent_and_opacity_rises_with_the_magnitude(signed):
     values = np.linspace(0, 1, 101, dtype=np.float32)[None]
-    rgba = rgba_of(ScaledMap(values, 1.0, signed))
-    assert rgba.shape == (1, 101, 4)
-    assert rgba[0, 0, 3] == 0
-    assert (np.diff(rgba[0, :, 3]) > 0).all()
-    assert 0.85 < rgba[0, -1, 3] < 1
-    assert rgba.min() >= 0
-    assert rgba.max() <= 1
+    scaled = ScaledMap(values, 1.0, signed)
+    colours, opacity = colours_of(scaled), opacity_of(scaled)
+    assert (colours.shape, opacity.shape) == ((1, 101, 3), (1, 101))
+    assert opacity[0, 0] == 0
+    assert (np.diff(opacity[0]) > 0).all()
+    assert 0.85 < opacity[0, -1] < 1
+    assert colours.min() >= 0
+    assert colours.max() <= 1
 
 
 def test_weak_values_of_a_signed_map_are_held_back():
@@ -366,7 +371,7 @@ def test_the_circle_passes_through_the_bins_at_its_radius(shape, share):
     radius = min(shape) * math.hypot(fu / height, fv / width)
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     sine = 0.5 + 0.4 * torch.sin(2 * math.pi * (fu * rows / height + fv * columns / width) + 0.7)
-    (axes,) = spectrum_figure(sine[None], radius).axes
+    axes = spectrum_axes(sine[None], radius)
     drawn, circle = picture(axes), cutoff_circle(axes)
 
     values = np.asarray(drawn.get_array()).copy()
@@ -391,9 +396,8 @@ def test_the_circle_passes_through_the_bins_at_its_radius(shape, share):
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 120)])
 def test_the_circle_is_seen_in_the_picture(shape):
-    figure = spectrum_figure(field(1, *shape), 15)
-    pixels = pixels_of(figure).astype(float)
-    (axes,) = figure.axes
+    axes = spectrum_axes(field(1, *shape), 15)
+    pixels = pixels_of(axes.figure).astype(float)
     cyan = np.array(to_rgb(CIRCLE_COLOUR)) * 255
     for angle in np.linspace(0, 2 * math.pi, 12, endpoint=False):
         x, y = axes.transData.transform((15 * math.cos(angle), 15 * math.sin(angle)))
@@ -404,19 +408,18 @@ def test_the_circle_is_seen_in_the_picture(shape):
 
 def test_a_small_circle_is_magnified():
     image = field(3, 64, 64)
-    (axes,) = spectrum_figure(image, 1).axes
+    axes = spectrum_axes(image, 1)
     (corner,) = axes.child_axes
     for where in (axes, corner):
         assert cutoff_circle(where).width == 2
     low, high = corner.get_xlim()
     assert high - low < 10
-    assert not spectrum_figure(image, 19).axes[0].child_axes
-    assert not spectrum_figure(image, None).axes[0].patches
+    assert not spectrum_axes(image, 19).child_axes
+    assert not spectrum_axes(image).patches
 
 
 def test_a_cutoff_may_be_a_tensor():
-    (axes,) = spectrum_figure(field(3, 32, 32), torch.tensor(5)).axes
-    assert cutoff_circle(axes).height == 10
+    assert cutoff_circle(spectrum_axes(field(3, 32, 32), torch.tensor(5))).height == 10
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -452,7 +455,6 @@ def test_no_text_covers_another(shape, signed):
     assert overlapping(explanation_figure(image, attribution, cutoff=123.456, **options)) == []
     assert overlapping(explanation_figure(image, attribution)) == []
     assert overlapping(overlay(image, attribution, **options)) == []
-    assert overlapping(spectrum_figure(image, 3.0, title=LONG)) == []
     for scores in (None, {LONG: [0.1, -0.2]}):
         sheet = contact_sheet(
             [image, image], {"a": [attribution] * 2, LONG: [-attribution] * 2}, [LONG, "b"], scores=scores, title=LONG
@@ -661,7 +663,7 @@ def test_a_page_of_photographs_is_a_small_file(photographs, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_figure():
-    return spectrum_figure(field(1, 8, 8), dpi=50)
+    return spectrum_axes(field(1, 8, 8), dpi=50).figure
 
 
 def test_a_png_has_the_figures_size(tmp_path):
@@ -817,7 +819,7 @@ before = settings()
 image = torch.rand(3, 16, 16)
 figures = (
     plots.explanation_figure(image, image, cutoff=1, mask=image[0] > 0.5), plots.overlay(image, image - 0.5),
-    plots.spectrum_figure(image, 2), plots.curves_figure(torch.rand(4), torch.rand(4)),
+    plots.slopes_figure({"a": torch.rand(4)}), plots.curves_figure(torch.rand(4), torch.rand(4)),
     plots.contact_sheet(image[None], {"a": image[None]}),
 )
 for i, figure in enumerate(figures):

@@ -11,7 +11,6 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,7 +22,6 @@ from .machine import run
 from .memory import GlobalMemory
 from .program import parse
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 _parse = lru_cache(maxsize=512)(parse)
 _patches = ExitStack()
 
@@ -33,10 +31,9 @@ def pytest_configure() -> None:
     if os.environ.get("TRITON_INTERPRET") != "0":
         raise pytest.UsageError("tests.ptx.plugin: set TRITON_INTERPRET=0, so that kernels are compiled")
     target, _, share = os.environ.get("FAMPE_FAST_PTX", "sm_90").partition(",")
-    _patches.enter_context(pytest.MonkeyPatch.context()).syspath_prepend(str(BENCHMARKS))
-    from gpu.launches import compiling_for
     from triton.compiler.compiler import CompiledKernel
 
+    from benchmarks.kernels.launches import compiling_for
     from fampe_fast.ops import backends
 
     approximation = Approximation(float(share or 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -12,18 +13,18 @@ from PIL import Image
 from torch import nn
 
 from fampe_fast import load_embedded_classifier
-from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
+from fampe_fast.catalog import STUDIES
+from fampe_fast.cli import DONE, SOME_FAILED, main
 from fampe_fast.images import find_images
 from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.plots.studies import StudyLine, study_figure
-from fampe_fast.runs.study import run_study
-from fampe_fast.runs.study_definitions import STUDIES, Budget, define_study
+from fampe_fast.runs.measurement import Measurement
+from fampe_fast.runs.study import StudyResult, as_json, as_table, report_files, run_study
+from fampe_fast.runs.study_definitions import Budget, define_study
 from fampe_fast.runs.study_design import Study, Variant
-from fampe_fast.runs.study_records import Record, Records
-from fampe_fast.runs.study_report import as_json, as_table, write_report
 
 QUICK = {"steps": 1, "samples": 2}
 SMALL = Study(
@@ -51,24 +52,34 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(classifier, photos: Path, out: Path, **options):
-    return run_study(SMALL, classifier, find_images([photos]), out, metric_steps=4, **options)
+def areas(steps: int, **options) -> Measurement:
+    return Measurement(options={"insertion_deletion": {"steps": steps, **options}})
+
+
+def run(classifier, photos: Path, out: Path, *, measurement: Measurement | None = None, **options) -> StudyResult:
+    paths = find_images([photos])
+    return run_study(SMALL, classifier, paths, out, measurement=measurement or areas(4), **options)
+
+
+def insertion_of(result: StudyResult, label: str) -> list[float]:
+    return result.comparison.scores[label].values["insertion"]
 
 
 def test_scores_are_those_of_the_methods_and_the_metric(classifier, photos: Path, tmp_path: Path) -> None:
     (photos / "1.png").write_bytes(b"nothing")  # a bad image costs that image, and moves no other one's random numbers
-    result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2, metric_passes=3)
-    assert result.files == ["0", "2"]
-    assert [failure.path.name for failure in result.failures] == ["1.png"]
+    result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2, measurement=areas(4, passes=3))
+    found = result.comparison
+    assert [path.name for path in found.paths] == ["0.png", "2.png"]
+    assert found.targets == [4, 6]
+    assert [failure.path.name for failure in found.failures] == ["1.png"]
     last = classifier.transform(Image.open(photos / "2.png").convert("RGB"))[None]
     for outcome in result.outcomes:
         method = create_method(outcome.variant.method, classifier, **outcome.variant.options)
         maps = method.attribute(last, [6], image_ids=[2])
         expected = insertion_deletion(classifier, last, maps, 6, steps=4, passes=3)
-        found = next(r for r in result.records if (r.file, r.variant) == ("2", outcome.variant.label))
-        assert found.target == 6
-        assert found.insertion == pytest.approx(float(expected.insertion), abs=2e-3)
-        assert found.deletion == pytest.approx(float(expected.deletion), abs=2e-3)
+        scores = found.scores[outcome.variant.label].values
+        assert scores["insertion"][1] == pytest.approx(float(expected.insertion), abs=2e-3)
+        assert scores["deletion"][1] == pytest.approx(float(expected.deletion), abs=2e-3)
         assert outcome.passes == 2
 
 
@@ -83,71 +94,67 @@ def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, 
 
     with pytest.raises(KeyboardInterrupt):
         run(classifier, photos, tmp_path / "out", batch_size=1, on_scores=stop)
-    with (tmp_path / "out" / "records.jsonl").open("a") as file:
-        file.write('{"file": "1", "variant": "alpha=0.8", "targ')  # killed while it wrote
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["outcomes"][0]["insertion"]["n"] == 1
+    with (tmp_path / "out" / "scores.jsonl").open("a") as file:
+        file.write('{"context": "1", "resul')  # killed while it wrote
     scored = []
-    real = insertion_deletion
+    module = importlib.import_module("fampe_fast.metrics.insertion_deletion")
     monkeypatch.setattr(
-        "fampe_fast.runs.study.insertion_deletion", lambda *a, **k: scored.append(len(a[1])) or real(*a, **k)
+        module, "insertion_deletion", lambda *a, **k: scored.append(len(a[1])) or insertion_deletion(*a, **k)
     )
     again = run(classifier, photos, tmp_path / "out", batch_size=2, on_scores=settled.append)
     assert sum(scored) == 9 - 5  # each finished score once
-    assert again.records == whole.records or _close(again.records, whole.records)
-    assert run(classifier, photos, tmp_path / "out").records == again.records
+    for label in again.comparison.scores:  # another batch size may move the model's last bits
+        assert insertion_of(again, label) == pytest.approx(insertion_of(whole, label), abs=2e-3)
+    assert run(classifier, photos, tmp_path / "out").comparison.scores == again.comparison.scores
     assert sum(scored) == 9 - 5
 
 
-def _close(got: list[Record], expected: list[Record]) -> bool:
-    """Another batch size may move the model's last bits."""
-    return all(
-        (a.file, a.variant, a.target) == (b.file, b.variant, b.target) and abs(a.insertion - b.insertion) < 2e-3
-        for a, b in zip(got, expected, strict=True)
-    )
-
-
-def test_other_images_and_labels_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
-    paths, out = find_images([photos]), tmp_path / "out"
-
-    def go_on(paths: list[Path], targets: list[int] | None) -> int:
-        return len(run_study(SMALL, classifier, paths, out, targets=targets, metric_steps=2).records)
-
-    assert go_on(paths[:2], [4, 5]) == 2 * 3
-    with pytest.raises(ValueError, match="1 was scored for class 5, and its label is now 6: give another folder"):
-        go_on(paths[:2], [4, 6])
-    with pytest.raises(ValueError, match=r"other settings \(labelled\)"):
-        go_on(paths[:2], None)
-    with pytest.raises(ValueError, match="0 was image 1 of this folder's study, and is now not among them"):
-        go_on(paths[1:], [5, 6])
-    with pytest.raises(ValueError, match="0 was image 1 of this folder's study, and is now 3"):
-        go_on(paths[::-1], [6, 5, 4])
-    assert go_on(paths, [4, 5, 6]) == 3 * 3  # more of them, behind
-
-
-def test_another_models_scores_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
-    """Of the same name and shapes: its weights or its normalisation are others."""
-    paths, out = find_images([photos])[:1], tmp_path / "out"
-    run_study(SMALL, classifier, paths, out, metric_steps=2)
+def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
+    """A folder that holds a study of something else gives what a new folder gives, and keeps what it held."""
+    paths = find_images([photos])
     retrained, renormalised = copy.deepcopy(classifier), copy.deepcopy(classifier)
-    next(retrained.parameters()).data[0].mul_(1.001)
-    renormalised.mean.add_(0.001)
-    for other in (retrained, renormalised):
-        with pytest.raises(ValueError, match=r"other settings \(fingerprint\): give another folder"):
-            run_study(SMALL, other, paths, out, metric_steps=2)
-    assert len(run_study(SMALL, copy.deepcopy(classifier), paths, out, metric_steps=2).records) == 3
+    next(retrained.parameters()).data[0].mul_(1.5)
+    renormalised.mean.add_(0.1)
+    other = Study("small", "?", (*SMALL.variants[:2], Variant("alpha=0.8", "fampe", {**QUICK, "alpha": 0.7})))
+    runs = [
+        (SMALL, classifier, paths[:2], [4, 5], 4),
+        (SMALL, classifier, paths[:2], [4, 6], 4),
+        (SMALL, classifier, paths[:2], None, 4),
+        (SMALL, classifier, paths[::-1][:2], [6, 5], 4),
+        (SMALL, classifier, paths[:2], [4, 5], 2),
+        (SMALL, retrained, paths[:2], [4, 5], 4),
+        (SMALL, renormalised, paths[:2], [4, 5], 4),
+        (other, classifier, paths[:2], [4, 5], 4),
+    ]
+    seen = []
+    for k, (study, model, files, targets, steps) in enumerate(runs):
+        options = {"targets": targets, "measurement": areas(steps), "batch_size": 1}
+        mixed = run_study(study, model, files, tmp_path / "out", **options)
+        fresh = run_study(study, model, files, tmp_path / str(k), **options)
+        found = [mixed.comparison.scores[label].values for label in mixed.comparison.scores]
+        assert found == [fresh.comparison.scores[label].values for label in fresh.comparison.scores]
+        assert found not in seen
+        seen.append(found)
+    study, model, files, targets, steps = runs[0]
+    again = run_study(study, model, paths, tmp_path / "out", targets=[4, 5, 6], measurement=areas(4), batch_size=1)
+    assert again.comparison.earlier == 2  # and a third one behind them
+    assert len(again.comparison.paths) == 3
 
 
-def test_another_study_is_not_mixed_in(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "records.jsonl"
-    Records(path, {"alpha": 1, "beta": [1, 2]}).add(Record("a", 0, "v", 1, 0.5, 0.25))
-    assert ("a", "v") in Records(path, {"beta": [1, 2], "alpha": 1})
-    with pytest.raises(ValueError, match=r"other settings \(alpha\): give another folder"):
-        Records(path, {"alpha": 2, "beta": [1, 2]})
-    path.write_text(path.read_text() + '{"file": 3}\n')
-    with pytest.raises(ValueError, match="line 3 is not a record"):
-        Records(path, {"alpha": 1, "beta": [1, 2]})
-    path.write_text("a diary\n")
-    with pytest.raises(ValueError, match="no records of a study"):
-        Records(path, {"alpha": 1})
+def test_every_metric_can_be_studied(classifier, photos: Path, tmp_path: Path) -> None:
+    measurement = Measurement(
+        ("stability", "mu_fidelity"), {"stability": {"samples": 2}, "mu_fidelity": {"samples": 10}}, 3
+    )
+    result = run(classifier, photos, tmp_path / "out", measurement=measurement)
+    assert [score.name for score in result.scores] == ["mu_fidelity", "stability"]
+    written = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert written["outcomes"][1]["stability"]["n"] == 3
+    assert "protocol" not in written
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| variant | passes | mu-fidelity | stability | mu-fidelity gained | stability gained |" in table
+    with Image.open(tmp_path / "out" / "plot.png") as picture:
+        assert min(picture.size) > 400
 
 
 def test_what_a_filter_filters_is_on_record(classifier, photos: Path, tmp_path: Path) -> None:
@@ -156,38 +163,43 @@ def test_what_a_filter_filters_is_on_record(classifier, photos: Path, tmp_path: 
         return Study("filters", "?", (Variant("filtered", "forgrad_fampe", options),))
 
     paths, out = find_images([photos])[:1], tmp_path / "out"
-    run_study(study(9, 1), classifier, paths, out, metric_steps=2)
-    for other in (study(8, 1), study(9, 2)):
-        with pytest.raises(ValueError, match="other settings"):
-            run_study(other, classifier, paths, out, metric_steps=2)
+    for count, asked in enumerate((study(9, 1), study(8, 1), study(9, 2)), 1):
+        assert not run_study(asked, classifier, paths, out, measurement=areas(2)).comparison.earlier
+        contexts = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()[1:]]
+        filters = [line["settings"]["method"] for line in contexts if line.get("settings", {}).get("method")]
+        assert len(filters) == count
+        assert filters[-1]["map_cutoff"] == asked.variants[0].options["map_cutoff"]
+        assert filters[-1]["filtered"]["config"]["steps"] == asked.variants[0].options["steps"]
 
 
 def test_the_table_pairs_the_images(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     insertion = {
-        label: torch.tensor([r.insertion for r in result.records if r.variant == label], dtype=torch.float64)
-        for label in ("attexplore", "alpha=0.8")
+        label: torch.tensor(insertion_of(result, label), dtype=torch.float64) for label in ("attexplore", "alpha=0.8")
     }
     difference = insertion["alpha=0.8"] - insertion["attexplore"]
-    gain = result.outcomes[2].insertion_gain
+    gain = result.outcomes[2].gains["insertion"]
     assert gain.mean == pytest.approx(float(difference.mean()))
     assert gain.standard_error == pytest.approx(float(difference.std() / 3**0.5))
+    assert as_table(result).splitlines()[4].endswith(" |  |  |")  # the first is compared with nothing
     row = as_table(result).splitlines()[-1]
     share = float(difference.mean() / insertion["attexplore"].mean())
     assert f"{gain.mean:+.3f} ± {gain.standard_error:.3f} ({share:+.1%})" in row
     data = json.loads(as_json(result))
     assert data["outcomes"][2]["insertion_gain"]["mean"] == gain.mean
-    assert len(data["scores"]) == 9
+    assert len(data["images"]) == 3
 
 
 def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
-    written = write_report(result, tmp_path / "out")
+    written = report_files(result, tmp_path / "out")
     assert [path.name for path in written] == ["study.json", "table.md", "plot.png"]
     with Image.open(written[2]) as picture:
         assert min(picture.size) > 400
-    result.outcomes.clear()
-    assert write_report(result, tmp_path / "none") == []
+    (photos / "a.png").write_bytes(b"nothing")
+    lost = run_study(SMALL, classifier, [photos / "a.png"], tmp_path / "none")
+    assert report_files(lost, tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_plot_shows_the_points(tmp_path: Path) -> None:
@@ -256,13 +268,14 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     table = capsys.readouterr().out
     for word in ("sigma=16/255", "rho=0.75", "ins. gained", "plot.png"):
         assert word in table
-    before = (out / "records.jsonl").read_text()
-    assert json.loads(before.splitlines()[0])["settings"]["variants"]["rho=1"]["config"]["alpha"] == 0.4
+    before = (out / "scores.jsonl").read_text()
+    assert json.loads((out / "study.json").read_text())["methods"]["rho=1"]["config"]["alpha"] == 0.4
     assert main(base) == DONE
     assert capsys.readouterr().out == table
-    assert (out / "records.jsonl").read_text() == before
-    assert main([*base, "--option", "alpha=0.5"]) == UNUSABLE
-    assert "other settings" in capsys.readouterr().err
+    assert (out / "scores.jsonl").read_text() == before
+    assert main([*base, "--option", "alpha=0.5"]) == DONE
+    assert json.loads((out / "study.json").read_text())["methods"]["rho=1"]["config"]["alpha"] == 0.5
+    assert (out / "scores.jsonl").read_text().startswith(before)
     (photos / "0.png").write_bytes(b"nothing")
     assert main([*base[:-2], "--out", str(tmp_path / "other")]) == SOME_FAILED
 
@@ -286,8 +299,10 @@ def test_another_model_explores(classifier, photos: Path, tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=message):
             run_study(study, classifier, paths, tmp_path / "none", explorer=other)
     assert not (tmp_path / "none").exists()
-    result = run_study(study, classifier, paths, tmp_path / "out", explorer=classifier, metric_steps=4)
+    result = run_study(study, classifier, paths, tmp_path / "out", explorer=classifier, measurement=areas(4))
     by_label = {outcome.variant.label: outcome for outcome in result.outcomes}
     assert by_label["fampe, other explorer"].passes == 2 * by_label["fampe"].passes
     # The model as its own explorer walks its own path.
-    assert by_label["fampe, other explorer"].insertion.mean == pytest.approx(by_label["fampe"].insertion.mean, abs=1e-3)
+    assert by_label["fampe, other explorer"].means["insertion"].mean == pytest.approx(
+        by_label["fampe"].means["insertion"].mean, abs=1e-3
+    )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...catalog import METRICS
 from ..arguments import (
     METHOD_NAMES,
     PROTOCOL_NAMES,
@@ -22,15 +23,7 @@ if TYPE_CHECKING:
 
     from ...methods.base import AttributionMethod
     from ...runs.batches import Failure
-    from ...runs.evaluate import Evaluation
-
-# Named here and not imported from the pipelines, which would load torch before a typing error is reported.
-METRIC_NAMES = ("insertion_deletion", "mu_fidelity", "stability")
-
-_READING = {
-    "mu_fidelity": "mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
-    "stability": "stability: share of the map that changes when the image changes by up to 0.02; low is stable",
-}
+    from ...runs.comparison import Comparison
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--metrics",
         type=_metric_names,
         default=["insertion_deletion"],
-        help=f"comma-separated, of: {', '.join(METRIC_NAMES)} (default: insertion_deletion)",
+        help=f"comma-separated, of: {', '.join(METRICS)} (default: insertion_deletion)",
     )
     parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="rise", help="(default: %(default)s)")
     parser.add_argument("--metric-steps", type=positive, help="at most so many steps of insertion and deletion")
@@ -81,10 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ...methods.registry import create_method
     from ...runs.evaluate import evaluate_files, evaluation_outputs
+    from ...runs.measurement import Measurement
     from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, options_by_method, targets_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
     options = options_by_method(arguments, arguments.methods)
+    of_metrics = {
+        "insertion_deletion": {
+            "protocol": arguments.protocol, "steps": arguments.metric_steps, "passes": arguments.metric_passes,
+        },
+        "mu_fidelity": {"samples": arguments.mu_fidelity_samples},
+        "stability": {"samples": arguments.stability_samples},
+    }  # fmt: skip
+    chosen = {name: of_metrics.get(name, {}) for name in arguments.metrics}
+    measurement = Measurement(tuple(arguments.metrics), chosen, arguments.seed or 0)
     found, labels = labelled_images(arguments)
     paths = found.paths
     check_all_outputs(arguments, evaluation_outputs(arguments.out), paths)
@@ -95,36 +98,29 @@ def run(arguments: argparse.Namespace) -> int:
     }
     screen, errors = console(), error_console()
     print_left_out(errors, found)
-    with Bar(errors, "evaluate", len(paths)) as advance:
+    with Bar(errors, "evaluate", len(paths) * len(methods)) as advance:
 
         def failed(failure: Failure) -> None:
             print_failure(errors, failure)
-            advance()
 
         result = evaluate_files(
             classifier,
             methods,
             paths,
             arguments.out,
+            measurement=measurement,
             targets=targets,
-            metrics=arguments.metrics,
-            protocol=arguments.protocol,
-            metric_steps=arguments.metric_steps,
-            metric_passes=arguments.metric_passes,
-            mu_fidelity_samples=arguments.mu_fidelity_samples,
-            stability_samples=arguments.stability_samples,
-            metric_seed=arguments.seed or 0,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
-            on_images=advance,
+            on_scores=advance,
             on_failure=failed,
         )
     count = len(result.paths)
     print_earlier(errors, result.earlier, len(paths), arguments.out)
     screen.print(_table(result, escape(classifier.name)))
-    for name, line in _READING.items():
-        if name in arguments.metrics and count:
-            screen.print(f"[dim]{line}[/]")
+    for name in measurement.metrics:
+        if METRICS[name].reading and count:
+            screen.print(f"[dim]{METRICS[name].reading}[/]")
     signed = [name for name, method in methods.items() if getattr(method, "absolute", None) is False]
     if signed and count:
         screen.print(
@@ -137,33 +133,31 @@ def run(arguments: argparse.Namespace) -> int:
     return closing(errors, count, len(paths))
 
 
-def _table(result: Evaluation, model: str) -> Table:
+def _table(result: Comparison, model: str) -> Table:
     from rich.table import Table
 
     from ..output import estimate_text
 
     summary, count = result.summary(), len(result.paths)
-    areas = "insertion_deletion" in result.measurement.metrics
-    columns = {"insertion": "insertion", "deletion": "deletion", "faithfulness": "ins. - del."} if areas else {}
-    compared = {"insertion": "ins."} if areas else {}
-    for name, head, short in (("mu_fidelity", "mu-fidelity", "mu-f."), ("stability", "stability", "stab.")):
-        if name in result.measurement.metrics:
-            columns[name], compared[name] = head, short
+    scores = result.measurement.scores
+    compared = [score for score in scores if score.short]
     first = next(iter(result.scores), "")
-    protocol = f", protocol {result.protocol}" if areas else ""
+    protocol = f", protocol {result.measurement.protocol}" if result.measurement.protocol else ""
     table = Table("method", title=f"{count} images, {model}{protocol}, mean ± standard error")
-    for head in (*columns.values(), *(f"{short} vs {first}" for short in compared.values()), "passes", "s / image"):
+    heads = [*(score.head for score in scores), *(f"{score.short} vs {first}" for score in compared)]
+    for head in (*heads, "passes", "s / image"):
         table.add_column(head, justify="right")
     for name, row in summary.items():
+        gains = ["" if name == first else estimate_text(row[f"{s.name}_minus_first"], signed=True) for s in compared]
         table.add_row(
             name,
-            *(estimate_text(row[key]) for key in columns),
-            *("" if name == first else estimate_text(row[f"{key}_minus_first"], signed=True) for key in compared),
-            str(result.settings[name]["passes"]),
+            *(estimate_text(row[score.name]) for score in scores),
+            *gains,
+            str(result.methods[name]["passes"]),
             f"{result.scores[name].seconds / count:.2f}",
         )
     return table
 
 
 def _metric_names(text: str) -> list[str]:
-    return names_of(text, METRIC_NAMES, "metric")
+    return names_of(text, list(METRICS), "metric")

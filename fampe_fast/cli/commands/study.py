@@ -64,11 +64,20 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...runs.study import run_study, study_outputs
+    from ...runs.measurement import Measurement
+    from ...runs.study import report_files, run_study, study_outputs
     from ...runs.study_definitions import Budget, define_study
-    from ...runs.study_report import write_report
     from ..model_and_methods import check_all_outputs, classifier_of, labelled_images, other_classifier_of, targets_of
-    from ..output import Bar, closing, console, error_console, estimate_text, print_failure, print_left_out
+    from ..output import (
+        Bar,
+        closing,
+        console,
+        error_console,
+        estimate_text,
+        print_earlier,
+        print_failure,
+        print_left_out,
+    )
 
     out = arguments.out or Path(f"fampe_study_{arguments.study}")
     for name in ("steps", "samples", "seed"):
@@ -76,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--option {name}: every line of a study has the same, use --{name}")
     budget = Budget(arguments.steps, arguments.samples, arguments.seed, dict(arguments.option))
     study = define_study(arguments.study, budget)
+    areas = {"protocol": arguments.protocol, "steps": arguments.metric_steps, "passes": arguments.metric_passes}
+    measurement = Measurement(options={"insertion_deletion": areas}, seed=arguments.seed)
     found, labels = labelled_images(arguments)
     paths = found.paths
     check_all_outputs(arguments, study_outputs(out), paths)
@@ -95,33 +106,29 @@ def run(arguments: argparse.Namespace) -> int:
             paths,
             out,
             explorer=explorer,
+            measurement=measurement,
             targets=targets,
-            protocol=arguments.protocol,
-            metric_steps=arguments.metric_steps,
-            metric_passes=arguments.metric_passes,
             batch_size=arguments.batch_size,
             internal_batch_size=arguments.internal_batch_size,
             on_scores=advance,
             on_failure=failed,
         )
+    comparison = result.comparison
+    count = len(comparison.paths)
+    print_earlier(errors, comparison.earlier, len(paths), out)
+    protocol = f", protocol {measurement.protocol}" if measurement.protocol else ""
     table = Table(
-        "variant", "passes", "insertion", "deletion", "ins. gained", "del. gained",
-        title=f"{study.question} {len(result.files)} images, {escape(classifier.name)}, protocol {result.protocol}",
+        "variant", "passes", *(score.head for score in result.scores), *(f"{s.short} gained" for s in result.scores),
+        title=f"{study.question} {count} images, {escape(classifier.name)}{protocol}",
         caption=f"mean ± standard error; gained: paired, against {study.variants[0].label}",
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
-    for outcome in result.outcomes:
-        first = outcome is result.outcomes[0]
-        table.add_row(
-            escape(outcome.variant.label),
-            str(outcome.passes),
-            estimate_text(outcome.insertion),
-            estimate_text(outcome.deletion),
-            "" if first else estimate_text(outcome.insertion_gain, signed=True),
-            "" if first else estimate_text(outcome.deletion_gain, signed=True),
-        )
+    for k, outcome in enumerate(result.outcomes):
+        gains = [estimate_text(gain, signed=True) if k else "" for gain in outcome.gains.values()]
+        means = [estimate_text(mean) for mean in outcome.means.values()]
+        table.add_row(escape(outcome.variant.label), str(outcome.passes), *means, *gains)
     screen.print(table)
-    for path in write_report(result, out):
+    for path in report_files(result, out):
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
-    return closing(errors, len(paths) - len(result.failures), len(paths))
+    return closing(errors, count, len(paths))

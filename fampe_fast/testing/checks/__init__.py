@@ -1,14 +1,7 @@
-"""The suite's checks, a module per primitive: plain functions ``check_<what>(ops, device, case)``."""
+"""The suite's checks, a module per primitive: functions ``check_<what>(ops, device, case)`` and example arguments."""
 
-from . import accumulate, band_mix, dct_mix, diversify, energy_cutoff, gradient_step, pixel_mask, radial_mask
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "accumulate",
-    "band_mix",
-    "dct_mix",
-    "diversify",
-    "energy_cutoff",
-    "gradient_step",
-    "pixel_mask",
-    "radial_mask",
-]
+for _found in iter_modules(__path__, f"{__name__}."):
+    import_module(_found.name)

@@ -9,12 +9,27 @@ import torch
 from torch import Tensor
 
 from ...reference.accumulate import accumulate as reference
-from ..arguments import accumulate_arguments, moved
+from ..arguments import makes_arguments, moved, normal, random, whole
 from ..error_rule import assert_same, assert_true
 from ..primitives import Primitives
 from ..registry import check
 from ..shapes import Case, stride_variants
 from .common import LARGE, SMALL
+
+
+@makes_arguments("accumulate")
+def _arguments(case: Case) -> dict[str, Any]:
+    """Normal gradients of magnitudes from 1e-3 to 1e3, so that the order of addition shows; the image runs fastest."""
+    magnitude = 10 ** (6 * random(case.rows, 1, 1, 1, seed=3) - 3)
+    return {
+        "total": normal(case.batch, case.channels, *case.size, seed=1),
+        "gradient": magnitude * normal(case.rows, case.channels, *case.size, seed=2),
+        "image_index": torch.arange(case.rows) % case.batch,
+    }
+
+
+def _in_any_order(case: Case, device: torch.device) -> dict[str, Any]:
+    return _arguments(case, device, image_index=whole(0, case.batch, case.rows, seed=8))
 
 
 def _added(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor:
@@ -32,7 +47,7 @@ def _added(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Tensor
 @check("accumulate", cases=(*SMALL, Case(9, 12, batch=3, rows=17), *LARGE))
 def check_accumulate_adds_rows_in_their_order(ops: Primitives, device: torch.device, case: Case) -> None:
     """Bit for bit the sums of the reference, which adds in ascending order of the rows."""
-    arguments = accumulate_arguments(case, device)
+    arguments = _in_any_order(case, device)
     expected = moved(arguments, "cpu")
     assert_same(_added(ops.accumulate, arguments), _added(reference, expected), "total")
 
@@ -40,7 +55,7 @@ def check_accumulate_adds_rows_in_their_order(ops: Primitives, device: torch.dev
 @check("accumulate", cases=(Case(9, 12, batch=3, rows=6),))
 def check_accumulate_leaves_images_without_rows_alone(ops: Primitives, device: torch.device, case: Case) -> None:
     """Only images that are named change; without rows nothing does."""
-    arguments = accumulate_arguments(case, device)
+    arguments = _in_any_order(case, device)
     arguments["image_index"] = torch.tensor([0, 2, 0, 0, 2, 2], device=device)
     after = _added(ops.accumulate, arguments)
     assert_same(after[1], arguments["total"][1], "image without rows")
@@ -52,7 +67,7 @@ def check_accumulate_leaves_images_without_rows_alone(ops: Primitives, device: t
 @check("accumulate", cases=(Case(9, 12, channels=3, rows=5), Case(224, 224, channels=3, rows=64, gpu=True)))
 def check_accumulate_takes_any_strides_and_repeats(ops: Primitives, device: torch.device, case: Case) -> None:
     """Gradients in any memory layout give the same bits, run after run."""
-    arguments = accumulate_arguments(case, device)
+    arguments = _in_any_order(case, device)
     whole = _added(ops.accumulate, arguments)
     for layout, gradient in stride_variants(arguments["gradient"]).items():
         total = arguments["total"].clone()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...reference.band_mix import band_mix as reference
 from ...reference.spectral_noise import hermitian_grid
-from ..arguments import call, mix_arguments, random, single_and_exact
+from ..arguments import MODES, call, cutoffs, makes_arguments, random, rows_of, single_and_exact, spectra
 from ..error_rule import assert_as_accurate, assert_same, assert_true
 from ..known_answers import PHILOX, uniform_of
 from ..primitives import Primitives
@@ -41,6 +41,19 @@ LARGE_MIXES = tuple(
 )
 
 
+@makes_arguments("band_mix")
+def _arguments(case: Case) -> dict[str, Any]:
+    numbers, shared = MODES[case.mode]
+    return {
+        "spectrum": spectra(case),
+        "cutoff": cutoffs(case),
+        "weights": torch.tensor([numbers]).expand(case.batch, -1),
+        **rows_of(case),
+        "width": case.width,
+        "shared_multiplier": shared,
+    }
+
+
 def _weights(*numbers: tuple[float, ...]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)
 
@@ -48,7 +61,7 @@ def _weights(*numbers: tuple[float, ...]) -> Tensor:
 @check("band_mix", cases=(*SMALL, *EDGES, *MODE_CASES, *ONE_IMAGE, *LARGE_MIXES))
 def check_band_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
     """Error rule in every mode, dtype, shape and layout, in poisoned memory."""
-    arguments = mix_arguments(case, device)
+    arguments = _arguments(case, device)
     got = call(ops.band_mix, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference, arguments), arguments, device)
 
@@ -69,7 +82,7 @@ def check_band_mix_draws_the_reference_s_words(ops: Primitives, device: torch.de
     )
     # 1e30 squared is infinite: L is exp(-0), exactly 1 however coarse a GPU's exponential is.
     cutoff = torch.tensor([1, 1e30, 1e-3])
-    arguments = mix_arguments(case, device, spectrum=spectrum, weights=weights, cutoff=cutoff)
+    arguments = _arguments(case, device, spectrum=spectrum, weights=weights, cutoff=cutoff)
     got, expected = call(ops.band_mix, arguments), single_and_exact(reference, arguments)[0]
     for row, what in enumerate(("noise", "multiplier of the low band", "multiplier of the high band")):
         assert_same(torch.view_as_real(got[row]), torch.view_as_real(expected[row]), what)
@@ -91,13 +104,13 @@ def check_band_mix_draws_the_published_words_at_dc(ops: Primitives, device: torc
         one = Case(case.height, case.width, batch=1, channels=1, rows=1)
         spectrum = torch.full((1, 1, case.height, case.width // 2 + 1), value, dtype=torch.complex64)
         at_zero = {"image_ids": zero[None], "samples": zero[None], "seed": zero, "step": zero}
-        arguments = mix_arguments(one, device, spectrum=spectrum, weights=_weights(weights), **at_zero)
+        arguments = _arguments(one, device, spectrum=spectrum, weights=_weights(weights), **at_zero)
         got = complex(ops.band_mix(**arguments)[0, 0, 0, 0].item())
         close = abs(got - expected) <= 1e-6 * max(1.0, abs(expected))
         assert_true(close, f"weights {weights}: {got} at DC, expected {expected}")
     # The multiplier of the high band beside DC has coefficient 1: no published vector, but it must not be word 2.
     shared = {"weights": _weights((0, 0, 1, 0, 1, 0)), "spectrum": torch.ones_like(spectrum), **at_zero}
-    arguments = mix_arguments(one, device, **shared, shared_multiplier=True)
+    arguments = _arguments(one, device, **shared, shared_multiplier=True)
     got = complex(ops.band_mix(**arguments)[0, 0, 0, 0].item())
     assert_true(abs(got - numbers[2]) <= 1e-6, f"shared multiplier {got} at DC, expected {numbers[2]}")
 
@@ -107,7 +120,7 @@ def check_band_mix_of_nothing_is_the_transform_of_real_noise(ops: Primitives, de
     """On zero spectra, noise times multipliers is Hermitian to the bit, and survives the inverse transform."""
     one = Case(case.height, case.width, batch=1, rows=2)
     spectrum = torch.zeros(1, 2, case.height, case.width // 2 + 1, dtype=torch.complex64)
-    mixed = ops.band_mix(**mix_arguments(one, device, spectrum=spectrum)).cpu()
+    mixed = ops.band_mix(**_arguments(one, device, spectrum=spectrum)).cpu()
     assert_hermitian(mixed, case.width)
     again = torch.fft.rfft2(torch.fft.irfft2(mixed, s=case.size))
     worst = (again - mixed).abs().max().item()
@@ -127,7 +140,7 @@ def check_band_mix_without_randomness_is_the_filter(ops: Primitives, device: tor
     ):
         changes = {"cutoff": torch.full((2,), 2.5), "weights": _weights(numbers, numbers)}
         one = Case(case.height, case.width, channels=1, rows=2)
-        arguments = mix_arguments(one, device, spectrum=torch.fft.rfft2(images), **changes)
+        arguments = _arguments(one, device, spectrum=torch.fft.rfft2(images), **changes)
         got = torch.fft.irfft2(ops.band_mix(**arguments).cpu(), s=case.size)
         expected = torch.fft.ifft2(torch.fft.fft2(images.double()) * gain).real
         worst = (got - expected).abs().max().item()
@@ -138,14 +151,14 @@ def check_band_mix_without_randomness_is_the_filter(ops: Primitives, device: tor
 def check_band_mix_of_zero_and_constant_images(ops: Primitives, device: torch.device, case: Case) -> None:
     """Images of no and of one frequency: error rule, no NaN."""
     images = torch.stack([torch.zeros(1, *case.size), torch.full((1, *case.size), 0.5)])
-    arguments = mix_arguments(case, device, spectrum=torch.fft.rfft2(images))
+    arguments = _arguments(case, device, spectrum=torch.fft.rfft2(images))
     assert_as_accurate(ops.band_mix(**arguments), *single_and_exact(reference, arguments))
 
 
 @check("band_mix", cases=(Case(9, 12, batch=3, channels=1, rows=7), Case(224, 224, 3, 3, 9, gpu=True)))
 def check_band_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, case: Case) -> None:
     """Any order of rows and any batch give the same bits; NaN stays in its own image's rows; no rows, no result."""
-    arguments = mix_arguments(case, device)
+    arguments = _arguments(case, device)
     assert_rows_stand_alone(ops.band_mix, arguments, PER_IMAGE, PER_ROW)
     clean = ops.band_mix(**arguments)
     spoiled = {**arguments, "spectrum": arguments["spectrum"].clone()}
@@ -158,13 +171,13 @@ def check_band_mix_of_a_row_stands_alone(ops: Primitives, device: torch.device, 
 @check("band_mix", cases=(Case(8, 10, rows=2), Case(9, 8, rows=2)))
 def check_band_mix_takes_any_strides(ops: Primitives, device: torch.device, case: Case) -> None:
     """Every argument in every layout, to the bit."""
-    assert_any_strides(ops.band_mix, mix_arguments(case, device))
+    assert_any_strides(ops.band_mix, _arguments(case, device))
 
 
 @check("band_mix", cases=(Case(9, 12, channels=1), Case(224, 224, 8, 3, 64, gpu=True)))
 def check_band_mix_is_repeatable(ops: Primitives, device: torch.device, case: Case) -> None:
     """Run after run gives the same bits."""
-    assert_repeatable(ops.band_mix, mix_arguments(case, device), device)
+    assert_repeatable(ops.band_mix, _arguments(case, device), device)
 
 
 def _samples(
@@ -184,7 +197,7 @@ def _samples(
         "weights": _weights(numbers),
         "samples": torch.arange(rows),
     }
-    mixed: Tensor = mix(**mix_arguments(case, device, **changes))
+    mixed: Tensor = mix(**_arguments(case, device, **changes))
     return mixed[:, 0].cpu()
 
 
@@ -221,7 +234,7 @@ def check_band_mix_streams_differ(ops: Primitives, device: torch.device, case: C
     def draw(**changes: int) -> Tensor:
         named = {name: torch.full_like(value, changes.get(name, 0)) for name, value in zero.items()}
         weights = _weights((1, 0, 0, 0, 0, 1))
-        mixed: Tensor = ops.band_mix(**mix_arguments(case, device, spectrum=spectrum, weights=weights, **named))
+        mixed: Tensor = ops.band_mix(**_arguments(case, device, spectrum=spectrum, weights=weights, **named))
         return mixed[0].real.cpu()
 
     base = draw()

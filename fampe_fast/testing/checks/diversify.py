@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...reference import diversify as reference
-from ..arguments import call, diversify_arguments, normal, single_and_exact
+from ..arguments import call, makes_arguments, normal, random, single_and_exact
 from ..error_rule import assert_same, assert_true
 from ..primitives import Primitives
 from ..registry import check
@@ -17,26 +17,50 @@ from .common import assert_accurate_and_fresh, assert_any_strides, assert_fresh,
 
 FRAMES = (
     Case(8, 8),
-    Case(9, 30, channels=1),
+    Case(9, 30, batch=1, channels=1),
     Case(30, 9, rows=1),
-    Case(21, 20, channels=3),
+    Case(21, 20, batch=1, channels=3),
     Case(224, 224, channels=3, rows=8, gpu=True),
-    Case(299, 224, channels=3, rows=8, gpu=True),
+    Case(299, 224, batch=1, channels=3, rows=8, gpu=True),
 )
 
 
-def _adjoint_arguments(case: Case, device: torch.device) -> dict[str, Any]:
-    arguments = diversify_arguments(case, device)
-    frame = arguments["frame_height"], arguments["frame_width"]
-    gradient = normal(case.rows, case.channels, *frame, seed=2).to(device)
-    height, width = case.size
-    return {"gradient": gradient, "placements": arguments["placements"], "height": height, "width": width}
+def frame_of(height: int, width: int) -> tuple[int, int]:
+    """Return the sides of the frame for samples of a size, as the package chooses them."""
+    return int(1.15 * height), int(1.15 * width)
+
+
+def _placements(case: Case) -> Tensor:
+    """Draw a size and a place in the frame for each sample number; the image runs fastest."""
+    frame, sides = torch.tensor(frame_of(*case.size)), torch.tensor(case.size)
+    numbers = random(2, -(-case.rows // case.batch), 2, seed=7)
+    resized = sides + (numbers[0] * (frame - sides + 1)).long()
+    corner = (numbers[1] * (frame - resized + 1)).long()
+    return torch.cat([resized, corner], 1).repeat_interleave(case.batch, 0)[: case.rows]
+
+
+@makes_arguments("diversify")
+def _arguments(case: Case) -> dict[str, Any]:
+    height, width = frame_of(*case.size)
+    return {
+        "samples": random(case.rows, case.channels, *case.size, seed=1),
+        "placements": _placements(case),
+        "frame_height": height,
+        "frame_width": width,
+        "channels_last": False,
+    }
+
+
+@makes_arguments("diversify_adjoint")
+def _adjoint_arguments(case: Case) -> dict[str, Any]:
+    gradient = normal(case.rows, case.channels, *frame_of(*case.size), seed=2)
+    return {"gradient": gradient, "placements": _placements(case), "height": case.height, "width": case.width}
 
 
 @check("diversify", cases=FRAMES)
 def check_diversify_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
     """Error rule in poisoned memory, in both memory formats, which hold the same values."""
-    arguments = diversify_arguments(case, device)
+    arguments = _arguments(case, device)
     got = call(ops.diversify, arguments)
     assert_accurate_and_fresh(got, *single_and_exact(reference.diversify, arguments), arguments, device)
     last = call(ops.diversify, {**arguments, "channels_last": True})
@@ -49,7 +73,7 @@ def check_diversify_places_a_sample_of_its_own_size_untouched(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
     """Resized to its own size a sample is copied to the bit; all around it is exactly zero."""
-    arguments = diversify_arguments(case, device)
+    arguments = _arguments(case, device)
     height, width = case.size
     arguments["placements"] = torch.tensor([[height, width, row % 2, 2 - row % 3] for row in range(case.rows)]).to(
         device
@@ -73,7 +97,7 @@ def check_diversify_adjoint_is_as_accurate_as_the_reference(ops: Primitives, dev
 @check("diversify", "diversify_adjoint", cases=FRAMES)
 def check_diversify_adjoint_is_the_transpose(ops: Primitives, device: torch.device, case: Case) -> None:
     """``<diversify(x), y> = <x, diversify_adjoint(y)>`` for every row, to the rounding of such a sum."""
-    forward, backward = diversify_arguments(case, device), _adjoint_arguments(case, device)
+    forward, backward = _arguments(case, device), _adjoint_arguments(case, device)
     shown, back = ops.diversify(**forward).cpu().double(), ops.diversify_adjoint(**backward).cpu().double()
     gradient, samples = backward["gradient"].cpu().double(), forward["samples"].cpu().double()
     one, other = (shown * gradient).sum((1, 2, 3)), (samples * back).sum((1, 2, 3))
@@ -81,13 +105,13 @@ def check_diversify_adjoint_is_the_transpose(ops: Primitives, device: torch.devi
     assert_true(bool(((one - other).abs() <= 1e-6 * scale).all()), f"{one.tolist()} and {other.tolist()} differ")
 
 
-@check("diversify", "diversify_adjoint", cases=(Case(9, 12, rows=4), Case(224, 224, channels=3, rows=8, gpu=True)))
+@check("diversify", "diversify_adjoint", cases=(Case(9, 12, 1, rows=4), Case(224, 224, 1, 3, 8, gpu=True)))
 def check_diversify_depends_on_neither_neighbours_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
     """A row's result is its own; any layout and run after run give the same bits; no rows, no result."""
     for function, arguments, values in (
-        (ops.diversify, diversify_arguments(case, device), "samples"),
+        (ops.diversify, _arguments(case, device), "samples"),
         (ops.diversify_adjoint, _adjoint_arguments(case, device), "gradient"),
     ):
         whole = function(**arguments)

@@ -10,13 +10,18 @@ from torch import Tensor
 
 from ...reference.energy_cutoff import shell_energy
 from ...reference.radius import squared_radius
-from ..arguments import call, spectra
+from ..arguments import call, makes_arguments, spectra
 from ..error_rule import EPSILON, assert_same, assert_true
 from ..known_answers import cutoff_ties, wave
 from ..primitives import Primitives
 from ..registry import check
 from ..shapes import Case
 from .common import EDGES, LARGE, SMALL, assert_any_strides, assert_fresh, assert_repeatable
+
+
+@makes_arguments("energy_cutoff")
+def _arguments(case: Case) -> dict[str, Any]:
+    return {"spectrum": spectra(case), "width": case.width, "tau": 0.9, "include_dc": True}
 
 
 def assert_cutoffs(got: Tensor, spectrum: Tensor, width: int, tau: float, include_dc: bool) -> None:
@@ -68,7 +73,8 @@ def check_energy_cutoff_is_the_smallest_radius(ops: Primitives, device: torch.de
     spectrum = spectra(case)
     spectrum[-1] *= 1 + 10 * squared_radius(*case.size)
     for tau, include_dc in ((0.9, True), (0.99, False)):
-        arguments = {"spectrum": spectrum.to(device), "width": case.width, "tau": tau, "include_dc": include_dc}
+        changes = {"spectrum": spectrum, "tau": tau, "include_dc": include_dc}
+        arguments = _arguments(case, device, **changes)
         got = call(ops.energy_cutoff, arguments)
         assert_cutoffs(got, spectrum, case.width, tau, include_dc)
         assert_fresh(got, arguments, device)
@@ -146,12 +152,7 @@ def check_energy_cutoff_depends_on_neither_batch_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
     """An image's cut-off is the same alone, from any memory layout, in every run; no image gives none."""
-    arguments: dict[str, Any] = {
-        "spectrum": spectra(case).to(device),
-        "width": case.width,
-        "tau": 0.7,
-        "include_dc": False,
-    }
+    arguments = _arguments(case, device, tau=0.7, include_dc=False)
     whole = ops.energy_cutoff(**arguments)
     alone = ops.energy_cutoff(arguments["spectrum"][1:2], case.width, 0.7, False)
     assert_same(alone, whole[1:2], "cut-off alone")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...reference.gradient_step import gradient_step as reference
-from ..arguments import call, normal, single_and_exact, step_arguments
+from ..arguments import call, makes_arguments, normal, random, single_and_exact
 from ..error_rule import EPSILON, assert_as_accurate, assert_same, assert_true
 from ..primitives import Primitives
 from ..registry import check
@@ -35,6 +35,28 @@ LARGE_STEPS = (
     Case(512, 512, 1, 3, taps=0, gpu=True),
     Case(100, 33, 2, 1, taps=15, gpu=True),
 )
+
+
+@makes_arguments("gradient_step")
+def _arguments(case: Case) -> dict[str, Any]:
+    """Images off their origin and normal gradients, so that projection and clamp both act; smoothing by a pixel."""
+    shape = (case.batch, case.channels, *case.size)
+    origin = random(*shape, seed=1)
+    kernel = torch.exp(-((torch.arange(case.taps) - case.taps // 2) ** 2) / 2.0)
+    return {
+        "images": (origin + 0.1 * normal(*shape, seed=2)).clamp(0, 1),
+        "origin": origin,
+        "gradient_sum": normal(*shape, seed=3),
+        "momentum": normal(*shape, seed=4),
+        "attribution": normal(*shape, seed=5),
+        "kernel": kernel / kernel.sum() if case.taps else kernel,
+        "samples": 20,
+        "decay": 0.9,
+        "step_size": 0.01,
+        "eps": 16 / 255,
+        "lower": 0.0,
+        "upper": 1.0,
+    }
 
 
 def assert_step(ops: Primitives, device: torch.device, arguments: dict[str, Any]) -> None:
@@ -64,14 +86,14 @@ def assert_step(ops: Primitives, device: torch.device, arguments: dict[str, Any]
 @check("gradient_step", cases=(*SMALL_STEPS, *LARGE_STEPS))
 def check_gradient_step_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
     """Error rule for all four results, with and without smoothing."""
-    assert_step(ops, device, step_arguments(case, device))
+    assert_step(ops, device, _arguments(case, device))
 
 
 @check("gradient_step", cases=(Case(9, 12, 1, 1),))
 def check_gradient_step_ascends_within_its_bounds(ops: Primitives, device: torch.device, case: Case) -> None:
     """Ascent, other bounds, no momentum, and a kernel without symmetry, which tells correlation from convolution."""
     changes = {"step_size": -0.02, "lower": 0.3, "upper": 0.6, "samples": 1, "decay": 0.0}
-    assert_step(ops, device, step_arguments(case, device, kernel=torch.tensor([0.5, 0.3, 0.2]), **changes))
+    assert_step(ops, device, _arguments(case, device, kernel=torch.tensor([0.5, 0.3, 0.2]), **changes))
 
 
 @check("gradient_step", cases=(Case(8, 8, 1, 2),))
@@ -92,22 +114,22 @@ def check_gradient_step_known_answers(ops: Primitives, device: torch.device, cas
         "gradient_sum": 4 * gradient,
     }
     free |= {"samples": 4, "step_size": 2.0**-7, "eps": 2.0**-4, "decay": 0.5}
-    got = ops.gradient_step(**step_arguments(case, device, **free))
+    got = ops.gradient_step(**_arguments(case, device, **free))
     assert_same(got.scale, torch.full((1,), 2.0), "scale")
     assert_same(got.images, 0.5 - 2.0**-7 * signs, "images after a free step")
     assert_same(got.momentum, gradient / 2, "momentum")
     assert_same(got.attribution, 2.0**-7 * gradient.abs() / 2, "attribution")
 
-    again = ops.gradient_step(**step_arguments(case, device, **{**free, "momentum": gradient / 2}))
+    again = ops.gradient_step(**_arguments(case, device, **{**free, "momentum": gradient / 2}))
     assert_same(again.momentum, 0.75 * gradient, "momentum of a second step with decay 0.5")
 
     at_edge = grey - 2.0**-4 * signs
-    got = ops.gradient_step(**step_arguments(case, device, **{**free, "images": at_edge}))
+    got = ops.gradient_step(**_arguments(case, device, **{**free, "images": at_edge}))
     assert_same(got.images, at_edge, "images at the edge of the projection")
     assert_same(got.attribution, still, "attribution of what cannot move")
 
     rest = {**free, "gradient_sum": still, "attribution": grey}
-    got = ops.gradient_step(**step_arguments(case, device, **rest))
+    got = ops.gradient_step(**_arguments(case, device, **rest))
     assert_same(got.images, grey, "images at rest")
     assert_same(got.attribution, grey, "attribution at rest")
     assert_same(got.scale, torch.zeros(1), "scale at rest")
@@ -117,7 +139,7 @@ def check_gradient_step_known_answers(ops: Primitives, device: torch.device, cas
 def check_gradient_step_adds_large_sums_in_float32(ops: Primitives, device: torch.device, case: Case) -> None:
     """The mean of many magnitudes 1 is 1 to four ulp; a sum in a shorter format stands still long before."""
     signs = normal(1, case.channels, *case.size, seed=8).sign()
-    got = ops.gradient_step(**step_arguments(case, device, gradient_sum=signs, samples=1)).scale.item()
+    got = ops.gradient_step(**_arguments(case, device, gradient_sum=signs, samples=1)).scale.item()
     assert_true(abs(got - 1) <= 4 * EPSILON, f"mean magnitude {got!r}, expected 1")
 
 
@@ -128,7 +150,7 @@ def check_gradient_step_normalises_tiny_and_huge_gradients(ops: Primitives, devi
     gradient = normal(1, 1, *case.size, seed=3)
     for magnitude in (1e-41, 1e-30, 1e30):
         changes = {"momentum": still, "samples": 1, "gradient_sum": gradient * magnitude}
-        arguments = step_arguments(case, device, **changes)
+        arguments = _arguments(case, device, **changes)
         got, expected = ops.gradient_step(**arguments), single_and_exact(reference, arguments)[1]
         worst = (got.momentum.cpu() - expected.momentum).abs().max().item()
         # A subnormal's own spacing, 2^-149, is all the accuracy that the scale can have.
@@ -140,7 +162,7 @@ def check_gradient_step_normalises_tiny_and_huge_gradients(ops: Primitives, devi
 @check("gradient_step", cases=(Case(8, 8, 5, 1, taps=1),))
 def check_gradient_step_spares_others_an_unusable_gradient(ops: Primitives, device: torch.device, case: Case) -> None:
     """Images whose gradient is zero, NaN or infinite decay their momentum only; the others do not notice."""
-    arguments = step_arguments(case, device)
+    arguments = _arguments(case, device)
     clean = ops.gradient_step(**arguments)
     spoiled = arguments["gradient_sum"].clone()
     spoiled[1] = 0
@@ -162,7 +184,7 @@ def check_gradient_step_spares_others_an_unusable_gradient(ops: Primitives, devi
 @check("gradient_step", cases=(Case(5, 34, 2, 1, taps=3), Case(224, 224, 4, 3, taps=7, gpu=True)))
 def check_gradient_step_depends_on_neither_batch_nor_run(ops: Primitives, device: torch.device, case: Case) -> None:
     """An image's step is the same alone and in every run; no image gives none."""
-    arguments = step_arguments(case, device)
+    arguments = _arguments(case, device)
     whole = ops.gradient_step(**arguments)
     last = {name: arguments[name][-1:] for name in IMAGES}
     alone = ops.gradient_step(**{**arguments, **last})
@@ -179,5 +201,5 @@ def check_gradient_step_depends_on_neither_batch_nor_run(ops: Primitives, device
 @check("gradient_step", cases=(Case(8, 9), Case(65, 130, 2, 3, taps=7, gpu=True)))
 def check_gradient_step_takes_any_strides(ops: Primitives, device: torch.device, case: Case) -> None:
     """Every argument in every layout; by the error rule, as a sum's order may follow the layout."""
-    for arguments in stride_changes(step_arguments(case, device)).values():
+    for arguments in stride_changes(_arguments(case, device)).values():
         assert_step(ops, device, arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...reference.radial_mask import radial_mask as reference
-from ..arguments import call, single_and_exact
+from ..arguments import call, cutoffs, makes_arguments, single_and_exact
 from ..error_rule import EPSILON, assert_as_accurate, assert_same, assert_true
 from ..primitives import Primitives
 from ..registry import check
@@ -19,6 +19,11 @@ from .common import EDGES, LARGE, SMALL, assert_any_strides, assert_fresh, asser
 CUTOFFS = (1e-3, 1.0, 2.5, 40.0, 1e6)
 
 
+@makes_arguments("radial_mask")
+def _arguments(case: Case) -> dict[str, Any]:
+    return {"cutoff": cutoffs(case), "height": case.height, "width": case.width}
+
+
 @check("radial_mask", cases=(*SMALL, *EDGES, *LARGE))
 def check_radial_mask_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
     """Error rule, range, complement, dtype, shape and layout, in poisoned memory.
@@ -26,11 +31,7 @@ def check_radial_mask_is_as_accurate_as_the_reference(ops: Primitives, device: t
     Both masks are shares of 1, so the plane that sets the scale of errors is the two of them side by side: where the
     cut-off lies far outside of the image the largest ``1 - L`` is below any rounding of L.
     """
-    arguments: dict[str, Any] = {
-        "cutoff": torch.tensor(CUTOFFS, device=device),
-        "height": case.height,
-        "width": case.width,
-    }
+    arguments = _arguments(case, device, cutoff=torch.tensor(CUTOFFS))
     masks = call(ops.radial_mask, arguments)
     singles, exacts = single_and_exact(reference, arguments)
     got_both, single_both, exact_both = (torch.cat(pair, -1) for pair in (masks, singles, exacts))
@@ -60,11 +61,7 @@ def check_radial_mask_depends_on_neither_batch_nor_strides_nor_run(
     ops: Primitives, device: torch.device, case: Case
 ) -> None:
     """An image's masks are the same alone, from any memory layout, in every run; no image gives no mask."""
-    arguments: dict[str, Any] = {
-        "cutoff": torch.tensor([1.0, 2.5, 3.0], device=device),
-        "height": case.height,
-        "width": case.width,
-    }
+    arguments = _arguments(case, device, cutoff=torch.tensor([1.0, 2.5, 3.0]))
     low, high = ops.radial_mask(**arguments)
     alone = ops.radial_mask(**{**arguments, "cutoff": arguments["cutoff"][1:2]})
     assert_same(alone[0], low[1:2], "L alone")

@@ -1,0 +1,1 @@
+"""Shared by the benchmarks: the machine, timing, results and plots."""

@@ -1,0 +1,169 @@
+"""Describe the machine that a run is on: its names and versions, and whether something else disturbed the run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import ROOT
+
+DRY_RUN_DEVICE = "CPU, dry run"
+"""Stands where a device's name stands, so that a dry run's rows can be taken for nothing else."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A device, versions and a commit: a result belongs to them.
+
+    Attributes:
+        device: the GPU's name as its driver gives it, the processor's, or ``DRY_RUN_DEVICE``.
+        torch: version.
+        triton: version, or "none".
+        commit: of the checkout, with "+" where files have changed since; not part of the key.
+        date: UTC; not part of the key.
+        captum: version, or "none"; not part of the key.
+    """
+
+    device: str
+    torch: str
+    triton: str
+    commit: str
+    date: str
+    captum: str = "none"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a newer result replaces."""
+        return self.device, self.torch, self.triton
+
+
+def build_of(device: torch.device, *, dry_run: bool = False) -> Build:
+    """Describe this machine's device and this checkout."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    triton = _version("triton", "pytorch-triton", "pytorch-triton-rocm")
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return Build(DRY_RUN_DEVICE if dry_run else name, torch.__version__, triton, _commit(), today, _version("captum"))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine of a run.
+
+    Attributes:
+        build: device and versions.
+        cores: of the machine.
+        threads: torch's.
+        load: the system's load average at the start and at the end, where there is one.
+        stolen: share of the processors' time in between that went to other machines on the same host, where the
+            system knows it.
+        tests: "passed" or what failed, where tests ran first; if they failed there are no rows.
+        copy_bytes_per_s: of device memory, where it was measured.
+        write_bytes_per_s: likewise.
+    """
+
+    build: Build
+    cores: int = 0
+    threads: int = 0
+    load: tuple[float, ...] = ()
+    stolen: float = 0.0
+    tests: str = ""
+    copy_bytes_per_s: float | None = None
+    write_bytes_per_s: float | None = None
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the figures mean nothing."""
+        return self.build.device == DRY_RUN_DEVICE
+
+    @property
+    def disturbed(self) -> str:
+        """What makes the figures useless as measurements, or nothing."""
+        found = []
+        if self.load and self.load[0] > 0.25 * self.cores:
+            found.append(f"more was running at the start: load average {self.load[0]:.1f}")
+        if self.stolen > 0.1:
+            found.append(f"{self.stolen:.0%} of the processors' time went to other machines on the host")
+        return "; ".join(found)
+
+    @property
+    def warning(self) -> str:
+        """A sentence to stand above the figures that are no measurements, or nothing."""
+        if self.dry_run:
+            return "Dry run at toy sizes: the figures mean nothing."
+        return f"Not a measurement to be kept: {self.disturbed}." if self.disturbed else ""
+
+    def __str__(self) -> str:
+        build = self.build
+        versions = f"torch {build.torch}, triton {build.triton}, Captum {build.captum}"
+        return f"{build.device}, {self.threads} threads, {versions}, commit {build.commit}, {build.date}"
+
+
+class LoadMonitor:
+    """Watch, from its making on, what else the machine does."""
+
+    def __init__(self) -> None:
+        self._load = _load_average()
+        self._before = _processor_time()
+
+    def machine(self, build: Build, **rest: Any) -> Machine:
+        """Describe this machine with its load so far; ``rest``: other fields of ``Machine``."""
+        load = (*self._load, *_load_average())
+        return Machine(build, os.cpu_count() or 1, torch.get_num_threads(), load, self.stolen(), **rest)
+
+    def stolen(self) -> float:
+        """Return the share of the time since then that went to other machines."""
+        stolen, total = (now - before for now, before in zip(_processor_time(), self._before, strict=True))
+        return stolen / total if total else 0.0
+
+
+def _load_average() -> tuple[float, ...]:
+    """Read that of the last minute, or nothing where the system does not tell."""
+    return (os.getloadavg()[0],) if hasattr(os, "getloadavg") else ()
+
+
+def _processor_time() -> tuple[int, int]:
+    """Read the ticks stolen from this machine, and all but the idle ones; zeros where the system does not tell."""
+    try:
+        ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+    user, nice, system, _, _, *interrupts, stolen = ticks  # idle, and waiting for input
+    return stolen, user + nice + system + sum(interrupts) + stolen
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(*names: str) -> str:
+    """Find that of the first of these packages that is installed, or "none"."""
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "none"
+
+
+def _commit() -> str:
+    """Find the commit's short name, with ``+`` where files have changed since; "unknown" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

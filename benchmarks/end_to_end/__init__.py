@@ -1,0 +1,1 @@
+"""Calls of whole methods and metrics: their time, memory and parts."""

@@ -1,0 +1,1 @@
+"""Single kernels: bytes and arithmetic they need at least, their machine code, their times."""

@@ -1,0 +1,398 @@
+"""The table of what is measured. A new kernel takes part with one entry in ``PRIMITIVES``.
+
+An entry says what the reference looks like in real arithmetic (the fair form for ``torch.compile``, which generates no
+code for complex numbers), and what the call must move. A call's arguments are the examples of ``fampe_fast.testing``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fampe_fast.ops.backends import OPS
+from fampe_fast.ops.registration import MUTATED
+from fampe_fast.reference import accumulate as adding
+from fampe_fast.reference import band_mix as mix
+from fampe_fast.reference import radial_mask as masks
+from fampe_fast.reference import radius, spectral_noise
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import example_arguments
+from fampe_fast.testing.checks.diversify import frame_of
+
+from .floors import LaunchWork
+from .sizes import Size
+
+Arguments = dict[str, Any]
+Trips = Callable[[Mapping[str, Any], Size], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class LaunchModel:
+    """What is known of a launch beforehand; a launch that has none is too small to count.
+
+    Attributes:
+        elements: coefficients or pixels of the result.
+        bytes: read and written at least.
+        trips: how often the loops run, in the order of the code, given the launch's arguments and constants by name.
+        reread: those of the bytes that an earlier launch of the same call has read.
+    """
+
+    elements: Callable[[Size], int]
+    bytes: Callable[[Size], int]
+    trips: Trips
+    reread: Callable[[Size], int] = lambda size: 0
+
+    def work(self, kernel: str, size: Size, executed: Mapping[str, float]) -> LaunchWork:
+        """With the instructions counted."""
+        return LaunchWork(kernel, self.elements(size), self.bytes(size), self.reread(size), executed)
+
+
+@dataclass(frozen=True)
+class RealForm:
+    """The reference in real arithmetic.
+
+    Attributes:
+        function: for ``torch.compile``.
+        prepare: from the primitive's arguments to the function's; not timed.
+        finish: from the function's result to the primitive's; timed only where a primitive goes on with the result.
+        label: tells several forms of one primitive apart.
+    """
+
+    function: Callable[..., Any]
+    prepare: Callable[[Arguments, Size], tuple[Any, ...]] = lambda arguments, size: tuple(arguments.values())
+    finish: Callable[[Any, Size], Any] = lambda result, size: result
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One entry of the table.
+
+    Attributes:
+        name: of the kernel's file and function and of their twins in the reference.
+        bytes: the fewest a call can move: each input read once, each output written once.
+        launches: by kernel's name.
+        real_forms: for ``torch.compile``, where the reference itself is not the one; the fastest counts.
+        samples: whether a call draws samples.
+        after: what is done to the primitive's result inside the measurement, or None.
+        function: name of kernel and reference where it is another than ``name``.
+    """
+
+    name: str
+    bytes: Callable[[Size], int]
+    launches: Mapping[str, LaunchModel] = field(default_factory=dict)
+    real_forms: Sequence[RealForm] = ()
+    samples: bool = False
+    after: Callable[[Any, Size], Any] | None = None
+    function: str | None = None
+
+    @property
+    def implemented_by(self) -> str:
+        """The kernel behind it: its own name unless ``function`` says another."""
+        return self.function or self.name
+
+    def kernel(self) -> Callable[..., Any]:
+        """The Triton host function. Imports triton."""
+        return self._from("kernels")
+
+    def reference(self) -> Callable[..., Any]:
+        """Its twin in plain PyTorch."""
+        return self._from("reference")
+
+    @property
+    def forms(self) -> Sequence[RealForm]:
+        """The real forms, or the reference."""
+        return self.real_forms or (RealForm(self.reference()),)
+
+    def arguments(self, size: Size, device: torch.device) -> Arguments:
+        """Make arguments as the package does, on the device itself; on "meta" without values."""
+        case = Case(size.height, size.width, size.images, size.channels, size.rows, taps=7)
+        return example_arguments(self.implemented_by, case, device, device)
+
+    def fresh(self, arguments: Arguments) -> Arguments:
+        """The arguments, those that a call changes copied."""
+        changed = MUTATED.get(self.implemented_by, ())
+        return {**arguments, **{name: arguments[name].clone() for name in changed}}
+
+    def result(self, function: Callable[..., Any], arguments: Arguments) -> Any:
+        """What a call gives, be it returned or written into a copy of an argument."""
+        fresh = self.fresh(arguments)
+        returned = function(**fresh)
+        return [fresh[name] for name in MUTATED[self.implemented_by]] if returned is None else returned
+
+    def _from(self, package: str) -> Callable[..., Any]:
+        module = import_module(f"fampe_fast.{package}.{OPS[self.implemented_by]}")
+        function: Callable[..., Any] = getattr(module, self.implemented_by)
+        return function
+
+    def fitted(self, size: Size) -> Size:
+        """The size as this primitive knows it: without samples where it draws none."""
+        return size if self.samples else Size(size.images, 0, size.height, size.width, size.channels)
+
+
+# The reference in real arithmetic -------------------------------------------------------------------------------------
+
+
+def energy_cutoff_real(parts: Tensor, shells: Tensor, multiplicity: Tensor, last: int, tau: float) -> Tensor:
+    """``reference.energy_cutoff`` on (B, C, H, W//2+1, 2), with the shells of the grid given."""
+    power = (parts.double() ** 2).sum(-1).sum(1) * multiplicity
+    energy = power.new_zeros(len(power), last + 1).index_add(1, shells.flatten(), power.flatten(1))
+    cumulative = energy.cumsum(1)
+    return (cumulative >= tau * cumulative[:, -1:]).long().argmax(1).clamp(min=1).float()
+
+
+def _prepare_energy_cutoff(arguments: Arguments, size: Size) -> tuple[Any, ...]:
+    spectrum = arguments["spectrum"]
+    shells = radius.shell_index(size.height, size.width, spectrum.device)
+    multiplicity = radius.multiplicity(size.width, spectrum.device)
+    return torch.view_as_real(spectrum), shells, multiplicity, int(shells.max()), arguments["tau"]
+
+
+def band_mix_planes(
+    parts: Tensor,
+    cutoff: Tensor,
+    weights: Tensor,
+    image_ids: Tensor,
+    image_index: Tensor,
+    samples: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    grid: tuple[Tensor, Tensor, Tensor],
+    height: int,
+    width: int,
+) -> tuple[Tensor, Tensor]:
+    """``reference.band_mix`` on (B, C, K, 2): real and imaginary part as two planes, what a compiler stores best."""
+    low, _ = masks.radial_mask(cutoff, height, width)
+    planes: tuple[Tensor, Tensor] = mix.mix_rows(
+        parts[image_index],
+        low.flatten(1)[image_index],
+        weights[image_index],
+        spectral_noise.HermitianGrid(*grid),
+        image_ids[image_index],
+        samples,
+        seed,
+        step,
+        False,
+    )
+    return planes
+
+
+def band_mix_interleaved(*arguments: Any) -> Tensor:
+    """The same, stored as complex numbers are: the inverse transform needs no further copy."""
+    return torch.stack(band_mix_planes(*arguments), -1)
+
+
+def _prepare_band_mix(arguments: Arguments, size: Size) -> tuple[Any, ...]:
+    spectrum = arguments["spectrum"]
+    names = ("cutoff", "weights", "image_ids", "image_index", "samples", "seed", "step")
+    grid = spectral_noise.hermitian_grid(size.height, size.width, spectrum.device)
+    parts = torch.view_as_real(spectrum).flatten(2, 3)
+    return parts, *(arguments[name] for name in names), tuple(grid), size.height, size.width
+
+
+def _from_planes(planes: tuple[Tensor, Tensor], size: Size) -> Tensor:
+    return torch.complex(*planes).view(-1, size.channels, size.height, size.half)
+
+
+def _from_interleaved(mixed: Tensor, size: Size) -> Tensor:
+    return torch.view_as_complex(mixed).view(-1, size.channels, size.height, size.half)
+
+
+MIX_FORMS = (
+    RealForm(band_mix_planes, _prepare_band_mix, _from_planes, "two planes"),
+    RealForm(band_mix_interleaved, _prepare_band_mix, _from_interleaved, "interleaved"),
+)
+
+
+def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Tensor:
+    adding.accumulate(total, gradient, image_index)
+    return total
+
+
+def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor:
+    """What ``diversify`` does along one axis, as a matrix per row: (P, target, source)."""
+    resized, offset = placements[:, axis, None], placements[:, 2 + axis, None]
+    position = torch.arange(target, device=placements.device) - offset
+    exact = ((2 * position + 1) * source / (2 * resized) - 0.5).clamp(min=0)
+    first = exact.floor().clamp(max=source - 1)
+    weight = exact - first
+    columns = torch.arange(source, device=placements.device)
+    second = (first + 1).clamp(max=source - 1)
+    matrix = (columns == first[..., None]) * (1 - weight)[..., None] + (columns == second[..., None]) * weight[
+        ..., None
+    ]
+    return matrix * ((position >= 0) & (position < resized))[..., None]
+
+
+def _prepare_resizing(arguments: Arguments, size: Size) -> tuple[Any, ...]:
+    values = arguments["samples"] if "samples" in arguments else arguments["gradient"]
+    height, width = frame_of(size.height, size.width)
+    down = _resizing(arguments["placements"], 0, size.height, height)
+    return values, down[:, None], _resizing(arguments["placements"], 1, size.width, width)[:, None]
+
+
+def diversify_matrices(samples: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    return down @ samples @ across.transpose(-1, -2)
+
+
+def diversify_adjoint_matrices(gradient: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    return down.transpose(-1, -2) @ gradient @ across
+
+
+def to_pixels(mixed: Tensor, size: Size) -> Tensor:
+    return torch.fft.irfft2(mixed, s=(size.height, size.width))
+
+
+# How often the kernels' loops run -------------------------------------------------------------------------------------
+
+
+def _runs(rows: int, run: int) -> float:
+    """Rows per program, on the average: the last may have fewer."""
+    return rows / max(1, -(-rows // run))
+
+
+def _tile_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
+    shells = radius.shell_index(size.height, size.width)
+    tiles = [tile for strip in shells.split(int(launch["ROWS"])) for tile in strip.split(int(launch["COLUMNS"]), dim=1)]
+    return size.channels, sum(int(tile.max() - tile.min()) + 1 for tile in tiles) / len(tiles)
+
+
+def _strip_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
+    slots, reach = launch["SLOTS"], launch["TAPS"] // 2 * 2
+    rows = launch["chunks"] * slots - reach
+    strips = [min(rows, size.height - top) for top in range(0, size.height, rows)]
+    return (sum(-(-(strip + reach) // slots) for strip in strips) / len(strips),)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def _mix_bytes(size: Size) -> int:
+    return 8 * (size.rows + size.images) * size.channels * size.coefficients
+
+
+def _diversify_bytes(size: Size) -> int:
+    return 4 * size.rows * size.channels * (size.pixels + math.prod(frame_of(size.height, size.width)))
+
+
+def _planes(size: Size) -> int:
+    return size.images * size.channels
+
+
+BAND_MIX = Primitive(
+    "band_mix",
+    _mix_bytes,
+    {
+        "band_mix": LaunchModel(
+            lambda size: size.rows * size.channels * size.coefficients,
+            _mix_bytes,
+            lambda launch, size: (_runs(size.samples, launch["run"]),),
+        )
+    },
+    MIX_FORMS,
+    samples=True,
+)
+
+PRIMITIVES = (
+    BAND_MIX,
+    Primitive(
+        "sampling",
+        lambda size: _mix_bytes(size) + size.rows * size.channels * (8 * size.coefficients + 4 * size.pixels),
+        BAND_MIX.launches,
+        BAND_MIX.real_forms,
+        samples=True,
+        after=to_pixels,
+        function="band_mix",
+    ),
+    Primitive(
+        "gradient_step",
+        lambda size: 32 * _planes(size) * size.pixels,
+        {
+            "magnitude": LaunchModel(
+                lambda size: _planes(size) * size.pixels, lambda size: 4 * _planes(size) * size.pixels, _strip_trips
+            ),
+            "step": LaunchModel(
+                lambda size: _planes(size) * size.pixels,
+                lambda size: 32 * _planes(size) * size.pixels,
+                _strip_trips,
+                lambda size: 4 * _planes(size) * size.pixels,
+            ),
+        },
+    ),
+    Primitive(
+        "accumulate",
+        lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.images),
+        real_forms=(RealForm(accumulate_real),),
+        samples=True,
+    ),
+    Primitive(
+        "dct_mix",
+        lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
+        {
+            "dct_mix": LaunchModel(
+                lambda size: size.rows * size.channels * size.pixels,
+                lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
+                lambda launch, size: (_runs(size.samples, launch["run"]),),
+            )
+        },
+        samples=True,
+    ),
+    Primitive(
+        "diversify",
+        _diversify_bytes,
+        real_forms=(RealForm(diversify_matrices, _prepare_resizing),),
+        samples=True,
+    ),
+    Primitive(
+        "diversify_adjoint",
+        _diversify_bytes,
+        real_forms=(RealForm(diversify_adjoint_matrices, _prepare_resizing),),
+        samples=True,
+    ),
+    Primitive(
+        "energy_cutoff",
+        lambda size: 8 * _planes(size) * size.coefficients,
+        {
+            "tile_energy": LaunchModel(
+                lambda size: _planes(size) * size.coefficients,
+                lambda size: 8 * _planes(size) * size.coefficients,
+                _tile_trips,
+            )
+        },
+        (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
+    ),
+    Primitive(
+        "pixel_mask",
+        lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
+        {
+            "pixel_mask": LaunchModel(
+                lambda size: size.rows * size.channels * size.pixels,
+                lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
+                lambda launch, size: (_runs(size.rows, launch["run"]),),
+            )
+        },
+        samples=True,
+    ),
+    Primitive(
+        "radial_mask",
+        lambda size: 8 * size.images * size.coefficients,
+        {
+            "radial_mask": LaunchModel(
+                lambda size: size.images * size.coefficients,
+                lambda size: 8 * size.images * size.coefficients,
+                lambda launch, size: (_runs(size.images, launch["run"]),),
+            )
+        },
+    ),
+)
+
+
+def primitive(name: str) -> Primitive:
+    """The entry of that name."""
+    return {entry.name: entry for entry in PRIMITIVES}[name]

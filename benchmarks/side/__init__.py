@@ -1,1 +1,0 @@
-"""What ``side_by_side.py`` is made of."""

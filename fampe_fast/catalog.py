@@ -1,0 +1,180 @@
+"""Name every method, metric, protocol and study: a row each, as data that imports nothing.
+
+``create_method``, ``evaluate``, ``study``, ``tune`` and the command line read these rows, so a new method or metric is
+its file and its row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def load(home: str) -> Any:
+    """Import what a row names, ``package.module:Name`` or ``package.module:Class.method``."""
+    module, _, name = home.partition(":")
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """How a method is made.
+
+    Attributes:
+        home: what is called with the model and the options, and gives an object with ``attribute``.
+        options: whose fields or arguments the options are; as ``home`` names things.
+        only: the options it takes; None for all.
+        given: arguments it is always called with.
+        explorer: whether another model may decide the steps of its path.
+    """
+
+    home: str
+    options: str
+    only: tuple[str, ...] | None = None
+    given: Mapping[str, object] = field(default_factory=dict)
+    explorer: bool = False
+
+
+_CAPTUM = f"{_PACKAGE}.methods.captum_methods:CaptumMethod"
+_FAMPE = f"{_PACKAGE}.engine.config:FAMPEConfig"
+
+
+def _captum(name: str, *only: str) -> MethodRow:
+    return MethodRow(_CAPTUM, _CAPTUM, (*only, "bounds", "absolute"), {"name": name})
+
+
+PLAIN_METHODS: dict[str, MethodRow] = {
+    "fampe": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE", _FAMPE, explorer=True),
+    "fampe_published": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE.published", _FAMPE, explorer=True),
+    "attexplore": MethodRow(
+        f"{_PACKAGE}.methods.attexplore:AttEXplore",
+        f"{_PACKAGE}.engine.config:AttEXploreConfig",
+        explorer=True,
+    ),
+    "integrated_gradients": _captum("integrated_gradients", "passes"),
+    "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed"),
+    "saliency": _captum("saliency"),
+}
+"""Methods that make maps of their own. ``fampe_published`` is ``FAMPEConfig.published()``."""
+
+FILTERS: dict[str, Mapping[str, object]] = {"forgrad_": {"signed": False}, "forgrad_signed_": {"signed": True}}
+"""Prefixes of a method's name: FORGrad filters its maps, as the authors do or with their signs."""
+
+METHODS: tuple[str, ...] = (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
+"""Every name that ``create_method`` takes."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number that a metric gives for an image.
+
+    Attributes:
+        name: in records.
+        title: in pictures.
+        head: of a table's column.
+        short: of the column of differences; empty where there is none.
+        better: ``high`` or ``low``.
+        field: of the metric's result; or the two columns, the second subtracted from the first.
+    """
+
+    name: str
+    title: str
+    head: str
+    short: str
+    better: str
+    field: str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """How a metric is called, and what it gives.
+
+    Attributes:
+        home: the function: of a model, images, maps and targets, or, where it ``explains``, of a method, images and
+            targets. Its other arguments are its options.
+        scores: what it gives for an image.
+        only: the options that a run may set.
+        prefix: of the options' flags on the command line.
+        choices: the words that an option takes where its type does not say.
+        explains: whether it has the method explain other images.
+        named: whether images have names in its random stream, so that it takes ``image_ids``.
+        reading: a sentence for under the table.
+    """
+
+    home: str
+    scores: tuple[Score, ...]
+    only: tuple[str, ...]
+    prefix: str
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    explains: bool = False
+    named: bool = True
+    reading: str = ""
+
+
+PROTOCOLS: dict[str, str] = {
+    name: f"{_PACKAGE}.metrics.protocols:{name.upper()}" for name in ("rise", "attexplore", "per_pixel", "per_element")
+}
+"""The protocols of insertion and deletion, and where each is defined."""
+
+METRICS: dict[str, MetricRow] = {
+    "insertion_deletion": MetricRow(
+        f"{_PACKAGE}.metrics.insertion_deletion:insertion_deletion",
+        (
+            Score("insertion", "insertion", "insertion", "ins.", "high", "insertion"),
+            Score("deletion", "deletion", "deletion", "del.", "low", "deletion"),
+            Score("faithfulness", "insertion − deletion", "ins. - del.", "", "high", ("insertion", "deletion")),
+        ),
+        ("protocol", "steps", "passes"),
+        "metric-",
+        {"protocol": tuple(PROTOCOLS)},
+        named=False,
+    ),
+    "mu_fidelity": MetricRow(
+        f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
+        (Score("mu_fidelity", "mu-fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),
+        ("samples", "grid_size", "subset_percent", "baseline", "score", "seed"),
+        "mu-fidelity-",
+        reading="mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
+    ),
+    "stability": MetricRow(
+        f"{_PACKAGE}.metrics.stability:stability",
+        (Score("stability", "stability", "stability", "stab.", "low", "scores"),),
+        ("samples", "radius", "reduce", "distance", "normalise", "seed"),
+        "stability-",
+        explains=True,
+        reading="stability: share of the map that changes when the image changes by up to 0.02; low is stable",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """How a study is defined.
+
+    Attributes:
+        home: the function that gives the ``Study`` for a ``Budget``.
+        varies: what it varies, for the help.
+    """
+
+    home: str
+    varies: str
+
+
+_DEFINITIONS = f"{_PACKAGE}.runs.study_definitions"
+
+STUDIES: dict[str, StudyRow] = {
+    "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
+    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also Captum's, and its passes"),
+    "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
+    "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
+    "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),
+    "noise": StudyRow(f"{_DEFINITIONS}:noise_study", "sigma and rho"),
+    "explorer": StudyRow(f"{_DEFINITIONS}:explorer_study", "the model that decides the steps"),
+}

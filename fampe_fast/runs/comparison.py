@@ -1,0 +1,284 @@
+"""Compare methods on image files: explain every image with each, and measure the maps.
+
+``evaluate`` and ``study`` run it: the methods of the one are named by the user, the variants of the other by a study.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import remove_leftovers
+from ..methods.base import AttributionMethod, describe, passes_of
+from ..metrics import Estimate, mean_and_error, paired_difference
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from ..runtime.model_probe import probabilities_of
+from .batches import Batch, Failure, Group, check_targets, device_of, groups_of
+from .map_store import MapStore
+from .measurement import Measurement, Scores
+from .records import Item, Records
+from .settings import everything_of
+
+SCORES_FILE, MAPS_FOLDER = "scores.jsonl", "maps"
+"""What a comparison keeps in its folder, so that it can be resumed."""
+
+
+@dataclass
+class Comparison:
+    """The state of a comparison, complete for every image it names.
+
+    Attributes:
+        measurement: what is measured.
+        model: name and fingerprint.
+        methods: of each method, by its label, what it is set to and the passes of the model that it makes for an image.
+        paths: images scored with every method.
+        targets: the class of each.
+        probabilities: the model's for that class.
+        scores: by label.
+        failures: images left out.
+        earlier: how many images an earlier run had finished.
+    """
+
+    measurement: Measurement
+    model: dict[str, object]
+    methods: dict[str, dict[str, object]]
+    paths: list[Path] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    earlier: int = 0
+
+    def columns(self, label: str) -> dict[str, list[float]]:
+        """List every score of a method's maps, by name, an entry per image."""
+        return self.scores[label].columns(self.measurement.scores)
+
+    def summary(self) -> dict[str, dict[str, Estimate]]:
+        """Give means with standard errors, and their paired differences to the first method as ``..._minus_first``."""
+        if not self.paths:
+            return {}
+        columns = {label: self.columns(label) for label in self.scores}
+        first = next(iter(columns.values()))
+        return {
+            label: {
+                **{name: mean_and_error(values) for name, values in found.items()},
+                **{f"{name}_minus_first": paired_difference(values, first[name]) for name, values in found.items()},
+            }
+            for label, found in columns.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Give everything as values that JSON takes."""
+        measured = [score.name for score in self.measurement.scores if isinstance(score.field, str)]
+        return {
+            **({"protocol": self.measurement.protocol} if self.measurement.protocol else {}),
+            "metrics": self.measurement.options,
+            **self.model,
+            "methods": self.methods,
+            "summary": {
+                label: {name: vars(estimate) for name, estimate in row.items()} for label, row in self.summary().items()
+            },
+            "seconds_per_image": {
+                label: found.seconds / max(1, len(self.paths)) for label, found in self.scores.items()
+            },
+            "images": [
+                {
+                    "file": path.name,
+                    "target": self.targets[k],
+                    "probability": self.probabilities[k],
+                    **{
+                        name: {label: found.values[name][k] for label, found in self.scores.items()}
+                        for name in measured
+                    },
+                }
+                for k, path in enumerate(self.paths)
+            ],
+            "failures": [{"file": failure.path.name, "reason": failure.reason} for failure in self.failures],
+        }
+
+
+class Maps:
+    """The maps of a comparison's first images, which its pictures show."""
+
+    def __init__(self, store: MapStore, contexts: Mapping[str, str], items: Sequence[Item]) -> None:
+        self._store, self._contexts, self._items = store, contexts, items
+
+    @property
+    def paths(self) -> list[Path]:
+        """The images' files."""
+        return [item.path for item in self._items]
+
+    def of(self, label: str) -> list[Tensor]:
+        """Load a method's maps, one (C, H, W) per image."""
+        return [self._store.load(self._contexts[label], item) for item in self._items]
+
+
+def compare_files(
+    command: str,
+    classifier: Classifier,
+    methods: Mapping[str, AttributionMethod],
+    paths: Sequence[Path],
+    out: Path,
+    write: Callable[[Comparison, Maps], None],
+    *,
+    measurement: Measurement,
+    targets: Sequence[int] | None = None,
+    batch_size: int = 8,
+    internal_batch_size: int | None = None,
+    maps_kept: int = 0,
+    on_scores: Callable[[int], None] = lambda count: None,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> Comparison:
+    """Explain every file with every method, and measure the maps; finished work is on disk, and not done again.
+
+    A method's scores of a batch are in ``out/scores.jsonl`` as soon as they are found, and are used again for the same
+    image, place, target, model and settings. Every method sees a batch before the next one is read, so a comparison
+    that is interrupted is one of fewer images: it is written, and the interrupt goes on.
+
+    Args:
+        command: whose records these are.
+        classifier: the model.
+        methods: by label, made for this classifier; the first is the one others are compared with.
+        paths: image files.
+        out: folder, made if missing.
+        write: writes the result's files; called once, where any image has been scored with all methods.
+        measurement: what is measured of the maps.
+        targets: the class of each file; None takes the model's own choice.
+        batch_size: images read together.
+        internal_batch_size: samples per model pass.
+        maps_kept: of how many images the maps are kept for ``write``.
+        on_scores: called with the number of maps (images times methods) just settled.
+        on_failure: called for an image left out.
+
+    Raises:
+        OSError: the results cannot be written.
+        ValueError: the records are another command's, or an option of a metric does not fit the images' size.
+    """
+    measurement.check(
+        classifier, torch.zeros(0, classifier.channels, *classifier.input_size, device=device_of(classifier))
+    )
+    for folder in (out, out / MAPS_FOLDER):
+        remove_leftovers(folder)
+    settings = {label: {**describe(method), "passes": passes_of(method)} for label, method in methods.items()}
+    result = Comparison(measurement, identity_of(classifier), settings, scores={label: Scores() for label in methods})
+    store = MapStore(out / MAPS_FOLDER)
+    groups: list[Group] = []
+
+    def failed(failure: Failure) -> None:
+        result.failures.append(failure)
+        on_failure(failure)
+
+    with Records(out / SCORES_FILE, command) as records:
+        answers = records.context({"of": "answers", **result.model})
+        contexts = {
+            label: records.context(
+                {
+                    "of": "scores",
+                    **result.model,
+                    "method": everything_of(method, classifier),
+                    "metrics": measurement.options,
+                }
+            )
+            for label, method in methods.items()
+        }
+
+        def settle(group: Group, label: str, kept: bool) -> None:
+            method, context = methods[label], contexts[label]
+            items = {item.position: item for item in group.items}
+
+            def done(item: Item) -> bool:
+                return records.get(context, item) is not None and (not kept or store.holds(context, item))
+
+            def score(batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+                known = [records.get(answers, items[position]) for position in batch.positions]
+                chosen = torch.tensor([found["target"] for found in known if found], device=batch.images.device)
+                began = time.perf_counter()
+                maps = method.attribute(
+                    batch.images, chosen, image_ids=batch.positions, internal_batch_size=internal_batch_size
+                )
+                seconds = (time.perf_counter() - began) / len(batch.paths)
+                values = measurement(
+                    classifier, method, batch.images, maps, chosen, batch.positions, internal_batch_size
+                )
+                return maps, [
+                    {"values": {name: found[k] for name, found in values.items()}, "seconds": seconds}
+                    for k in range(len(batch.paths))
+                ]
+
+            def keep(batch: Batch, part: list[Item], found: tuple[Tensor, list[dict[str, Any]]]) -> None:
+                maps, values = found
+                if kept:
+                    for item, attribution in zip(part, maps, strict=True):
+                        store.save(context, item, attribution)
+                records.add(context, part, values)
+
+            group.settle(done, score, keep)
+
+        def complete(item: Item) -> bool:
+            return all(records.get(context, item) is not None for context in (answers, *contexts.values()))
+
+        try:
+            for group in groups_of(classifier, paths, targets, batch_size, failed):
+                count = len(group.items)
+                result.earlier += sum(map(complete, group.items))
+                group.settle_in(records, answers, partial(_answers, classifier, targets))
+                # Of every image of a group that reaches into the picture: one that fails makes room for another.
+                kept = sum(len(earlier.items) for earlier in groups) < maps_kept
+                groups.append(group)
+                for label in methods:
+                    settle(group, label, kept)
+                    on_scores(count)
+        finally:
+            # Of the group at work too, where the interrupt came between its last result and the next line.
+            scored = [item for group in groups for item in group.items if complete(item)]
+            if scored:
+                _fill(result, records, answers, contexts, scored)
+                write(result, Maps(store, contexts, scored[:maps_kept]))
+    return result
+
+
+def _answers(classifier: Classifier, targets: Sequence[int] | None, batch: Batch) -> list[dict[str, Any]]:
+    """Take the class that each image of a batch is explained for, and the model's probability of it."""
+    probabilities = probabilities_of(classifier, batch.images)
+    chosen = probabilities.argmax(1)
+    if targets is not None:
+        chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)
+        check_targets(chosen, probabilities)
+    right = probabilities.gather(1, chosen[:, None])[:, 0]
+    for target in chosen.tolist():
+        classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
+    return [
+        {"target": target, "probability": probability}
+        for target, probability in zip(chosen.tolist(), right.tolist(), strict=True)
+    ]
+
+
+def _fill(
+    result: Comparison, records: Records, answers: str, contexts: Mapping[str, str], scored: Sequence[Item]
+) -> None:
+    """Take the result from what is on record."""
+    for item in scored:
+        found = records.get(answers, item)
+        assert found is not None
+        result.paths.append(item.path)
+        result.targets.append(found["target"])
+        result.probabilities.append(_number(found["probability"]))
+        for label, context in contexts.items():
+            of_method = records.get(context, item)
+            assert of_method is not None
+            values = {name: [_number(value)] for name, value in of_method["values"].items()}
+            result.scores[label].add(values, of_method["seconds"])
+
+
+def _number(value: float | None) -> float:
+    """Read a number of a record, where NaN is null."""
+    return math.nan if value is None else float(value)
