@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_finite, check_maps, check_positive, check_targets, check_unit_images
+from ..checks import check_count, check_finite, check_positive
 from ..ops import pixel_mask
 from ..progress import UpTo, progress
-from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
-from ..runtime.model import Model, check_model, memory_format
-from ..runtime.model_probe import probe
+from ..runtime.model import Model, memory_format
 from .protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from .refinement import Refined, refine
-from .scorer import Scorer, check_compile
+from .scorer import Scorer, prepare
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
 
@@ -135,13 +133,7 @@ def insertion_deletion(
             range, CUDA graphs without a GPU.
     """
     chosen = resolve_protocol(protocol)
-    check_unit_images(images)
-    check_model(model, images)
-    check_maps(maps, images)
-    classes = check_targets(targets, images)
-    probed = probe(model, images)
-    chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
-    way = check_compile(compile, images.device)
+    classes, probed, chunks, way = prepare(model, images, maps, targets, internal_batch_size, compile)
     passes, tolerance = _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
     pixels = height * width

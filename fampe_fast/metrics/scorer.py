@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks import check_classes
+from ..checks import check_classes, check_maps, check_targets, check_unit_images
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile, Compiled, resolve_compile
-from ..runtime.model import Model, input_dtype
-from ..runtime.model_probe import ModelInfo, forward
+from ..runtime.model import Model, check_model, input_dtype
+from ..runtime.model_probe import ModelInfo, forward, probe
 from ..runtime.outputs import probabilities, scores
 from ..runtime.per_model import cache_of
 
-__all__ = ["Score", "Scorer", "check_compile"]
+__all__ = ["Score", "Scorer", "prepare"]
 
 Score = Literal["probability", "logit"]
 
 
-def check_compile(compile: object, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """Resolve one of the four ways to compile for a device.
+def prepare(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    targets: int | Sequence[int] | Tensor,
+    internal_batch_size: int | None,
+    compile: Compile,
+) -> tuple[Tensor, ModelInfo, ChunkSize, Literal["off", "on", "graphs"]]:
+    """Check the arguments that metrics of maps have in common, before any work.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, C, H, W) in [0, 1], on the model's device.
+        maps: (B, C, H, W) or (B, 1, H, W).
+        targets: the class of all images, or one per image.
+        internal_batch_size: images per model pass; None is 8 on a CPU and 64 elsewhere.
+        compile: one of the four ways.
+
+    Returns:
+        The images' classes, (B,) int64 on their device, the facts about the model, the images per model pass, and what
+        ``compile`` is on the device.
 
     Raises:
-        ValueError: another value, or graphs for a device that has none.
+        TypeError: an argument of the wrong type.
+        ValueError: wrong shapes, values outside their range, a model in training mode or on another device, targets of
+            the wrong number, another way to compile, or graphs for a device that has none.
     """
+    check_unit_images(images)
+    check_model(model, images)
+    check_maps(maps, images)
+    classes = check_targets(targets, images)
+    info = probe(model, images)
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size, info)
     if compile not in get_args(Compile):
         raise ValueError(f"compile must be one of {', '.join(get_args(Compile))}; got {compile!r}")
-    return resolve_compile(compile, device)  # type: ignore[arg-type]
+    return classes, info, chunks, resolve_compile(compile, images.device)
 
 
 def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) -> Compiled:
@@ -42,11 +69,11 @@ def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) ->
     key = score, probed.reading, probed.writes_input, graphed
     if key not in known:
         # The model is an argument: a function that holds it would keep it alive in the cache.
-        def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
+        def score_all(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
             return _scores(model, pixels, dtype, score, probed)
 
         options = {"mode": "reduce-overhead"} if graphed else {}
-        known[key] = Compiled(forward, f"the scores of {type(model).__name__}", **options)
+        known[key] = Compiled(score_all, f"the scores of {type(model).__name__}", **options)
     return known[key]
 
 
@@ -82,7 +109,7 @@ class Scorer:
             targets: (B,) int64, the images' classes, on their device.
             chunks: images per model pass.
             probed: what is known of the model.
-            compile: as ``check_compile`` gives it.
+            compile: as ``prepare`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
 
