@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ ENOUGH_PROGRAMS = 4096
 
 WIDEST_ACCESS = 16
 """Bytes of the widest global access a thread can make."""
+
+LAUNCHED: defaultdict[str, set[Any]] = defaultdict(set)
+"""The compiled forms of each kernel that were launched in this process, by the kernel's name."""
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -39,7 +43,9 @@ def launch(kernel: Any, programs: int, *arguments: Any, like: Tensor, warps: int
             raise ValueError(f"all tensors must be on one device, got some on {like.device} and {argument.device}")
     if programs > 0:
         with on_device(like):
-            kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+            form = kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
+        if form is not None:  # as the interpreter gives none
+            LAUNCHED[kernel.__name__.lstrip("_")].add(form)
 
 
 def widest(count: int, *tensors: Tensor) -> int:

@@ -23,7 +23,7 @@ from ..ops.backends import choice
 from ..runs.batches import check_run_ids
 from ..runs.labels import check_label, image_ids_of, labels_of, read_image_ids, read_labels
 from ..runs.measurement import Measurement
-from ..runtime.model_probe import Probed, probe
+from ..runtime.model_probe import ModelInfo, probe
 from .flags import flag_of, given
 
 
@@ -34,9 +34,7 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         ValueError: a device that cannot be used, another number of class names than the model has classes, or what
             ``load_classifier`` refuses.
     """
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
-    choice(device)  # a backend that cannot run ends the command here, and not once for every image
+    device = _device_of(arguments)
     names = None if arguments.class_names is None else _class_names(arguments.class_names)
     classifier = load_classifier(
         arguments.model,
@@ -61,7 +59,7 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
     return classifier
 
 
-def _ask(classifier: Classifier) -> Probed:
+def _ask(classifier: Classifier) -> ModelInfo:
     """Show the classifier an image of noise: what is wrong with it ends the command, and not every image.
 
     Raises:
@@ -82,12 +80,15 @@ def _ask(classifier: Classifier) -> Probed:
         raise ValueError(f"{classifier.name} fails on an image of {height} x {width}: {first_line(error)}") from error
 
 
-def _check_device(device: str) -> None:
-    """Refuse a device that cannot compute; a name alone, as ``meta`` has it, is not enough."""
+def _device_of(arguments: argparse.Namespace) -> str:
+    """Choose the device; one that cannot compute, or has no backend that runs, ends the command and not every image."""
+    device: str = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         float(torch.zeros(1, device=device) + 1)
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ImportError, by device
         raise ValueError(f"--device {device}: it cannot be used here: {first_line(error)}") from error
+    choice(device)
+    return device
 
 
 def _class_names(path: Path) -> list[str]:

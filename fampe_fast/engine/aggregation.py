@@ -1,4 +1,4 @@
-"""The sum of the loss gradients over the samples, in chunks of one size however large N and B are."""
+"""Sum the loss gradients over the samples, in chunks of one size however large N and B are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import ops
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compiled, resolve_compile
 from ..runtime.model import Model, input_dtype, memory_format
-from ..runtime.model_probe import Probed, answer
+from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from ..runtime.per_model import cache_of
 from .config import PathConfig
@@ -25,7 +25,7 @@ from .targets import Targets
 
 
 class ModelForm(NamedTuple):
-    """How the model wants its samples, and how its output is read."""
+    """The form in which a model takes samples, and how its output is read."""
 
     dtype: torch.dtype | None
     channels_last: bool
@@ -36,7 +36,7 @@ class ModelForm(NamedTuple):
     empty for others."""
 
 
-def _form_of(model: Model, probed: Probed, takes_frames: bool, config: PathConfig, schedule: Schedule) -> ModelForm:
+def _form_of(model: Model, probed: ModelInfo, takes_frames: bool, config: PathConfig, schedule: Schedule) -> ModelForm:
     """Say how a model wants its samples.
 
     Raises:
@@ -85,7 +85,7 @@ class GradientLoop:
     def __init__(
         self,
         model: Model,
-        probed: Probed,
+        probed: ModelInfo,
         takes_frames: bool,
         *,
         sampler: Sampler,
@@ -164,7 +164,7 @@ def _chunk_gradients(
         if form.writes_input:  # a leaf must not be written to
             shown = shown.clone()
         with autocast(config.precision, inputs.device):
-            output = answer(model, shown)
+            output = forward(model, shown)
         return objective(batch.targets.logits(output, image_index), classes, config, form.reading)
 
     def gradient(inputs: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _chunk_gradients(
 
 
 def _gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Tensor, with_factor: bool) -> Tensor:
-    """The gradient of a loss's sum, each row times its factor, if it has one."""
+    """Compute the gradient of a loss's sum, each row times its factor, if it has one."""
     factor: Tensor | None = None
     gradient: Tensor | None
     if torch.compiler.is_compiling():  # which traces these and not the other

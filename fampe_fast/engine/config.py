@@ -40,7 +40,7 @@ def _settle(config: object, **values: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """Hold what every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
+    """The fields that every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
 
     Attributes:
         steps: T, steps along the path.
@@ -190,7 +190,7 @@ class FAMPEConfig(PathConfig):
         return cls(**{**attexplore, **known, "mode": mode, "include_dc": include_dc, **overrides})
 
     def band_weights(self) -> tuple[float, float, float, float, float]:
-        """The five numbers (g0, aL, bL, aH, bH) that the mode fills in."""
+        """Give the five numbers (g0, aL, bL, aH, bH) that the mode fills in."""
         low, high, rho = self.alpha, 1 - self.alpha, self.rho
         if self.mode == "mix":
             return 0.0, self.gain * low, self.gain * low * rho, self.gain * high, self.gain * high * rho

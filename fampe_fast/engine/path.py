@@ -1,4 +1,4 @@
-"""The path from an image through its neighbourhood, and the attribution it collects."""
+"""Follow the path from an image through its neighbourhood, and collect the attribution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RADIUS = 3
 
 @dataclass(frozen=True)
 class PathDetails:
-    """What a run knows beyond the maps.
+    """The details of a run beyond its maps.
 
     Attributes:
         target: (B,) int64, the class explained.
@@ -49,14 +49,14 @@ class Constraint(Protocol):
     """Keeps a path in a set of its own, such as a band of frequencies, on top of the ball and the bounds."""
 
     def gradient(self, gradient_sum: Tensor) -> Tensor:
-        """A summed gradient (B, C, H, W) as the path is to see it."""
+        """Bring a summed gradient (B, C, H, W) into the set."""
 
     def images(self, images: Tensor, origin: Tensor) -> Tensor:
-        """x_{t+1}, (B, C, H, W), brought into the set; inside the ball around x_0, ``origin``, and the bounds."""
+        """Bring x_{t+1}, (B, C, H, W), into the set; inside the ball around x_0, ``origin``, and the bounds."""
 
 
 def smoothing_kernel(device: torch.device) -> Tensor:
-    """Seven values of the normal density at -3..3, summing to 1."""
+    """Compute seven values of the normal density at -3..3, which sum to 1."""
     points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64, device="cpu")
     density = torch.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
     return (density / density.sum()).float().to(device)

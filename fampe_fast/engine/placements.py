@@ -20,7 +20,7 @@ _RESERVED = 0xFFFFFFFF
 
 
 class Placement(NamedTuple):
-    """Where the resized sample lies inside the padded frame, in pixels."""
+    """The place of the resized sample inside the padded frame, in pixels."""
 
     height: int
     width: int
@@ -29,12 +29,12 @@ class Placement(NamedTuple):
 
 
 def padded_size(size: int) -> int:
-    """Side of the frame of a side of ``size`` pixels."""
+    """Compute the side of the frame for a side of ``size`` pixels."""
     return int(size * RESIZE_RATE)
 
 
 def draw_placements(seed: int, steps: int, samples: int, height: int, width: int) -> list[list[Placement | None]]:
-    """The placement of every sample number at every step; None, with probability 1/2, where the sample stays as it is.
+    """Draw the placement of each sample number of each step; None, with probability 1/2, where a sample stays as it is.
 
     Args:
         seed: the run's seed.
@@ -60,7 +60,7 @@ def draw_placements(seed: int, steps: int, samples: int, height: int, width: int
 
 @lru_cache(maxsize=16)
 def resize_matrix(size: int, new_size: int, device: torch.device) -> Tensor:
-    """Weights of a bilinear resize of one side (half-pixel centres), (new_size, size) float32; every row sums to 1.
+    """Compute a bilinear resize of one side (half-pixel centres) as a matrix (new_size, size), float32; rows sum to 1.
 
     A model of one image size gets the frames of input diversity in its own size, as in the later public code of
     AttEXplore's authors (LMBTough/LA, ``DIResize``).

@@ -1,4 +1,4 @@
-"""In which arithmetic the model runs."""
+"""Choose the arithmetic that the model runs in."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOSS_SCALE = {"fp16": 2.0**12}
 
 
 def matrix_precision(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU: ``tf32`` allows tf32, everything else forbids it; to be entered around the model's passes."""
+    """Allow tf32 on a GPU for ``tf32`` and forbid it for all else, around the model's passes."""
     return tensor_float32(precision == "tf32") if device.type == "cuda" else nullcontext()
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """``bf16`` and ``fp16``: autocast of what runs inside, which is the model alone."""
+    """Autocast what runs inside, the model alone, for ``bf16`` and ``fp16``."""
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])

@@ -15,7 +15,7 @@ from ..runtime.chunking import ChunkSize
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model
-from ..runtime.model_probe import NOT_PROBED, Probed, outputs, probe, takes_size
+from ..runtime.model_probe import ModelInfo, outputs, probe, takes_size
 from ..runtime.outputs import Reading
 from .placements import padded_size
 from .targets import Target, Targets, first_choices, resolve_targets
@@ -23,7 +23,7 @@ from .targets import Target, Targets, first_choices, resolve_targets
 
 @dataclass(frozen=True)
 class Request:
-    """What a call is about, checked.
+    """The checked arguments of a call.
 
     Attributes:
         models: whose passes they are; the first one's output is explained.
@@ -41,13 +41,13 @@ class Request:
     image_ids: Tensor
     targets: Targets
     chunks: ChunkSize
-    probed: tuple[Probed, ...]
+    probed: tuple[ModelInfo, ...]
     takes_frames: tuple[bool, ...]
     output: Tensor | None = None
 
     @property
     def reading(self) -> Reading:
-        """How the first model's output is read."""
+        """The reading of the first model's output."""
         return self.probed[0].reading
 
 
@@ -92,7 +92,7 @@ def prepared(
             if gradients:
                 _check_trainable_tensors(model)
         ids = check_image_ids(image_ids, images)
-        probed = tuple(probe(model, images) if len(images) else NOT_PROBED for model in models)
+        probed = tuple(probe(model, images) for model in models)
         for one in probed if gradients else ():
             if one.no_gradient:
                 raise ValueError(f"the model's output has no gradient with respect to the image: {one.no_gradient}")
@@ -117,7 +117,7 @@ def prepared(
             yield Request(tuple(models), images, ids, targets, chunks, probed, takes, output)
 
 
-def _check_explorer(explorer: Probed, model: Probed, targets: Targets) -> None:
+def _check_explorer(explorer: ModelInfo, model: ModelInfo, targets: Targets) -> None:
     """Refuse an explorer that does not have the classes that are explained.
 
     Raises:

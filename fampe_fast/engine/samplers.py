@@ -1,4 +1,4 @@
-"""Where perturbed samples come from: one spectrum per image and step, then any number of samples from it."""
+"""Draw perturbed samples: one spectrum per image and step, then any number of samples from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .targets import Targets
 
 
 class Prepared(NamedTuple):
-    """What is computed once per image, from x_0."""
+    """The results that are computed once per image, from x_0."""
 
     weights: Tensor
     """(B, K) float32: of the bands and the noise."""
@@ -27,7 +27,7 @@ class Prepared(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the samples of a step are drawn from, and what they are explained for."""
+    """The images of one step, as their samples are drawn, and the classes that are explained."""
 
     spectrum: Tensor
     """The sampler's transform of x_t."""
@@ -89,7 +89,7 @@ class ImageSampler:
         return "image"
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        """Nothing is needed."""
+        """Compute nothing: the images are the samples."""
         return Prepared(images.new_zeros((len(images), 1)), None)
 
     def transform(self, images: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ class BandMixSampler:
 
     @property
     def kind(self) -> Hashable:
-        """Whether both bands share their multipliers."""
+        """The sampler's name, and whether both bands share their multipliers."""
         return "band_mix", self._shared_multiplier
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        """The mode's numbers, and the energy cut-off of each image or the fixed one."""
+        """Compute the mode's numbers, and the energy cut-off of each image or the fixed one."""
         config = self._config
         if config.cutoff is not None:
             cutoff = images.new_full((len(images),), config.cutoff)
@@ -123,7 +123,7 @@ class BandMixSampler:
         return Prepared(_for_every_image((*config.band_weights(), config.sigma), images), cutoff)
 
     def transform(self, images: Tensor) -> Tensor:
-        """``rfft2``, unscaled."""
+        """Compute ``rfft2``, unscaled."""
         if not len(images):  # which MKL refuses
             return images.new_zeros((*images.shape[:-1], images.shape[-1] // 2 + 1), dtype=torch.complex64)
         spectrum: Tensor = torch.fft.rfft2(images)
@@ -160,12 +160,12 @@ class DCTSampler:
         return "dct_mix"
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        """Two numbers; there is no cut-off, every frequency is treated alike."""
+        """Compute two numbers; there is no cut-off, every frequency is treated alike."""
         matrices = tuple(_dct(size, images.device) for size in images.shape[-2:])
         return Prepared(_for_every_image((self._config.rho, self._config.sigma), images), None, matrices)
 
     def transform(self, images: Tensor) -> Tensor:
-        """Orthonormal DCT-II along both axes."""
+        """Compute the orthonormal DCT-II along both axes."""
         rows, columns = (_dct(size, images.device) for size in images.shape[-2:])
         return ops.separable_transform(images, rows, columns)
 

@@ -1,4 +1,4 @@
-"""Which sample of which image is computed when: the order within a step, and its cut into chunks."""
+"""Order the samples of a step, and cut them into chunks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ class Schedule:
         self._batch = batch
         self.device = device
         self._plain = [config.samples] * config.steps
+        # [T, N] sample numbers in their order, and [T, N, 4] height, width, top and left
         numbers = torch.arange(config.samples, device="cpu").repeat(config.steps, 1)
         placements = torch.zeros(config.steps, config.samples, 4, dtype=torch.long, device="cpu")
         if config.input_diversity:
             drawn = draw_placements(config.seed, config.steps, config.samples, height, width)
+            # [T][N], the plain samples of each step first
             orders = [
                 [number for diverse in (False, True) for number, of in enumerate(places) if (of is not None) == diverse]
                 for places in drawn
@@ -51,7 +53,7 @@ class Schedule:
                 device="cpu",
             )
             self._plain = [sum(of is None for of in places) for places in drawn]
-        # Every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.
+        # [2 * T], every number twice: kernels have a form of their own for addresses that are no multiples of 16 bytes.
         self._steps = torch.arange(2 * config.steps, device=device).div(2, rounding_mode="floor")
         self._numbers = numbers.to(device)
         self._placements = placements.to(device)
@@ -63,16 +65,17 @@ class Schedule:
         return self._batch * max(max(plain, samples - plain) for plain in self._plain)
 
     def step_number(self, step: int) -> Tensor:
-        """A step's number as a () int64 tensor on the device."""
+        """Give a step's number as a () int64 tensor on the device."""
         return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """All pairs of a step, flattened with the image running fastest, in few even parts of at most ``size`` rows."""
+        """Cut a step's pairs, flattened with the image running fastest, into even parts of at most ``size`` rows."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
             count = even_parts(stop - start, size)
             for k in range(count):
                 first, last = (start + (stop - start) * part // count for part in (k, k + 1))
+                # [P], and so are the pairs' images and samples; placements [P, 4]
                 flat = torch.arange(first, last, device=self.device)
                 position = flat // self._batch
                 places = self._placements[step][position] if diverse else None

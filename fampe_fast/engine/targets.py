@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..runtime.model import Model
-from ..runtime.model_probe import Probed, outputs, probe
+from ..runtime.model_probe import ModelInfo, outputs, probe
 
 Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Tensor | NDArray[Any] | None
 
@@ -41,14 +41,14 @@ class Targets(NamedTuple):
         return output[index]
 
     def of(self, index: int) -> int | tuple[int, ...]:
-        """One image's target, as Captum takes it."""
+        """Give one image's target, as Captum takes it."""
         place = [] if self.places is None else self.places[index].tolist()
         chosen = int(self.classes[index])
         return (chosen, *place) if place else chosen
 
 
 def resolve_targets(
-    model: Model, images: Tensor, target: Target, chunk: int | None = None, probed: Probed | None = None
+    model: Model, images: Tensor, target: Target, chunk: int | None = None, probed: ModelInfo | None = None
 ) -> Targets:
     """Check a target and bring it into one form.
 
@@ -111,7 +111,7 @@ def first_choices(output: Tensor) -> Targets:
 
 
 def _indices(target: Target, batch: int) -> Tensor:
-    """(B, 1 + D) int64: class and place of every image, on the target's device."""
+    """Convert a target to (B, 1 + D) int64: class and place of every image, on the target's device."""
     if isinstance(target, Tensor) and target.dtype == torch.uint64:  # whose large numbers torch wraps
         target = target.cpu().numpy()
     if isinstance(target, np.ndarray):
@@ -155,7 +155,7 @@ def _of_a_list(target: Sequence[Any], batch: int) -> Tensor:
 
 
 def _whole(index: Any) -> int:
-    """An index as an int that a tensor holds.
+    """Convert an index to an int that a tensor holds.
 
     Raises:
         ValueError: it has more than 64 bits, and so is no class.

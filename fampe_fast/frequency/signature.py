@@ -1,4 +1,4 @@
-"""The share of an attribution map's power at each frequency (Muzellec et al., arXiv 2307.09591, section 3)."""
+"""Measure the share of an attribution map's power at each frequency (Muzellec et al., arXiv 2307.09591, section 3)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What every attribution method of this package offers, and the path methods' common body."""
+"""Define what every attribution method offers, and the path methods' common body."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, overload
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from ..engine.targets import Target
 from ..frequency.two_scale import two_scale_map
 from ..progress import progress
 from ..runtime.model import Model, check_callable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Config = TypeVar("Config", bound=PathConfig)
 
@@ -40,8 +43,16 @@ def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class CallOptions(TypedDict, total=False):
+    """The options of every ``attribute``; see ``PathMethod.attribute``."""
+
+    image_ids: Sequence[int] | Tensor | None
+    internal_batch_size: int | None
+    show_progress: bool
+
+
 class AttributionMethod(Protocol):
-    """What every method of this package offers; of other libraries' methods ``attribute`` is enough.
+    """The interface of this package's methods; of other libraries' methods ``attribute`` is enough.
 
     ``passes_of`` and ``describe`` take both.
     """
@@ -57,15 +68,7 @@ class AttributionMethod(Protocol):
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model, in plain values, for a record."""
 
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Target = None, **options: Unpack[CallOptions]) -> Tensor:
         """Compute attribution maps of the inputs' shape, float32, on their device."""
 
 
@@ -120,31 +123,22 @@ class PathMethod(Generic[Config]):
         return False
 
     def has_convergence_delta(self) -> bool:
-        """False: there is no baseline the map would have to sum to."""
+        """Return False: there is no baseline the map would have to sum to."""
         return False
 
     @overload
     def attribute(
         self,
         inputs: Tensor,
-        target: Target = None,
+        target: Target = ...,
         *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-        return_details: Literal[False] = False,
+        return_details: Literal[False] = ...,
+        **options: Unpack[CallOptions],
     ) -> Tensor: ...
 
     @overload
     def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-        return_details: Literal[True],
+        self, inputs: Tensor, target: Target = ..., *, return_details: Literal[True], **options: Unpack[CallOptions]
     ) -> tuple[Tensor, PathDetails]: ...
 
     @captum_call
@@ -203,7 +197,7 @@ class PathMethod(Generic[Config]):
         return (maps, details) if return_details else maps
 
     def _map(self, attribution: Tensor) -> Tensor:
-        """What is made of the attribution."""
+        """Make the map of an attribution (B, C, H, W)."""
         cutoff = self.config.area_cutoff
         if cutoff is None:
             return attribution
@@ -211,7 +205,7 @@ class PathMethod(Generic[Config]):
 
 
 def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:
-    """A configuration with some fields replaced.
+    """Replace some fields of a configuration.
 
     Raises:
         TypeError: an override that is no field of the configuration.

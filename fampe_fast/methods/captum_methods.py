@@ -1,4 +1,4 @@
-"""Captum's gradient methods behind the same call, for comparison; nothing of them is written again here."""
+"""Call Captum's gradient methods as all others, for comparison; nothing of them is written again here."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ class CaptumMethod:
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """What Captum's method says."""
+        """True for integrated gradients, as in Captum."""
         return self.name == "integrated_gradients"
 
     def has_convergence_delta(self) -> bool:
-        """False: the delta is Captum's to compute, on its own method."""
+        """Return False: the delta is Captum's to compute, on its own method."""
         return False
 
     def describe(self) -> dict[str, object]:
@@ -134,7 +134,7 @@ class CaptumMethod:
         return maps.abs() if self.absolute else maps
 
     def _one(self, forward: Callable[[Tensor], Tensor], request: Request, index: int, chunk: int) -> Tensor:
-        """The signed map of one image, (C, H, W) float32."""
+        """Compute the signed map of one image, (C, H, W) float32."""
         image = request.images[index : index + 1].clone()
         target = request.targets.of(index)
         if self.name == "integrated_gradients":
@@ -185,7 +185,7 @@ def _usual_defaults(device: torch.device) -> Iterator[None]:
 
 
 def _stream(seed: int, image_id: int) -> int:
-    """The seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
+    """Compute the seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
     return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63
 
 

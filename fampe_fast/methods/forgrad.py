@@ -66,11 +66,11 @@ class FORGrad:
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """What the filtered method says."""
+        """The filtered method's own."""
         return bool(getattr(self.method, "multiplies_by_inputs", False))
 
     def has_convergence_delta(self) -> bool:
-        """False: a filtered map need not sum to anything."""
+        """Return False: a filtered map need not sum to anything."""
         return False
 
     @captum_call
@@ -140,10 +140,10 @@ class LowPassGradients(nn.Module):
         self.training = model.training if isinstance(model, nn.Module) else False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of images (B, C, H, W)."""
+        """Compute the logits of images (B, C, H, W)."""
         return logits_in(self.model(_LowPassBackward.apply(pixels, self.cutoff)))
 
     @property
     def output(self) -> Output | None:
-        """What the model's output is, as ``Classifier.output``."""
+        """The meaning of the model's output, as ``Classifier.output``."""
         return declared_output(self.model)

@@ -1,10 +1,9 @@
-"""Everything that is compiled on first use, compiled ahead of it."""
+"""Compile ahead what would be compiled on first use."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from ..engine.placements import draw_placements
 from ..engine.targets import Target
 from ..errors import FampeWarning
 from ..ops import backends
-from ..runtime.compilation import resolve_compile
+from ..runtime.compilation import compiled_graphs, resolve_compile
 from ..runtime.model import chunk_size
 from .base import PathMethod
 from .fampe import FAMPE
@@ -32,7 +31,7 @@ __all__ = ["WarmUp", "warmup"]
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What ``warmup`` did.
+    """The result of ``warmup``.
 
     Attributes:
         graphs: how many graphs ``torch.compile`` made: of the loop over the samples with the model inside, and on a CPU
@@ -50,7 +49,7 @@ class WarmUp:
     note: str = ""
 
     def __bool__(self) -> bool:
-        """Whether anything was compiled."""
+        """Tell whether anything was compiled."""
         return bool(self.graphs or self.kernels)
 
     def __str__(self) -> str:
@@ -114,7 +113,7 @@ def warmup(
     twin.config = dataclasses.replace(path.config, steps=steps)
     lower, upper = path.config.bounds
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * (upper - lower) + lower
-    graphs, kernels = _graphs(), _kernels()
+    graphs, kernels = compiled_graphs(), backends.compiled_kernels()
     start = time.perf_counter()
     with _mixes(where), warnings.catch_warnings():
         # Noise may well lie where the model is flat; that torch.compile failed is still said.
@@ -123,8 +122,10 @@ def warmup(
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     seconds = time.perf_counter() - start
-    new_kernels = tuple(sorted(name for name, count in _kernels().items() if count > kernels.get(name, 0)))
-    found = WarmUp(_graphs() - graphs, new_kernels, steps, seconds)
+    new_kernels = tuple(
+        sorted(name for name, count in backends.compiled_kernels().items() if count > kernels.get(name, 0))
+    )
+    found = WarmUp(compiled_graphs() - graphs, new_kernels, steps, seconds)
     return found if found else dataclasses.replace(found, note=_why_nothing(path, where))
 
 
@@ -157,7 +158,7 @@ def _device_of(model: Any) -> torch.device:
 
 
 def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: int) -> int:
-    """As few as show plain and diversified samples, two of each at a time, if the path does: one alone is not compiled.
+    """Count the steps that show plain and diversified samples, two of each at a time: one alone is not compiled.
 
     A chunk size of one leaves no choice, and a chunk of one row is what it compiles.
     """
@@ -176,39 +177,12 @@ def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: i
 
 
 def _mixes(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU a random mix is compiled once it has proved worth it: the one that is used in here has."""
+    """Compile the random mix at once on a CPU, where it otherwise waits until it has proved worth it."""
     if device.type != "cpu" or backends.choice(device)[0] != "compiled":
         return nullcontext()
     from ..ops.compiled import compiled_at_once
 
     return compiled_at_once()
-
-
-def _graphs() -> int:
-    """How many graphs torch has made in this process."""
-    if "torch._dynamo" not in sys.modules:
-        return 0
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
-
-
-def _kernels() -> dict[str, int]:
-    """How many forms of each of the package's Triton kernels are ready in this process."""
-    found: dict[str, int] = {}
-    for module_name, module in list(sys.modules.items()):
-        if not module_name.startswith("fampe_fast.kernels."):
-            continue
-        for value in list(vars(module).values()):
-            if type(value).__name__ == "JITFunction" and value.__module__ == module_name:
-                found[value.__name__.lstrip("_")] = _forms(value)
-    return found
-
-
-def _forms(kernel: Any) -> int:
-    """Compiled forms of a kernel; Triton keeps them per device, since 3.3 with other things beside them."""
-    per_device = getattr(kernel, "device_caches", None) or getattr(kernel, "cache", {})
-    return sum(len(kept[0] if isinstance(kept, tuple) else kept) for kept in per_device.values())
 
 
 def _why_nothing(method: PathMethod[Any], device: torch.device) -> str:

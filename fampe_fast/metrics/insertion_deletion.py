@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_finite, check_maps, check_positive, check_targets, check_unit_images
+from ..checks import check_count, check_finite, check_positive
 from ..ops import pixel_mask
 from ..progress import UpTo, progress
-from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
-from ..runtime.model import Model, check_model, memory_format
-from ..runtime.model_probe import NOT_PROBED, probe
+from ..runtime.model import Model, memory_format
 from .protocols import GaussianBlur, Protocol, SolidColour, Substrate, mean_colour, resolve_protocol
 from .refinement import Refined, refine
-from .scorer import Scorer, check_compile
+from .scorer import Scorer, prepare
 
 __all__ = ["InsertionDeletion", "insertion_deletion"]
 
@@ -72,7 +70,9 @@ def insertion_deletion(
     compile: Compile = "auto",
     show_progress: bool = False,
 ) -> InsertionDeletion:
-    """Insertion and deletion curves and their areas (Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1).
+    """Measure insertion and deletion curves and their areas.
+
+    After Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1.
 
     The score is the target's probability, as the model's output is read (``Classifier.output``); the area is the
     trapezoid rule over K equal intervals of [0, 1], whatever the size of the last step, as in the public codes. Images,
@@ -133,13 +133,7 @@ def insertion_deletion(
             range, CUDA graphs without a GPU.
     """
     chosen = resolve_protocol(protocol)
-    check_unit_images(images)
-    check_model(model, images)
-    check_maps(maps, images)
-    classes = check_targets(targets, images)
-    probed = probe(model, images) if len(images) else NOT_PROBED
-    chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
-    way = check_compile(compile, images.device)
+    classes, probed, chunks, way = prepare(model, images, maps, targets, internal_batch_size, compile)
     passes, tolerance = _check_budget(passes, tolerance)
     batch, channels, height, width = images.shape
     pixels = height * width
@@ -172,14 +166,14 @@ def insertion_deletion(
 
 
 def _result(found: Refined, protocol: Protocol) -> InsertionDeletion:
-    """From the insertion curves and the deletion curves below them."""
+    """Split the insertion curves from the deletion curves below them."""
     batch = len(found.curves) // 2
     (insertion, deletion), measured, error = (part.tensor_split([batch]) for part in found)
     return InsertionDeletion(_area(insertion), _area(deletion), insertion, deletion, protocol, *measured, *error)
 
 
 def _ends_of(protocol: Protocol, batch: int) -> int:
-    """How many images the ends of the curves of a batch are, each distinct one counted once."""
+    """Count the images at the ends of a batch's curves, each distinct one once."""
     kinds = [protocol.insertion_substrate]
     if protocol.deletion_substrate != protocol.insertion_substrate:
         kinds.append(protocol.deletion_substrate)
@@ -199,16 +193,19 @@ def _check_budget(passes: object, tolerance: object) -> tuple[int | None, float 
 
 def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
     """(B, H, W) int32: the step, counted from 1, at which a pixel changes; of elements (B, channels, H, W)."""
+    # [B, C or 1, H, W]
     values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if ranking == "pixel":
-        values = values.sum(1, keepdim=True)
+        values = values.sum(1, keepdim=True)  # [B, 1, H, W]
     elif ranking == "element":
-        # One channel that holds all of them, one below the other.
+        # One channel that holds all of them, one below the other: [B, 1, channels * H, W]
         step *= channels
         values = values.expand(-1, channels, -1, -1).reshape(len(maps), 1, channels * maps.shape[2], maps.shape[3])
-    # + 0.0 turns -0.0 into 0.0: they tie, also for a radix sort.
+    # [B, 1 or C, elements], positions by falling value; + 0.0 turns -0.0 into 0.0: they tie, also for a radix sort.
     order = (values.flatten(2) + 0.0).sort(dim=-1, descending=True, stable=True).indices
+    # [elements], the step at which the element of a rank changes, counted from 1
     at = torch.arange(order.shape[-1], device=maps.device).div(step, rounding_mode="floor").add(1).to(torch.int32)
+    # [B, elements], that step by position; of several channels the earliest
     first = torch.empty(order.shape, dtype=torch.int32, device=maps.device)
     first = first.scatter_(-1, order, at.expand(order.shape)).amin(1)
     return first.reshape(len(maps), *([channels] if ranking == "element" else []), *maps.shape[-2:])
@@ -216,7 +213,8 @@ def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
 
 def _shown(first_step: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(N, K + 1) bool, whether a step changes a pixel, step 0 among them; and int64, the latest such step up to one."""
-    flat = first_step.flatten(1).long()
+    flat = first_step.flatten(1).long()  # [N, elements]
+    # [N, K + 1]
     changes = torch.zeros((len(flat), count + 1), dtype=torch.bool, device=flat.device).scatter_(1, flat, True)
     changes[:, 0] = True
     number = torch.arange(count + 1, device=flat.device)
@@ -244,8 +242,10 @@ class _Sweep:
         self._same = protocol.insertion_substrate == protocol.deletion_substrate
         target = origin if self._same else _substrate(protocol.deletion_substrate, images, mean)
         layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+        # [2 * B, C, H, W], insertion first: from the substrate to the image, then from the image to the substrate
         self._start = torch.cat([origin, images]).contiguous(memory_format=layout)
         self._finish = torch.cat([images, target]).contiguous(memory_format=layout)
+        # [2 * B, H, W], or [2 * B, C, H, W]
         self._first_step = torch.cat([first_step, first_step])
         self._shape = images.shape[1:]
         self._by_element = first_step.ndim == 4
@@ -257,12 +257,13 @@ class _Sweep:
         self._scores: Tensor | None = None
 
     def measure(self, wanted: Tensor) -> Tensor:
-        """All scores so far, (2 * B, K + 1), anything where there is none.
+        """Score more steps, and return all scores so far, (2 * B, K + 1), anything where there is none.
 
         Args:
             wanted: (2 * B, K + 1) bool, the steps to measure; the first call measures the ends, whatever it says.
         """
-        number = torch.arange(wanted.shape[1], device=wanted.device)
+        number = torch.arange(wanted.shape[1], device=wanted.device)  # [K + 1]
+        # [P] each, the rows to score: steps between the ends
         curve, step = (wanted & (number > 0) & (number < self._last[:, None])).nonzero(as_tuple=True)
         if self._scores is None:
             self._scores = self._with_ends(curve, step, wanted.shape)
@@ -275,10 +276,10 @@ class _Sweep:
         return self._scores
 
     def _with_ends(self, curve: Tensor, step: Tensor, shape: torch.Size) -> Tensor:
-        """The ends, each distinct image once, and other rows in the same passes."""
+        """Score the ends, each distinct image once, and other rows in the same passes."""
         batch, protocol = self._batch, self._protocol
-        every = torch.arange(2 * batch, device=curve.device)
-        insertion, deletion = every[:batch], every[batch:]
+        every = torch.arange(2 * batch, device=curve.device)  # [2 * B]
+        insertion, deletion = every[:batch], every[batch:]  # [B] each, numbers of curves
         # Images of a single colour are one image, scored for all targets; they come first.
         ends = [(protocol.insertion_substrate, insertion, torch.zeros_like(insertion))]
         if not self._same:
@@ -287,10 +288,11 @@ class _Sweep:
         others = [(curves, steps) for kind, curves, steps in ends if not isinstance(kind, SolidColour)]
         parts = [*solid, (deletion, torch.zeros_like(deletion)), *others, (curve, step)]
         curve, step = (torch.cat(part) for part in zip(*parts, strict=True))
+        # [P] and [solid, B]
         own, common = self._ask(curve, step, len(solid))
         if not bool(common.isfinite().all()):
             raise ValueError("the model's probability of the target is NaN for the image of the substrate's colour")
-        scores = own.new_zeros(shape)
+        scores = own.new_zeros(shape)  # [2 * B, K + 1]
         scores[curve, step] = own
         colours = iter(common)
         for kind, curves, steps in ends:

@@ -37,7 +37,7 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0) -> Tensor:
-    """Whether the map's maximum lies on the object (Zhang et al., Excitation Backprop, ECCV 2016).
+    """Tell whether the map's maximum lies on the object (Zhang et al., Excitation Backprop, ECCV 2016).
 
     The map is summed over the channels; of several maxima the first one, row by row, counts. A constant map points
     nowhere: a miss.
@@ -65,7 +65,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0) -> Ten
 
 
 def _checked(maps: object, masks: object) -> tuple[Tensor, Tensor]:
-    """Maps summed over the channels and masks, both (B, H*W)."""
+    """Sum maps over the channels, and flatten them and the masks to (B, H*W)."""
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         raise TypeError(f"maps must be a floating-point torch.Tensor (B, C, H, W), got {_kind(maps)}")
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:

@@ -14,23 +14,18 @@ from ..checks import (
     check_count,
     check_finite,
     check_image_ids,
-    check_maps,
     check_number,
     check_seed,
-    check_targets,
-    check_unit_images,
 )
 from ..progress import progress
-from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
-from ..runtime.model import Model, check_model, memory_format
-from ..runtime.model_probe import NOT_PROBED, probe
-from .draws import Stream, random_words
+from ..runtime.model import Model, memory_format
 from .protocols import GaussianBlur, SolidColour, Substrate, mean_colour
+from .random_words import Stream, random_words
 from .rank_correlation import rank_correlation
-from .scorer import Score, Scorer, check_compile
+from .scorer import Score, Scorer, prepare
 
 __all__ = ["MuFidelity", "mu_fidelity"]
 
@@ -120,13 +115,7 @@ def mu_fidelity(
             finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit,
             CUDA graphs without a GPU.
     """
-    check_unit_images(images)
-    check_model(model, images)
-    check_maps(maps, images)
-    classes = check_targets(targets, images)
-    probed = probe(model, images) if len(images) else NOT_PROBED
-    chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
-    way = check_compile(compile, images.device)
+    classes, probed, chunks, way = prepare(model, images, maps, targets, internal_batch_size, compile)
     ids = check_image_ids(image_ids, images)
     seed = check_seed(seed)
     batch, _, height, width = images.shape
@@ -191,7 +180,7 @@ def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
 
 
 def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
-    """The baseline as (B, C, H, W), possibly expanded."""
+    """Make the baseline, (B, C, H, W), possibly expanded."""
     kind = baseline
     if not callable(kind):
         kind = SolidColour(tuple(kind) if isinstance(kind, Sequence) and not isinstance(kind, str) else kind)  # type: ignore[arg-type]

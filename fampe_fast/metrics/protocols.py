@@ -54,7 +54,7 @@ class SolidColour:
         return self.value is None
 
     def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """The colour as (B, C, H, W), expanded, not copied; `mean` is (C,), needed where `needs_mean`."""
+        """Fill (B, C, H, W) with the colour, expanded, not copied; `mean` is (C,), needed where `needs_mean`."""
         if self.value is None:
             if mean is None:
                 raise ValueError("the mean colour is not known")
@@ -97,7 +97,7 @@ class GaussianBlur:
         return self.padding.needs_mean
 
     def kernel(self) -> list[float]:
-        """The `kernel_size` weights along one axis; they sum to one and are symmetric."""
+        """Compute the `kernel_size` weights along one axis; they sum to one and are symmetric."""
         size, centre, reach = self.kernel_size, self.kernel_size // 2, int(4 * self.sigma + 0.5)
         gaussian = {offset: math.exp(-0.5 * (offset / self.sigma) ** 2) for offset in range(-reach, reach + 1)}
         total = sum(gaussian.values())
@@ -108,7 +108,7 @@ class GaussianBlur:
         return weights
 
     def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """The blurred images (B, C, H, W); `mean` is (C,), needed where `needs_mean`."""
+        """Blur images (B, C, H, W); `mean` is (C,), needed where `needs_mean`."""
         fill = self.padding(images, mean)[:1, :, :1, :1]
         blurred, reach = images - fill, self.kernel_size // 2
         # Sums of shifted images, not a convolution: in fp32 on every device, where cuDNN would take TF32.
@@ -186,7 +186,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({name: load(home) for name,
 
 
 def resolve_protocol(protocol: str | Protocol) -> Protocol:
-    """A protocol by its name, or the one given.
+    """Look up a protocol by its name, or take the one given.
 
     Raises:
         TypeError: neither a name nor a Protocol.
@@ -202,7 +202,7 @@ def resolve_protocol(protocol: str | Protocol) -> Protocol:
 
 
 def mean_colour(mean: float | Sequence[float] | Tensor, channels: int) -> Tensor:
-    """A mean colour, checked, as (channels,).
+    """Check a mean colour, and return it as (channels,).
 
     Raises:
         TypeError: no number and no sequence or tensor of numbers.

@@ -1,4 +1,4 @@
-"""Curves measured where they move: the rest is interpolated, and the error of the area estimated."""
+"""Measure curves where they move, interpolate the rest, and estimate the error of the area."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FIRST = 9
 GROWTH = 0.5
 """New points of a round, as a share of those there are: rounds are few, and each of them a batch."""
 REACH = 0.25
-"""What a neighbouring interval's slope counts in one that seems flat."""
+"""The share of a neighbouring interval's slope that counts in one that seems flat."""
 UNSEEN = 0.02
-"""How far a curve is taken to move between two points beyond what they show."""
+"""The movement assumed between two points beyond what they show."""
 
 
 class Refined(NamedTuple):
@@ -54,30 +54,37 @@ def refine(
     """
     count = shown.shape[1]
     last = count - 1
-    number = torch.arange(count, device=shown.device)
+    number = torch.arange(count, device=shown.device)  # [K + 1]
     limit = count if passes is None else min(passes, count)
+    # [FIRST or fewer], steps evenly over the curve
     grid = torch.linspace(0, last, min(FIRST, limit), dtype=torch.float64, device="cpu").round().long().to(shown.device)
+    # [N, K + 1] bool
     wanted = torch.zeros_like(shown, dtype=torch.bool).scatter_(1, shown[:, grid], True)
     taken = torch.zeros_like(wanted)
     while True:
+        # [N, K + 1], right where known
         values = measure(wanted & ~taken).gather(1, shown)
         taken |= wanted
         known = taken.gather(1, shown)
-        # An interval has its place in the tables at its right end; 0 stands before the first.
+        # [N, K + 1] int64, known steps: the latest up to a step, the last before it, and the next from it on. An
+        # interval has its place in the tables at its right end; 0 stands before the first.
         latest = torch.where(known, number, 0).cummax(1).values
         left = latest.roll(1, 1)
         left[:, 0] = 0
         right = torch.where(known, number, last).flip(1).cummin(1).values.flip(1)
+        # [N, K + 1], and from here on one number per curve, [N]
         weight = _weight(values, known, left, right)
         error = 2 * (weight.square().sum(1) / 12).sqrt() / last
         spent = taken.sum(1)
         room = torch.minimum((GROWTH * spent).round().long().clamp(min=1), limit - spent)
         if tolerance is not None:
             room = torch.where(error <= tolerance, 0, room)
+        # [N, K + 1], an interval's place among its curve's by falling weight; then [Q] each, the intervals to bisect
         rank = torch.empty_like(shown)
         rank.scatter_(1, weight.argsort(dim=1, descending=True, stable=True), number.expand_as(shown))
         curve, end = ((rank < room[:, None]) & (weight > 0)).nonzero(as_tuple=True)
         if len(curve) == 0:
+            # [N, K + 1], linear between the known steps
             share = (number - latest).to(values.dtype) / (right - latest).clamp(min=1)
             between = torch.lerp(values.gather(1, latest), values.gather(1, right), share)
             return Refined(torch.where(known, values, between), known, error)
@@ -87,7 +94,8 @@ def refine(
 
 def _weight(values: Tensor, known: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """(N, K + 1): ``movement * (h - 1)`` of the interval that ends at a step, 0 at all other steps."""
-    number = torch.arange(values.shape[1], device=values.device)
+    number = torch.arange(values.shape[1], device=values.device)  # [K + 1]
+    # all [N, K + 1], of the interval that ends at a step
     width = (number - left).to(values.dtype)
     change = torch.where(known, (values - values.gather(1, left)).abs(), 0)
     slope = change / width.clamp(min=1)

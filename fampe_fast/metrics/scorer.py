@@ -1,38 +1,65 @@
-"""What the metrics ask of the model: probabilities or logits of many images, in chunks, plain or compiled."""
+"""Score many images with the model, in chunks, plain or compiled: probabilities or logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks import check_classes
+from ..checks import check_classes, check_maps, check_targets, check_unit_images
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile, Compiled, resolve_compile
-from ..runtime.model import Model, input_dtype
-from ..runtime.model_probe import Probed, answer
+from ..runtime.model import Model, check_model, input_dtype
+from ..runtime.model_probe import ModelInfo, forward, probe
 from ..runtime.outputs import probabilities, scores
 from ..runtime.per_model import cache_of
 
-__all__ = ["Score", "Scorer", "check_compile"]
+__all__ = ["Score", "Scorer", "prepare"]
 
 Score = Literal["probability", "logit"]
 
 
-def check_compile(compile: object, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """What one of the four ways is on a device.
+def prepare(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    targets: int | Sequence[int] | Tensor,
+    internal_batch_size: int | None,
+    compile: Compile,
+) -> tuple[Tensor, ModelInfo, ChunkSize, Literal["off", "on", "graphs"]]:
+    """Check the arguments that metrics of maps have in common, before any work.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, C, H, W) in [0, 1], on the model's device.
+        maps: (B, C, H, W) or (B, 1, H, W).
+        targets: the class of all images, or one per image.
+        internal_batch_size: images per model pass; None is 8 on a CPU and 64 elsewhere.
+        compile: one of the four ways.
+
+    Returns:
+        The images' classes, (B,) int64 on their device, the facts about the model, the images per model pass, and what
+        ``compile`` is on the device.
 
     Raises:
-        ValueError: another value, or graphs for a device that has none.
+        TypeError: an argument of the wrong type.
+        ValueError: wrong shapes, values outside their range, a model in training mode or on another device, targets of
+            the wrong number, another way to compile, or graphs for a device that has none.
     """
+    check_unit_images(images)
+    check_model(model, images)
+    check_maps(maps, images)
+    classes = check_targets(targets, images)
+    info = probe(model, images)
+    chunks = ChunkSize.for_scores(model, images, internal_batch_size, info)
     if compile not in get_args(Compile):
         raise ValueError(f"compile must be one of {', '.join(get_args(Compile))}; got {compile!r}")
-    return resolve_compile(compile, device)  # type: ignore[arg-type]
+    return classes, info, chunks, resolve_compile(compile, images.device)
 
 
-def _forward_of(model: Model, score: Score, probed: Probed, graphed: bool) -> Compiled:
+def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) -> Compiled:
     """Look up a model's scores of all classes, which are called with the model, the pixels and the model's type.
 
     Shared by all calls that score with a model, as compiling takes long. Compiled, there is one graph for every number
@@ -42,18 +69,18 @@ def _forward_of(model: Model, score: Score, probed: Probed, graphed: bool) -> Co
     key = score, probed.reading, probed.writes_input, graphed
     if key not in known:
         # The model is an argument: a function that holds it would keep it alive in the cache.
-        def forward(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
+        def score_all(model: Model, pixels: Tensor, dtype: torch.dtype | None) -> Tensor:
             return _scores(model, pixels, dtype, score, probed)
 
         options = {"mode": "reduce-overhead"} if graphed else {}
-        known[key] = Compiled(forward, f"the scores of {type(model).__name__}", **options)
+        known[key] = Compiled(score_all, f"the scores of {type(model).__name__}", **options)
     return known[key]
 
 
-def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: Probed) -> Tensor:
+def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: ModelInfo) -> Tensor:
     """(P, classes), float32 or the float64 of the model."""
     shown = pixels if dtype is None else pixels.to(dtype)
-    output = answer(model, shown.clone() if probed.writes_input else shown)
+    output = forward(model, shown.clone() if probed.writes_input else shown)
     if output.ndim != 2:
         raise ValueError(
             f"the model's output must be (B, classes); for images {tuple(pixels.shape)} it is {tuple(output.shape)}"
@@ -70,7 +97,7 @@ class Scorer:
         targets: Tensor,
         *,
         chunks: ChunkSize,
-        probed: Probed,
+        probed: ModelInfo,
         compile: Literal["off", "on", "graphs"],
         score: Score = "probability",
         advance: Callable[[int], None],
@@ -82,7 +109,7 @@ class Scorer:
             targets: (B,) int64, the images' classes, on their device.
             chunks: images per model pass.
             probed: what is known of the model.
-            compile: as ``check_compile`` gives it.
+            compile: as ``prepare`` gives it.
             score: what is taken of the model's output.
             advance: told after each pass how many images went through.
 
@@ -97,7 +124,7 @@ class Scorer:
         self._forward = _forward_of(model, score, probed, compile == "graphs")
 
     def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
-        """Scores of the rows that ``make`` gives for a slice of them, each for its image's target.
+        """Score the rows that ``make`` gives for a slice of them, each for its image's target.
 
         Args:
             image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
@@ -136,14 +163,14 @@ class Scorer:
 
 
 def _size(count: int, chunk: int, graphed: bool) -> int:
-    """How many images a compiled pass for ``count`` shows, so that few graphs serve all."""
+    """Choose how many images a compiled pass for ``count`` shows, so that few graphs serve all."""
     if graphed:  # a power of two below the chunk: a remainder costs less than twice itself, and captures few graphs
         return min(chunk, 1 << (count - 1).bit_length())
     return min(chunk, max(count, 2))  # a compiler takes a size of one for a constant
 
 
 def _padded(pixels: Tensor, count: int) -> Tensor:
-    """The last image repeated, in the same memory format."""
+    """Repeat the last image, in the same memory format."""
     if count == len(pixels):
         return pixels
     channels_last = pixels.shape[1] > 1 and pixels.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Stability: how far a method's map moves when the image moves a little."""
+"""Measure stability: how far a method's map moves when the image moves a little."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..checks import (
 )
 from ..progress import progress
 from ..reference.philox import to_uniform
-from .draws import Stream, random_words
+from .random_words import Stream, random_words
 from .rank_correlation import rank_correlation, ranks
 
 __all__ = ["Stability", "stability"]
@@ -68,7 +68,7 @@ def stability(
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> Stability:
-    """Distance between the map of an image and the maps of copies with a little noise.
+    """Measure the distance between the map of an image and the maps of copies with a little noise.
 
     ``reduce="max"``: the max-sensitivity of Yeh et al., "On the (in)fidelity and sensitivity of explanations", NeurIPS
     2019 (arXiv 1901.09392, section 4), which Captum estimates as here (``sensitivity_max``: uniform noise, l2 norm,
@@ -143,7 +143,7 @@ def stability(
 
 
 def _options(method: Any, ids: Tensor, ids_given: bool, internal_batch_size: int | None) -> dict[str, Any]:
-    """The keywords the method gets: ids where it takes them and they are not the positions it would use itself."""
+    """Choose the method's keywords: ids where it takes them and they are not the positions it would use itself."""
     options: dict[str, Any] = {}
     if ids_given and "image_ids" in inspect.signature(method.attribute).parameters:
         options["image_ids"] = ids

@@ -216,3 +216,10 @@ def _resolve(op: str, wanted: str, device: torch.device, interpret: str | None) 
     found = _BACKENDS[name].load(op) or _BACKENDS["reference"].load(op)
     assert found is not None, f"the reference lacks {op}"
     return found
+
+
+def compiled_kernels() -> dict[str, int]:
+    """Count the compiled forms of each Triton kernel that was launched in this process."""
+    from ..kernels.launch import LAUNCHED
+
+    return {name: len(forms) for name, forms in LAUNCHED.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .colours import FloatArray, ScaledMap, colours_of
+from .loading import load_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ def new_figure(width: float, height: float, dpi: int) -> Figure:
     Raises:
         ValueError: ``dpi`` outside 20 to 600.
     """
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import LARGEST, check_number
+from .loading import load_matplotlib
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -171,6 +172,7 @@ def colour_table(signed: bool) -> FloatArray:
     if signed:
         table = np.concatenate([_arm(_AGAINST)[:0:-1], _arm(_FOR)])
     else:
+        load_matplotlib()
         from matplotlib import colormaps
 
         table = np.asarray(colormaps["inferno"](np.linspace(0.0, 1.0, _STEPS + 1)))[:, :3]

@@ -1,4 +1,4 @@
-"""Which bands an attack disturbs, and which bands models lean on (Wang et al., arXiv 2005.03141)."""
+"""Compare the bands an attack disturbs with the bands models depend on (Wang et al., arXiv 2005.03141)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BandDisturbance:
 
 
 def disturbance(images: Tensor, perturbed: Tensor, *, bands: int = 16) -> BandDisturbance:
-    """Where in the spectrum an attack has put its energy.
+    """Measure where in the spectrum an attack has put its energy.
 
     Args:
         images: (B, C, H, W) real floating-point, the originals.

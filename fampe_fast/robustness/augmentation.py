@@ -25,7 +25,7 @@ from ..reference.radius import squared_radius
 
 
 class _FrequencyAugmentation(nn.Module):
-    """What both share: train mode only, some images of a batch, draws from a generator of their own."""
+    """The common part: train mode only, some images of a batch, draws from a generator of their own."""
 
     def __init__(self, probability: float, clamp: bool, seed: int, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -65,11 +65,11 @@ class _FrequencyAugmentation(nn.Module):
             return result
 
     def _draw(self, count: int) -> tuple[Tensor, ...]:
-        """The random numbers of a batch, on the CPU."""
+        """Draw the random numbers of a batch, on the CPU."""
         raise NotImplementedError
 
     def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
-        """Some images of the batch, float32, changed; ``rows`` (P,) int64 on the CPU says which they are."""
+        """Change some images of the batch, float32; ``rows`` (P,) int64 on the CPU says which they are."""
         raise NotImplementedError
 
     def _uniform(self, *shape: int) -> Tensor:

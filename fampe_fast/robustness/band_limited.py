@@ -1,4 +1,4 @@
-"""FAMPE's path as an attack whose perturbation lies in the low or in the high frequencies.
+"""Run FAMPE's path as an attack whose perturbation lies in the low or in the high frequencies.
 
 After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141. The path is
 that of iterative sign attacks with momentum (Dong et al., MI-FGSM, arXiv 1710.06081).
@@ -32,7 +32,7 @@ DEFAULT_CONFIG = PathConfig(samples=1, **ATTACK_DEFAULTS)  # type: ignore[arg-ty
 
 @dataclass(frozen=True, eq=False)
 class AdversarialImages:
-    """What an attack gives.
+    """The result of an attack.
 
     Attributes:
         images: (B, C, H, W) float32, inside the ball around the originals and inside the bounds.
@@ -98,7 +98,7 @@ class BandLimitedAttack:
         self.final_projections = check_count("final_projections", final_projections)
 
     def project(self, perturbation: Tensor) -> Tensor:
-        """A perturbation's part in the band, (..., H, W)."""
+        """Project a perturbation (..., H, W) onto the band."""
         if self.band == "all":
             return perturbation
         low = low_pass(perturbation, self.cutoff)
@@ -148,7 +148,7 @@ class BandLimitedAttack:
         return AdversarialImages(final, request.targets.classes, share, config.steps * config.samples)
 
     def band_share(self, perturbation: Tensor) -> Tensor:
-        """The share of a perturbation's energy in the band, (B,) float64 on the CPU; 1 for one of zero."""
+        """Compute the share of a perturbation's energy in the band, (B,) float64 on the CPU; 1 for one of zero."""
         values = perturbation.detach().cpu().double()
         total = values.square().flatten(1).sum(1)
         inside = self.project(values).square().flatten(1).sum(1)

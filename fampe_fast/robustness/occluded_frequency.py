@@ -1,4 +1,4 @@
-"""Occluded Frequency: which band of frequencies a prediction stands on.
+"""Measure which bands of frequencies a prediction depends on: Occluded Frequency.
 
 Wang, Yang, Shrivastava, Rawal and Ding, "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141.
 """
@@ -25,7 +25,7 @@ Score = Literal["probability", "logit"]
 
 @dataclass(frozen=True, eq=False)
 class FrequencyOcclusion:
-    """What became of B images' scores without each of K bands; on the images' device, float64 on the CPU.
+    """The drops of B images' scores without each of K bands; on the images' device, float64 on the CPU.
 
     Attributes:
         drops: (B, K) float32, score of the image minus score of the image without the band: above 0 where the band
@@ -98,7 +98,7 @@ class OccludedFrequency:
         self.bounds = check_bounds(bounds)
 
     def bands_of(self, images: Tensor) -> RadialBands:
-        """The bands that are removed from images (B, C, H, W); see ``frequency.bands`` for what is raised."""
+        """Compute the bands that are removed from images (B, C, H, W); see ``frequency.bands`` for what is raised."""
         if self.spacing == "energy":
             return equal_energy_bands(images, self.bands, include_dc=self.include_dc)
         height, width = images.shape[-2:]

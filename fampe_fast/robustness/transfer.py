@@ -1,4 +1,4 @@
-"""How often images that were made to fool one model fool another."""
+"""Measure how often images that were made to fool one model fool another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..metrics import Estimate, mean_and_error
 from ..runtime.chunking import ChunkSize
 from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model
-from ..runtime.model_probe import NOT_PROBED, call, probe
+from ..runtime.model_probe import call, probe
 from ..runtime.outputs import is_right, probabilities
 from .band_limited import AdversarialImages
 
@@ -22,7 +22,7 @@ Attack = Callable[[Tensor, Tensor], AdversarialImages]
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model says of images whose class is known; on the CPU.
+    """The answers of a model to images whose class is known; on the CPU.
 
     Attributes:
         right: (B,) bool, whether its first choice is the class, or, of independent classes, the class's probability
@@ -50,7 +50,7 @@ class TransferRates:
     model_passes: int
 
     def matrix(self) -> Tensor:
-        """(sources, targets) float64, the shares; NaN where there is none."""
+        """Compute the shares, (sources, targets) float64; NaN where there is none."""
         rows = [[float("nan") if e is None else e.mean for e in row.values()] for row in self.rates.values()]
         return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
@@ -145,7 +145,7 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
     with isolated():
         right = [torch.zeros(0, dtype=torch.bool, device="cpu")]
         probability = [torch.zeros(0, dtype=torch.float64, device="cpu")]
-        probed = probe(model, images) if len(images) else NOT_PROBED
+        probed = probe(model, images)
         if len(images):
             check_classes(probed.shape, classes)
         chunks = ChunkSize.for_scores(model, images, internal_batch_size, probed)
@@ -167,7 +167,7 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
 
 
 def fooled_share(before: Tensor | Sequence[bool], after: Tensor | Sequence[bool]) -> Estimate | None:
-    """Among the images that were right before, the share that no longer is; None where none was.
+    """Compute the share of the images that were right before and no longer are; None where none was.
 
     Args:
         before: (B,) bool, whether the model was right about each image as it was.

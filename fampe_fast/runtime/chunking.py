@@ -1,4 +1,4 @@
-"""How many images a model pass takes: asked for, or as many as fit; halved once where they did not."""
+"""Choose the images per model pass, and halve them once after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import warn
 from .model import Model, chunk_size
-from .model_probe import Probed, probe
+from .model_probe import ModelInfo, probe
 from .out_of_memory import is_out_of_memory, with_advice
 from .per_model import cache_of
 
@@ -35,7 +35,7 @@ class ChunkSize:
     """
 
     def __init__(self, models: tuple[Model, ...], images: Tensor, size: int, kind: Hashable) -> None:
-        """Take a size, or what was found to fit before.
+        """Take a size, or the one that fitted before, if it is smaller.
 
         Args:
             models: whose passes they are.
@@ -57,9 +57,9 @@ class ChunkSize:
         images: Tensor,
         asked: int | None,
         precision: str = "fp32",
-        probed: Sequence[Probed] | None = None,
+        probed: Sequence[ModelInfo] | None = None,
     ) -> ChunkSize:
-        """For forward and backward passes over samples of images.
+        """Choose the size for forward and backward passes over samples of images.
 
         Args:
             models: whose passes they are.
@@ -80,8 +80,8 @@ class ChunkSize:
         return cls(models, images, size, precision)
 
     @classmethod
-    def for_scores(cls, model: Model, images: Tensor, asked: int | None, probed: Probed | None = None) -> ChunkSize:
-        """For forward passes, which keep nothing.
+    def for_scores(cls, model: Model, images: Tensor, asked: int | None, probed: ModelInfo | None = None) -> ChunkSize:
+        """Choose the size for forward passes, which keep nothing.
 
         Args:
             model: whose passes they are.
@@ -98,7 +98,7 @@ class ChunkSize:
         return cls((model,), images, size, "scores")
 
     def run(self, call: Callable[[int], Result], rows: int) -> Result:
-        """The result of a call that takes the size; where it runs out of memory, with half of it, once in a run.
+        """Call with the size; after an out-of-memory error, call again with half of it, once in a run.
 
         Args:
             call: makes passes of at most so many images.
@@ -120,7 +120,7 @@ class ChunkSize:
         return call(self.size)
 
     def each(self, rows: int, call: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
-        """The results of a call for one part of the rows after another, which runs as in ``run``.
+        """Call for one part of the rows after another, each as in ``run``, and yield the results.
 
         Args:
             rows: how many there are.
@@ -161,16 +161,16 @@ class ChunkSize:
             torch.cuda.empty_cache()
         warn(
             f"out of memory with {tried} images per model pass: going on with {self.size}, in later calls with this "
-            f"model as well (internal_batch_size={self.size} spares the attempt)"
+            f"model as well (set internal_batch_size={self.size} to avoid this)"
         )
 
     def _known(self) -> list[dict[Hashable, int]]:
-        """The largest chunks that fitted after one that did not, by kind of pass, for each model."""
+        """Look up each model's largest chunks that fitted after one that did not, by kind of pass."""
         return [cache_of(model, "chunks that fit") for model in self._models if isinstance(model, nn.Module)]
 
 
-def _at_most(size: int, asked: int | None, probed: Probed) -> int:
-    """The size; 1 for a model that takes one image at a time.
+def _at_most(size: int, asked: int | None, probed: ModelInfo) -> int:
+    """Lower the size to 1 for a model that takes one image at a time.
 
     Raises:
         ValueError: more was asked for than 1 of such a model.
@@ -187,12 +187,12 @@ def _at_most(size: int, asked: int | None, probed: Probed) -> int:
 
 
 def even_parts(rows: int, size: int) -> int:
-    """Into how many parts of at most ``size`` rows are cut; even ones, as a small remainder costs more per row."""
+    """Count the even parts of at most ``size`` that rows are cut into; a small remainder would cost more per row."""
     return -(-rows // size)
 
 
-def _that_fit(probed: Probed, images: Tensor) -> int | None:
-    """As many samples as the free memory holds, at least one; None where that is not known."""
+def _that_fit(probed: ModelInfo, images: Tensor) -> int | None:
+    """Estimate how many samples the free memory holds, at least one; None where that is not known."""
     saved, free = probed.saved_bytes, free_memory(images.device)
     if saved is None or free is None:
         return None
@@ -201,7 +201,7 @@ def _that_fit(probed: Probed, images: Tensor) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device can still hand out; None where it does not say."""
+    """Read the bytes that a device can still hand out; None where it does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

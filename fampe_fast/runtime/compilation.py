@@ -1,7 +1,8 @@
-"""``torch.compile`` for functions that must run all the same where it fails."""
+"""Run functions through ``torch.compile``, and plain where that fails."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ _FILTERING = threading.RLock()
 
 
 def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """What ``auto`` is on a device: off on a CPU, on elsewhere.
+    """Resolve ``auto`` for a device: off on a CPU, on elsewhere.
 
     Raises:
         ValueError: CUDA graphs for a device that has none.
@@ -105,7 +106,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiler counts and limits its graphs per code object, which all closures of one function share."""
+    """Give a function a code object of its own: the compiler limits graphs per code object, which closures share."""
     if not isinstance(function, FunctionType):
         return function
     own = FunctionType(
@@ -117,3 +118,12 @@ def with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     own.__kwdefaults__ = function.__kwdefaults__
     return own
+
+
+def compiled_graphs() -> int:
+    """Count the graphs that torch has compiled in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

@@ -1,4 +1,4 @@
-"""Freed memory kept for the next pass: on a CPU giving it back and faulting it in again can cost as much as a model.
+"""Keep freed memory for the next pass: on a CPU giving it back and faulting it in again can cost as much as a model.
 
 A pass allocates and frees the same large blocks over and over. glibc takes those above a threshold straight from the
 system and gives them back at once, and the system clears every page before it hands it out anew. MobileNetV2's forward
@@ -32,7 +32,7 @@ _users = 0
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """While this is open, memory that a CPU's tensors free stays with the process, for the tensors that come.
+    """Keep memory that a CPU's tensors free in the process while this is open, for the tensors that come.
 
     It is a setting of the whole process, and ends with the last block that asked for it: what is free then goes back to
     the system. The peak is the same. Does nothing on other devices and systems, where

@@ -1,4 +1,4 @@
-"""What the package takes for a model, and how it treats one: checks, formats, frozen parameters."""
+"""Check models, find their dtype and memory format, and freeze their parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_callable(model: object, role: str = "model") -> None:
 
 
 def check_model(model: Model, images: Tensor) -> None:
-    """The model must be in evaluation mode, on the images' device.
+    """Check that the model is in evaluation mode, on the images' device.
 
     Raises:
         TypeError: the model cannot be called.
@@ -59,7 +59,7 @@ def check_model(model: Model, images: Tensor) -> None:
 
 
 def _is_exported(module: nn.Module) -> bool:
-    """Whether a module is a program of ``torch.export``: its flag says nothing, and ``eval()`` raises."""
+    """Tell whether a module is a program of ``torch.export``: its flag says nothing, and ``eval()`` raises."""
     return isinstance(module, torch.fx.GraphModule) and "train" in vars(module)
 
 
@@ -68,20 +68,20 @@ def _in_training(module: nn.Module) -> bool:
 
 
 def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
-    """Images per model pass; None is 8 on a CPU and 64 elsewhere."""
+    """Check the images per model pass; None is 8 on a CPU and 64 elsewhere."""
     if internal_batch_size is None:
         return 8 if device.type == "cpu" else 64
     return check_count("internal_batch_size", internal_batch_size)
 
 
 def input_dtype(model: Model) -> torch.dtype | None:
-    """The type the model computes in, that of its first floating parameter; None where there is none to ask."""
+    """Find the type the model computes in, that of its first floating parameter; None where it has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
 
 
 def memory_format(model: Model) -> torch.memory_format:
-    """Channels-last for a channels-last model; others may use view() on what they get."""
+    """Find the model's memory format: channels-last for such a model, as others may use view() on what they get."""
     if isinstance(model, nn.Module):
         for weight in model.parameters():
             if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):

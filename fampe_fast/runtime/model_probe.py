@@ -18,38 +18,35 @@ from .outputs import Output, Reading, declared_output, logits_in, probabilities,
 from .per_model import cache_of
 
 
-class Probed(NamedTuple):
-    """What a model's answers to an image told."""
+class ModelInfo(NamedTuple):
+    """The facts that ``probe`` finds out about a model; the defaults are those of one that was shown no image."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     """Of its output for an image, without the batch: (classes,) or (classes, ...)."""
-    saved_bytes: int | None
+    saved_bytes: int | None = None
     """Kept for the backward pass; None where that cannot be seen."""
-    reading: Reading
+    reading: Reading = "softmax"
     """How its output is read."""
-    writes_input: bool
+    writes_input: bool = False
     """Whether it changes the images it is given, in place."""
-    single: str
+    single: str = ""
     """Why it takes one image at a time and no more; empty where it takes several."""
-    no_gradient: str
+    no_gradient: str = ""
     """Why autograd does not see the way from the image to the output; empty where it does."""
-    hidden: tuple[ref[nn.Module], ...]
+    hidden: tuple[ref[nn.Module], ...] = ()
     """Modules that ran and are not registered in the model."""
 
-
-NOT_PROBED = Probed((), None, "softmax", False, "", "", ())
-"""What stands for a model that is shown no image."""
 
 # How far another image may move an output, as a share of the largest: dynamic quantisation does so by half a percent.
 _COMPANY = 0.05
 
 
-def probe(model: Model, images: Tensor) -> Probed:
+def probe(model: Model, images: Tensor) -> ModelInfo:
     """Show the first image to a model, once for each kind of image; other callables than modules are asked every time.
 
     Args:
         model: gives (B, classes) or (B, classes, ...).
-        images: (B, C, H, W), B at least 1.
+        images: (B, C, H, W); without an image nothing is found out.
 
     Raises:
         TypeError: the output is no tensor and holds none.
@@ -57,15 +54,17 @@ def probe(model: Model, images: Tensor) -> Probed:
             was said of it (``outputs.resolve_reading``), or a module is in training mode: one that runs without being
             registered in the model, or shows in an output that differs between equal images.
     """
+    if not len(images):
+        return ModelInfo()
     declared = declared_output(model)
     if not isinstance(model, nn.Module):  # what it runs may change: asked in every call, beside another image once
-        return _asked(model, images, declared, cache_of(model, "beside another image"))
-    known: dict[Hashable, Probed] = cache_of(model, "probed")
+        return _probe_once(model, images, declared, cache_of(model, "beside another image"))
+    known: dict[Hashable, ModelInfo] = cache_of(model, "probed")
     # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
     parts = tuple(parameter.shape for parameter in model.parameters()), tuple(map(type, model.modules()))
     key = images.device, input_dtype(model), images.shape[1:], parts, declared
     if key not in known:
-        known[key] = _asked(model, images, declared, {})
+        known[key] = _probe_once(model, images, declared, {})
     found = known[key]
     for hidden in found.hidden:
         module = hidden()
@@ -74,18 +73,18 @@ def probe(model: Model, images: Tensor) -> Probed:
     return found
 
 
-def _asked(
-    model: Model, images: Tensor, declared: Output | None, companions: dict[Hashable, tuple[bool, str]]
-) -> Probed:
+def _probe_once(
+    model: Model, images: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]
+) -> ModelInfo:
     try:
-        return _ask(model, images[:1], declared, companions)
+        return _probe(model, images[:1], declared, paired)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise with_advice(error, 1, images.shape) from error
         raise
 
 
-def takes_size(model: Model, images: Tensor, probed: Probed, height: int, width: int) -> bool:
+def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, width: int) -> bool:
     """Tell whether a model takes images of another size than the ones it was made for; many transformers do not.
 
     Args:
@@ -110,7 +109,7 @@ def takes_size(model: Model, images: Tensor, probed: Probed, height: int, width:
     return known[key]
 
 
-def call(model: Model, images: Tensor, probed: Probed | None = None) -> Tensor:
+def call(model: Model, images: Tensor, probed: ModelInfo | None = None) -> Tensor:
     """Compute the model's output for images, in its type and memory format; the images stay as they are.
 
     Args:
@@ -124,10 +123,10 @@ def call(model: Model, images: Tensor, probed: Probed | None = None) -> Tensor:
     shown = images.to(input_dtype(model)).contiguous(memory_format=memory_format(model))
     if probed is not None and probed.writes_input and shown.data_ptr() == images.data_ptr():
         shown = shown.clone()
-    return answer(model, shown)
+    return forward(model, shown)
 
 
-def answer(model: Model, images: Tensor) -> Tensor:
+def forward(model: Model, images: Tensor) -> Tensor:
     """Call a model and take the tensor of scores out of what it returns, a row for each image.
 
     Raises:
@@ -155,7 +154,7 @@ def _check_form(output: Tensor, images: Tensor) -> None:
         )
 
 
-def outputs(model: Model, images: Tensor, chunk: int, probed: Probed | None = None) -> Tensor:
+def outputs(model: Model, images: Tensor, chunk: int, probed: ModelInfo | None = None) -> Tensor:
     """Compute the model's output for all images, ``chunk`` of them at a time, without gradients.
 
     Raises:
@@ -184,24 +183,24 @@ def probabilities_of(model: Model, images: Tensor) -> Tensor:
         return probabilities(call(model, images, probed), probed.reading)
 
 
-def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[Hashable, tuple[bool, str]]) -> Probed:
+def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]) -> ModelInfo:
     if _compiled(model):
         # A pass with hooks, or of another size, would make it compile once more.
         with torch.no_grad():
             output = call(model, image)
-        return Probed(tuple(output.shape[1:]), None, resolve_reading(output, declared), False, "", "", ())
+        return ModelInfo(tuple(output.shape[1:]), reading=resolve_reading(output, declared))
     ran: list[nn.Module] = []
     key = image.device, image.shape
     with _watched(ran):
-        seen = key in companions
-        pair, writes_input, single = (None, *companions[key]) if seen else _with_companion(model, image)
+        seen = key in paired
+        pair, writes_input, single = (None, *paired[key]) if seen else _show_pair(model, image)
         output, saved, no_gradient = _with_gradients(model, image, writes_input)
     if pair is not None:
         _compare(model, image, output.detach(), pair[:1])
     reading = resolve_reading(output, declared, pair)
-    companions[key] = writes_input, single
+    paired[key] = writes_input, single
     registered = set(model.modules()) if isinstance(model, nn.Module) else set()
-    return Probed(
+    return ModelInfo(
         tuple(output.shape[1:]),
         saved,
         reading,
@@ -212,7 +211,7 @@ def _ask(model: Model, image: Tensor, declared: Output | None, companions: dict[
     )
 
 
-def _with_companion(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
+def _show_pair(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
     """Show the image beside its negative.
 
     Returns:
@@ -225,17 +224,17 @@ def _with_companion(model: Model, image: Tensor) -> tuple[Tensor | None, bool, s
     with torch.no_grad():
         try:
             shown, version = _shown(model, pair)
-            return answer(model, shown), shown._version != version, ""
+            return forward(model, shown), shown._version != version, ""
         except Exception as error:
             if not is_out_of_memory(error):  # one image may fit
                 single = f"for two it fails with {_line(error)}"
         shown, version = _shown(model, image)
-        answer(model, shown)
+        forward(model, shown)
         return None, shown._version != version, single
 
 
 def _shown(model: Model, images: Tensor) -> tuple[Tensor, int]:
-    """A copy of the images as the model takes them, and the number of writes it has seen."""
+    """Copy the images as the model takes them, and count the writes to the copy so far."""
     shown = images.detach().to(input_dtype(model), copy=True).contiguous(memory_format=memory_format(model))
     return shown, shown._version
 
@@ -316,7 +315,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
 
 
 def _reaches(output: Tensor, leaf: Tensor) -> bool:
-    """Whether autograd's graph leads from an output back to a leaf; parameters may make it require a gradient, too."""
+    """Tell whether autograd's graph leads from an output back to a leaf; parameters may make it require a gradient."""
     waiting, seen = [output.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -360,7 +359,7 @@ def _refuse_training(module: nn.Module) -> None:
 
 
 def _mode_matters(module: nn.Module) -> bool:
-    """Whether a module computes, or remembers, something else in training mode."""
+    """Tell whether a module computes, or remembers, something else in training mode."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         per_image = isinstance(module, nn.modules.instancenorm._InstanceNorm)
         return module.track_running_stats or not per_image

@@ -155,7 +155,7 @@ def _sum_tolerance(kind: torch.dtype) -> float:
 
 
 def _sum_exactly(pair: Tensor) -> bool:
-    """Whether the two values of either image sum to 1 to the last bits of float32, and are not the same two."""
+    """Tell whether the two values of either image sum to 1 to the last bits of float32, and are not the same two."""
     values = _wide(pair.detach())
     if pair.dtype in (torch.float16, torch.bfloat16) or bool((values[0] == values[1]).all()):
         return False
@@ -163,7 +163,7 @@ def _sum_exactly(pair: Tensor) -> bool:
 
 
 def _last_operator(output: Tensor) -> str:
-    """The operator that made all the values, as autograd names it without "Backward0"; empty where it is not known."""
+    """Find the operator that made all the values, as autograd names it without "Backward0"; empty where unknown."""
     made: set[str] = set()
     waiting, seen = [output.grad_fn], set()
     while waiting:
@@ -181,7 +181,7 @@ def _last_operator(output: Tensor) -> str:
 
 
 def _wide(output: Tensor) -> Tensor:
-    """In float32 at least: float64 stays."""
+    """Convert to float32 at least: float64 stays."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
@@ -295,6 +295,6 @@ def is_right(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
 
 
 def _logit(values: Tensor) -> Tensor:
-    """Log-odds of probabilities; 0 and 1 themselves count as the nearest numbers beside them."""
+    """Compute log-odds of probabilities; 0 and 1 themselves count as the nearest numbers beside them."""
     kind = torch.finfo(values.dtype)
     return values.clamp(kind.tiny, 1 - kind.eps / 2).logit()

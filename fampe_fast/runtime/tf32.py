@@ -1,4 +1,4 @@
-"""The one switch for tf32, TensorFloat-32, in which a GPU may round the factors of matrix products to 11 bits."""
+"""Switch tf32 on and off: TensorFloat-32, in which a GPU may round the factors of matrix products to 11 bits."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _parts(cudnn: Any) -> list[Any]:
 
 
 def _read(owner: Any) -> bool | None:
-    """An old switch; None where the caller has set the new ones otherwise."""
+    """Read an old switch; None where the caller has set the new ones otherwise."""
     try:
         return bool(owner.allow_tf32)
     except RuntimeError:

@@ -25,7 +25,7 @@ from fampe_fast.engine.targets import Targets
 from fampe_fast.metrics.scorer import Scorer
 from fampe_fast.ops import pixel_mask
 from fampe_fast.runtime.chunking import ChunkSize
-from fampe_fast.runtime.model_probe import NOT_PROBED
+from fampe_fast.runtime.model_probe import ModelInfo
 
 from ..models_for_tests import published
 
@@ -126,7 +126,7 @@ def walk(method: Any) -> tuple[path.PathDetails, list[str]]:
         torch.arange(BATCH, device="cuda"),
         targets,
         ChunkSize((), images, 4, "test"),
-        (NOT_PROBED,) * len(models),
+        (ModelInfo(),) * len(models),
         (True,) * len(models),
     )
     try:
@@ -172,8 +172,8 @@ def test_scores_are_collected_without_asking_for_a_value() -> None:
     index, step = (torch.zeros(11, dtype=torch.long, device="cuda") for _ in range(2))
     targets = torch.zeros(BATCH, dtype=torch.long, device="cuda")
     passes: list[int] = []
-    chunks = ChunkSize.for_scores(colours, images, 4, NOT_PROBED)
-    scorer = Scorer(colours, targets, chunks=chunks, probed=NOT_PROBED, compile="off", advance=passes.append)
+    chunks = ChunkSize.for_scores(colours, images, 4, ModelInfo())
+    scorer = Scorer(colours, targets, chunks=chunks, probed=ModelInfo(), compile="off", advance=passes.append)
     scorer._in_range = True  # the targets are compared with the first pass's classes, once
     with Crossings() as crossings:
         own, common = scorer(

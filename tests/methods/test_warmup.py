@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import defaultdict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -211,17 +213,53 @@ def test_bad_arguments_are_named(
         warmup(*arguments, **options)
 
 
+class Kernel:
+    """A kernel that has a compiled form for each number of warps; the interpreter's have none."""
+
+    __name__ = "_mixed"
+
+    def __init__(self, interpreted: bool = False) -> None:
+        self.interpreted, self.forms = interpreted, dict[int, object]()
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., object]:
+        def run(*arguments: object, num_warps: int, **options: object) -> object:
+            return None if self.interpreted else self.forms.setdefault(num_warps, object())
+
+        return run
+
+
+def test_kernels_that_were_launched_for_the_first_time_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fampe_fast.kernels import launch
+
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
+    monkeypatch.setattr(launch, "LAUNCHED", defaultdict(set))
+    kernel, interpreted = Kernel(), Kernel(interpreted=True)
+    calls: list[int] = []
+
+    class Launching(Smooth):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            for warps in calls:
+                launch.launch(kernel, 1, like=pixels, warps=warps)
+                launch.launch(interpreted, 1, like=pixels, warps=warps)
+            return super().forward(pixels)
+
+    method = FAMPE(Launching())
+    for calls[:], found in (([], ()), ([4, 4], ("mixed",)), ([4], ()), ([4, 8], ("mixed",))):
+        assert warmup(method, 16).kernels == found
+    assert {name: len(forms) for name, forms in launch.LAUNCHED.items()} == {"mixed": 2}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_kernels_are_ready_after_it() -> None:
-    from fampe_fast.methods.warmup import _kernels
+    from fampe_fast.ops.backends import compiled_kernels
 
     model = Smooth().cuda()
     method = FAMPE(model, steps=3, samples=8, input_diversity=True)
     warmup(method, 40, batch=2)
-    ready, made = _kernels(), graphs()
+    ready, made = compiled_kernels(), graphs()
     assert {"band_mix", "accumulate", "step"} <= {name for name, forms in ready.items() if forms}
     method.attribute(some_images(2, height=40, width=40).cuda(), target=1)
-    assert _kernels() == ready
+    assert compiled_kernels() == ready
     assert graphs() == made
     assert os.environ.get("TRITON_INTERPRET") != "1"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fampe_fast.metrics import GaussianBlur, SolidColour, mu_fidelity
-from fampe_fast.metrics.draws import Stream, random_words
+from fampe_fast.metrics.random_words import Stream, random_words
 from fampe_fast.metrics.rank_correlation import rank_correlation, ranks
 
 from ..models_for_tests import Constant, asked, some_images

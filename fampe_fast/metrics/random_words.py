@@ -1,4 +1,4 @@
-"""Random numbers of the metrics: named by seed, image id and sample number, as the methods' noise is."""
+"""Draw random numbers for the metrics: named by seed, image id and sample number, as the methods' noise is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Stream", "random_words"]
 
 
 class Stream(IntEnum):
-    """What the numbers are for: the word of the counter that holds the step on the path in the methods' noise."""
+    """The purpose of the numbers: the word of the counter that holds the step on the path in the methods' noise."""
 
     SUBSETS = 0xFFFFFFFF
     PERTURBATIONS = 0xFFFFFFFE
 
 
 def random_words(stream: Stream, seed: int, image_ids: Tensor, samples: Tensor, count: int) -> Tensor:
-    """Random 32-bit words: Philox4x32 with the counter (word / 4, sample, stream, image id) and the seed as its key.
+    """Draw random 32-bit words by Philox4x32: counter (word / 4, sample, stream, image id), key the seed.
 
     Args:
         stream: what they are for.
