@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .methods.forgrad import FORGrad as FORGrad
     from .methods.forgrad import LowPassGradients as LowPassGradients
     from .methods.registry import create_method as create_method
+    from .methods.tuning import TunedCutoff as TunedCutoff
+    from .methods.tuning import tune_cutoff as tune_cutoff
     from .methods.warmup import WarmUp as WarmUp
     from .methods.warmup import warmup as warmup
     from .metrics import insertion_deletion as insertion_deletion
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from .robustness import LowPassAugmentation as LowPassAugmentation
     from .robustness import transfer_rates as transfer_rates
     from .robustness.occluded_frequency import OccludedFrequency as OccludedFrequency
-    from .runs.tune import TunedCutoff as TunedCutoff
-    from .runs.tune import tune_cutoff as tune_cutoff
 
 
 class _Beside(MetaPathFinder):
@@ -75,7 +75,7 @@ _HOMES = {
     "LowPassAugmentation": "robustness",
     "LowPassGradients": "methods.forgrad",
     "OccludedFrequency": "robustness",
-    "TunedCutoff": "runs.tune",
+    "TunedCutoff": "methods.tuning",
     "WarmUp": "methods.warmup",
     "WeightsUnavailableError": "errors",
     "create_method": "methods.registry",
@@ -86,7 +86,7 @@ _HOMES = {
     "register_backend": "ops.backends",
     "stability": "metrics",
     "transfer_rates": "robustness",
-    "tune_cutoff": "runs.tune",
+    "tune_cutoff": "methods.tuning",
     "warmup": "methods.warmup",
 }
 

@@ -477,10 +477,10 @@ def test_a_search_over_files_goes_on_without_what_fails(
 def test_an_image_that_fails_at_one_radius_costs_itself(
     known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fampe_fast.runs import tune as module
+    from fampe_fast.methods.tuning import Faithfulness
 
     classifier, evidence, paths = known
-    judge = module._Faithfulness.__call__
+    judge = Faithfulness.__call__
 
     def fails(self: object, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
         scores: list[float] = judge(self, images, targets, maps, radius)  # type: ignore[arg-type]
@@ -490,12 +490,12 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
 
     refused = classifier.transform(Image.open(paths[1]).convert("RGB"))
     options = {"targets": [0] * 3, "metric_steps": 4, "protocol": "per_pixel"}
-    monkeypatch.setattr(module._Faithfulness, "__call__", fails)
+    monkeypatch.setattr(Faithfulness, "__call__", fails)
     found = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "some", **options)
     assert [(f.path, f.reason) for f in found.failures] == [
         (paths[1], "known: ValueError: not this one at that radius")
     ]
-    monkeypatch.setattr(module._Faithfulness, "__call__", judge)
+    monkeypatch.setattr(Faithfulness, "__call__", judge)
     whole = tmp_path / "all"
     every = tune_files(classifier, {"known": Known(evidence)}, paths, whole, **options)
     assert every.results["known"].unfiltered.n == 3
@@ -517,7 +517,7 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
             raise ValueError("none")
         return judge(self, images, targets, maps, radius)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module._Faithfulness, "__call__", never)
+    monkeypatch.setattr(Faithfulness, "__call__", never)
     nothing = tune_files(classifier, {"known": Known(evidence)}, paths, tmp_path / "no", **options)
     assert not nothing.results
     assert len(nothing.failures) == 3

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fampe_fast import FAMPE, AttEXplore, FORGrad, LowPassGradients, TunedCutoff, create_method, tune_cutoff
 from fampe_fast.frequency import filtered_map, fourier_signature, low_pass, power_slope
+from fampe_fast.methods import tuning as search
 from fampe_fast.metrics import Estimate, insertion_deletion
-from fampe_fast.runs import tune as search
 
 from ..models_for_tests import Smooth, TwoClassLinear, some_images
 

@@ -181,7 +181,7 @@ def test_a_finished_run_is_not_done_again(
     monkeypatch.setattr("fampe_fast.methods.base.PathMethod.attribute", gone)
     monkeypatch.setattr("fampe_fast.robustness.occluded_frequency.OccludedFrequency.__call__", gone)
     monkeypatch.setattr("fampe_fast.robustness.band_limited.BandLimitedAttack.__call__", gone)
-    monkeypatch.setattr("fampe_fast.runs.tune.insertion_deletion", gone)
+    monkeypatch.setattr("fampe_fast.methods.tuning.insertion_deletion", gone)
     assert main(arguments) == DONE
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == kept
     assert kept

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from ...methods.tuning import TunedCutoff
     from ...runs.batches import Failure
-    from ...runs.tune import TunedCutoff
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
