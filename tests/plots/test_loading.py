@@ -17,8 +17,8 @@ class AtAnExtension:
         if name == "matplotlib.ft2font":
             signal.raise_signal(getattr(signal, sys.argv[2]))
 
-if sys.argv[2] != "SIGINT":
-    signal.signal(getattr(signal, sys.argv[2]), signal.default_int_handler)
+# Also for SIGINT, which a shell's background jobs, and with them these tests, ignore.
+signal.signal(getattr(signal, sys.argv[2]), signal.default_int_handler)
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 sys.meta_path.insert(0, AtAnExtension())
 draw = {"colours": lambda: colour_table(False), "figure": lambda: new_figure(1, 1, 100)}[sys.argv[1]]
