@@ -27,7 +27,7 @@ def load(home: str) -> Any:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """How a method is made.
+    """A method: its class, its options and what it is always given.
 
     Attributes:
         home: what is called with the model and the options, and gives an object with ``attribute``.
@@ -122,7 +122,7 @@ def filter_option() -> Option:
 
 @dataclass(frozen=True)
 class GradientRow:
-    """What the gradients of an attack's steps are averaged over.
+    """A kind of gradients for an attack: the samples that they are averaged over.
 
     Attributes:
         options: the configuration whose fields the options are.
@@ -181,7 +181,7 @@ class Score:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """How a metric is called, and what it gives.
+    """A metric: its function, its options and the scores it gives.
 
     Attributes:
         home: the function: of a model, images, maps and targets, or, where it ``explains``, of a method, images and
@@ -255,7 +255,7 @@ def metric_options(metric: str) -> tuple[Option, ...]:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """How a study is defined.
+    """A study: the function that defines it, and what it varies.
 
     Attributes:
         home: the function that gives the ``Study`` for a ``Budget``.

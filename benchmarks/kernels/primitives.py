@@ -98,7 +98,7 @@ class Primitive:
         return self.function or self.name
 
     def kernel(self) -> Callable[..., Any]:
-        """The Triton host function. Imports triton."""
+        """Find the Triton host function; imports triton."""
         return self._from("kernels")
 
     def reference(self) -> Callable[..., Any]:
@@ -116,12 +116,12 @@ class Primitive:
         return example_arguments(self.implemented_by, case, device, device)
 
     def fresh(self, arguments: Arguments) -> Arguments:
-        """The arguments, those that a call changes copied."""
+        """Give the arguments, those that a call changes copied."""
         changed = MUTATED.get(self.implemented_by, ())
         return {**arguments, **{name: arguments[name].clone() for name in changed}}
 
     def result(self, function: Callable[..., Any], arguments: Arguments) -> Any:
-        """What a call gives, be it returned or written into a copy of an argument."""
+        """Collect what a call gives, be it returned or written into a copy of an argument."""
         fresh = self.fresh(arguments)
         returned = function(**fresh)
         return [fresh[name] for name in MUTATED[self.implemented_by]] if returned is None else returned
@@ -132,7 +132,7 @@ class Primitive:
         return function
 
     def fitted(self, size: Size) -> Size:
-        """The size as this primitive knows it: without samples where it draws none."""
+        """Give the size as this primitive knows it: without samples where it draws none."""
         return size if self.samples else Size(size.images, 0, size.height, size.width, size.channels)
 
 
@@ -184,7 +184,7 @@ def band_mix_planes(
 
 
 def band_mix_interleaved(*arguments: Any) -> Tensor:
-    """The same, stored as complex numbers are: the inverse transform needs no further copy."""
+    """Store the same as complex numbers are: the inverse transform needs no further copy."""
     return torch.stack(band_mix_planes(*arguments), -1)
 
 
@@ -216,7 +216,7 @@ def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Ten
 
 
 def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor:
-    """What ``diversify`` does along one axis, as a matrix per row: (P, target, source)."""
+    """Write what ``diversify`` does along one axis as a matrix per row: (P, target, source)."""
     resized, offset = placements[:, axis, None], placements[:, 2 + axis, None]
     position = torch.arange(target, device=placements.device) - offset
     exact = ((2 * position + 1) * source / (2 * resized) - 0.5).clamp(min=0)
@@ -394,5 +394,5 @@ PRIMITIVES = (
 
 
 def primitive(name: str) -> Primitive:
-    """The entry of that name."""
+    """Find the entry of that name."""
     return {entry.name: entry for entry in PRIMITIVES}[name]

@@ -198,7 +198,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _defaults_of(held: Mapping[str, Option]) -> str:
-    """The defaults of all that have an option: the first one's, and those that are others."""
+    """Write the defaults of all that have an option: the first one's, and those that differ."""
     by_text: dict[str, list[str]] = {}
     for name, option in held.items():
         by_text.setdefault(_text_of(option), []).append(name)
@@ -207,7 +207,7 @@ def _defaults_of(held: Mapping[str, Option]) -> str:
 
 
 def _text_of(option: Option) -> str:
-    """A default as it is typed."""
+    """Write a default as it is typed."""
     value = option.default
     if value is None:
         return "the method's own" if option.kind == "bool" else "none"

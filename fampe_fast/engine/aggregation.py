@@ -93,7 +93,7 @@ class GradientLoop:
         schedule: Schedule,
         chunks: ChunkSize,
     ) -> None:
-        """Nothing is compiled before the first call.
+        """Take what the loop needs; nothing is compiled before the first call.
 
         Args:
             model: in evaluation mode.

@@ -1,4 +1,4 @@
-"""How good a map is: insertion and deletion, mu-fidelity, stability, localisation, and their means with errors."""
+"""Measure how good a map is: insertion and deletion, mu-fidelity, stability, localisation, means with errors."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _check_budget(passes: object, tolerance: object) -> tuple[int | None, float 
 
 
 def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
-    """(B, H, W) int32: the step, counted from 1, at which a pixel changes; of elements (B, channels, H, W)."""
+    """Give the step, from 1, at which a pixel changes: (B, H, W) int32; of elements (B, channels, H, W)."""
     # [B, C or 1, H, W]
     values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if ranking == "pixel":
@@ -212,7 +212,7 @@ def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
 
 
 def _shown(first_step: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(N, K + 1) bool, whether a step changes a pixel, step 0 among them; and int64, the latest such step up to one."""
+    """Tell, (N, K + 1), whether a step changes a pixel, step 0 among them; and the latest such step, int64."""
     flat = first_step.flatten(1).long()  # [N, elements]
     # [N, K + 1]
     changes = torch.zeros((len(flat), count + 1), dtype=torch.bool, device=flat.device).scatter_(1, flat, True)
@@ -227,7 +227,7 @@ class _Sweep:
     def __init__(
         self, scorer: Scorer, images: Tensor, first_step: Tensor, last: Tensor, protocol: Protocol, mean: Tensor | None
     ) -> None:
-        """Nothing is measured yet.
+        """Start with nothing measured.
 
         Args:
             scorer: asks the model.
@@ -313,13 +313,13 @@ class _Sweep:
         return self._scorer(curve.remainder(self._batch), rows, shared)
 
     def _as_pixels(self, values: Tensor) -> Tensor:
-        """(N, 1, R, S): all values of (N, C, H, W) as pixels of one channel, in the order of the images' memory."""
+        """Show all values of (N, C, H, W) as pixels of one channel, (N, 1, R, S), in the order of their memory."""
         if self._channels_last:
             return values.permute(0, 2, 3, 1).flatten(2)[:, None]
         return values.flatten(1, 2)[:, None]
 
     def _as_images(self, values: Tensor) -> Tensor:
-        """(N, C, H, W) again, without a copy."""
+        """Show them as (N, C, H, W) again, without a copy."""
         channels, height, width = self._shape
         if self._channels_last:
             return values.view(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -166,7 +166,7 @@ def mu_fidelity(
 
 
 def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
-    """(H*W,) int64, row by row: nearest neighbour with half-pixel centres, in whole numbers."""
+    """Name each pixel's cell, (H*W,) int64, row by row: nearest neighbour with half-pixel centres."""
     if grid_size is None:
         return torch.arange(height * width, device="cpu")
     if grid_size > min(height, width):
@@ -205,7 +205,7 @@ def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
 
 
 def _whole_numbers(maps: Tensor, cell: Tensor, cells: int) -> Tensor:
-    """(B, cells) int64: relevance per cell, in units of a power of two far below the map's largest value.
+    """Sum the relevance per cell, (B, cells) int64, in units of a power of two far below the map's largest value.
 
     Sums of whole numbers do not depend on their order, so subsets of equal relevance tie, on every device.
     """
@@ -218,7 +218,7 @@ def _whole_numbers(maps: Tensor, cell: Tensor, cells: int) -> Tensor:
 
 
 def _subsets(words: Tensor, share: float, size: int | None) -> Tensor:
-    """(P, cells) bool, from as many random words: each cell with a probability, or the ``size`` smallest words."""
+    """Draw subsets (P, cells) from random words: each cell with a probability, or the ``size`` smallest words."""
     if size is None:
         return words < round(share * 2**32)
     chosen = words.sort(dim=1, stable=True).indices[:, :size]

@@ -1,4 +1,4 @@
-"""What insertion and deletion change, in which order, and into what: the protocols, by name.
+"""Define the protocols of insertion and deletion: what they change, in which order, and into what.
 
 Scores of one protocol are not comparable with another's. All colours are in pixel space, [0, 1].
 """

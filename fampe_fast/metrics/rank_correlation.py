@@ -9,7 +9,7 @@ __all__ = ["rank_correlation", "ranks"]
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 in each row; equal values share the mean of theirs.
+    """Rank each row from 1; equal values share the mean of their ranks.
 
     Args:
         values: (B, n), finite, of any real type.
@@ -25,7 +25,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of the ranks of two rows.
+    """Compute Pearson's correlation of the ranks of two rows.
 
     Args:
         a: (B, n), finite.

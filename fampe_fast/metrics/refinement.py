@@ -93,7 +93,7 @@ def refine(
 
 
 def _weight(values: Tensor, known: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(N, K + 1): ``movement * (h - 1)`` of the interval that ends at a step, 0 at all other steps."""
+    """Weigh the intervals, (N, K + 1): ``movement * (h - 1)`` of the one that ends at a step, 0 at all other steps."""
     number = torch.arange(values.shape[1], device=values.device)  # [K + 1]
     # all [N, K + 1], of the interval that ends at a step
     width = (number - left).to(values.dtype)

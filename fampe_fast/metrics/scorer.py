@@ -78,7 +78,7 @@ def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) ->
 
 
 def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: ModelInfo) -> Tensor:
-    """(P, classes), float32 or the float64 of the model."""
+    """Compute scores (P, classes), float32 or the float64 of the model."""
     shown = pixels if dtype is None else pixels.to(dtype)
     output = forward(model, shown.clone() if probed.writes_input else shown)
     if output.ndim != 2:
@@ -102,7 +102,7 @@ class Scorer:
         score: Score = "probability",
         advance: Callable[[int], None],
     ) -> None:
-        """Nothing is compiled before the first chunk.
+        """Take what scoring needs; nothing is compiled before the first chunk.
 
         Args:
             model: in evaluation mode.

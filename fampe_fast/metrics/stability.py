@@ -34,7 +34,7 @@ Distance = Literal["l1", "l2", "squared_l2", "spearman"]
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """How far the maps of B images moved; lower is more stable, 0 is not at all.
+    """The distances that the maps of B images moved; lower is more stable, 0 is not at all.
 
     Attributes:
         scores: (B,), the mean or the largest of the distances.
@@ -162,7 +162,7 @@ def _perturbed(pixels: Tensor, radius: float, seed: int, ids: Tensor, sample: in
 
 
 def _map(method: Any, images: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
-    """(B, ...) float64 on the CPU: squares of small maps do not vanish there, and every machine has it."""
+    """Explain a batch, (B, ...) float64 on the CPU: squares of small maps do not vanish there."""
     found: object = method.attribute(images, target=targets, **options)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         what = found.dtype if isinstance(found, Tensor) else type(found).__name__

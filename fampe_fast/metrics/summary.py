@@ -84,7 +84,7 @@ def _estimate(values: Tensor) -> Estimate:
 
 
 def bootstrap_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Tensor | None:
-    """Percentile bootstrap interval of the mean over rows (Efron and Tibshirani 1993, chapter 13).
+    """Compute the percentile bootstrap interval of the mean over rows (Efron and Tibshirani 1993, chapter 13).
 
     Whole rows are drawn with replacement, so that what an image's columns have in common is kept. It asks nothing of
     the values' distribution, but for few rows it is narrower than its name says: by a factor of about sqrt((n - 1) / n)

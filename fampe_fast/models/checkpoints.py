@@ -225,7 +225,7 @@ def _unnest(checkpoint: object, path: Path) -> StateDict:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How a state dict differs from what a model expects; false if it fits."""
+    """The difference between a state dict and what a model expects; false if it fits."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]

@@ -29,7 +29,7 @@ class BandDisturbance:
     image: Tensor
 
     def share(self) -> Tensor:
-        """(B, K): the bands' shares of the perturbation's energy; zeros for a perturbation of zero."""
+        """Compute the bands' shares of the perturbation's energy, (B, K); zeros for a perturbation of zero."""
         total = self.perturbation.sum(1, keepdim=True)
         found: Tensor = self.perturbation / total.clamp(min=1e-300)
         return found
@@ -65,7 +65,7 @@ def compare_reliance(
     internal_batch_size: int | None = None,
     **options: Any,
 ) -> dict[str, FrequencyOcclusion]:
-    """Occluded-frequency curves of several models on the same images, side by side.
+    """Compare the occluded-frequency curves of several models on the same images.
 
     Args:
         models: by name, in evaluation mode.

@@ -121,7 +121,7 @@ class LowPassAugmentation(_FrequencyAugmentation):
         return filtered
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """Show the settings in ``repr``."""
         return f"cutoff={self.cutoff}, probability={self.probability}"
 
 
@@ -204,7 +204,7 @@ class BandMixAugmentation(_FrequencyAugmentation):
         return ops.irfft2(mixed, width)
 
     def extra_repr(self) -> str:
-        """Its numbers."""
+        """Show the settings in ``repr``."""
         return (
             f"alpha={self.alpha}, rho={self.rho}, sigma={self.sigma}, cutoff={self.cutoff}, tau={self.tau}, "
             f"probability={self.probability}"

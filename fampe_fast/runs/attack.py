@@ -46,7 +46,7 @@ from .settings import unique_names
 
 
 def attack_outputs(paths: Sequence[Path], out: Path, bands: Sequence[str], save_images: bool) -> list[Output]:
-    """What ``attack_files`` writes."""
+    """List what ``attack_files`` writes."""
     images = [
         Output(out / "images" / band / f"{name}.png", IMAGE)
         for band in (bands if save_images else ())
@@ -194,7 +194,7 @@ def _attacked(
     files: list[str] | None,
     internal_batch_size: int | None,
 ) -> tuple[list[ImageRecord], dict[str, Tensor]]:
-    """The records of a batch, and the pictures to write, (C, H, W) uint8 by file relative to the study's folder."""
+    """Make the records of a batch, and the pictures to write, (C, H, W) uint8 by file relative to the folder."""
     images = batch.images
     chunk = chunk_size(internal_batch_size, images.device)
     first, model = next(iter(models.items()))
@@ -236,7 +236,7 @@ def _answers(answers: Mapping[str, Answers], index: int) -> dict[str, Answer]:
 
 
 def nearest_levels(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
-    """Attacked images in the nearest of the 256 levels of an 8-bit file that lie within eps of the originals.
+    """Round attacked images to the nearest of 256 levels that lie within eps of the originals.
 
     Originals that were read from 8-bit files without further arithmetic lie on levels themselves, and with eps below
     1/255 nothing of the attack is left of them. Where no level lies within eps, the change is larger than eps.

@@ -40,7 +40,7 @@ MAP = "map"
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of an explained file.
+    """The result for an explained file.
 
     Attributes:
         path: the file.
@@ -68,7 +68,7 @@ class Explanation:
 
 
 def explanation_outputs(paths: Sequence[Path], out: Path) -> list[Output]:
-    """What ``explain_files`` writes."""
+    """List what ``explain_files`` writes."""
     return [
         Output(out, FOLDER),
         *(
@@ -202,7 +202,7 @@ def explain_files(
 
 
 def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[Explanation, Tensor, Tensor] | None:
-    """What an earlier run has found of an image, with the image and its map; None where there is nothing."""
+    """Read what an earlier run has found of an image, with the image and its map; None where there is nothing."""
     picture, archive = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.npz")
     mark = mark_of(archive)
     if item.digest is None or mark is None or mark.kind != MAP or mark.key != key:

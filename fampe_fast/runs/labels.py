@@ -24,7 +24,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 @dataclass(frozen=True)
 class _Words:
-    """How a message calls a number, several of them, and what it is."""
+    """The words by which a message calls a number, several of them, and what it is."""
 
     one: str
     all: str

@@ -57,23 +57,23 @@ class OcclusionStudy:
     seed: int = 0
 
     def mean_drops(self) -> Tensor:
-        """(K,) float64, the mean drop of each band over the images."""
+        """Compute the mean drop of each band over the images, (K,) float64."""
         return torch.tensor(self.drops, dtype=torch.float64).mean(0)
 
     def interval(self) -> Tensor | None:
-        """(2, K): bootstrap interval of the mean drops; None for fewer than two images."""
+        """Compute the bootstrap interval of the mean drops, (2, K); None for fewer than two images."""
         return bootstrap_interval(torch.tensor(self.drops, dtype=torch.float64), self.confidence, self.seed)
 
     def median_edges(self) -> Tensor:
-        """(K + 1,), the radii of the bands; where each image has its own, their medians over the images."""
+        """Give the radii of the bands, (K + 1,); where each image has its own, their medians over the images."""
         return torch.tensor(self.edges, dtype=torch.float64).quantile(0.5, 0)
 
     def curve(self) -> BandCurve:
-        """What is plotted: the mean drops with their interval, over the bands' radii."""
+        """Make the curve to plot: the mean drops with their interval, over the bands' radii."""
         return BandCurve(self.median_edges(), self.mean_drops(), self.interval())
 
     def as_json(self) -> str:
-        """Everything, as JSON; without images, no summary."""
+        """Write everything as JSON; without images there is no summary."""
         summary: dict[str, object] = {}
         if self.paths:
             interval = self.interval()
@@ -108,7 +108,7 @@ class OcclusionStudy:
 
 
 def occlusion_outputs(out: Path) -> list[Output]:
-    """What ``occlude_files`` writes."""
+    """List what ``occlude_files`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "occluded_frequency.json", OCCLUSION),
@@ -213,7 +213,7 @@ def occlude_files(
 
 
 def _fill(study: OcclusionStudy, records: Records, context: str, measured: Sequence[Item]) -> None:
-    """The study of what is on record."""
+    """Sum up what is on record."""
     for item in measured:
         found = records.get(context, item)
         assert found is not None
