@@ -175,7 +175,7 @@ def attack_files(
 def _record(records: Records, context: str, item: Item, name: str) -> ImageRecord:
     found = records.get(context, item)
     assert found is not None
-    return ImageRecord.of_result(item.path, found, f"{name}.png")
+    return ImageRecord.of_result(item, found, f"{name}.png")
 
 
 def _by_name(classifier: Classifier, other: Classifier | None) -> dict[str, Model]:
@@ -219,7 +219,8 @@ def _attacked(
                     float(found.band_share[k]), energy[k].tolist(), _answers(after, k), saved[k]
                 )
     records = [
-        ImageRecord(path, int(classes[k]), _answers(before, k), attacks[k]) for k, path in enumerate(batch.paths)
+        ImageRecord(path, batch.ids[k], int(classes[k]), _answers(before, k), attacks[k])
+        for k, path in enumerate(batch.paths)
     ]
     return records, pictures
 

@@ -19,6 +19,7 @@ from ..plots.bands import BandCurve
 from ..robustness.band_limited import DEFAULT_CONFIG, Band
 from ..robustness.transfer import fooled_share
 from .batches import Failure
+from .records import Item
 
 BANDS: tuple[Band, ...] = ("low", "high", "all")
 
@@ -145,26 +146,28 @@ class ImageRecord:
 
     Attributes:
         path: its file.
+        id: what names it in the random stream.
         target: the class attacked.
         before: the models' answers to the image as it is, by name.
         attacks: by band, then by the model that was attacked.
     """
 
     path: Path
+    id: int
     target: int
     before: dict[str, Answer]
     attacks: dict[str, dict[str, AttackedImage]]
 
     def as_result(self) -> dict[str, Any]:
-        """Write everything but the path as values that JSON takes."""
-        return {key: value for key, value in asdict(self).items() if key != "path"}
+        """Write everything but the path and the id as values that JSON takes."""
+        return {key: value for key, value in asdict(self).items() if key not in ("path", "id")}
 
     @classmethod
-    def of_result(cls, path: Path, result: dict[str, Any], saved_as: str) -> ImageRecord:
+    def of_result(cls, item: Item, result: dict[str, Any], saved_as: str) -> ImageRecord:
         """Read what ``as_result`` wrote.
 
         Args:
-            path: the image's file.
+            item: the image.
             result: from ``as_result``, by way of JSON.
             saved_as: the name under which its attacked images are saved now.
         """
@@ -172,7 +175,7 @@ class ImageRecord:
             band: {model: AttackedImage.of_result(found, saved_as) for model, found in sources.items()}
             for band, sources in result["attacks"].items()
         }
-        return cls(path, result["target"], _answers(result["before"]), attacks)
+        return cls(item.path, item.image_id, result["target"], _answers(result["before"]), attacks)
 
 
 def _answers(found: dict[str, Any]) -> dict[str, Answer]:

@@ -41,6 +41,7 @@ class Comparison:
         model: name and fingerprint.
         methods: of each method, by its label, what it is set to and the passes of the model that it makes for an image.
         paths: images scored with every method.
+        image_ids: what names each in the random stream.
         targets: the class of each.
         probabilities: the model's for that class.
         scores: by label.
@@ -52,6 +53,7 @@ class Comparison:
     model: dict[str, object]
     methods: dict[str, dict[str, object]]
     paths: list[Path] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Comparison:
             "images": [
                 {
                     "file": path.name,
+                    "id": self.image_ids[k],
                     "target": self.targets[k],
                     "probability": self.probabilities[k],
                     **{
@@ -273,6 +276,7 @@ def _fill(
         found = records.get(answers, item)
         assert found is not None
         result.paths.append(item.path)
+        result.image_ids.append(item.image_id)
         result.targets.append(found["target"])
         result.probabilities.append(_number(found["probability"]))
         for label, context in contexts.items():

@@ -51,7 +51,8 @@ class Explanation:
         cutoff: in cycles over the shorter side; None for methods without one.
         seconds: of the batch, divided by its images.
         picture: the PNG written.
-        archive: the ``.npz`` written: map, image, target, predicted, probability, cutoff, seconds, settings (JSON).
+        archive: the ``.npz`` written: map, image, image_id, target, predicted, probability, cutoff, seconds, settings
+            (JSON).
         earlier: whether an earlier run had finished it.
     """
 
@@ -188,7 +189,7 @@ def explain_files(
             mark = mark_of(result.archive)
             if mark is not None and mark.key != key_of(item):
                 on_replaced(result.archive)
-            _write(result, batch.images[k], maps[k], settings, key_of(item))
+            _write(result, item, batch.images[k], maps[k], settings, key_of(item))
         for k, (item, result) in enumerate(zip(items, results, strict=True)):
             finished(item, result, batch.images[k], maps[k])
 
@@ -227,12 +228,15 @@ def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[
         return None
 
 
-def _write(result: Explanation, image: Tensor, attribution: Tensor, settings: dict[str, object], key: str) -> None:
+def _write(
+    result: Explanation, item: Item, image: Tensor, attribution: Tensor, settings: dict[str, object], key: str
+) -> None:
     content = npz_content(
         MAP,
         key,
         map=attribution.cpu().numpy(),
         image=image.cpu().numpy(),
+        image_id=item.image_id,
         target=result.target,
         predicted=result.predicted,
         probability=result.probability,

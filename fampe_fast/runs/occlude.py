@@ -34,6 +34,7 @@ class OcclusionStudy:
         settings: of the model and the method.
         confidence: of the intervals, in (0, 1).
         paths: images measured.
+        image_ids: what names each in the records.
         targets: the class of each.
         base: the score of each image as it is.
         drops: for each image its K drops.
@@ -47,6 +48,7 @@ class OcclusionStudy:
     settings: dict[str, object]
     confidence: float
     paths: list[Path] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
     drops: list[list[float]] = field(default_factory=list)
@@ -94,6 +96,7 @@ class OcclusionStudy:
                 "images": [
                     {
                         "file": path.name,
+                        "id": self.image_ids[k],
                         "target": self.targets[k],
                         "score": self.base[k],
                         "edges": self.edges[k],
@@ -218,6 +221,7 @@ def _fill(study: OcclusionStudy, records: Records, context: str, measured: Seque
         found = records.get(context, item)
         assert found is not None
         study.paths.append(item.path)
+        study.image_ids.append(item.image_id)
         study.targets.append(found["target"])
         study.base.append(found["base"])
         study.drops.append(found["drops"])

@@ -71,6 +71,7 @@ def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
         for k in order:
             found, expected = (tmp_path / out / f"object_{k}.npz" for out in (name, "forward"))
             assert np.array_equal(np.load(found)["map"], np.load(expected)["map"])
+            assert int(np.load(found)["image_id"]) == ids[f"object_{k}.png"]
             assert mark_of(found).key == mark_of(expected).key
     # By their places they are explained with other random numbers.
     for name, order in (("forward by place", (0, 1)), ("backward by place", (1, 0))):
@@ -133,6 +134,10 @@ def test_a_file_with_its_id_has_the_same_record_in_any_order_and_part(
     for key in shared & second.keys():
         assert {**second[key], "seconds": 0} == {**first[key], "seconds": 0}
     assert shared & second.keys()
+    if command != "tune":
+        (written,) = (tmp_path / "second").glob("*.json")
+        listed = {image["file"]: image["id"] for image in json.loads(written.read_text())["images"]}
+        assert listed == {"a_new_one.png": 3, "object_0.png": 11}
     capsys.readouterr()
     assert main([*command.split(), str(other), *given, "--out", str(tmp_path / "first")]) == DONE
     if command != "tune":
