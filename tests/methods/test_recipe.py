@@ -47,6 +47,7 @@ import contextlib, io, json, sys
 from pathlib import Path
 from fampe_fast.cli import main
 from fampe_fast.models import load_classifier
+from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.study import run_study
 from fampe_fast.runs.study_design import Study, Variant
 
@@ -66,7 +67,9 @@ call("evaluate", "evaluate", *given, f"{out}/evaluate", "--metric-steps", "3")
 call("tune", "tune", photos, "--model", model, "--method", "brightness", "--metric-steps", "2", "--out", f"{out}/tune")
 variants = (Variant("bright", "brightness"), Variant("dark", "brightness", {"dark": True}))
 paths = sorted(Path(photos).glob("*.png"))
-run_study(Study("light", "Bright or dark?", variants), load_classifier(model), paths, Path(out, "study"))
+few = Measurement(options={"insertion_deletion": {"steps": 3}})
+light = Study("light", "Bright or dark?", variants)
+run_study(light, load_classifier(model), paths, Path(out, "study"), measurement=few)
 print(json.dumps(said))
 """
 
@@ -82,7 +85,7 @@ def used(checkout: Path, model_file: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def run(checkout: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
     )
