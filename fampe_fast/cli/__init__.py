@@ -10,12 +10,12 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
+
+from .interrupts import interruptible
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..errors import BackendUnavailableError, WeightsUnavailableError
 
         try:
-            with _requests_to_end_as_ctrl_c(), _warnings_in_one_line():
+            with interruptible(), _warnings_in_one_line():
                 code: int = arguments.run(arguments)
             return code
         except KeyboardInterrupt:
@@ -54,27 +54,6 @@ def _say(text: str) -> None:
     """Print one line on standard error, unless the terminal is lost."""
     with contextlib.suppress(OSError, ValueError):
         print(f"fampe-fast: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _requests_to_end_as_ctrl_c() -> Iterator[None]:
-    """Let a batch system's request to end, and the loss of the terminal, save what is finished, as Ctrl-C does.
-
-    What was ignored from the start, as ``nohup`` has it, stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from ..images import FoundImages
 from ..metrics import Estimate
 from ..runs.batches import Failure
 from . import DONE, SOME_FAILED, UNUSABLE
+from .interrupts import check_interrupt
 
 
 class Bar:
@@ -37,7 +38,12 @@ class Bar:
         self._progress.reset(self._task, description=label, total=total)
 
     def __call__(self, count: int = 1) -> None:
-        """Count so many more as done."""
+        """Count so many more as done, unless the command was asked to end.
+
+        Raises:
+            KeyboardInterrupt: it was.
+        """
+        check_interrupt()
         self._progress.advance(self._task, count)
 
 

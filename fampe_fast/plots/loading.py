@@ -19,7 +19,7 @@ def load_matplotlib() -> None:
     if threading.current_thread() is threading.main_thread():  # which alone may set handlers, and gets the exception
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.default_int_handler:
+            if number is not None and callable(signal.getsignal(number)):
                 held[number] = signal.signal(number, lambda number, frame: caught.append(number))
     try:
         import matplotlib.backends.backend_agg

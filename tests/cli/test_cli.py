@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fampe_fast import create_method, insertion_deletion, load_classifier
-from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
+from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
@@ -365,6 +365,57 @@ def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tm
     for archive in out.glob("*.npz"):
         with np.load(archive) as found:
             assert np.isfinite(found["map"]).all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("dropped", ["in a finaliser", "as another error"])
+def test_ctrl_c_ends_the_command_where_its_exception_is_lost(
+    dropped: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Python ignores an exception in a finaliser; extension modules make others of it."""
+    from fampe_fast.methods.base import PathMethod
+
+    real, calls = PathMethod.attribute, []
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(self: PathMethod, *given: object, **options: object) -> object:
+        calls.append(given)
+        if len(calls) == 2:
+            if dropped == "in a finaliser":
+                Finalised()
+            else:
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt as error:
+                    raise ImportError("initialisation failed") from error
+        return real(self, *given, **options)
+
+    monkeypatch.setattr(PathMethod, "attribute", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        words = [
+            "explain",
+            str(photos),
+            "--model",
+            str(model_file),
+            "--out",
+            str(tmp_path / "out"),
+            "--batch-size",
+            "1",
+        ]
+        assert main([*words, *QUICK]) == INTERRUPTED
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted; completed results were saved" in capsys.readouterr().err
+    assert len(calls) == 2
+    assert (tmp_path / "out" / "object_0.npz").is_file()
+    assert not (tmp_path / "out" / "object_2.npz").exists()
 
 
 def test_an_interrupted_evaluation_keeps_the_batches_it_finished(photos: Path, tmp_path: Path) -> None:
