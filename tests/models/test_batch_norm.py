@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 import threading
 from collections.abc import Callable
 
@@ -452,6 +453,8 @@ def test_other_threads_models_are_not_traced() -> None:
                 wrong.append(repr(error))
 
     thread = threading.Thread(target=work)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 50)  # the threads take turns more often, and wait less for each other
     thread.start()
     try:
         for _ in range(10):
@@ -459,6 +462,7 @@ def test_other_threads_models_are_not_traced() -> None:
     finally:
         done.set()
         thread.join()
+        sys.setswitchinterval(usual)
     assert not wrong
 
 
