@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
         ["cutoffs.json", "cutoffs.png"],
     ),
     "study": (
-        ["--steps", "2", "--samples", "8", "--metric-steps", "4"],
+        ["--steps", "2", "--samples", "4", "--metric-steps", "4"],
         "scores.jsonl",
         ["study.json", "table.md"],
     ),
