@@ -78,13 +78,7 @@ PLAIN_METHODS: dict[str, MethodRow] = {
 FILTERS: dict[str, Mapping[str, object]] = {"forgrad_": {"signed": False}, "forgrad_signed_": {"signed": True}}
 """Prefixes of a method's name: FORGrad filters its maps, as the authors do or with their signs."""
 
-
-def method_names() -> tuple[str, ...]:
-    """List every name that ``create_method`` takes."""
-    return (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
-
-
-METHODS: tuple[str, ...] = method_names()
+METHODS: tuple[str, ...] = (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
 """Every name that ``create_method`` takes."""
 
 
@@ -94,8 +88,8 @@ def parts_of(method: str) -> tuple[str, str]:
     Raises:
         ValueError: an unknown name.
     """
-    if method not in method_names():
-        raise ValueError(f"unknown method {method!r}; known are {', '.join(method_names())}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
     prefix = max((prefix for prefix in FILTERS if method.startswith(prefix)), key=len, default="")
     return prefix, method.removeprefix(prefix)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from ..catalog import FILTERS, METRICS, PLAIN_METHODS, method_names, parts_of
+from ..catalog import FILTERS, METHODS, METRICS, PLAIN_METHODS, parts_of
 from ..options import read_options
 
 
@@ -193,7 +193,7 @@ def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
 
 def method_list(text: str) -> list[str]:
     """Read names of methods with commas between."""
-    return names_of(method_names(), "method")(text)
+    return names_of(METHODS, "method")(text)
 
 
 def plain_method_list(text: str) -> list[str]:

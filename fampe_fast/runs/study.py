@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class StudyResult:
         """The scores measured, without those that are differences of two others."""
         return tuple(score for score in self.comparison.measurement.scores if isinstance(score.field, str))
 
-    @property
+    @cached_property
     def outcomes(self) -> list[Outcome]:
         """An outcome per variant; none without images that all variants have scored."""
         summary = self.comparison.summary()

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fampe_fast import create_method
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.files import mark_of
-from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.runs.attack import attack_files
 from fampe_fast.runs.batches import check_run_ids
 from fampe_fast.runs.explain import explain_files
 from fampe_fast.runs.labels import image_ids_of, read_image_ids
+
+from ..images_for_tests import draw
 
 # Enough noise that other random numbers make another map.
 QUICK = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--batch-size", "1"]
@@ -28,13 +28,6 @@ QUICK = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--ba
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return draw(tmp_path / "photos", 3)
-
-
-def draw(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for k, image in enumerate(generate(count, seed=5).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"object_{k}.png")
-    return folder
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:

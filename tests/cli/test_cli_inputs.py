@@ -27,20 +27,17 @@ from fampe_fast.cli.flags import given as options_given
 from fampe_fast.cli.parser import parse
 from fampe_fast.errors import FampeWarning
 from fampe_fast.images import read_image
-from fampe_fast.images.generated import generate
 from fampe_fast.methods.registry import options_of
 from fampe_fast.runs.labels import labels_of, read_labels
+
+from ..images_for_tests import draw
 
 QUICK = ["--steps", "1", "--samples", "1"]
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for k, image in enumerate(generate(2, seed=5).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"object_{k}.png")
-    return folder
+    return draw(tmp_path / "photos", 2)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture) -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from fampe_fast.images.generated import generate
+from ..images_for_tests import draw
 
 ROOT = Path(__file__).parents[2]
 RECIPE = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
@@ -77,9 +76,7 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def used(checkout: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
     """What the commands print of it, and the folder of what they write."""
-    photos, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("out")
-    for k, image in enumerate(generate(2, seed=5).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(photos / f"object_{k}.png")
+    photos, out = draw(tmp_path_factory.mktemp("given") / "photos", 2), tmp_path_factory.mktemp("out")
     said: dict[str, str] = json.loads(run(checkout, "-c", USES, str(photos), str(model_file), str(out)))
     return said, out
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fampe_fast.catalog import METRICS, MetricRow, Score
 from fampe_fast.cli import DONE, main
-from fampe_fast.images.generated import generate
+
+from ..images_for_tests import draw
 
 
 class Moment(NamedTuple):
@@ -73,11 +74,7 @@ ROW = MetricRow(
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(METRICS, "moment", ROW)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for k, image in enumerate(generate(2, seed=11).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"{k}.png")
-    return folder
+    return draw(tmp_path / "photos", 2, seed=11, name="{}.png")
 
 
 ROOT = Path(__file__).parents[2]

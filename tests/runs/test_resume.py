@@ -23,7 +23,6 @@ from PIL import Image
 from fampe_fast import FAMPE
 from fampe_fast.cli import DONE, INTERRUPTED, UNUSABLE, main
 from fampe_fast.files import mark_of
-from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
 from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.runs.evaluate import evaluate_files
@@ -31,6 +30,8 @@ from fampe_fast.runs.explain import explain_files
 from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.records import Item, Journal, Records
 from fampe_fast.runs.settings import everything_of
+
+from ..images_for_tests import draw
 
 COUNT = 4
 # What each command is given, the file that grows while it works, and what it leaves behind.
@@ -61,16 +62,9 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
 RECORDED = [name for name in COMMANDS if name != "explain"]
 
 
-def draw(folder: Path, count: int = COUNT, seed: int = 5) -> Path:
-    folder.mkdir()
-    for k, image in enumerate(generate(count, seed=seed).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"object_{k}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("given") / "photos")
+    return draw(tmp_path_factory.mktemp("given") / "photos", COUNT)
 
 
 def words(command: str, photos: Path, model: Path, out: Path, *more: str, batch: int = 1) -> list[str]:

@@ -16,7 +16,6 @@ from fampe_fast import load_embedded_classifier
 from fampe_fast.catalog import STUDIES
 from fampe_fast.cli import DONE, SOME_FAILED, main
 from fampe_fast.images import find_images
-from fampe_fast.images.generated import generate
 from fampe_fast.methods import create_method
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models.classifier import Classifier
@@ -25,6 +24,8 @@ from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.study import StudyResult, as_json, as_table, report_files, run_study
 from fampe_fast.runs.study_definitions import Budget, define_study
 from fampe_fast.runs.study_design import Study, Variant
+
+from ..images_for_tests import draw
 
 QUICK = {"steps": 1, "samples": 2}
 SMALL = Study(
@@ -45,11 +46,7 @@ def classifier():
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for k, image in enumerate(generate(3, seed=11).images):
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"{k}.png")
-    return folder
+    return draw(tmp_path / "photos", 3, seed=11, name="{}.png")
 
 
 def areas(steps: int, **options) -> Measurement:
