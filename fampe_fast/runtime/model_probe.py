@@ -185,7 +185,7 @@ def probabilities_of(model: Model, images: Tensor) -> Tensor:
 
 
 def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]) -> ModelInfo:
-    if _compiled(model):
+    if holds_compiled(model):
         # A pass with hooks, or of another size, would make it compile once more.
         with torch.no_grad():
             output = call(model, image)
@@ -364,6 +364,7 @@ def _state_of(model: Model) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
 
 
-def _compiled(model: Model) -> bool:
+def holds_compiled(model: Model) -> bool:
+    """Tell whether a model is, or holds, a module that its owner has compiled."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return any(type(module).__name__ == "OptimizedModule" for module in modules)

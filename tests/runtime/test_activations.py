@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fampe_fast.runtime.activations import capture, find_activations
+from fampe_fast.runtime.activations import capture, find_activations, named_activations, uncompiled
 from fampe_fast.runtime.autograd_graph import cut_nodes, nodes_between
 
 
@@ -186,3 +186,56 @@ def test_families_of_torchvision_have_their_last_spatial_layer(name: str, last: 
     found = find_activations(model, torch.rand(1, 3, 224, 224))[-1]
     assert last in (None, found.name)
     assert min(found.size) > 1
+
+
+def test_layers_by_name_may_lie_beside_a_shortcut() -> None:
+    net, images = Net().eval(), torch.rand(2, 3, 16, 24)
+    found = named_activations(net, images, ["branch", "act#1", "first"])
+    assert [(one.name, one.call) for one in found] == [("first", 0), ("act#1", 1), ("branch", 0)]
+    with capture(found) as captured:
+        net(images)
+    x = net.act(net.second(net.act(net.first(images))))
+    torch.testing.assert_close(captured.outputs, [net.first(images), x, net.branch(x)])
+
+
+class Unused(Net):
+    """A module that never runs, and one behind which the image is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.blind = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * self.blind(x * 1).detach().sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fist", "no layer 'fist'; near it are 'first'"),
+        ("spare", "'spare' does not run"),
+        ("act", "runs 3 times in a pass: say which, act#0 to act#2"),
+        ("act#7", "'act' has no call '7'"),
+        ("head", r"'head' gives \(1, 5\) for an image, which has no places"),
+        ("blind", "'blind' has no gradient"),
+    ],
+)
+def test_a_layer_that_will_not_do_is_refused_with_what_to_give(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        named_activations(Unused().eval(), torch.rand(1, 3, 16, 24), [name])
+
+
+def test_a_function_has_no_layers_names() -> None:
+    with pytest.raises(TypeError, match="names in an nn.Module"):
+        named_activations(lambda x: x.mean((2, 3)), torch.rand(1, 3, 16, 24), ["first"])
+
+
+def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
+    net, images = Net().eval(), torch.rand(2, 3, 16, 24)
+    compiled = torch.compile(net, backend="eager")
+    compiled(images)
+    found = find_activations(compiled, images)
+    assert [one.call for one in found] == [0, 0, 0, 1, 2]
+    with capture(found) as captured, uncompiled(compiled):
+        compiled(images)
+    torch.testing.assert_close(captured.outputs[0], net.first(images))
