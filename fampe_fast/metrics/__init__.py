@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .grid_pointing import GridPointing, grid_pointing
 from .insertion_deletion import InsertionDeletion, insertion_deletion
 from .localisation import pointing_game, relevance_mass
 from .mu_fidelity import MuFidelity, mu_fidelity
+from .partners import Partners
 from .protocols import PROTOCOLS, GaussianBlur, Protocol, SolidColour
 from .stability import Stability, stability
 from .summary import Estimate, mean_and_error, paired_difference
@@ -13,11 +15,14 @@ __all__ = [
     "PROTOCOLS",
     "Estimate",
     "GaussianBlur",
+    "GridPointing",
     "InsertionDeletion",
     "MuFidelity",
+    "Partners",
     "Protocol",
     "SolidColour",
     "Stability",
+    "grid_pointing",
     "insertion_deletion",
     "mean_and_error",
     "mu_fidelity",

@@ -1,0 +1,61 @@
+"""Have a method explain images for a metric: any object with ``attribute``, of this package or of another."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_count, check_finite
+
+__all__ = ["attribute_options", "check_method", "explain"]
+
+
+def check_method(method: object) -> None:
+    """Refuse what cannot explain.
+
+    Raises:
+        TypeError: it has no method ``attribute``.
+    """
+    if not callable(getattr(method, "attribute", None)):
+        raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
+
+
+def attribute_options(method: Any, ids: Tensor, ids_given: bool, internal_batch_size: int | None) -> dict[str, Any]:
+    """Choose the keywords of ``attribute``: ids where it takes them and they are not the positions it would use itself.
+
+    Args:
+        method: whose they are.
+        ids: (B,) int64, the images' names in the random streams.
+        ids_given: whether they were given, or are the images' positions.
+        internal_batch_size: passed on where it is given.
+
+    Raises:
+        TypeError, ValueError: an ``internal_batch_size`` that is no count.
+    """
+    options: dict[str, Any] = {}
+    if ids_given and "image_ids" in inspect.signature(method.attribute).parameters:
+        options["image_ids"] = ids
+    if internal_batch_size is not None:
+        options["internal_batch_size"] = check_count("internal_batch_size", internal_batch_size)
+    return options
+
+
+def explain(method: Any, images: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
+    """Explain a batch, (B, ...) float64 on the CPU: squares of small maps do not vanish there.
+
+    Raises:
+        TypeError: the method gives no floating-point tensor.
+        ValueError: not one map per image, or NaN or infinity in one.
+        Whatever the method raises.
+    """
+    found: object = method.attribute(images, target=targets, **options)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        what = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"the method must give maps as a floating-point tensor, got {what}")
+    if found.ndim < 2 or len(found) != len(images):
+        raise ValueError(f"the method must give one map per image, {len(images)}, got shape {tuple(found.shape)}")
+    check_finite(found.detach(), "the method's maps")
+    return found.detach().to("cpu", torch.float64)
