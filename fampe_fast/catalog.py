@@ -187,6 +187,7 @@ class MetricRow:
         choices: the words that an option takes where its type does not say.
         explains: whether it has the method explain other images.
         named: whether images have names in its random stream, so that it takes ``image_ids``.
+        partners: whether it shows an image beside other ones of the run, which it takes as ``partners``.
         reading: a sentence for under the table.
     """
 
@@ -197,6 +198,7 @@ class MetricRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     explains: bool = False
     named: bool = True
+    partners: bool = False
     unprefixed: tuple[str, ...] = ()
     reading: str = ""
 
@@ -234,6 +236,15 @@ METRICS: dict[str, MetricRow] = {
         "stability-",
         explains=True,
         reading="stability: share of the map that changes when the image changes by up to 0.02; low is stable",
+    ),
+    "grid_pointing": MetricRow(
+        f"{_PACKAGE}.metrics.grid_pointing:grid_pointing",
+        (Score("grid_pointing", "grid pointing", "grid pointing", "grid p.", "high", "scores"),),
+        ("grid", "cells", "seed"),
+        "grid-pointing-",
+        explains=True,
+        partners=True,
+        reading="grid pointing: share of the map on the right one of n x n images of other classes; chance is 1 / n^2",
     ),
 }
 

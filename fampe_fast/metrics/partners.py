@@ -63,7 +63,7 @@ class Partners:
             if others < count:
                 raise ValueError(
                     f"beside an image stand {count} of other classes, no two of one class; for class {target} there "
-                    f"are images of {others} other classes: give more images, or a smaller grid"
+                    f"are images of {others} others: give images of more classes, or a smaller grid"
                 )
 
     def choose(self, image_id: int, target: int, count: int, seed: int) -> list[int]:

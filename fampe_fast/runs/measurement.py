@@ -13,6 +13,7 @@ from torch import Tensor
 from ..catalog import METRICS, Score, load, metric_options
 from ..checks import check_choice, check_flag, check_number, check_seed, check_whole
 from ..methods.base import AttributionMethod
+from ..metrics import Partners
 from ..options import Option
 from ..runtime.model import Model
 
@@ -90,20 +91,30 @@ class Measurement:
         """The protocol of insertion and deletion; None where they are not measured."""
         return self.options.get("insertion_deletion", {}).get("protocol")
 
-    def check(self, model: Model, none: Tensor) -> None:
+    @property
+    def needs_partners(self) -> bool:
+        """Whether a metric shows an image beside other ones of the run."""
+        return any(METRICS[name].partners for name in self.metrics)
+
+    def check(
+        self, model: Model, none: Tensor, method: AttributionMethod | None = None, partners: Partners | None = None
+    ) -> None:
         """Have each metric check its options before there is work to lose, by giving it no image.
 
         Args:
             model: classifier in pixel space.
             none: (0, C, H, W), of the size that images will have, on their device.
+            method: what will make the maps, as far as that is known.
+            partners: likewise of the images to show beside others.
 
         Raises:
-            ValueError, TypeError: a value that a metric refuses; the message names the metric.
+            ValueError, TypeError: a value, a method or partners that a metric refuses; the message names the metric.
         """
-        method = cast(AttributionMethod, _Nothing())
+        method = cast(AttributionMethod, _Nothing()) if method is None else method
+        targets = none.new_zeros(0, dtype=torch.long)
         for name in self.metrics:
             try:
-                self._measure(name, model, method, none, none, none.new_zeros(0, dtype=torch.long), [], None)
+                self._measure(name, model, method, none, none, targets, [], None, partners)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{name}: {error}") from error
 
@@ -116,6 +127,7 @@ class Measurement:
         targets: Tensor,
         image_ids: Sequence[int],
         internal_batch_size: int | None = None,
+        partners: Partners | None = None,
     ) -> dict[str, list[float]]:
         """Score the maps of a batch.
 
@@ -127,13 +139,14 @@ class Measurement:
             targets: (B,).
             image_ids: (B,), the images' names in the random streams.
             internal_batch_size: images per model pass.
+            partners: what metrics show beside an image; None for the images of the batch.
 
         Returns:
             By the score's name, a number per image.
         """
         found: dict[str, list[float]] = {}
         for name in self.metrics:
-            found |= self._measure(name, model, method, images, maps, targets, image_ids, internal_batch_size)
+            found |= self._measure(name, model, method, images, maps, targets, image_ids, internal_batch_size, partners)
         return found
 
     def _measure(
@@ -146,12 +159,15 @@ class Measurement:
         targets: Tensor,
         image_ids: Sequence[int],
         internal_batch_size: int | None,
+        partners: Partners | None,
     ) -> dict[str, list[float]]:
         """Take one metric's scores; arguments as of ``__call__``."""
         row = METRICS[name]
         options: dict[str, Any] = {**self.options[name], "internal_batch_size": internal_batch_size}
         if row.named:
             options["image_ids"] = image_ids
+        if row.partners:
+            options["partners"] = partners
         given = (method, images, targets) if row.explains else (model, images, maps, targets)
         result = load(row.home)(*given, **options)
         return {s.name: getattr(result, s.field).tolist() for s in row.scores if isinstance(s.field, str)}

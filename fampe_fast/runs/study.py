@@ -128,7 +128,7 @@ def run_study(
     Raises:
         ValueError: an output would replace an image or a file of another's, a variant's options are out of range, an
             explorer is missing or is one of other classes or channels, an option of a metric does not fit the images'
-            size, or image ids are not unique or out of range.
+            size, the methods or the number of classes, or image ids are not unique or out of range.
         TypeError: a variant's method does not have one of its options.
         OSError: the results cannot be written.
     """

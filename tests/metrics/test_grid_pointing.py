@@ -207,7 +207,7 @@ def test_no_images_give_no_scores() -> None:
 
 
 IMAGES = some_images(4)
-TOO_FEW = r"beside an image stand 3 of other classes, no two of one class; for class 0 there are images of 2 other"
+TOO_FEW = r"beside an image stand 3 of other classes, no two of one class; for class 0 there are images of 2 others"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ TOO_FEW = r"beside an image stand 3 of other classes, no two of one class; for c
          ValueError, "a grid of 3 x 3 is finer than images of 2 x 24"),
         ({"targets": [0, 1, 2]}, ValueError, "one entry per image"),
         ({"targets": [0, 1, 2, 2]}, ValueError, TOO_FEW),
-        ({"targets": 0}, ValueError, "for class 0 there are images of 0 other classes"),
+        ({"targets": 0}, ValueError, "for class 0 there are images of 0 others"),
         ({"images": IMAGES[:0], "targets": [], "partners": Partners.of(IMAGES, [0, 1, 2, 2])}, ValueError, TOO_FEW),
         ({"partners": IMAGES}, TypeError, "partners must be Partners or None, got Tensor"),
         ({"partners": Partners.of(some_images(4, height=30), [4, 5, 6, 7])}, ValueError,
