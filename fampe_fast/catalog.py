@@ -222,6 +222,18 @@ METRICS: dict[str, MetricRow] = {
         named=False,
         unprefixed=("protocol",),
     ),
+    "centre_gain": MetricRow(
+        f"{_PACKAGE}.metrics.centre_gain:centre_gain",
+        (
+            Score("insertion_over_centre", "insertion over centre", "ins. - centre", "ins. o. c.", "high", "insertion"),
+            Score("deletion_under_centre", "deletion under centre", "centre - del.", "del. u. c.", "high", "deletion"),
+        ),
+        ("protocol", "steps", "passes"),
+        "centre-gain-",
+        {"protocol": tuple(PROTOCOLS)},
+        named=False,
+        reading="centre: a Gaussian in the middle, in place of the map; above 0 is better than that",
+    ),
     "mu_fidelity": MetricRow(
         f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
         (Score("mu_fidelity", "mu-fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .centre_gain import CentreGain, centre_gain
+from .centre_prior import centre_prior
 from .grid_pointing import GridPointing, grid_pointing
 from .insertion_deletion import InsertionDeletion, insertion_deletion
 from .localisation import pointing_game, relevance_mass
@@ -13,6 +15,7 @@ from .summary import Estimate, mean_and_error, paired_difference
 
 __all__ = [
     "PROTOCOLS",
+    "CentreGain",
     "Estimate",
     "GaussianBlur",
     "GridPointing",
@@ -22,6 +25,8 @@ __all__ = [
     "Protocol",
     "SolidColour",
     "Stability",
+    "centre_gain",
+    "centre_prior",
     "grid_pointing",
     "insertion_deletion",
     "mean_and_error",

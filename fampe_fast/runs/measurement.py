@@ -88,8 +88,11 @@ class Measurement:
 
     @property
     def protocol(self) -> str | None:
-        """The protocol of insertion and deletion; None where they are not measured."""
-        return self.options.get("insertion_deletion", {}).get("protocol")
+        """The protocol of insertion and deletion, of each metric where they differ; None without them."""
+        used = {name: options["protocol"] for name, options in self.options.items() if "protocol" in options}
+        if len(set(used.values())) > 1:
+            return ", ".join(f"{protocol} ({name})" for name, protocol in used.items())
+        return next(iter(used.values()), None)
 
     @property
     def needs_partners(self) -> bool:

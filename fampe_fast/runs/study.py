@@ -233,9 +233,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
-    """Write a difference and, where high is better, its share of the first variant's score."""
+    """Write a difference and, where high is better, its share of the first variant's score if that is not below 0."""
     gain, base = outcome.gains[score.name], first.means[score.name].mean
-    share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" else ""
+    share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" and base >= 0 else ""
     return f"{_text(gain, '+')}{share}"
 
 
