@@ -258,6 +258,14 @@ METRICS: dict[str, MetricRow] = {
         partners=True,
         reading="grid pointing: share of the map on the right one of n x n images of other classes; chance is 1 / n^2",
     ),
+    "parameter_randomisation": MetricRow(
+        f"{_PACKAGE}.metrics.parameter_randomisation:parameter_randomisation",
+        (Score("parameter_randomisation", "parameter randomisation", "param. random.", "p. rand.", "low", "scores"),),
+        ("stages", "values", "seed"),
+        "parameter-randomisation-",
+        explains=True,
+        reading="parameter randomisation: rank correlation with the map of a model of random layers; low depends on it",
+    ),
 }
 
 

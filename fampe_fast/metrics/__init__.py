@@ -8,6 +8,7 @@ from .grid_pointing import GridPointing, grid_pointing
 from .insertion_deletion import InsertionDeletion, insertion_deletion
 from .localisation import pointing_game, relevance_mass
 from .mu_fidelity import MuFidelity, mu_fidelity
+from .parameter_randomisation import ParameterRandomisation, parameter_randomisation
 from .partners import Partners
 from .protocols import PROTOCOLS, GaussianBlur, Protocol, SolidColour
 from .stability import Stability, stability
@@ -21,6 +22,7 @@ __all__ = [
     "GridPointing",
     "InsertionDeletion",
     "MuFidelity",
+    "ParameterRandomisation",
     "Partners",
     "Protocol",
     "SolidColour",
@@ -32,6 +34,7 @@ __all__ = [
     "mean_and_error",
     "mu_fidelity",
     "paired_difference",
+    "parameter_randomisation",
     "pointing_game",
     "relevance_mass",
     "stability",

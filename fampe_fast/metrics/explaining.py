@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_count, check_finite
+from ..errors import first_line
+from ..runtime.isolation import isolated
 
-__all__ = ["attribute_options", "check_method", "explain"]
+__all__ = ["attribute_options", "check_method", "explain", "with_copied_model"]
 
 
 def check_method(method: object) -> None:
@@ -59,3 +63,34 @@ def explain(method: Any, images: Tensor, targets: Tensor, options: dict[str, Any
         raise ValueError(f"the method must give one map per image, {len(images)}, got shape {tuple(found.shape)}")
     check_finite(found.detach(), "the method's maps")
     return found.detach().to("cpu", torch.float64)
+
+
+def with_copied_model(method: Any) -> Any:
+    """Copy a method together with its model, so that the copy's model can be changed and the user's stays.
+
+    Whatever the method holds of the model is the copy's in the copy: a layer, or the model of a method inside it, as in
+    ``FORGrad`` and Captum's ``NoiseTunnel``. An explorer is copied as well.
+
+    Args:
+        method: of this package, or another's that keeps its model as ``forward_func``, as Captum's do.
+
+    Returns:
+        The copy, whose ``forward_func`` is the copied model.
+
+    Raises:
+        ValueError: ``forward_func`` is no ``nn.Module``, or shares parameters with its copy.
+        TypeError: it cannot be copied.
+    """
+    name, model = getattr(method, "name", type(method).__name__), getattr(method, "forward_func", None)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model of {name}, its forward_func, must be an nn.Module, got {type(model).__name__}")
+    modules: dict[int, Any] = {id(module): module for module in sys.modules.values()}  # those of Python stay
+    try:
+        with isolated():
+            twin = copy.deepcopy(method, modules)
+    except Exception as error:  # of foreign code
+        raise TypeError(f"{name} cannot be copied with its model: {first_line(error)}") from error
+    own = {parameter.data_ptr() for parameter in model.parameters()} - {0}
+    if twin.forward_func is model or not own.isdisjoint(part.data_ptr() for part in twin.forward_func.parameters()):
+        raise ValueError(f"the copy of {name} shares its model's parameters: {type(model).__name__} copies itself so")
+    return twin

@@ -108,8 +108,8 @@ def grid_pointing(
     places = random_words(Stream.CELLS, seed, ids, torch.zeros_like(ids), 1)[:, 0] * grid**2 >> 32
     bounds = [(slice(*rows), slice(*columns)) for rows in _parts(height, grid) for columns in _parts(width, grid)]
     composites = images.new_empty((len(images), images.shape[1], height, width))
-    masks = torch.zeros((len(images), height, width), dtype=torch.bool)
-    others = torch.zeros((len(images), grid**2 - 1), dtype=torch.long)
+    masks = torch.zeros((len(images), height, width), dtype=torch.bool, device="cpu")
+    others = torch.zeros((len(images), grid**2 - 1), dtype=torch.long, device="cpu")
     for k, (place, image_id, target) in enumerate(zip(*(v.tolist() for v in (places, ids, classes)), strict=True)):
         chosen = pool.choose(image_id, target, grid**2 - 1, seed)
         members = [_partner(pool, number, images) for number in chosen]
@@ -118,7 +118,7 @@ def grid_pointing(
             composites[k][:, where[0], where[1]] = _resized(member, where)
         masks[k][bounds[place]] = True
         others[k] = pool.ids[chosen]
-    scores = torch.zeros(len(images), dtype=torch.float64)
+    scores = torch.zeros(len(images), dtype=torch.float64, device="cpu")
     if len(images):
         maps = explain(method, composites, classes, options)
         if maps.ndim != 4 or maps.shape[2:] != (height, width):

@@ -23,7 +23,7 @@ from ..progress import progress
 from ..reference.philox import to_uniform
 from .explaining import attribute_options, check_method, explain
 from .random_words import Stream, random_words
-from .rank_correlation import rank_correlation, ranks
+from .rank_correlation import rank_agreement
 
 __all__ = ["Stability", "stability"]
 
@@ -152,8 +152,7 @@ def _perturbed(pixels: Tensor, radius: float, seed: int, ids: Tensor, sample: in
 def _distance(still: Tensor, moved: Tensor, distance: Distance, normalise: bool) -> Tensor:
     still, moved = still.flatten(1), moved.flatten(1)
     if distance == "spearman":
-        same = (ranks(still) == ranks(moved)).all(1)  # two constant maps have one order, and no correlation
-        return torch.where(same, 0, 1 - rank_correlation(still, moved))
+        return 1 - rank_agreement(still, moved)
     found, own = _length(moved - still, distance), _length(still, distance)
     return found / torch.where(own > 0, own, 1) if normalise else found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..catalog import METRICS, Score, load, metric_options
 from ..checks import check_choice, check_flag, check_number, check_seed, check_whole
@@ -79,7 +79,7 @@ class Measurement:
         object.__setattr__(self, "metrics", chosen)
         object.__setattr__(self, "options", whole)
         object.__setattr__(self, "seed", seed)
-        self.check(_Nothing(), torch.zeros(0, 3, 1024, 1024))
+        self.check(_AnyModel(), torch.zeros(0, 3, 1024, 1024, device="cpu"))
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -113,7 +113,7 @@ class Measurement:
         Raises:
             ValueError, TypeError: a value, a method or partners that a metric refuses; the message names the metric.
         """
-        method = cast(AttributionMethod, _Nothing()) if method is None else method
+        method = cast(AttributionMethod, _AnyMethod(model)) if method is None else method
         targets = none.new_zeros(0, dtype=torch.long)
         for name in self.metrics:
             try:
@@ -176,13 +176,24 @@ class Measurement:
         return {s.name: getattr(result, s.field).tolist() for s in row.scores if isinstance(s.field, str)}
 
 
-class _Nothing:
-    """A model and a method for checks of options, which are never asked about an image."""
+class _AnyModel(nn.Module):
+    """A model for checks of options: it takes images of every size."""
 
-    mean = torch.full((3,), 0.5)
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.full((3,), 0.5, device="cpu")
+        self.weight = nn.Parameter(torch.ones(2, device="cpu"))
+        self.eval()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))[:, None] * self.weight
+
+
+class _AnyMethod:
+    """A method for checks of options, which never explains an image."""
+
+    def __init__(self, model: Model) -> None:
+        self.forward_func = model
 
     def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
         return torch.zeros_like(inputs)
