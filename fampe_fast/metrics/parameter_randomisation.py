@@ -93,7 +93,11 @@ def parameter_randomisation(
     values = check_choice("values", values, get_args(Values))
     options = attribute_options(method, ids, image_ids is not None, internal_batch_size)
     twin = with_copied_model(method)
+    check_model(method.forward_func, images)
     model: nn.Module = twin.forward_func
+    for module in model.modules():
+        if getattr(module, "training", False):  # a copied program of torch.export has forgotten its mode
+            module.training = False
     if not any(_is_learnt(parameter) for parameter in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameters to draw anew")
     if not len(images):
@@ -129,7 +133,6 @@ def _is_learnt(parameter: Tensor) -> bool:
 
 @isolated()
 def _output(model: nn.Module, image: Tensor) -> Tensor:
-    check_model(model, image)
     return call(model, image.clone())
 
 

@@ -17,6 +17,7 @@ from fampe_fast import FAMPE, FORGrad, create_method
 from fampe_fast.cli import DONE, main
 from fampe_fast.metrics import parameter_randomisation
 from fampe_fast.models.embedded import load_embedded_classifier
+from fampe_fast.models.programs import Exported
 from fampe_fast.runs.evaluate import evaluate_files
 from fampe_fast.runs.measurement import Measurement
 
@@ -235,11 +236,14 @@ def test_models_from_a_file_and_in_inference_mode_are_taken() -> None:
     pytest.importorskip("captum")
     model, images = Smooth(), some_images(2)
     traced = torch.jit.trace(model, images)
-    found = parameter_randomisation(create_method("saliency", traced), images, 1)
+    shapes = {"pixels": {0: torch.export.Dim("batch", min=1, max=64)}}
+    exported = Exported(torch.export.export(model, (images,), dynamic_shapes=shapes).module())
     with torch.inference_mode():
         plain = parameter_randomisation(create_method("saliency", model), images, 1)
-    assert found.layers == plain.layers == (1, 2, 3)
-    torch.testing.assert_close(found.correlations, plain.correlations, rtol=0, atol=1e-3)
+    for other in (traced, exported):
+        found = parameter_randomisation(create_method("saliency", other), images, 1)
+        assert found.layers == plain.layers == (1, 2, 3)
+        torch.testing.assert_close(found.correlations, plain.correlations, rtol=0, atol=1e-3)
 
 
 def test_threads_randomise_one_model_side_by_side() -> None:
@@ -294,7 +298,7 @@ HELD.lock = threading.Lock()
         ({"method": FORGrad(Method(None, never))}, ValueError, "the model of FORGrad, .* got NoneType"),
         ({"method": HELD}, TypeError, "Method cannot be copied with its model: cannot pickle '_thread.lock' object"),
         ({"method": Method(Selfish(), never)}, ValueError, "the copy of Method shares its model's parameters: Selfish"),
-        ({"method": Method(nn.Flatten(), never)}, ValueError, "Flatten has no parameters to draw anew"),
+        ({"method": Method(nn.Flatten().eval(), never)}, ValueError, "Flatten has no parameters to draw anew"),
         ({"images": IMAGES * 2}, ValueError, r"images must lie in \[0, 1\]"),
         ({"targets": [0, 1, 2]}, ValueError, "one entry per image"),
         ({"stages": 0}, ValueError, "stages must be at least 1, got 0"),
@@ -337,7 +341,7 @@ def test_no_images_give_no_scores() -> None:
 # In runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_scores_in_batches_of_any_size_and_refuses_methods_before_work(tmp_path: Path) -> None:
+def test_a_run_scores_in_count_of_any_size_and_refuses_methods_before_work(tmp_path: Path) -> None:
     classifier = load_embedded_classifier()
     paths = sorted(draw(tmp_path / "photos", 3).iterdir())
     measurement = Measurement(("parameter_randomisation",), {"parameter_randomisation": {"stages": 2}})

@@ -27,18 +27,20 @@ GRID = Measurement(("grid_pointing",))
 
 
 class Squares:
-    """A map of the image alone; counts the images it is asked for."""
+    """A map of the image alone; counts the images it is asked for, and fails for one class where it is told to."""
 
     name, passes = "squares", 1
 
-    def __init__(self, model: object, then: Callable[[], object] = lambda: None) -> None:
-        self.forward_func, self.then = model, then
+    def __init__(self, model: object, then: Callable[[], object] = lambda: None, refused: int = -1) -> None:
+        self.forward_func, self.then, self.refused = model, then, refused
         self.asked = 0
 
     def describe(self) -> dict[str, object]:
         return {"method": self.name}
 
-    def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Tensor, **options: object) -> Tensor:
+        if (target == self.refused).any():
+            raise RuntimeError("refused")
         self.asked += len(inputs)
         self.then()
         return (inputs.roll(5, -1) - 0.4) ** 3
@@ -149,6 +151,15 @@ def test_an_unreadable_file_is_no_partner_and_costs_no_other_image(
         image_ids=keep,
     )
     assert scores_of(result) == scores_of(without)
+
+
+def test_an_image_that_fails_costs_itself_and_stays_a_partner(
+    classifier: Classifier, photos: list[Path], tmp_path: Path
+) -> None:
+    whole, _ = evaluate(classifier, photos, tmp_path / "whole")
+    result, _ = evaluate(classifier, photos, tmp_path / "out", method=Squares(classifier, refused=4))
+    assert [failure.reason for failure in result.failures] == ["RuntimeError: refused"] * 2
+    assert scores_of(result) == [score for score, label in zip(scores_of(whole), LABELS, strict=True) if label != 4]
 
 
 def test_a_partner_that_is_gone_meanwhile_costs_the_images_beside_it(
