@@ -14,7 +14,7 @@ from ..checks import check_count, check_finite
 from ..errors import first_line
 from ..runtime.isolation import isolated
 
-__all__ = ["attribute_options", "check_method", "explain", "with_copied_model"]
+__all__ = ["attribute_options", "check_method", "explain", "name_of", "with_copied_model"]
 
 
 def check_method(method: object) -> None:
@@ -25,6 +25,11 @@ def check_method(method: object) -> None:
     """
     if not callable(getattr(method, "attribute", None)):
         raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
+
+
+def name_of(thing: object) -> str:
+    """Name a method or a model for a message: as it is called, or by its class."""
+    return str(getattr(thing, "name", type(thing).__name__))
 
 
 def attribute_options(method: Any, ids: Tensor, ids_given: bool, internal_batch_size: int | None) -> dict[str, Any]:
@@ -81,7 +86,7 @@ def with_copied_model(method: Any) -> Any:
         ValueError: ``forward_func`` is no ``nn.Module``, or shares parameters with its copy.
         TypeError: it cannot be copied.
     """
-    name, model = getattr(method, "name", type(method).__name__), getattr(method, "forward_func", None)
+    name, model = name_of(method), getattr(method, "forward_func", None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model of {name}, its forward_func, must be an nn.Module, got {type(model).__name__}")
     modules: dict[int, Any] = {id(module): module for module in sys.modules.values()}  # those of Python stay
@@ -92,5 +97,5 @@ def with_copied_model(method: Any) -> Any:
         raise TypeError(f"{name} cannot be copied with its model: {first_line(error)}") from error
     own = {parameter.data_ptr() for parameter in model.parameters()} - {0}
     if twin.forward_func is model or not own.isdisjoint(part.data_ptr() for part in twin.forward_func.parameters()):
-        raise ValueError(f"the copy of {name} shares its model's parameters: {type(model).__name__} copies itself so")
+        raise ValueError(f"the copy of {name} shares its model's parameters: {name_of(model)} copies itself so")
     return twin

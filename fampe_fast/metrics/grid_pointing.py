@@ -14,7 +14,7 @@ from ..checks import check_choice, check_count, check_image_ids, check_seed, che
 from ..runtime.isolation import isolated
 from ..runtime.model import check_model
 from ..runtime.model_probe import probe, takes_size
-from .explaining import attribute_options, check_method, explain
+from .explaining import attribute_options, check_method, explain, name_of
 from .localisation import relevance_mass
 from .partners import Partners
 from .random_words import Stream, random_words
@@ -169,6 +169,6 @@ def _check_size(method: Any, images: Tensor, height: int, width: int) -> None:
     check_model(model, shown)
     if not takes_size(model, shown, probe(model, shown), height, width):
         raise ValueError(
-            f"cells='native' makes composites of {height} x {width}, which {type(model).__name__} does not take; it "
+            f"cells='native' makes composites of {height} x {width}, which {name_of(model)} does not take; it "
             f"takes {shown.shape[2]} x {shown.shape[3]}: use cells='reduced'"
         )

@@ -13,7 +13,7 @@ from ..progress import progress
 from ..runtime.isolation import isolated
 from ..runtime.model import check_model
 from ..runtime.model_probe import call, watched
-from .explaining import attribute_options, check_method, explain, with_copied_model
+from .explaining import attribute_options, check_method, explain, name_of, with_copied_model
 from .rank_correlation import rank_agreement
 
 __all__ = ["ParameterRandomisation", "parameter_randomisation"]
@@ -99,7 +99,7 @@ def parameter_randomisation(
         if getattr(module, "training", False):  # a copied program of torch.export has forgotten its mode
             module.training = False
     if not any(_is_learnt(parameter) for parameter in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has no parameters to draw anew")
+        raise ValueError(f"{name_of(model)} has no parameters to draw anew")
     if not len(images):
         empty = images.new_zeros((0, stages), dtype=torch.float64)
         return ParameterRandomisation(empty[:, 0], empty, (0,) * stages)
@@ -117,7 +117,7 @@ def parameter_randomisation(
             if not stage and torch.equal(_output(model, images[:1]), output):
                 raise ValueError(
                     f"drawing the last {end} of its {len(layers)} layers anew does not change the output of "
-                    f"{type(model).__name__}: it does not compute with the parameters it has"
+                    f"{name_of(model)}: it does not compute with the parameters it has"
                 )
             found = _ranked(explain(twin, images, classes, options), values)
             correlations[:, stage] = rank_agreement(learnt, found)
