@@ -17,6 +17,8 @@ class Stream(IntEnum):
 
     SUBSETS = 0xFFFFFFFF
     PERTURBATIONS = 0xFFFFFFFE
+    PARTNERS = 0xFFFFFFFD
+    CELLS = 0xFFFFFFFC
 
 
 def random_words(stream: Stream, seed: int, image_ids: Tensor, samples: Tensor, count: int) -> Tensor:

@@ -192,7 +192,7 @@ def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Ha
         return ModelInfo(tuple(output.shape[1:]), reading=resolve_reading(output, declared))
     ran: list[nn.Module] = []
     key = image.device, image.shape
-    with _watched(ran):
+    with watched(ran):
         seen = key in paired
         pair, writes_input, single = (None, *paired[key]) if seen else _show_pair(model, image)
         output, saved, no_gradient = _with_gradients(model, image, writes_input)
@@ -316,7 +316,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
 
 
 @contextmanager
-def _watched(ran: list[nn.Module]) -> Iterator[None]:
+def watched(ran: list[nn.Module]) -> Iterator[None]:
     """Note the modules that run in this thread, and stop one in training mode before it runs.
 
     Raises:
