@@ -1,7 +1,6 @@
 """Diversify inputs, and apply the transpose; both gather, so neither needs atomics and each result is written once.
 
-Where an output pixel reads is decided in integers, ``((2y + 1) H - h) / 2h`` for row y of h, so the weights carry one
-rounding. An input pixel of the transpose is read by those output pixels whose source lies less than one pixel away: at
+An input pixel of the transpose is read by those output pixels whose source lies less than one pixel away: at
 most ``2 h / H + 1`` of them along each axis. Accesses have 4 bytes: neighbours read from places that need not lie side
 by side, and a frame's sides, 257 for 224, are odd.
 """
@@ -14,47 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused import fma
+from .bilinear import divide, inverse, reciprocal, source_pixels
 from .launch import block_of, launch
 
 # Strides among them: one of 1 would become a constant without a type.
 _SIZES = ["channels", "height", "width", "row_stride", "channel_stride", "y_stride", "x_stride"]
-
-
-@triton.jit
-def _inverse(divisor):
-    """Prepare a divisor, a positive scalar, for ``_divide``; once per program: a division has 20 instructions."""
-    return 0xFFFFFFFF // divisor.to(tl.uint32)
-
-
-@triton.jit
-def _divide(number, divisor, inverse):
-    """Divide integers 0 <= number < 2^31, exactly, with rest: the product's upper half is short by one at most."""
-    quotient = tl.umulhi(number.to(tl.uint32), inverse).to(tl.int32)
-    rest = number - quotient * divisor
-    short = rest >= divisor
-    return tl.where(short, quotient + 1, quotient), tl.where(short, rest - divisor, rest)
-
-
-@triton.jit
-def _reciprocal(divisor):
-    """Compute 1 / divisor, rounded to nearest."""
-    return tl.div_rn(1.0, divisor.to(tl.float32))
-
-
-@triton.jit
-def _source(target, size, resized, inverse, reciprocal):
-    """Find the two source pixels, and the second's weight, of pixel ``target`` of a side resized from ``size``.
-
-    The weight is rounded once, without a division: a quotient from the rounded ``reciprocal`` of ``2 resized``,
-    corrected by what is left of the dividend, is the rounded quotient (P. Markstein, IBM J. Res. Dev. 34, 1990).
-    """
-    position = tl.maximum((2 * target + 1) * size - resized, 0)
-    first, rest = _divide(position, 2 * resized, inverse)
-    dividend = rest.to(tl.float32)
-    quotient = dividend * reciprocal
-    left = fma(-quotient, (2 * resized).to(tl.float32), dividend)
-    return tl.minimum(first, size - 1), tl.minimum(first + 1, size - 1), fma(left, reciprocal, quotient)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "frame_height", "frame_width"])
@@ -82,19 +45,19 @@ def _diversify(
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
     if CHANNELS_LAST:
-        pixel, channel = _divide(element, channels, _inverse(channels))
+        pixel, channel = divide(element, channels, inverse(channels))
     else:
-        channel, pixel = _divide(element, frame, _inverse(frame))
+        channel, pixel = divide(element, frame, inverse(frame))
     # Scalars, of the row.
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
     # Place in the resized sample, its four source pixels and their weights: [BLOCK]
-    y, x = _divide(pixel, frame_width, _inverse(frame_width))
+    y, x = divide(pixel, frame_width, inverse(frame_width))
     y -= tl.load(placements_ptr + 4 * row + 2).to(tl.int32)
     x -= tl.load(placements_ptr + 4 * row + 3).to(tl.int32)
     filled = inside & (y >= 0) & (y < resized_height) & (x >= 0) & (x < resized_width)
-    y0, y1, down = _source(y, height, resized_height, _inverse(2 * resized_height), _reciprocal(2 * resized_height))
-    x0, x1, across = _source(x, width, resized_width, _inverse(2 * resized_width), _reciprocal(2 * resized_width))
+    y0, y1, down = source_pixels(y, height, resized_height, inverse(2 * resized_height), reciprocal(2 * resized_height))
+    x0, x1, across = source_pixels(x, width, resized_width, inverse(2 * resized_width), reciprocal(2 * resized_width))
     plane = samples_ptr + row * row_stride + channel * channel_stride.to(tl.int64)
     upper = plane + y0 * y_stride.to(tl.int64)
     lower = plane + y1 * y_stride.to(tl.int64)
@@ -111,7 +74,7 @@ def _diversify(
 def _first_reader(pixel, size, resized, inverse):
     """Find the first pixel of a resized side whose source lies less than one pixel from ``pixel``."""
     # floor((resized * (2 pixel - 1) + size) / (2 size)), shifted by whole sides: none of it is negative.
-    first, _ = _divide(resized * (2 * pixel - 1) + (2 * resized + 1) * size, 2 * size, inverse)
+    first, _ = divide(resized * (2 * pixel - 1) + (2 * resized + 1) * size, 2 * size, inverse)
     return tl.maximum(first - resized, 0)
 
 
@@ -138,8 +101,8 @@ def _diversify_adjoint(
     # [BLOCK]
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = element < count
-    channel, pixel = _divide(element, pixels, _inverse(pixels))
-    y, x = _divide(pixel, width, _inverse(width))
+    channel, pixel = divide(element, pixels, inverse(pixels))
+    y, x = divide(pixel, width, inverse(width))
     # Scalars, of the row.
     resized_height = tl.load(placements_ptr + 4 * row).to(tl.int32)
     resized_width = tl.load(placements_ptr + 4 * row + 1).to(tl.int32)
@@ -147,21 +110,21 @@ def _diversify_adjoint(
     left = tl.load(placements_ptr + 4 * row + 3)
     # [BLOCK]
     plane = gradient_ptr + row * row_stride + channel * channel_stride.to(tl.int64) + top * y_stride + left * x_stride
-    first_down = _first_reader(y, height, resized_height, _inverse(2 * height))
-    first_across = _first_reader(x, width, resized_width, _inverse(2 * width))
+    first_down = _first_reader(y, height, resized_height, inverse(2 * height))
+    first_across = _first_reader(x, width, resized_width, inverse(2 * width))
     # Scalars.
-    inverse_height, reciprocal_height = _inverse(2 * resized_height), _reciprocal(2 * resized_height)
-    inverse_width, reciprocal_width = _inverse(2 * resized_width), _reciprocal(2 * resized_width)
+    inverse_height, reciprocal_height = inverse(2 * resized_height), reciprocal(2 * resized_height)
+    inverse_width, reciprocal_width = inverse(2 * resized_width), reciprocal(2 * resized_width)
     # [BLOCK]
     total = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(READERS_DOWN):
         target_y = first_down + i
-        y0, y1, down = _source(target_y, height, resized_height, inverse_height, reciprocal_height)
+        y0, y1, down = source_pixels(target_y, height, resized_height, inverse_height, reciprocal_height)
         share_y = tl.where(y0 == y, 1 - down, 0.0) + tl.where(y1 == y, down, 0.0)
         line = tl.zeros((BLOCK,), tl.float32)
         for j in tl.static_range(READERS_ACROSS):
             target_x = first_across + j
-            x0, x1, across = _source(target_x, width, resized_width, inverse_width, reciprocal_width)
+            x0, x1, across = source_pixels(target_x, width, resized_width, inverse_width, reciprocal_width)
             share_x = tl.where(x0 == x, 1 - across, 0.0) + tl.where(x1 == x, across, 0.0)
             there = inside & (target_y < resized_height) & (target_x < resized_width)
             place = target_y * y_stride.to(tl.int64) + target_x * x_stride.to(tl.int64)

@@ -18,7 +18,7 @@ import triton.language as tl  # noqa: E402
 from fampe_fast.checks import LARGEST_CUTOFF, SMALLEST_CUTOFF  # noqa: E402
 from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
-from fampe_fast.kernels.diversify import _divide, _inverse, _reciprocal, _source  # noqa: E402
+from fampe_fast.kernels.bilinear import divide, inverse, reciprocal, source_pixels  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
 from fampe_fast.kernels.fused import fma  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
@@ -128,7 +128,7 @@ def test_shells_are_exact_up_to_large_sizes(size: tuple[int, int], device: torch
 @triton.jit(do_not_specialize=["size", "resized"])
 def source_kernel(first_ptr, second_ptr, weight_ptr, size, resized, BLOCK: tl.constexpr):
     target = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    first, second, weight = _source(target, size, resized, _inverse(2 * resized), _reciprocal(2 * resized))
+    first, second, weight = source_pixels(target, size, resized, inverse(2 * resized), reciprocal(2 * resized))
     tl.store(first_ptr + target, first, mask=target < resized)
     tl.store(second_ptr + target, second, mask=target < resized)
     tl.store(weight_ptr + target, weight, mask=target < resized)
@@ -174,7 +174,7 @@ def test_a_fused_multiplication_and_addition_rounds_once(device: torch.device) -
 def divide_kernel(number_ptr, divisor_ptr, quotient_ptr, rest_ptr, BLOCK: tl.constexpr):
     divisor = tl.load(divisor_ptr + tl.program_id(0))
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    quotient, rest = _divide(tl.load(number_ptr + k), divisor, _inverse(divisor))
+    quotient, rest = divide(tl.load(number_ptr + k), divisor, inverse(divisor))
     tl.store(quotient_ptr + k, quotient)
     tl.store(rest_ptr + k, rest)
 
