@@ -7,13 +7,14 @@ moved: the same numbers on every device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .error_rule import assert_same
+from .error_rule import assert_same, assert_true
 from .poison import poisoned_memory
 from .shapes import Case
 
@@ -133,11 +134,15 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     Raises:
         AssertionError: an argument was changed.
     """
-    before = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+    before = {name: value.clone() if isinstance(value, Tensor) else copy(value) for name, value in arguments.items()}
     with poisoned_memory():
         result = function(**arguments)
     for name, value in before.items():
-        assert_same(arguments[name], value, f"argument {name} after the call")
+        now = arguments[name]
+        if isinstance(value, Tensor):
+            assert_same(now, value, f"argument {name} after the call")
+        else:
+            assert_true(now == value, f"argument {name} after the call: {now!r}, expected {value!r}")
     return result
 
 
