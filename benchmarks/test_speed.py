@@ -30,6 +30,8 @@ OPERATIONS: dict[str, tuple[Callable[[Size], int], int]] = {
     "band_mix": (lambda size: size.rows * size.channels * size.coefficients, 10 * 6 + 4 * 4 + 14),
     # Philox 10 rounds of 6; two conversions of 4; noise 2, gain 2, product 1.
     "dct_mix": (lambda size: size.rows * size.channels * size.pixels, 10 * 6 + 2 * 4 + 5),
+    # Of a layer four products and three sums, the mean, weight and gate; of the pixels the last three; the gating.
+    "combine_layers": (lambda size: size.images * size.pixels, 4 * (7 + 1 + 4) + 1 + 4 + 1),
     # Four weights and as many multiply-adds, per pixel of the frame and of the sample.
     "diversify": (lambda size: int(1.15**2 * size.rows * size.channels * size.pixels), 12),
     "diversify_adjoint": (lambda size: int(1.15**2 * size.rows * size.channels * size.pixels), 12),

@@ -121,6 +121,7 @@ def variants() -> list[Problem]:
     return [
         Problem(primitive("band_mix"), odd, "225 x 224, 8-byte accesses"),
         Problem(primitive("band_mix"), USUAL, "shared multiplier", lambda a: {**a, "shared_multiplier": True}),
+        Problem(primitive("combine_layers"), Size(32, 20, 299, 299), "299 x 299"),
         Problem(primitive("energy_cutoff"), USUAL, "without DC", lambda a: {**a, "include_dc": False}),
         Problem(primitive("energy_cutoff"), Size(32, 20, 2048, 2048), "2048 x 2048"),
         Problem(primitive("gradient_step"), USUAL, "no smoothing", _without_smoothing),

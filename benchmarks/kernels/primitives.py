@@ -23,6 +23,7 @@ from fampe_fast.reference import radial_mask as masks
 from fampe_fast.reference import radius, spectral_noise
 from fampe_fast.testing import Case
 from fampe_fast.testing.arguments import example_arguments
+from fampe_fast.testing.checks.combine_layers import layers_of
 from fampe_fast.testing.checks.diversify import frame_of
 
 from .floors import LaunchWork
@@ -298,6 +299,23 @@ def _evidence_bytes(size: Size) -> int:
     return 4 * size.images * size.pixels * (2 * size.channels + 1)
 
 
+def _levels_bytes(size: Size) -> int:
+    """Read once: the pixels' evidence and the layers'."""
+    cells = sum(height * width for height, width in layers_of(size.height, size.width))
+    return 4 * size.images * (size.pixels + cells)
+
+
+def _combining_bytes(size: Size) -> int:
+    return _levels_bytes(size) + 4 * size.images * size.pixels
+
+
+def _layer_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
+    """Stretches of a layer per program: those that sum pixels take none."""
+    layers = layers_of(size.height, size.width)
+    stretches = sum(-(-height * width // launch["CHUNK"]) for height, width in layers)
+    return (stretches / (launch["chunks"] + launch["layers"]),)
+
+
 BAND_MIX = Primitive(
     "band_mix",
     _mix_bytes,
@@ -343,6 +361,19 @@ PRIMITIVES = (
         lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.images),
         real_forms=(RealForm(accumulate_real),),
         samples=True,
+    ),
+    Primitive(
+        "combine_layers",
+        _combining_bytes,
+        {
+            "level_sums": LaunchModel(lambda size: _levels_bytes(size) // 4, _levels_bytes, _layer_trips),
+            "combine_layers": LaunchModel(
+                lambda size: size.images * size.pixels,
+                _combining_bytes,
+                lambda launch, size: (launch["layers"],),
+                _levels_bytes,
+            ),
+        },
     ),
     Primitive(
         "dct_mix",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..reference.accumulate import accumulate as _accumulate
 from ..reference.band_mix import band_mix as _band_mix
+from ..reference.combine_layers import combine_layers as _combine_layers
 from ..reference.dct_mix import dct_mix as _dct_mix
 from ..reference.diversify import diversify as _diversify
 from ..reference.diversify import diversify_adjoint as _diversify_adjoint
@@ -33,6 +34,7 @@ __all__ = [
     "StepResult",
     "accumulate",
     "band_mix",
+    "combine_layers",
     "dct_mix",
     "diversify",
     "diversify_adjoint",
@@ -164,6 +166,8 @@ layer_evidence = primitive(
         (activation.shape[0], *activation.shape[2:]), dtype=evidence_dtype(activation, gradient)
     ),
 )
+
+combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty(pixels.shape))
 
 
 # Operators without backends -------------------------------------------------------------------------------------------

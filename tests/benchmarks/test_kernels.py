@@ -77,6 +77,8 @@ def test_the_bytes_of_the_usual_size_counted_by_hand() -> None:
     assert primitive("radial_mask").bytes(size) == 32 * plane * 2 * 4
     layer = primitive("layer_evidence").fitted(size)
     assert primitive("layer_evidence").bytes(layer) == 4 * 32 * 14 * 14 * (1024 + 1024 + 1)
+    levels = 224 * 224 + 56 * 56 + 28 * 28 + 14 * 14 + 7 * 7
+    assert primitive("combine_layers").bytes(size) == 4 * 32 * (levels + 224 * 224)
     # The transform reads what the mix has written and writes the pixels.
     transform = 640 * 3 * (plane * 8 + 224 * 224 * 4)
     assert primitive("sampling").bytes(size) == primitive("band_mix").bytes(size) + transform
@@ -369,8 +371,8 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
 # Machine code, compiled without a GPU ---------------------------------------------------------------------------------
 
 # Where the kernels' files promise 16-byte accesses at the usual size.
-WIDE = {"band_mix", "dct_mix", "step", "accumulate"}
-WIDE_LOADS = {*WIDE, "layer_evidence"}
+WIDE = {"band_mix", "dct_mix", "step", "accumulate", "combine_layers"}
+WIDE_LOADS = {*WIDE, "layer_evidence", "level_sums"}
 WIDE_STORES = {*WIDE, "pixel_mask", "radial_mask"}
 
 

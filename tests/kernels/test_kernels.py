@@ -6,6 +6,8 @@ Triton's interpreter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from fampe_fast.checks import LARGEST_CUTOFF, SMALLEST_CUTOFF  # noqa: E402
 from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
 from fampe_fast.kernels.bilinear import divide, inverse, reciprocal, source_pixels  # noqa: E402
+from fampe_fast.kernels.combine_layers import combine_layers  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
 from fampe_fast.kernels.fused import fma  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
@@ -27,6 +30,7 @@ from fampe_fast.kernels.philox import ROUNDS, philox4x32, split_seed, to_uniform
 from fampe_fast.kernels.pixel_mask import pixel_mask  # noqa: E402
 from fampe_fast.kernels.radial_mask import radial_mask  # noqa: E402
 from fampe_fast.kernels.radius import shell_index, signed_frequency  # noqa: E402
+from fampe_fast.reference import combine_layers as reference_layers  # noqa: E402
 from fampe_fast.reference import layer_evidence as reference_evidence  # noqa: E402
 from fampe_fast.reference import philox as reference_philox  # noqa: E402
 from fampe_fast.reference import radial_mask as reference_masks  # noqa: E402
@@ -268,6 +272,14 @@ def test_a_pixel_s_channels_are_dealt_to_at_most_256_sums() -> None:
     assert counts == [1, 1, 4, 32, 32, 64, 128, 256, 256, 256]
 
 
+def test_combined_layers_do_not_depend_on_tiles_or_chunks(device: torch.device) -> None:
+    arguments = example_arguments("combine_layers", Case(21, 70), device)
+    whole = combine_layers(**arguments)
+    for columns, chunk in ((32, 64), (128, 1024), (4, 256)):
+        with poisoned_memory():
+            assert torch.equal(combine_layers(**arguments, columns=columns, chunk=chunk), whole), (columns, chunk)
+
+
 @pytest.mark.parametrize("size", [(2048, 2048), (2047, 1025), (40, 4000), (4000, 40), (224, 224)])
 def test_no_tile_has_more_shells_than_bins(size: tuple[int, int]) -> None:
     shells = reference_radius.shell_index(*size)
@@ -301,6 +313,8 @@ def test_wrong_types_are_named(device: torch.device) -> None:
     arguments = example_arguments("pixel_mask", Case(8, 8), device)
     with pytest.raises(TypeError, match="int64"):
         pixel_mask(**{**arguments, "first_step": arguments["first_step"].long()})
+    with pytest.raises(TypeError, match="float64"):
+        combine_layers(**moved(exactly(example_arguments("combine_layers", Case(8, 8), device)), device))
     layer = torch.zeros(1, 2, 3, 4, device=device)
     with pytest.raises(TypeError, match="got torch.float32 and torch.int64"):
         layer_evidence(layer, layer.long())
@@ -308,6 +322,41 @@ def test_wrong_types_are_named(device: torch.device) -> None:
         layer_evidence(layer, layer[..., 0])
     with pytest.raises(ValueError, match=r"\(B, C, H, W\), got shapes \(2, 3, 4\) and \(2, 3, 4\)"):
         layer_evidence(layer[0], layer[0])
+
+
+@pytest.mark.parametrize("function", [combine_layers, reference_layers.combine_layers])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"evidence": torch.zeros(2, 5).long()}, TypeError, "got torch.float32 and torch.int64"),
+        ({"pixels": torch.zeros(2, 1, 4, 6)}, ValueError, r"pixels must be \(B, H, W\), .* got shape \(2, 1, 4, 6\)"),
+        ({"pixels": torch.zeros(2, 4, 0)}, ValueError, r"got shape \(2, 4, 0\)"),
+        ({"sizes": [2, 2, 1]}, ValueError, r"sizes must be height and width, .* got \[2, 2, 1\]"),
+        ({"sizes": [2, 2, 1, 0]}, ValueError, r"at least 1 each, .* got \[2, 2, 1, 0\]"),
+        ({"sizes": [1] * 18}, ValueError, "of at most 8 layers"),
+        ({"weights": [1.0, 1.0]}, ValueError, "weights must be 3 numbers, .* 2 layers, got 2"),
+        ({"gates": [1.0] * 4}, ValueError, "gates must be 3 numbers, .* 2 layers, got 4"),
+        ({"evidence": torch.zeros(2, 6)}, ValueError, r"evidence must have shape \(2, 5\), .* got \(2, 6\)"),
+        ({"evidence": torch.zeros(3, 5)}, ValueError, r"evidence must have shape \(2, 5\), .* got \(3, 5\)"),
+    ],
+)
+def test_layers_that_do_not_fit_are_named(
+    function: Callable[..., Tensor],
+    change: dict[str, object],
+    error: type[Exception],
+    message: str,
+    device: torch.device,
+) -> None:
+    fitting = {
+        "pixels": torch.zeros(2, 4, 6),
+        "evidence": torch.zeros(2, 5),
+        "sizes": [2, 2, 1, 1],
+        "weights": [1.0] * 3,
+        "gates": [0.0] * 3,
+        "floor": 0.1,
+    }
+    with pytest.raises(error, match=message):
+        function(**moved({**fitting, **change}, device))
 
 
 def test_images_too_large_for_exact_shells_are_refused() -> None:

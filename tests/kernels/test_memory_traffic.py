@@ -18,6 +18,7 @@ from benchmarks.kernels.primitives import primitive
 from benchmarks.kernels.sizes import Size
 from fampe_fast.testing import Case
 from fampe_fast.testing.arguments import example_arguments
+from fampe_fast.testing.checks.combine_layers import layers_of
 from fampe_fast.testing.checks.layer_evidence import as_tokens
 
 from ..ptx.traffic import SECTOR, Counts, counting
@@ -47,6 +48,7 @@ def traffic(name: str, **changes: object) -> Counts:
         ("pixel_mask", "pixel_mask", 4 * PIXELS),
         ("radial_mask", "radial_mask", SPECTRA // 3),
         ("diversify_adjoint", "diversify_adjoint", 4 * PIXELS),
+        ("combine_layers", "combine_layers", PIXELS // 3),
     ],
 )
 def test_results_are_written_once_in_whole_sectors(name: str, kernel: str, written: int) -> None:
@@ -132,6 +134,18 @@ def test_evidence_loads_as_wide_as_a_layer_s_sizes_allow(
     (launch,) = record("layer_evidence", lambda: primitive("layer_evidence").kernel()(**arguments))
     loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", launch.compile().asm["ptx"])
     assert {int(count or 1) * int(bits) // 8 for count, bits in loads} == {width}
+
+
+def test_combined_levels_are_read_once_for_their_means_and_once_for_the_result() -> None:
+    """Layers begin anywhere in a sector, and a pixel's cells are read again, from the cache."""
+    counts = traffic("combine_layers")
+    pixels, cells = PIXELS // 3, 2 * 4 * sum(height * width for height, width in layers_of(SIDE, SIDE))
+    spare = 2 * 4 * 2 * SECTOR
+    sums, result = counts["level_sums", "ld"], counts["combine_layers", "ld"]
+    # A layer's elements are read one by one, four of each thread, so up to four times its sectors, from the cache.
+    assert pixels + cells <= sums.moved <= pixels + 4 * (cells + spare)
+    assert pixels + cells <= sums.footprint <= pixels + cells + spare
+    assert pixels + cells <= result.footprint <= pixels + cells + spare + 2 * 8 * 8  # ... and the sums
 
 
 def test_the_cut_off_reads_the_spectrum_once() -> None:

@@ -13,6 +13,7 @@ from fampe_fast.ops.backends import OPS
 from fampe_fast.ops.registration import DIFFERENTIABLE, MUTATED
 from fampe_fast.testing import Case, assert_same, load_primitives
 from fampe_fast.testing.arguments import exactly, example_arguments, moved, random
+from fampe_fast.testing.checks.combine_layers import with_layers
 from fampe_fast.testing.checks.common import tensors
 
 CASE = Case(8, 9, batch=2, channels=1, rows=3, taps=3)
@@ -44,6 +45,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "layer_evidence of halves": (
         "layer_evidence",
         halves_in_channels_last(example_arguments("layer_evidence", COLOUR, "cpu")),
+    ),
+    "combine_layers without layers": (
+        "combine_layers",
+        with_layers(example_arguments("combine_layers", CASE, "cpu"), []),
     ),
     "irfft2": ("irfft2", {"spectrum": SPECTRUM, "width": 9}),
     "irfft2 of even width": ("irfft2", {"spectrum": SPECTRUM, "width": 8}),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fampe_fast.reference.band_mix import band_mix
+from fampe_fast.reference.combine_layers import combine_layers
 from fampe_fast.reference.dct_mix import dct_matrix, dct_mix
 from fampe_fast.reference.energy_cutoff import energy_cutoff, shell_energy
 from fampe_fast.reference.gradient_step import gradient_step, smooth
@@ -386,3 +387,28 @@ def test_an_unusable_gradient_costs_its_own_image_only(bad: float) -> None:
 def test_multiplicities_count_the_full_spectrum() -> None:
     for width in (8, 9, 10, 11):
         assert int(multiplicity(width).sum()) == width
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------
+
+
+def hat_functions(size: int, resized: int) -> Tensor:
+    """Linear interpolation, a matrix (resized, size): a row's share of a cell falls as its centre is further away."""
+    place = ((torch.arange(resized, dtype=torch.float64) + 0.5) * size / resized - 0.5).clamp(0, size - 1)
+    return (1 - (place[:, None] - torch.arange(size)).abs()).clamp(min=0)
+
+
+@pytest.mark.parametrize("layers", [[], [(3, 5)], [(7, 2), (1, 1), (9, 8), (40, 3), (4, 30)]])
+def test_layers_are_combined_as_the_formula_says(layers: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    levels = [torch.rand(2, *size, generator=generator, dtype=torch.float64) for size in [(9, 8), *layers]]
+    weights, gates = torch.rand(2, len(levels), generator=generator, dtype=torch.float64).tolist()
+    total, gate = torch.zeros(2, 9, 8).double(), torch.full((2, 9, 8), 0.2).double()
+    for level, weight, share in zip(levels, weights, gates, strict=True):
+        down, across = (hat_functions(*pair) for pair in zip(level.shape[1:], (9, 8), strict=True))
+        resized = torch.einsum("yi,bij,xj->byx", down, level / level.mean((1, 2), keepdim=True), across)
+        total, gate = total + weight * resized, gate + share * resized
+    evidence = torch.cat([torch.empty(2, 0, dtype=torch.float64), *(level.flatten(1) for level in levels[1:])], 1)
+    sizes = [side for size in layers for side in size]
+    got = combine_layers(levels[0], evidence, sizes, weights, gates, 0.2)
+    torch.testing.assert_close(got, total * gate)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,81 @@ def as_if_contiguous(activation: Tensor, gradient: Tensor) -> Tensor:
     return result
 
 
+def over_mean(level: Tensor) -> Tensor:
+    """(B, h, w) over its mean, by float64."""
+    mean = level.double().mean((1, 2), keepdim=True)
+    return torch.where(mean == 0, 0.0, level.double() / mean).to(level.dtype)
+
+
+def bilinear(level: Tensor, size: list[int], **options: bool) -> Tensor:
+    options = {"align_corners": False, **options}
+    return torch.nn.functional.interpolate(level[:, None], size, mode="bilinear", **options)[:, 0]
+
+
+def as_product(total: Tensor, gate: Tensor, floor: float) -> Tensor:
+    return total * (floor + gate)
+
+
+def combined(
+    normalised: Callable[[Tensor], Tensor] = over_mean,
+    resized: Callable[[Tensor, list[int]], Tensor] = bilinear,
+    gated: Callable[[Tensor, Tensor, float], Tensor] = as_product,
+) -> Fault:
+    """The formula of ``combine_layers`` with a part of it exchanged."""
+
+    def run(
+        pixels: Tensor,
+        evidence: Tensor,
+        sizes: list[int],
+        weights: list[float],
+        gates: list[float],
+        floor: float,
+    ) -> Tensor:
+        sides = list(zip(sizes[::2], sizes[1::2], strict=True))
+        parts = evidence.split([height * width for height, width in sides], 1) if sides else ()
+        levels = [normalised(pixels)]
+        for part, side in zip(parts, sides, strict=True):
+            levels.append(resized(normalised(part.reshape(-1, *side)), list(pixels.shape[1:])))
+        total, gate = (
+            sum(number * level for number, level in zip(numbers, levels, strict=True)) for numbers in (weights, gates)
+        )
+        return gated(total, gate, floor).contiguous()
+
+    return run
+
+
+def over_mean_once_resized(level: Tensor, size: list[int]) -> Tensor:
+    return over_mean(bilinear(level, size))
+
+
+def with_float32_sums(level: Tensor) -> Tensor:
+    """A sum of many large numbers is infinite."""
+    mean = level.mean((1, 2), keepdim=True)
+    return torch.where(mean == 0, 0.0, level / mean)
+
+
+def times_the_reciprocal(level: Tensor) -> Tensor:
+    """... which is infinite where the mean is tiny."""
+    mean = level.double().mean((1, 2), keepdim=True).to(level.dtype)
+    return torch.where(mean == 0, 0.0, level * (1 / mean))
+
+
+def sides_exchanged(arguments: dict[str, Any]) -> dict[str, Any]:
+    sizes = arguments["sizes"]
+    return {**arguments, "sizes": [side for pair in zip(sizes[1::2], sizes[::2], strict=True) for side in pair]}
+
+
+def as_the_pixels_lie(**arguments: Any) -> Tensor:
+    return torch.empty_like(arguments["pixels"]).copy_(REFERENCE["combine_layers"](**arguments))
+
+
+def list_reversed(**arguments: Any) -> Tensor:
+    """The result is right, but a list of the caller's is not what it was."""
+    result: Tensor = REFERENCE["combine_layers"](**arguments)
+    arguments["gates"].reverse()
+    return result
+
+
 def into_a_copy(op: str) -> Fault:
     """The reference of ``op`` on copies: what it should change stays as it was."""
 
@@ -411,6 +487,42 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         evidence(lambda a, g: torch.relu(-(g * a).sum(1))),
     ),
     "evidence: last row unwritten": ("layer_evidence", after("layer_evidence", unwritten(-2))),
+    "layers: not divided by the mean": ("combine_layers", combined(lambda level: level)),
+    "layers: over the largest": ("combine_layers", combined(lambda level: level / level.amax((1, 2), keepdim=True))),
+    "layers: one mean for the batch": ("combine_layers", combined(lambda level: level / level.mean())),
+    "layers: over the mean of what was resized": (
+        "combine_layers",
+        combined(lambda level: level, over_mean_once_resized),
+    ),
+    "layers: zero over zero": (
+        "combine_layers",
+        combined(lambda level: (level.double() / level.double().mean((1, 2), keepdim=True)).to(level.dtype)),
+    ),
+    "layers: NaN is nothing": ("combine_layers", combined(lambda level: over_mean(level).nan_to_num())),
+    "layers: sums in float32": ("combine_layers", combined(with_float32_sums)),
+    "layers: times the reciprocal of the mean": ("combine_layers", combined(times_the_reciprocal)),
+    "layers: corners aligned": ("combine_layers", combined(resized=partial(bilinear, align_corners=True))),
+    "layers: smoothed where they are larger": ("combine_layers", combined(resized=partial(bilinear, antialias=True))),
+    "layers: nearest cell": (
+        "combine_layers",
+        combined(resized=lambda level, size: torch.nn.functional.interpolate(level[:, None], size)[:, 0]),
+    ),
+    "layers: gate without floor": ("combine_layers", combined(gated=lambda total, gate, floor: total * gate)),
+    "layers: gate added": ("combine_layers", combined(gated=lambda total, gate, floor: total + floor + gate)),
+    "layers: weights and gates exchanged": (
+        "combine_layers",
+        changed("combine_layers", lambda a: {**a, "weights": a["gates"], "gates": a["weights"]}),
+    ),
+    "layers: weights in reverse": (
+        "combine_layers",
+        changed("combine_layers", lambda a: {**a, "weights": a["weights"][::-1]}),
+    ),
+    "layers: heights and widths exchanged": ("combine_layers", changed("combine_layers", sides_exchanged)),
+    "layers: a list is turned around": ("combine_layers", list_reversed),
+    "layers: in the strides of the pixels": ("combine_layers", as_the_pixels_lie),
+    "layers: tf32": ("combine_layers", after("combine_layers", ten_bits)),
+    "layers: racy": ("combine_layers", after("combine_layers", Racy())),
+    "layers: last row unwritten": ("combine_layers", after("combine_layers", unwritten(-2))),
     "pixel mask: < instead of <=": (
         "pixel_mask",
         changed("pixel_mask", lambda arguments: {**arguments, "step": arguments["step"] - 1}),
@@ -461,6 +573,17 @@ CATCHERS: dict[str, str] = {
     "evidence: racy": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
     "evidence: strides ignored": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
     "evidence: added as the channels lie in memory": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
+    "layers: not divided by the mean": "combine_layers_takes_a_level_without_structure_for_one",
+    "layers: zero over zero": "combine_layers_leaves_empty_levels_empty_and_hides_no_nan",
+    "layers: NaN is nothing": "combine_layers_leaves_empty_levels_empty_and_hides_no_nan",
+    "layers: sums in float32": "combine_layers_takes_evidence_of_any_scale",
+    "layers: times the reciprocal of the mean": "combine_layers_takes_evidence_of_any_scale",
+    "layers: corners aligned": "combine_layers_is_as_accurate_as_the_reference",
+    "layers: smoothed where they are larger": "combine_layers_resizes_any_layers",
+    "layers: weights and gates exchanged": "combine_layers_is_as_accurate_as_the_reference",
+    "layers: in the strides of the pixels": "combine_layers_depends_on_neither_strides_nor_batch_nor_run",
+    "layers: racy": "combine_layers_depends_on_neither_strides_nor_batch_nor_run",
+    "layers: a list is turned around": "combine_layers_is_as_accurate_as_the_reference",
     "sum: another order": "accumulate_adds_rows_in_their_order",
     "step: racy sum": "gradient_step_depends_on_neither_batch_nor_run",
     "step: bfloat16 sum": "gradient_step_adds_large_sums_in_float32",
