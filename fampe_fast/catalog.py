@@ -53,7 +53,8 @@ _FAMPE = f"{_PACKAGE}.engine.config:FAMPEConfig"
 
 
 def _captum(name: str, *only: str) -> MethodRow:
-    return MethodRow(_CAPTUM, _CAPTUM, (*only, "bounds", "absolute"), {"name": name}, family="Captum's methods")
+    options = (*only, "bounds", "absolute", "blur_cutoff", "area_cutoff")
+    return MethodRow(_CAPTUM, _CAPTUM, options, {"name": name}, family="Captum's methods")
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {
@@ -70,7 +71,7 @@ PLAIN_METHODS: dict[str, MethodRow] = {
         explorer=True,
     ),
     "integrated_gradients": _captum("integrated_gradients", "passes"),
-    "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed"),
+    "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed", "squared"),
     "saliency": _captum("saliency"),
 }
 """Methods that make maps of their own. ``fampe_published`` is ``FAMPEConfig.published()``."""

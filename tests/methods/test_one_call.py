@@ -111,7 +111,10 @@ def test_methods_describe_themselves_and_others_count_as_one_pass() -> None:
         "map_cutoff": 4,
         "filtered": {
             "method": "smoothgrad",
-            "config": {"passes": 7, "noise": 0.15, "seed": 0, "bounds": (0.0, 1.0), "absolute": False},
+            "config": {
+                "passes": 7, "noise": 0.15, "seed": 0, "bounds": (0.0, 1.0), "absolute": False, "squared": False,
+                "blur_cutoff": None, "area_cutoff": None,
+            },
         },
         "signed": False,
     }  # fmt: skip
