@@ -57,6 +57,11 @@ def _captum(name: str, *only: str) -> MethodRow:
     return MethodRow(_CAPTUM, _CAPTUM, options, {"name": name}, family="Captum's methods")
 
 
+def _floor(kind: str, *only: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.floors:{kind}"
+    return MethodRow(home, home, (*only, "bounds"), family="the floors")
+
+
 PLAIN_METHODS: dict[str, MethodRow] = {
     "fampe": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE", _FAMPE, explorer=True),
     "fampe_published": MethodRow(
@@ -73,6 +78,9 @@ PLAIN_METHODS: dict[str, MethodRow] = {
     "integrated_gradients": _captum("integrated_gradients", "passes"),
     "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed", "squared"),
     "saliency": _captum("saliency"),
+    "rise": MethodRow(f"{_PACKAGE}.methods.rise:RISE", f"{_PACKAGE}.methods.rise:RISEConfig"),
+    "centre_prior": _floor("CentrePrior"),
+    "random_map": _floor("RandomMap", "seed"),
 }
 """Methods that make maps of their own. ``fampe_published`` is ``FAMPEConfig.published()``."""
 

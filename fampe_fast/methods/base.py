@@ -63,7 +63,7 @@ class AttributionMethod(Protocol):
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of the model per image, at least 1."""
+        """Forward and backward passes of the model per image; forward ones alone where it makes no others."""
 
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model, in plain values, for a record."""

@@ -12,6 +12,7 @@ from fampe_fast.methods import METHODS, CaptumMethod, create_method
 from fampe_fast.methods.quantus import explain
 
 from ..models_for_tests import Smooth, some_images
+from ..runtime.test_contexts import options_of
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -84,10 +85,8 @@ def test_maps_are_blurred_or_joined_with_their_blur() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
-    options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "fampe_published", "attexplore")) else {"passes": 2}
-    options = {} if name.endswith("saliency") else options
     images = some_images(2)
-    method = create_method(name, Smooth(), **options)
+    method = create_method(name, Smooth(), **options_of(name))
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)
     assert maps.shape == images.shape
     assert maps.dtype == torch.float32

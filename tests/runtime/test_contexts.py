@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
+from fampe_fast.catalog import method_options
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map
 from fampe_fast.methods import METHODS
@@ -29,11 +30,8 @@ pytest.importorskip("captum")
 
 
 def options_of(name: str) -> dict[str, Any]:
-    if name.endswith("saliency"):
-        return {}
-    if name.endswith(("smoothgrad", "integrated_gradients")):
-        return {"passes": 3}
-    return {"steps": 2, "samples": 3}
+    few = {"passes": 3, "steps": 2, "samples": 3}
+    return {option.name: few[option.name] for option in method_options(name) if option.name in few}
 
 
 def run_method(name: str, model: nn.Module, images: Tensor) -> Tensor:
