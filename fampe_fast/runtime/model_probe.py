@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .autograd_graph import nodes_between
 from .model import Model, frozen_parameters, input_dtype, memory_format
 from .out_of_memory import is_out_of_memory, with_advice
 from .outputs import Output, Reading, declared_output, logits_in, probabilities, resolve_reading
@@ -305,27 +306,13 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
         # One that computes outside torch, say: good enough for scores. What is wrong with the model itself is raised.
         with torch.no_grad():
             return call(model, image.detach().clone()), None, _line(error)
-    if _reaches(output, leaf):
+    if nodes_between(output, leaf):
         return output, sum(saved.values()), ""
     return (
         output,
         None,
         ("it runs under torch.no_grad or torch.inference_mode, detaches on the way, or does not look at the image"),
     )
-
-
-def _reaches(output: Tensor, leaf: Tensor) -> bool:
-    """Tell whether autograd's graph leads from an output back to a leaf; parameters may make it require a gradient."""
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen or "NotImplemented" in node.name():  # which has a way back, and no gradient
-            continue
-        if getattr(node, "variable", None) is leaf:
-            return True
-        seen.add(node)
-        waiting += [before for before, _ in node.next_functions]
-    return False
 
 
 @contextmanager
