@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import ref
@@ -81,6 +81,61 @@ def find_activations(model: Model, images: Tensor, probed: ModelInfo | None = No
     return known[key]
 
 
+def check_layer(model: nn.Module, name: object) -> nn.Module:
+    """Look up a module by its name in ``model.named_modules()``.
+
+    Raises:
+        TypeError: a name that is no string.
+        ValueError: one that the model does not have.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"layer must be the name of a module, got {name!r}")
+    known: dict[str, nn.Module] = {each: module for each, module in model.named_modules() if each}
+    if name not in known:
+        few = f"{', '.join(list(known)[:5])}{f', ... ({len(known)} in all)' if len(known) > 5 else ''}" or "none"
+        raise ValueError(f"the model has no layer {name!r}; it has {few}")
+    return known[name]
+
+
+def named_activation(model: nn.Module, images: Tensor, name: str, probed: ModelInfo | None = None) -> Activation:
+    """Find the activation that a module returns, by the module's name, in a forward pass of the first image.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode.
+        images: (B, C, H, W), B at least 1.
+        name: of a module that runs once in a pass.
+        probed: what is known of the model.
+
+    Raises:
+        TypeError, ValueError: as ``check_layer``.
+        ValueError: a module that does not run, or more than once, or whose output has no places in the image.
+    """
+    module, outputs, thread = check_layer(model, name), list[object](), threading.get_ident()
+    probed = probe(model, images) if probed is None else probed
+
+    def see(layer: nn.Module, arguments: object, output: object) -> None:
+        if threading.get_ident() == thread:
+            outputs.append(output)
+
+    hook = module.register_forward_hook(see)
+    try:
+        with torch.no_grad(), eager():
+            call(model, images[:1], probed)
+    finally:
+        hook.remove()
+    if len(outputs) != 1:
+        raise ValueError(f"layer {name!r} runs {len(outputs)} times in a pass; expected a layer that runs once")
+    output = _tensor_in(outputs[0])
+    shape = None if output is None else _shape_of(output, images)
+    if shape is None:
+        what = type(outputs[0]).__name__ if output is None else tuple(output.shape)
+        raise ValueError(
+            f"the output of layer {name!r} is {what}, which has no places in the image; expected (B, C, h, w), "
+            "(B, h, w, C) or tokens (B, N, C)"
+        )
+    return Activation(name, 0, *shape, ref(module))
+
+
 class Captured:
     """The outputs of some modules in one pass.
 
@@ -122,10 +177,33 @@ def capture(activations: Sequence[Activation]) -> Iterator[Captured]:
             hook.remove()
 
 
-def eager() -> AbstractContextManager[object]:
-    """Run modules that the user has compiled as they are: the compiler leaves hooks out."""
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run modules that the user has compiled as they are: the compiler leaves hooks out.
+
+    Torch's stance is the process's: of several threads inside, the last to leave gives back the one before the first.
+    """
+    with _CHANGING:
+        if not _INSIDE:
+            _STANCE.enter_context(_force_eager())
+        _INSIDE.append(None)
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            _INSIDE.pop()
+            if not _INSIDE:
+                _STANCE.close()
+
+
+def _force_eager() -> AbstractContextManager[object]:
     stance: Any = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
+
+
+_CHANGING = threading.Lock()
+_INSIDE: list[None] = []
+_STANCE = ExitStack()
 
 
 # Finding --------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fampe_fast.runtime.activations import capture, find_activations
+from fampe_fast.runtime.activations import capture, eager, find_activations, named_activation
 from fampe_fast.runtime.autograd_graph import cut_nodes, nodes_between
 
 
@@ -186,3 +186,51 @@ def test_families_of_torchvision_have_their_last_spatial_layer(name: str, last: 
     found = find_activations(model, torch.rand(1, 3, 224, 224))[-1]
     assert last in (None, found.name)
     assert min(found.size) > 1
+
+
+@pytest.mark.parametrize("name", ["second", "branch"])
+def test_a_layer_that_is_named_need_not_be_on_every_path(name: str) -> None:
+    model, images = Net().eval(), torch.rand(2, 3, 32, 48)
+    found = named_activation(model, images, name)
+    assert (found.name, found.call, found.layout, found.size, found.channels) == (name, 0, "nchw", (8, 12), 8)
+    assert found.module() is model.get_submodule(name)
+    assert not model.get_submodule(name)._forward_hooks
+
+
+def test_names_that_cannot_be_explained_say_what_was_found() -> None:
+    model, images = Net().eval(), torch.rand(1, 3, 32, 32)
+    for name, error, message in (
+        ("third", ValueError, r"the model has no layer 'third'; it has first, second, branch, act, head$"),
+        ("act", ValueError, "layer 'act' runs 3 times in a pass"),
+        ("head", ValueError, r"the output of layer 'head' is \(1, 5\), which has no places in the image"),
+        (None, TypeError, "layer must be the name of a module, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            named_activation(model, images, name)  # type: ignore[arg-type]
+
+
+def test_the_last_thread_to_leave_gives_the_compiler_back() -> None:
+    compiled = torch.compile(lambda x: (x + 1, torch.compiler.is_dynamo_compiling()), backend="eager")
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def first() -> None:
+        with eager():
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait(10)
+        with eager():
+            second_in.set()
+            first_out.wait(10)
+            seen.append(compiled(torch.ones(2))[1])
+        seen.append(compiled(torch.ones(2))[1])
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [False, True]
