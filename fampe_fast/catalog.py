@@ -57,6 +57,16 @@ def _captum(name: str, *only: str) -> MethodRow:
     return MethodRow(_CAPTUM, _CAPTUM, options, {"name": name}, family="Captum's methods")
 
 
+def _cam(name: str, *only: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.grad_cam_methods:GradCAMMethod"
+    return MethodRow(home, home, (*only, "bounds"), {"name": name}, family="class activation maps")
+
+
+def _attention(name: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.attention:AttentionMethod"
+    return MethodRow(home, home, ("bounds",), {"name": name}, family="attention")
+
+
 def _floor(kind: str, *only: str) -> MethodRow:
     home = f"{_PACKAGE}.methods.floors:{kind}"
     return MethodRow(home, home, (*only, "bounds"), family="the floors")
@@ -78,6 +88,13 @@ PLAIN_METHODS: dict[str, MethodRow] = {
     "integrated_gradients": _captum("integrated_gradients", "passes"),
     "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed", "squared"),
     "saliency": _captum("saliency"),
+    "gradcam": _cam("gradcam", "layer"),
+    "gradcam_plus_plus": _cam("gradcam_plus_plus", "layer"),
+    "hirescam": _cam("hirescam", "layer"),
+    "layercam": _cam("layercam", "layer"),
+    "fullgrad": _cam("fullgrad"),
+    "attention_rollout": _attention("attention_rollout"),
+    "attention_gradient": _attention("attention_gradient"),
     "rise": MethodRow(f"{_PACKAGE}.methods.rise:RISE", f"{_PACKAGE}.methods.rise:RISEConfig"),
     "centre_prior": _floor("CentrePrior"),
     "random_map": _floor("RandomMap", "seed"),

@@ -16,12 +16,11 @@ from torch.overrides import TorchFunctionMode
 from ..checks import check_bounds, check_count, check_flag, check_gaussian_cutoff, check_number, check_seed
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
-from ..errors import warn
 from ..frequency.two_scale import blurred_map, two_scale_map
 from ..progress import progress
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
-from .base import captum_call
+from .base import captum_call, warn_of_strange
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 
@@ -143,7 +142,7 @@ class CaptumMethod:
                 for index in range(len(maps)):
                     maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
                     advance(1)
-            _warn_of_strange(maps, request.image_ids)
+            warn_of_strange(maps, request.image_ids)
         maps = maps.abs() if self.absolute else maps
         if self.area_cutoff is not None:
             return two_scale_map(maps, self.area_cutoff).expand_as(maps).contiguous()
@@ -206,9 +205,3 @@ def _usual_defaults(device: torch.device) -> Iterator[None]:
 def _stream(seed: int, image_id: int) -> int:
     """Compute the seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
     return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63
-
-
-def _warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
-    strange = ~maps.isfinite().flatten(1).all(1)
-    if bool(strange.any()):
-        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")

@@ -74,6 +74,7 @@ def test_every_flag_says_what_it_is(command: str) -> None:
 
 def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
     pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
     for name in PLAIN_METHODS:
         method: Any = create_method(name, Smooth())
         holder = getattr(method, "config", method)

@@ -14,7 +14,7 @@ from fampe_fast import FAMPE
 from fampe_fast.methods import METHODS, create_method
 from fampe_fast.metrics import stability
 
-from ..models_for_tests import Smooth, TwoClassLinear, some_images
+from ..models_for_tests import Smooth, TwoClassLinear, some_images, suited
 from ..runtime.test_contexts import options_of
 
 DISTANCES = ("l1", "l2", "squared_l2", "spearman")
@@ -185,7 +185,8 @@ def test_fampe_is_compared_with_itself_and_not_with_other_noise() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_package_is_taken(name: str) -> None:
     pytest.importorskip("captum")
-    method = create_method(name, Smooth(), **options_of(name))
+    pytest.importorskip("pytorch_grad_cam")
+    method = create_method(name, suited(name), **options_of(name))
     scores = stability(method, some_images(2), 1, samples=2, image_ids=[3, 1], internal_batch_size=2).scores
     assert scores.isfinite().all()
     blind = name.endswith(("centre_prior", "random_map"))

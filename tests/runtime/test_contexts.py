@@ -24,9 +24,10 @@ from fampe_fast.robustness.transfer import answers_of
 from fampe_fast.runtime.model import frozen_parameters
 from fampe_fast.runtime.tf32 import tensor_float32
 
-from ..models_for_tests import Smooth, some_images
+from ..models_for_tests import Smooth, some_images, suited
 
 pytest.importorskip("captum")
+pytest.importorskip("pytorch_grad_cam")
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -87,10 +88,10 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_the_caller_has_set_changes_no_bit(call: str, setting: str) -> None:
-    model, images = Smooth(), some_images(2)
+    model, images = suited(call), some_images(2)
     quiet = CALLS[call](model, images)
     for fresh in (False, True):  # a model that is known, and one that is asked inside
-        other = Smooth() if fresh else model
+        other = suited(call) if fresh else model
         with SETTINGS[setting]():
             found = CALLS[call](other, images)
         assert torch.equal(found, quiet)
@@ -101,7 +102,7 @@ def test_what_the_caller_has_set_changes_no_bit(call: str, setting: str) -> None
 @pytest.mark.parametrize("call", CALLS)
 def test_four_threads_with_one_model_give_the_bits_of_one(call: str) -> None:
     """All at once and again and again, every thread with images of its own, and the user drawing beside them."""
-    model = Smooth()
+    model = suited(call)
     batches = [some_images(2, seed=seed) for seed in range(4)]
     quiet = [CALLS[call](model, images) for images in batches]
     flags = [parameter.requires_grad for parameter in model.parameters()]
