@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fampe_fast import create_method
 from fampe_fast.engine.request import prepared
 from fampe_fast.methods.rise import RISE, RISEConfig
+from fampe_fast.metrics.random_words import Stream, random_words
 
 from ..models_for_tests import Smooth, some_images
 
@@ -59,29 +60,24 @@ def test_what_the_model_looks_at_ranks_first() -> None:
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(24, 24, 7), (40, 33, 5), (16, 224, 8), (9, 8, 11), (8, 8, 1)])
 def test_masks_are_shifted_enlarged_cells(height: int, width: int, grid: int) -> None:
-    """Each mask is a window of the cells enlarged by torch, at a shift below a cell."""
+    """Each mask is a window of its cells as torch enlarges them, at a shift below a cell."""
     images = some_images(1, height=height, width=width)
     masks = masks_of(RISE(lambda pixels: pixels.mean((2, 3)), grid=grid, seed=3), images, 64)
     assert masks.shape == (64, height, width)
     assert 0 <= masks.min() <= masks.max() <= 1
     assert abs(float(masks.mean()) - 0.5) < (0.2 if grid == 1 else 0.06)
+    numbers = torch.arange(64)
+    words = random_words(Stream.MASKS, 3, torch.zeros_like(numbers), numbers, grid * grid + 2).double() / 2**32
     down, across = -(-height // grid), -(-width // grid)
-    for mask in masks[:4]:
-        fits = []
-        for y in range(down):
-            for x in range(across):
-                basis = F.interpolate(
-                    torch.eye(grid * grid).reshape(-1, 1, grid, grid),
-                    size=((grid + 1) * down, (grid + 1) * across),
-                    mode="bilinear",
-                    align_corners=False,
-                )[:, 0, y : y + height, x : x + width].flatten(1)
-                cells = torch.linalg.lstsq(basis.T.double(), mask.flatten()[:, None].double()).solution
-                seen = basis.amax(1) > 0.5
-                whole = ((cells[:, 0] - cells[:, 0].round()).abs() < 1e-4)[seen].all()
-                close = (basis.T.double() @ cells - mask.flatten()[:, None]).abs().max() < 1e-5
-                fits.append(bool(whole & close))
-        assert any(fits)
+    shifts = set()
+    for mask, (first, second, *cells) in zip(masks, words.tolist(), strict=True):
+        kept = (torch.tensor(cells) < 0.5).float().reshape(1, 1, grid, grid)
+        size = ((grid + 1) * down, (grid + 1) * across)
+        large = F.interpolate(kept, size=size, mode="bilinear", align_corners=False)[0, 0]
+        y, x = int(first * down), int(second * across)
+        shifts.add((y, x))
+        torch.testing.assert_close(mask, large[y : y + height, x : x + width], rtol=0, atol=1e-5)
+    assert len(shifts) > min(20, down * across) / 2
 
 
 def test_the_map_is_the_authors_formula_over_its_masks() -> None:
