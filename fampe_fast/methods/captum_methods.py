@@ -51,7 +51,7 @@ class CaptumMethod:
             stream, and nothing else is drawn.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
         absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign. None is
-            the method's custom: yes for ``saliency``, no for the others.
+            the method's custom: yes for ``saliency`` and for squares, no for the others.
         squared: average the squares of the gradients of SmoothGrad (Hooker et al., NeurIPS 2019), not the gradients.
         blur_cutoff: cut-off of a Gaussian that the map is blurred by, in cycles over the shorter side
             (``frequency.blurred_map``); None for no blur.
@@ -87,8 +87,8 @@ class CaptumMethod:
         self.passes = 1 if name == "saliency" else check_count("passes", passes)
         self.noise: float = check_number("noise", noise, 0, math.inf)
         self.seed, self.bounds = check_seed(seed), check_bounds(bounds)
-        self.absolute = name == "saliency" if absolute is None else absolute
         self.squared = check_flag("squared", squared)
+        self.absolute = (name == "saliency" or self.squared) if absolute is None else absolute
         if blur_cutoff is not None and area_cutoff is not None:
             raise ValueError(f"give blur_cutoff or area_cutoff, not both; got {blur_cutoff!r} and {area_cutoff!r}")
         self.blur_cutoff = None if blur_cutoff is None else check_gaussian_cutoff("blur_cutoff", blur_cutoff)
