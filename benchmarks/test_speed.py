@@ -37,6 +37,8 @@ OPERATIONS: dict[str, tuple[Callable[[Size], int], int]] = {
     "energy_cutoff": (lambda size: size.images * size.channels * size.coefficients, 5),
     # 14 multiply-adds of smoothing as two operations each; mean 2, momentum 2, sign step 3, projection 4, map 3.
     "gradient_step": (lambda size: size.images * size.channels * size.pixels, 2 * 14 + 14),
+    # A product and a sum per channel.
+    "layer_evidence": (lambda size: size.images * size.channels * size.pixels, 2),
     # A comparison and a choice.
     "pixel_mask": (lambda size: size.rows * size.channels * size.pixels, 2),
     # Radius 5, exponential 3, complement 1.

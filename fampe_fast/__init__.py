@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from .methods.tuning import tune_cutoff as tune_cutoff
     from .methods.warmup import WarmUp as WarmUp
     from .methods.warmup import warmup as warmup
+    from .metrics import centre_gain as centre_gain
+    from .metrics import grid_pointing as grid_pointing
     from .metrics import insertion_deletion as insertion_deletion
     from .metrics import mu_fidelity as mu_fidelity
+    from .metrics import parameter_randomisation as parameter_randomisation
     from .metrics import stability as stability
     from .models import Classifier as Classifier
     from .models import load_classifier as load_classifier
@@ -78,11 +81,14 @@ _HOMES = {
     "TunedCutoff": "methods.tuning",
     "WarmUp": "methods.warmup",
     "WeightsUnavailableError": "errors",
+    "centre_gain": "metrics",
     "create_method": "methods.registry",
+    "grid_pointing": "metrics",
     "insertion_deletion": "metrics",
     "load_classifier": "models",
     "load_embedded_classifier": "models",
     "mu_fidelity": "metrics",
+    "parameter_randomisation": "metrics",
     "register_backend": "ops.backends",
     "stability": "metrics",
     "transfer_rates": "robustness",

@@ -213,6 +213,7 @@ class MetricRow:
         choices: the words that an option takes where its type does not say.
         explains: whether it has the method explain other images.
         named: whether images have names in its random stream, so that it takes ``image_ids``.
+        partners: whether it shows an image beside other ones of the run, which it takes as ``partners``.
         reading: a sentence for under the table.
     """
 
@@ -223,6 +224,7 @@ class MetricRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     explains: bool = False
     named: bool = True
+    partners: bool = False
     unprefixed: tuple[str, ...] = ()
     reading: str = ""
 
@@ -246,6 +248,18 @@ METRICS: dict[str, MetricRow] = {
         named=False,
         unprefixed=("protocol",),
     ),
+    "centre_gain": MetricRow(
+        f"{_PACKAGE}.metrics.centre_gain:centre_gain",
+        (
+            Score("insertion_over_centre", "insertion over centre", "ins. - centre", "ins. o. c.", "high", "insertion"),
+            Score("deletion_under_centre", "deletion under centre", "centre - del.", "del. u. c.", "high", "deletion"),
+        ),
+        ("protocol", "steps", "passes"),
+        "centre-gain-",
+        {"protocol": tuple(PROTOCOLS)},
+        named=False,
+        reading="centre: a Gaussian in the middle, in place of the map; above 0 is better than that",
+    ),
     "mu_fidelity": MetricRow(
         f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
         (Score("mu_fidelity", "mu-fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),
@@ -260,6 +274,23 @@ METRICS: dict[str, MetricRow] = {
         "stability-",
         explains=True,
         reading="stability: share of the map that changes when the image changes by up to 0.02; low is stable",
+    ),
+    "grid_pointing": MetricRow(
+        f"{_PACKAGE}.metrics.grid_pointing:grid_pointing",
+        (Score("grid_pointing", "grid pointing", "grid pointing", "grid p.", "high", "scores"),),
+        ("grid", "cells", "seed"),
+        "grid-pointing-",
+        explains=True,
+        partners=True,
+        reading="grid pointing: share of the map on the right one of n x n images of other classes; chance is 1 / n^2",
+    ),
+    "parameter_randomisation": MetricRow(
+        f"{_PACKAGE}.metrics.parameter_randomisation:parameter_randomisation",
+        (Score("parameter_randomisation", "parameter randomisation", "param. random.", "p. rand.", "low", "scores"),),
+        ("stages", "values", "seed"),
+        "parameter-randomisation-",
+        explains=True,
+        reading="parameter randomisation: rank correlation with the map of a model of random layers; low depends on it",
     ),
 }
 

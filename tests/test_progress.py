@@ -18,6 +18,7 @@ from fampe_fast import (
     create_method,
     insertion_deletion,
     mu_fidelity,
+    parameter_randomisation,
     stability,
     tune_cutoff,
 )
@@ -94,6 +95,9 @@ CALLS: dict[str, Callable[[], Any]] = {
         MODEL, IMAGES, MAPS, CLASSES, samples=7, grid_size=4, show_progress=True, internal_batch_size=4
     ),
     "stability": lambda: stability(Plain(), IMAGES, CLASSES, samples=3, show_progress=True),
+    "parameter_randomisation": lambda: parameter_randomisation(
+        FAMPE(MODEL, steps=1, samples=1), IMAGES, CLASSES, stages=2, show_progress=True
+    ),
     "occluded frequency": lambda: OccludedFrequency(MODEL, 4)(IMAGES, 1, internal_batch_size=4, show_progress=True),
     "FAMPE": lambda: FAMPE(MODEL, steps=3, samples=2).attribute(IMAGES, 1, show_progress=True),
     "FAMPE with an explorer": lambda: FAMPE(MODEL, steps=2, samples=3, explorer=Smooth(seed=1)).attribute(

@@ -102,7 +102,11 @@ def _three_taps(arguments: Arguments) -> Arguments:
 
 
 def _channels_last_bfloat16(arguments: Arguments) -> Arguments:
-    images = {name: arguments[name].bfloat16().to(memory_format=torch.channels_last) for name in ("start", "finish")}
+    images = {
+        name: arguments[name].bfloat16().to(memory_format=torch.channels_last)
+        for name in ("start", "finish", "activation", "gradient")
+        if name in arguments
+    }
     return {**arguments, **images}
 
 
@@ -121,6 +125,8 @@ def variants() -> list[Problem]:
         Problem(primitive("energy_cutoff"), Size(32, 20, 2048, 2048), "2048 x 2048"),
         Problem(primitive("gradient_step"), USUAL, "no smoothing", _without_smoothing),
         Problem(primitive("gradient_step"), Size(32, 20, 299, 299), "299 x 299, 3 taps", _three_taps),
+        Problem(primitive("layer_evidence"), USUAL, "channels last, bfloat16", _channels_last_bfloat16),
+        Problem(primitive("layer_evidence"), Size(32, 0, 7, 7, 2048), "7 x 7, 2048 channels"),
         Problem(primitive("pixel_mask"), USUAL, "channels last, bfloat16", _channels_last_bfloat16),
         Problem(primitive("radial_mask"), odd, "225 x 224"),
     ]

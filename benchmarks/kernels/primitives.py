@@ -37,7 +37,7 @@ class LaunchModel:
     """What is known of a launch beforehand; a launch that has none is too small to count.
 
     Attributes:
-        elements: coefficients or pixels of the result.
+        elements: coefficients or pixels and channels, of the result or of what is summed.
         bytes: read and written at least.
         trips: how often the loops run, in the order of the code, given the launch's arguments and constants by name.
         reread: those of the bytes that an earlier launch of the same call has read.
@@ -80,6 +80,7 @@ class Primitive:
         launches: by kernel's name.
         real_forms: for ``torch.compile``, where the reference itself is not the one; the fastest counts.
         samples: whether a call draws samples.
+        of_layer: whether a call takes a layer of a network that sees the images.
         after: what is done to the primitive's result inside the measurement, or None.
         function: name of kernel and reference where it is another than ``name``.
     """
@@ -89,6 +90,7 @@ class Primitive:
     launches: Mapping[str, LaunchModel] = field(default_factory=dict)
     real_forms: Sequence[RealForm] = ()
     samples: bool = False
+    of_layer: bool = False
     after: Callable[[Any, Size], Any] | None = None
     function: str | None = None
 
@@ -132,7 +134,9 @@ class Primitive:
         return function
 
     def fitted(self, size: Size) -> Size:
-        """Give the size as this primitive knows it: without samples where it draws none."""
+        """Give the size as this primitive knows it: without samples where it draws none, or a layer's."""
+        if self.of_layer:
+            return size.layer
         return size if self.samples else Size(size.images, 0, size.height, size.width, size.channels)
 
 
@@ -215,6 +219,11 @@ def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Ten
     return total
 
 
+def layer_evidence_real(activation: Tensor, gradient: Tensor) -> Tensor:
+    """``reference.layer_evidence`` with the sum left to the compiler."""
+    return torch.relu(-(gradient * activation).sum(1))
+
+
 def _resizing(placements: Tensor, axis: int, source: int, target: int) -> Tensor:
     """Write what ``diversify`` does along one axis as a matrix per row: (P, target, source)."""
     resized, offset = placements[:, axis, None], placements[:, 2 + axis, None]
@@ -283,6 +292,10 @@ def _diversify_bytes(size: Size) -> int:
 
 def _planes(size: Size) -> int:
     return size.images * size.channels
+
+
+def _evidence_bytes(size: Size) -> int:
+    return 4 * size.images * size.pixels * (2 * size.channels + 1)
 
 
 BAND_MIX = Primitive(
@@ -366,6 +379,19 @@ PRIMITIVES = (
             )
         },
         (RealForm(energy_cutoff_real, _prepare_energy_cutoff),),
+    ),
+    Primitive(
+        "layer_evidence",
+        _evidence_bytes,
+        {
+            "layer_evidence": LaunchModel(
+                lambda size: _planes(size) * size.pixels,
+                _evidence_bytes,
+                lambda launch, size: (-(-size.channels // launch["SUMS"]) - 1,),
+            )
+        },
+        (RealForm(layer_evidence_real),),
+        of_layer=True,
     ),
     Primitive(
         "pixel_mask",

@@ -45,9 +45,17 @@ class Size:
         """Columns of the half spectrum."""
         return self.width // 2 + 1
 
+    @property
+    def layer(self) -> Size:
+        """What a ResNet-50 that sees these images computes at stride 16; with other channels it is a layer already."""
+        if self.channels != CHANNELS:
+            return self
+        return Size(self.images, 0, -(-self.height // 16), -(-self.width // 16), 1024)
+
     def __str__(self) -> str:
         images = f"{self.images} x {self.samples}" if self.samples else f"{self.images}"
-        return f"{images} @ {self.height} x {self.width}"
+        channels = f" x {self.channels}" if self.channels != CHANNELS else ""
+        return f"{images} @ {self.height} x {self.width}{channels}"
 
 
 def size_from_text(text: str) -> Size:

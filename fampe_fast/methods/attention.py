@@ -21,7 +21,7 @@ from ..checks import check_bounds
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
 from ..progress import progress
-from ..runtime.activations import eager, find_activations
+from ..runtime.activations import find_activations, uncompiled
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
 from .base import captum_call, warn_of_strange
@@ -109,7 +109,7 @@ class AttentionMethod:
     def _some(self, request: Request, rows: slice) -> Tensor:
         """Compute the maps of some images, (b, 1, H, W) float32."""
         pixels, weighted = request.images[rows], self.name == "attention_gradient"
-        with torch.set_grad_enabled(weighted), eager(), _Attention() as seen:
+        with torch.set_grad_enabled(weighted), uncompiled(self.forward_func), _Attention() as seen:
             output = call(self.forward_func, pixels.clone().requires_grad_(weighted), request.probed[0])
             place = torch.arange(rows.start, rows.stop, device=pixels.device)
             chosen = request.targets.logits(output, place).gather(1, request.targets.classes[rows, None]).sum()

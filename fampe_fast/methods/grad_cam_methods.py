@@ -21,7 +21,7 @@ from ..engine.request import Request, prepared
 from ..engine.targets import Target
 from ..errors import warn
 from ..progress import progress
-from ..runtime.activations import Activation, check_layer, eager, find_activations, named_activation
+from ..runtime.activations import Activation, find_activations, layer_of, named_activations, uncompiled
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
 from .base import captum_call, warn_of_strange
@@ -52,8 +52,9 @@ class GradCAMMethod:
     Args:
         model: classifier in pixel space, in evaluation mode; an ``nn.Module``, whose layers are looked into.
         name: ``gradcam``, ``gradcam_plus_plus``, ``hirescam``, ``layercam`` or ``fullgrad``.
-        layer: name of the module whose output is explained, as in ``model.named_modules()``; None is the last one that
-            has places in the image, that all paths lead through, and that a gradient reaches.
+        layer: name of the module whose output is explained, as in ``model.named_modules()``, with ``#1`` behind it for
+            its second call; None is the last one that has places in the image, that all paths lead through, and that a
+            gradient reaches.
         bounds: smallest and largest pixel value.
 
     Raises:
@@ -82,7 +83,9 @@ class GradCAMMethod:
         if layer is not None:
             if name == "fullgrad":
                 raise TypeError("fullgrad explains all layers with a bias, and takes no layer")
-            check_layer(model, layer)
+            if not isinstance(layer, str):
+                raise TypeError(f"layer must be the name of a module or None, got {layer!r}")
+            layer_of(model, layer)
         self.forward_func: nn.Module = model
         self.name = name
         self.layer = layer
@@ -112,8 +115,7 @@ class GradCAMMethod:
         The map is the same in every channel. A warning names the images that no gradient reaches the layer of.
 
         Raises:
-            ValueError: besides, a model without a layer to explain, or a layer that does not run, runs more than once,
-                or whose output has no places in the image.
+            ValueError: besides, a model without a layer to explain, or a layer that ``named_activations`` refuses.
         """
         with prepared(
             (self.forward_func,),
@@ -129,7 +131,7 @@ class GradCAMMethod:
                 progress(len(images), self.name, show_progress) as advance,
                 frozen_parameters(self.forward_func),
                 torch.enable_grad(),
-                eager(),
+                uncompiled(self.forward_func),
             ):
                 explained = None if self.name == "fullgrad" or not len(images) else self._activation(request)
                 for rows, found in request.chunks.each(len(images), partial(self._some, request, explained)):
@@ -141,7 +143,8 @@ class GradCAMMethod:
     def _activation(self, request: Request) -> Activation:
         """Find the layer's output that is explained."""
         if self.layer is not None:
-            return named_activation(self.forward_func, request.images, self.layer, request.probed[0])
+            (named,) = named_activations(self.forward_func, request.images, [self.layer], request.probed[0])
+            return named
         found = find_activations(self.forward_func, request.images, request.probed[0])
         if not found:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["rank_correlation", "ranks"]
+__all__ = ["rank_agreement", "rank_correlation", "ranks"]
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -38,3 +38,12 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     first, second = ranks(a) - middle, ranks(b) - middle
     spread = ((first**2).sum(1) * (second**2).sum(1)).sqrt()
     return ((first * second).sum(1) / torch.where(spread > 0, spread, 1)).clamp(-1, 1)
+
+
+def rank_agreement(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the rank correlation, and 1 where two rows have one order: of constant ones, too.
+
+    Args and result as of ``rank_correlation``.
+    """
+    same = (ranks(a) == ranks(b)).all(1)
+    return torch.where(same, 1, rank_correlation(a, b))

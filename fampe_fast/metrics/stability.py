@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +12,6 @@ from torch import Tensor
 from ..checks import (
     LARGEST,
     check_count,
-    check_finite,
     check_flag,
     check_image_ids,
     check_positive,
@@ -23,8 +21,9 @@ from ..checks import (
 )
 from ..progress import progress
 from ..reference.philox import to_uniform
+from .explaining import attribute_options, check_method, explain
 from .random_words import Stream, random_words
-from .rank_correlation import rank_correlation, ranks
+from .rank_correlation import rank_agreement
 
 __all__ = ["Stability", "stability"]
 
@@ -109,8 +108,7 @@ def stability(
             number, a radius that is not above 0, an unknown distance, maps of varying shape.
         Whatever the method raises.
     """
-    if not callable(getattr(method, "attribute", None)):
-        raise TypeError(f"method must have a method 'attribute', got {type(method).__name__}")
+    check_method(method)
     with torch.no_grad():
         check_unit_images(images)
     classes = check_targets(targets, images)
@@ -124,13 +122,13 @@ def stability(
     kind = torch.promote_types(images.dtype, torch.float32)
     distances = torch.zeros((len(images), samples), dtype=kind, device="cpu")
     if len(images):
-        options = _options(method, ids, image_ids is not None, internal_batch_size)
+        options = attribute_options(method, ids, image_ids is not None, internal_batch_size)
         pixels = images.detach().to(kind)
         with progress(samples + 1, "stability", show_progress) as advance:
-            still = _map(method, images, classes, options)
+            still = explain(method, images, classes, options)
             advance(1)
             for sample in range(samples):
-                moved = _map(method, _perturbed(pixels, radius, seed, ids, sample).to(images), classes, options)
+                moved = explain(method, _perturbed(pixels, radius, seed, ids, sample).to(images), classes, options)
                 if moved.shape != still.shape:
                     raise ValueError(
                         f"the method's maps must keep their shape {tuple(still.shape)}, got {tuple(moved.shape)}"
@@ -142,16 +140,6 @@ def stability(
     return Stability(scores.to(device), distances.to(device), radius, reduce, distance, normalise)
 
 
-def _options(method: Any, ids: Tensor, ids_given: bool, internal_batch_size: int | None) -> dict[str, Any]:
-    """Choose the method's keywords: ids where it takes them and they are not the positions it would use itself."""
-    options: dict[str, Any] = {}
-    if ids_given and "image_ids" in inspect.signature(method.attribute).parameters:
-        options["image_ids"] = ids
-    if internal_batch_size is not None:
-        options["internal_batch_size"] = check_count("internal_batch_size", internal_batch_size)
-    return options
-
-
 def _perturbed(pixels: Tensor, radius: float, seed: int, ids: Tensor, sample: int) -> Tensor:
     number = torch.full_like(ids[:1], sample)
     moved = torch.empty_like(pixels)
@@ -161,23 +149,10 @@ def _perturbed(pixels: Tensor, radius: float, seed: int, ids: Tensor, sample: in
     return moved
 
 
-def _map(method: Any, images: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
-    """Explain a batch, (B, ...) float64 on the CPU: squares of small maps do not vanish there."""
-    found: object = method.attribute(images, target=targets, **options)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        what = found.dtype if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"the method must give maps as a floating-point tensor, got {what}")
-    if found.ndim < 2 or len(found) != len(images):
-        raise ValueError(f"the method must give one map per image, {len(images)}, got shape {tuple(found.shape)}")
-    check_finite(found.detach(), "the method's maps")
-    return found.detach().to("cpu", torch.float64)
-
-
 def _distance(still: Tensor, moved: Tensor, distance: Distance, normalise: bool) -> Tensor:
     still, moved = still.flatten(1), moved.flatten(1)
     if distance == "spearman":
-        same = (ranks(still) == ranks(moved)).all(1)  # two constant maps have one order, and no correlation
-        return torch.where(same, 0, 1 - rank_correlation(still, moved))
+        return 1 - rank_agreement(still, moved)
     found, own = _length(moved - still, distance), _length(still, distance)
     return found / torch.where(own > 0, own, 1) if normalise else found
 

@@ -20,6 +20,8 @@ from ..reference.diversify import diversify_adjoint as _diversify_adjoint
 from ..reference.energy_cutoff import energy_cutoff as _energy_cutoff
 from ..reference.gradient_step import StepResult
 from ..reference.gradient_step import gradient_step as _gradient_step
+from ..reference.layer_evidence import evidence_dtype
+from ..reference.layer_evidence import layer_evidence as _layer_evidence
 from ..reference.pixel_mask import pixel_mask as _pixel_mask
 from ..reference.pixel_mask import result_format
 from ..reference.radial_mask import radial_mask as _radial_mask
@@ -37,6 +39,7 @@ __all__ = [
     "energy_cutoff",
     "gradient_step",
     "irfft2",
+    "layer_evidence",
     "pixel_mask",
     "radial_mask",
     "separable_transform",
@@ -153,6 +156,13 @@ pixel_mask = primitive(
     _pixel_mask,
     lambda start, finish, image_index, **_: _rows_like(start, image_index, result_format(start, finish)),
     gradients={"start": _start_gradient, "finish": _finish_gradient},
+)
+
+layer_evidence = primitive(
+    _layer_evidence,
+    lambda activation, gradient: activation.new_empty(
+        (activation.shape[0], *activation.shape[2:]), dtype=evidence_dtype(activation, gradient)
+    ),
 )
 
 

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ..files import remove_leftovers
 from ..methods.base import AttributionMethod, describe, passes_of
-from ..metrics import Estimate, mean_and_error, paired_difference
+from ..metrics import Estimate, Partners, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..runtime.model_probe import probabilities_of
 from .batches import Batch, Failure, Group, check_run_ids, check_targets, device_of, groups_of
 from .map_store import MapStore
 from .measurement import Measurement, Scores
+from .partners import partners_of_run
 from .records import Item, Records
 from .settings import everything_of
 
@@ -158,7 +159,8 @@ def compare_files(
         measurement: what is measured of the maps.
         targets: the class of each file; None takes the model's own choice.
         image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-            A file with the same id has the same scores in any other call, order or part of the files.
+            A file with the same id has the same scores in any other call, order or part of the files; of a metric that
+            shows it beside others, in any order of the same files.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
         maps_kept: of how many images the maps are kept for ``write``.
@@ -167,13 +169,13 @@ def compare_files(
 
     Raises:
         OSError: the results cannot be written.
-        ValueError: the records are another command's, an option of a metric does not fit the images' size, or image ids
-            are not unique or out of range.
+        ValueError: the records are another command's, an option of a metric does not fit the images' size, the methods
+            or the number of classes, or image ids are not unique or out of range.
     """
     image_ids = check_run_ids(paths, image_ids)
-    measurement.check(
-        classifier, torch.zeros(0, classifier.channels, *classifier.input_size, device=device_of(classifier))
-    )
+    none = torch.zeros(0, classifier.channels, *classifier.input_size, device=device_of(classifier))
+    for method in methods.values():
+        measurement.check(classifier, none, method)
     for folder in (out, out / MAPS_FOLDER):
         remove_leftovers(folder)
     settings = {label: {**describe(method), "passes": passes_of(method)} for label, method in methods.items()}
@@ -187,6 +189,15 @@ def compare_files(
 
     with Records(out / SCORES_FILE, command) as records:
         answers = records.context({"of": "answers", **result.model})
+        answer = partial(_answers, classifier, targets)
+        partners: Partners | None = None
+        beside: dict[str, str] = {}
+        if measurement.needs_partners:
+            # Partners are chosen by their classes, so that all answers come first. What fails is reported in its turn.
+            groups_to_ask = groups_of(classifier, paths, targets, batch_size, lambda failure: None, image_ids)
+            partners, name = partners_of_run(classifier, groups_to_ask, records, answers, answer)
+            measurement.check(classifier, none, partners=partners)
+            beside = {"partners": name}
         contexts = {
             label: records.context(
                 {
@@ -194,6 +205,7 @@ def compare_files(
                     **result.model,
                     "method": everything_of(method, classifier),
                     "metrics": measurement.options,
+                    **beside,
                 }
             )
             for label, method in methods.items()
@@ -214,7 +226,9 @@ def compare_files(
                     batch.images, chosen, image_ids=batch.ids, internal_batch_size=internal_batch_size
                 )
                 seconds = (time.perf_counter() - began) / len(batch.paths)
-                values = measurement(classifier, method, batch.images, maps, chosen, batch.ids, internal_batch_size)
+                values = measurement(
+                    classifier, method, batch.images, maps, chosen, batch.ids, internal_batch_size, partners
+                )
                 return maps, [
                     {"values": {name: found[k] for name, found in values.items()}, "seconds": seconds}
                     for k in range(len(batch.paths))
@@ -236,7 +250,7 @@ def compare_files(
             for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
                 count = len(group.items)
                 result.earlier += sum(map(complete, group.items))
-                group.settle_in(records, answers, partial(_answers, classifier, targets))
+                group.settle_in(records, answers, answer)
                 # Of every image of a group that reaches into the picture: one that fails makes room for another.
                 kept = sum(len(earlier.items) for earlier in groups) < maps_kept
                 groups.append(group)

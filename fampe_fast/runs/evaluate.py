@@ -69,7 +69,7 @@ def evaluate_files(
     Raises:
         OSError: the results cannot be written.
         ValueError: an output would replace an image or a file of another's, an option of a metric does not fit the
-            images' size, or image ids are not unique or out of range.
+            images' size, the methods or the number of classes, or image ids are not unique or out of range.
     """
     check_outputs(evaluation_outputs(out), paths)
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..catalog import METRICS, Score, load, metric_options
 from ..checks import check_choice, check_flag, check_number, check_seed, check_whole
 from ..methods.base import AttributionMethod
+from ..metrics import Partners
 from ..options import Option
 from ..runtime.model import Model
 
@@ -78,7 +79,7 @@ class Measurement:
         object.__setattr__(self, "metrics", chosen)
         object.__setattr__(self, "options", whole)
         object.__setattr__(self, "seed", seed)
-        self.check(_Nothing(), torch.zeros(0, 3, 1024, 1024))
+        self.check(_AnyModel(), torch.zeros(0, 3, 1024, 1024, device="cpu"))
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -87,23 +88,36 @@ class Measurement:
 
     @property
     def protocol(self) -> str | None:
-        """The protocol of insertion and deletion; None where they are not measured."""
-        return self.options.get("insertion_deletion", {}).get("protocol")
+        """The protocol of insertion and deletion, of each metric where they differ; None without them."""
+        used = {name: options["protocol"] for name, options in self.options.items() if "protocol" in options}
+        if len(set(used.values())) > 1:
+            return ", ".join(f"{protocol} ({name})" for name, protocol in used.items())
+        return next(iter(used.values()), None)
 
-    def check(self, model: Model, none: Tensor) -> None:
+    @property
+    def needs_partners(self) -> bool:
+        """Whether a metric shows an image beside other ones of the run."""
+        return any(METRICS[name].partners for name in self.metrics)
+
+    def check(
+        self, model: Model, none: Tensor, method: AttributionMethod | None = None, partners: Partners | None = None
+    ) -> None:
         """Have each metric check its options before there is work to lose, by giving it no image.
 
         Args:
             model: classifier in pixel space.
             none: (0, C, H, W), of the size that images will have, on their device.
+            method: what will make the maps, as far as that is known.
+            partners: likewise of the images to show beside others.
 
         Raises:
-            ValueError, TypeError: a value that a metric refuses; the message names the metric.
+            ValueError, TypeError: a value, a method or partners that a metric refuses; the message names the metric.
         """
-        method = cast(AttributionMethod, _Nothing())
+        method = cast(AttributionMethod, _AnyMethod(model)) if method is None else method
+        targets = none.new_zeros(0, dtype=torch.long)
         for name in self.metrics:
             try:
-                self._measure(name, model, method, none, none, none.new_zeros(0, dtype=torch.long), [], None)
+                self._measure(name, model, method, none, none, targets, [], None, partners)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{name}: {error}") from error
 
@@ -116,6 +130,7 @@ class Measurement:
         targets: Tensor,
         image_ids: Sequence[int],
         internal_batch_size: int | None = None,
+        partners: Partners | None = None,
     ) -> dict[str, list[float]]:
         """Score the maps of a batch.
 
@@ -127,13 +142,14 @@ class Measurement:
             targets: (B,).
             image_ids: (B,), the images' names in the random streams.
             internal_batch_size: images per model pass.
+            partners: what metrics show beside an image; None for the images of the batch.
 
         Returns:
             By the score's name, a number per image.
         """
         found: dict[str, list[float]] = {}
         for name in self.metrics:
-            found |= self._measure(name, model, method, images, maps, targets, image_ids, internal_batch_size)
+            found |= self._measure(name, model, method, images, maps, targets, image_ids, internal_batch_size, partners)
         return found
 
     def _measure(
@@ -146,24 +162,38 @@ class Measurement:
         targets: Tensor,
         image_ids: Sequence[int],
         internal_batch_size: int | None,
+        partners: Partners | None,
     ) -> dict[str, list[float]]:
         """Take one metric's scores; arguments as of ``__call__``."""
         row = METRICS[name]
         options: dict[str, Any] = {**self.options[name], "internal_batch_size": internal_batch_size}
         if row.named:
             options["image_ids"] = image_ids
+        if row.partners:
+            options["partners"] = partners
         given = (method, images, targets) if row.explains else (model, images, maps, targets)
         result = load(row.home)(*given, **options)
         return {s.name: getattr(result, s.field).tolist() for s in row.scores if isinstance(s.field, str)}
 
 
-class _Nothing:
-    """A model and a method for checks of options, which are never asked about an image."""
+class _AnyModel(nn.Module):
+    """A model for checks of options: it takes images of every size."""
 
-    mean = torch.full((3,), 0.5)
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.full((3,), 0.5, device="cpu")
+        self.weight = nn.Parameter(torch.ones(2, device="cpu"))
+        self.eval()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))[:, None] * self.weight
+
+
+class _AnyMethod:
+    """A method for checks of options, which never explains an image."""
+
+    def __init__(self, model: Model) -> None:
+        self.forward_func = model
 
     def attribute(self, inputs: Tensor, target: object = None, **options: object) -> Tensor:
         return torch.zeros_like(inputs)

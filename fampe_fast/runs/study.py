@@ -128,7 +128,7 @@ def run_study(
     Raises:
         ValueError: an output would replace an image or a file of another's, a variant's options are out of range, an
             explorer is missing or is one of other classes or channels, an option of a metric does not fit the images'
-            size, or image ids are not unique or out of range.
+            size, the methods or the number of classes, or image ids are not unique or out of range.
         TypeError: a variant's method does not have one of its options.
         OSError: the results cannot be written.
     """
@@ -233,9 +233,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
-    """Write a difference and, where high is better, its share of the first variant's score."""
+    """Write a difference and, where high is better, its share of the first variant's score if that is not below 0."""
     gain, base = outcome.gains[score.name], first.means[score.name].mean
-    share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" else ""
+    share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" and base >= 0 else ""
     return f"{_text(gain, '+')}{share}"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Literal, NamedTuple
 from weakref import ref
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from .autograd_graph import cut_nodes
 from .model import Model, frozen_parameters, input_dtype
-from .model_probe import ModelInfo, call, probe
+from .model_probe import ModelInfo, call, holds_compiled, probe
 from .per_model import cache_of
 
 Layout = Literal["nchw", "nhwc", "tokens"]
@@ -72,68 +74,57 @@ def find_activations(model: Model, images: Tensor, probed: ModelInfo | None = No
     Returns:
         The activations; of several modules that return one and the same, the outermost. There may be none.
     """
-    known: dict[Any, tuple[Activation, ...]] = cache_of(model, "activations") if isinstance(model, nn.Module) else {}
-    parts = (tuple(parameter.shape for parameter in model.parameters()),) if isinstance(model, nn.Module) else ()
-    key = images.device, input_dtype(model), images.shape[1:], parts
-    if key not in known:
-        probed = probe(model, images) if probed is None else probed
-        known[key] = _find(model, images[:1], probed)
-    return known[key]
+    return _remembered(model, images, probed, (), _cut_activations)
 
 
-def check_layer(model: nn.Module, name: object) -> nn.Module:
-    """Look up a module by its name in ``model.named_modules()``.
-
-    Raises:
-        TypeError: a name that is no string.
-        ValueError: one that the model does not have.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"layer must be the name of a module, got {name!r}")
-    known: dict[str, nn.Module] = {each: module for each, module in model.named_modules() if each}
-    if name not in known:
-        few = f"{', '.join(list(known)[:5])}{f', ... ({len(known)} in all)' if len(known) > 5 else ''}" or "none"
-        raise ValueError(f"the model has no layer {name!r}; it has {few}")
-    return known[name]
-
-
-def named_activation(model: nn.Module, images: Tensor, name: str, probed: ModelInfo | None = None) -> Activation:
-    """Find the activation that a module returns, by the module's name, in a forward pass of the first image.
+def named_activations(
+    model: Model, images: Tensor, names: Sequence[str], probed: ModelInfo | None = None
+) -> tuple[Activation, ...]:
+    """Look up activations by the names of their modules, in the order of a pass.
 
     Args:
-        model: classifier in pixel space, in evaluation mode.
+        model: an nn.Module, classifier in pixel space, in evaluation mode.
         images: (B, C, H, W), B at least 1.
-        name: of a module that runs once in a pass.
+        names: as ``model.named_modules()`` has them, "layer3.1"; "act#1" is the second call of "act" in a pass.
         probed: what is known of the model.
 
     Raises:
-        TypeError, ValueError: as ``check_layer``.
-        ValueError: a module that does not run, or more than once, or whose output has no places in the image.
+        TypeError: the model is no nn.Module.
+        ValueError: a name that does not exist, a module that does not run or runs more than once where no call is
+            named, one whose output has no places in the image, or has no gradient.
     """
-    module, outputs, thread = check_layer(model, name), list[object](), threading.get_ident()
-    probed = probe(model, images) if probed is None else probed
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"layers have names in an nn.Module, and the model is a {type(model).__name__}")
+    return _remembered(model, images, probed, tuple(names), partial(_named, names=names))
 
-    def see(layer: nn.Module, arguments: object, output: object) -> None:
-        if threading.get_ident() == thread:
-            outputs.append(output)
 
-    hook = module.register_forward_hook(see)
-    try:
-        with torch.no_grad(), eager():
-            call(model, images[:1], probed)
-    finally:
-        hook.remove()
-    if len(outputs) != 1:
-        raise ValueError(f"layer {name!r} runs {len(outputs)} times in a pass; expected a layer that runs once")
-    output = _tensor_in(outputs[0])
-    shape = None if output is None else _shape_of(output, images)
-    if shape is None:
-        what = type(outputs[0]).__name__ if output is None else tuple(output.shape)
-        raise ValueError(
-            f"the output of layer {name!r} is {what}, which has no places in the image; expected (B, C, h, w), "
-            "(B, h, w, C) or tokens (B, N, C)"
-        )
-    return Activation(name, 0, *shape, ref(module))
+def layer_of(model: Model, name: str) -> nn.Module:
+    """Look up a layer by its name, with or without the number of a call.
+
+    Raises:
+        ValueError: a name that does not exist.
+    """
+    own, modules = name.partition("#")[0], dict(_modules_of(model))
+    if own not in modules:
+        near = get_close_matches(own, modules, 3, 0.4) or [known for known in modules if known][:3]
+        raise ValueError(f"the model has no layer {own!r}; near it are {', '.join(map(repr, near))}")
+    return modules[own]
+
+
+def _remembered(
+    model: Model,
+    images: Tensor,
+    probed: ModelInfo | None,
+    names: tuple[str, ...],
+    choose: Callable[[_Pass], tuple[Activation, ...]],
+) -> tuple[Activation, ...]:
+    module = isinstance(model, nn.Module)
+    known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations") if module else {}
+    parts = tuple(parameter.shape for parameter in model.parameters()) if isinstance(model, nn.Module) else ()
+    key = images.device, input_dtype(model), images.shape[1:], parts, names
+    if key not in known:
+        known[key] = choose(_Pass(model, images[:1], probe(model, images) if probed is None else probed))
+    return known[key]
 
 
 class Captured:
@@ -178,80 +169,89 @@ def capture(activations: Sequence[Activation]) -> Iterator[Captured]:
 
 
 @contextmanager
-def eager() -> Iterator[None]:
-    """Run modules that the user has compiled as they are: the compiler leaves hooks out.
-
-    Torch's stance is the process's: of several threads inside, the last to leave gives back the one before the first.
-    """
-    with _CHANGING:
-        if not _INSIDE:
-            _STANCE.enter_context(_force_eager())
-        _INSIDE.append(None)
+def uncompiled(model: Model) -> Iterator[None]:
+    """Run what the user has compiled as it is, because the compiler leaves hooks out; several threads may be inside."""
+    if not holds_compiled(model):
+        yield
+        return
+    with _STANCE:
+        if not _STANCES:
+            stance: Any = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+            stance.__enter__()
+            _STANCES.append(stance)
+        else:
+            _STANCES.append(_STANCES[0])
     try:
         yield
     finally:
-        with _CHANGING:
-            _INSIDE.pop()
-            if not _INSIDE:
-                _STANCE.close()
+        with _STANCE:
+            stance = _STANCES.pop()
+            if not _STANCES:
+                stance.__exit__(None, None, None)
 
 
-def _force_eager() -> AbstractContextManager[object]:
-    stance: Any = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if stance is None else stance("force_eager")
-
-
-_CHANGING = threading.Lock()
-_INSIDE: list[None] = []
-_STANCE = ExitStack()
+_STANCE = threading.Lock()
+_STANCES: list[Any] = []
 
 
 # Finding --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Call:
+class _Call(NamedTuple):
     module: nn.Module
     number: int
     output: Tensor
 
 
-def _find(model: Model, image: Tensor, probed: ModelInfo) -> tuple[Activation, ...]:
-    calls: list[_Call] = []
-    thread, numbers = threading.get_ident(), dict[int, int]()
+class _Pass:
+    """A pass of one image whose modules' outputs are kept."""
 
-    def see(module: nn.Module, arguments: object, output: object) -> None:
-        if threading.get_ident() != thread:
-            return
-        number = numbers.get(id(module), 0)
-        numbers[id(module)] = number + 1
-        tensor = _tensor_in(output)
-        if tensor is not None and tensor.grad_fn is not None:
-            calls.append(_Call(module, number, tensor))
+    def __init__(self, model: Model, image: Tensor, probed: ModelInfo) -> None:
+        self.model, self.image = model, image
+        self.calls: list[_Call] = []
+        thread, numbers = threading.get_ident(), dict[int, int]()
 
-    with frozen_parameters(model), torch.enable_grad(), eager():
-        leaf = image.detach().clone().requires_grad_(True)
-        hook = register_module_forward_hook(see)
-        try:
-            output = call(model, leaf.clone() if probed.writes_input else leaf)
-        finally:
-            hook.remove()
-        cut = {node: place for place, node in enumerate(cut_nodes(output, leaf))}
-        names = {module: name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
-        found: dict[int, tuple[Activation, Tensor]] = {}
-        for one in calls:
-            place = cut.get(one.output.grad_fn)
-            shape = None if place is None else _shape_of(one.output, image)
-            if place is None or shape is None:
-                continue
+        def see(module: nn.Module, arguments: object, output: object) -> None:
+            if threading.get_ident() != thread:
+                return
+            number = numbers.get(id(module), 0)
+            numbers[id(module)] = number + 1
+            tensor = _tensor_in(output)
+            if tensor is not None:
+                self.calls.append(_Call(module, number, tensor))
+
+        with frozen_parameters(model), torch.enable_grad(), uncompiled(model):
+            self.leaf = image.detach().clone().requires_grad_(True)
+            with ExitStack() as hooks:
+                if isinstance(model, nn.Module):
+                    for module in model.modules():
+                        hooks.callback(module.register_forward_hook(see).remove)
+                else:
+                    hooks.callback(register_module_forward_hook(see).remove)
+                self.output = call(model, self.leaf.clone() if probed.writes_input else self.leaf)
+
+    def gradients(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Compute the likeliest class's gradients."""
+        if not tensors:
+            return ()
+        with torch.enable_grad():
+            score = self.output.flatten(1).amax()
+        return torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)
+
+
+def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
+    cut = {node: place for place, node in enumerate(cut_nodes(seen.output, seen.leaf))}
+    names = {module: name for name, module in _modules_of(seen.model)}
+    found: dict[int, tuple[Activation, Tensor]] = {}
+    for one in seen.calls:
+        place = cut.get(one.output.grad_fn)
+        shape = None if place is None else _shape_of(one.output, seen.image)
+        if place is not None and shape is not None:
             name = names.get(one.module, type(one.module).__name__)
             # An outer module's hook runs after those of the modules inside, so that it takes their place.
             found[place] = Activation(name, one.number, *shape, ref(one.module)), one.output
-        ordered = [found[place] for place in sorted(found, reverse=True)]
-        if not ordered:
-            return ()
-        chosen = output.flatten(1).amax()
-        gradients = torch.autograd.grad(chosen, [tensor for _, tensor in ordered], allow_unused=True)
+    ordered = [found[place] for place in sorted(found, reverse=True)]
+    gradients = seen.gradients([tensor for _, tensor in ordered])
     return tuple(
         activation
         for (activation, _), gradient in zip(ordered, gradients, strict=True)
@@ -259,11 +259,49 @@ def _find(model: Model, image: Tensor, probed: ModelInfo) -> tuple[Activation, .
     )
 
 
+def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
+    found: dict[int, Activation] = {}
+    for name in names:
+        own, _, number = name.partition("#")
+        module = layer_of(seen.model, name)
+        calls = [(place, one) for place, one in enumerate(seen.calls) if one.module is module]
+        if not calls:
+            raise ValueError(f"the layer {own!r} does not run in a pass, or gives no tensor: name one that does")
+        if number:
+            calls = [(place, one) for place, one in calls if str(one.number) == number]
+            if not calls:
+                raise ValueError(f"the layer {own!r} has no call {number!r} in a pass: they count from 0")
+        if len(calls) > 1:
+            raise ValueError(
+                f"the layer {own!r} runs {len(calls)} times in a pass: say which, {own}#0 to {own}#{len(calls) - 1}"
+            )
+        place, one = calls[0]
+        shape = _shape_of(one.output, seen.image)
+        if shape is None:
+            raise ValueError(
+                f"the layer {own!r} gives {tuple(one.output.shape)} for an image, which has no places in it: name one "
+                "with places, (1, C, h, w), (1, h, w, C) or (1, tokens, C), more than 1 x 1 of them"
+            )
+        activation = Activation(name, one.number, *shape, ref(module))
+        (gradient,) = seen.gradients([one.output]) if one.output.requires_grad else (None,)
+        if gradient is None or not bool((activation.spatial(gradient) != 0).any()):
+            raise ValueError(
+                f"the layer {own!r} has no gradient at the places of the image (behind a class token's head, the last "
+                "block's other tokens have none): name an earlier one"
+            )
+        found[place] = activation
+    return tuple(found[place] for place in sorted(found))
+
+
+def _modules_of(model: Model) -> list[tuple[str, nn.Module]]:
+    return list(model.named_modules()) if isinstance(model, nn.Module) else []
+
+
 def _tensor_in(output: object) -> Tensor | None:
     """Take the tensor out of a module's output; a tuple may hold it first, as those of Hugging Face's layers do."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
-    return output if isinstance(output, Tensor) else None
+    return output if isinstance(output, Tensor) and output.grad_fn is not None else None
 
 
 def _shape_of(output: Tensor, image: Tensor) -> tuple[Layout, int, tuple[int, int], int] | None:

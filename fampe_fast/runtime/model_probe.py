@@ -185,14 +185,14 @@ def probabilities_of(model: Model, images: Tensor) -> Tensor:
 
 
 def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]) -> ModelInfo:
-    if _compiled(model):
+    if holds_compiled(model):
         # A pass with hooks, or of another size, would make it compile once more.
         with torch.no_grad():
             output = call(model, image)
         return ModelInfo(tuple(output.shape[1:]), reading=resolve_reading(output, declared))
     ran: list[nn.Module] = []
     key = image.device, image.shape
-    with _watched(ran):
+    with watched(ran):
         seen = key in paired
         pair, writes_input, single = (None, *paired[key]) if seen else _show_pair(model, image)
         output, saved, no_gradient = _with_gradients(model, image, writes_input)
@@ -316,7 +316,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
 
 
 @contextmanager
-def _watched(ran: list[nn.Module]) -> Iterator[None]:
+def watched(ran: list[nn.Module]) -> Iterator[None]:
     """Note the modules that run in this thread, and stop one in training mode before it runs.
 
     Raises:
@@ -364,6 +364,7 @@ def _state_of(model: Model) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
 
 
-def _compiled(model: Model) -> bool:
+def holds_compiled(model: Model) -> bool:
+    """Tell whether a model is, or holds, a module that its owner has compiled."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return any(type(module).__name__ == "OptimizedModule" for module in modules)

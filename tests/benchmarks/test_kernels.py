@@ -75,6 +75,8 @@ def test_the_bytes_of_the_usual_size_counted_by_hand() -> None:
     assert primitive("gradient_step").bytes(size) == 32 * 3 * 224 * 224 * (5 + 3) * 4
     assert primitive("pixel_mask").bytes(size) == 4 * 224 * 224 * (640 * 3 + 32 * 3 * 2 + 32)
     assert primitive("radial_mask").bytes(size) == 32 * plane * 2 * 4
+    layer = primitive("layer_evidence").fitted(size)
+    assert primitive("layer_evidence").bytes(layer) == 4 * 32 * 14 * 14 * (1024 + 1024 + 1)
     # The transform reads what the mix has written and writes the pixels.
     transform = 640 * 3 * (plane * 8 + 224 * 224 * 4)
     assert primitive("sampling").bytes(size) == primitive("band_mix").bytes(size) + transform
@@ -114,6 +116,9 @@ def test_sizes_come_in_their_order_and_once_per_primitive() -> None:
     named = [(entry.name, size.samples) for entry, size in wanted]
     assert named == [("band_mix", 5), ("radial_mask", 0), ("band_mix", 6)]
     assert size_from_text("32x20x224x224") == USUAL
+    layer = primitive("layer_evidence").fitted(USUAL)
+    assert str(layer) == "32 @ 14 x 14 x 1024"
+    assert primitive("layer_evidence").fitted(layer) == layer
     with pytest.raises(ValueError, match="32x20x224"):
         size_from_text("32x20x224")
 
@@ -364,8 +369,9 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
 # Machine code, compiled without a GPU ---------------------------------------------------------------------------------
 
 # Where the kernels' files promise 16-byte accesses at the usual size.
-WIDE_LOADS = {"band_mix", "dct_mix", "step", "accumulate"}
-WIDE_STORES = {*WIDE_LOADS, "pixel_mask", "radial_mask"}
+WIDE = {"band_mix", "dct_mix", "step", "accumulate"}
+WIDE_LOADS = {*WIDE, "layer_evidence"}
+WIDE_STORES = {*WIDE, "pixel_mask", "radial_mask"}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])

@@ -32,8 +32,8 @@ pytestmark = [
 AT_LEAST = {
     "kernels/test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
-    "kernels/test_memory_traffic.py": 14,
-    "kernels/test_large_offsets.py": 12,
+    "kernels/test_memory_traffic.py": 25,
+    "kernels/test_large_offsets.py": 13,
     "testing/test_equivalence.py": 140,
 }
 """Tests that must have run, and not been skipped."""

@@ -22,10 +22,12 @@ from fampe_fast.kernels.diversify import _divide, _inverse, _reciprocal, _source
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
 from fampe_fast.kernels.fused import fma  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
+from fampe_fast.kernels.layer_evidence import layer_evidence  # noqa: E402
 from fampe_fast.kernels.philox import ROUNDS, philox4x32, split_seed, to_uniform  # noqa: E402
 from fampe_fast.kernels.pixel_mask import pixel_mask  # noqa: E402
 from fampe_fast.kernels.radial_mask import radial_mask  # noqa: E402
 from fampe_fast.kernels.radius import shell_index, signed_frequency  # noqa: E402
+from fampe_fast.reference import layer_evidence as reference_evidence  # noqa: E402
 from fampe_fast.reference import philox as reference_philox  # noqa: E402
 from fampe_fast.reference import radial_mask as reference_masks  # noqa: E402
 from fampe_fast.reference import radius as reference_radius  # noqa: E402
@@ -247,6 +249,25 @@ def test_masked_images_do_not_depend_on_blocks_or_grid(device: torch.device) -> 
             assert torch.equal(pixel_mask(**arguments, block=block, run=run), whole), (block, run)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 40, 520])
+def test_evidence_is_the_reference_s_to_the_bit_whatever_the_block(
+    channels: int, channels_last: bool, device: torch.device
+) -> None:
+    arguments = example_arguments("layer_evidence", Case(3, 7, channels=channels), "cpu")
+    expected = reference_evidence.layer_evidence(**arguments)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    arguments = {name: values.to(device, memory_format=memory_format) for name, values in arguments.items()}
+    for block in (None, 1, 4, 32):
+        with poisoned_memory():
+            assert torch.equal(layer_evidence(**arguments, block=block).cpu(), expected), block
+
+
+def test_a_pixel_s_channels_are_dealt_to_at_most_256_sums() -> None:
+    counts = [reference_evidence.running_sums(channels) for channels in (0, 1, 3, 24, 96, 320, 1024, 1280, 2048, 10**5)]
+    assert counts == [1, 1, 4, 32, 32, 64, 128, 256, 256, 256]
+
+
 @pytest.mark.parametrize("size", [(2048, 2048), (2047, 1025), (40, 4000), (4000, 40), (224, 224)])
 def test_no_tile_has_more_shells_than_bins(size: tuple[int, int]) -> None:
     shells = reference_radius.shell_index(*size)
@@ -280,6 +301,13 @@ def test_wrong_types_are_named(device: torch.device) -> None:
     arguments = example_arguments("pixel_mask", Case(8, 8), device)
     with pytest.raises(TypeError, match="int64"):
         pixel_mask(**{**arguments, "first_step": arguments["first_step"].long()})
+    layer = torch.zeros(1, 2, 3, 4, device=device)
+    with pytest.raises(TypeError, match="got torch.float32 and torch.int64"):
+        layer_evidence(layer, layer.long())
+    with pytest.raises(ValueError, match=r"got shapes \(1, 2, 3, 4\) and \(1, 2, 3\)"):
+        layer_evidence(layer, layer[..., 0])
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\), got shapes \(2, 3, 4\) and \(2, 3, 4\)"):
+        layer_evidence(layer[0], layer[0])
 
 
 def test_images_too_large_for_exact_shells_are_refused() -> None:

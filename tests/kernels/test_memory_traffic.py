@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 if "FAMPE_FAST_PTX" not in os.environ:
     pytest.skip("test_compiled_code runs this, on the machine", allow_module_level=True)
 
+from benchmarks.kernels.launches import record
 from benchmarks.kernels.primitives import primitive
 from benchmarks.kernels.sizes import Size
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import example_arguments
+from fampe_fast.testing.checks.layer_evidence import as_tokens
 
 from ..ptx.traffic import SECTOR, Counts, counting
 
@@ -76,6 +83,55 @@ def test_masking_reads_images_once_for_all_rows_of_a_program(channels_last: bool
     # Channels last, the four elements of a thread are read one by one, so up to four times the steps' sectors.
     assert loads.moved <= images + (steps if not channels_last else 4 * PIXELS // 2)
     assert stores.moved == 4 * PIXELS
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda values: values,
+    "channels last": lambda values: values.to(memory_format=torch.channels_last),
+    "tokens": as_tokens,
+}
+
+
+def evidence_of(case: Case, layout: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    arguments = example_arguments("layer_evidence", case, "cpu")
+    return {name: LAYOUTS[layout](values.to(dtype)) for name, values in arguments.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_evidence_reads_a_layer_once_and_writes_each_pixel_once(layout: str, dtype: torch.dtype) -> None:
+    """Whole sectors: 8 x 8 pixels, and 96 channels, of any dtype fill some."""
+    arguments = evidence_of(Case(8, 8, channels=96), layout, dtype)
+    with counting() as counts:
+        primitive("layer_evidence").kernel()(**arguments)
+    loads, stores = counts["layer_evidence", "ld"], counts["layer_evidence", "st"]
+    layer = 2 * 96 * 64 * dtype.itemsize
+    # Tokens begin in the middle of a sector: a stretch of them touches one more.
+    assert 2 * layer <= loads.moved <= 2 * layer + 2 * 2 * SECTOR * (layout == "tokens")
+    assert stores.moved == stores.footprint == 2 * 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "dtype", "width"),
+    [
+        (Case(14, 14, channels=256), "contiguous", torch.float32, 16),
+        (Case(14, 14, channels=256), "contiguous", torch.bfloat16, 8),  # planes begin at multiples of 8 bytes
+        (Case(56, 56, channels=64), "contiguous", torch.float16, 16),
+        (Case(7, 7, channels=512), "contiguous", torch.float32, 4),  # ... of an element
+        (Case(7, 7, channels=512), "channels last", torch.float32, 16),
+        (Case(7, 7, channels=512), "channels last", torch.bfloat16, 16),
+        (Case(14, 14, channels=192), "tokens", torch.float32, 16),
+        (Case(14, 14, channels=192), "tokens", torch.bfloat16, 16),
+    ],
+    ids=str,
+)
+def test_evidence_loads_as_wide_as_a_layer_s_sizes_allow(
+    case: Case, layout: str, dtype: torch.dtype, width: int
+) -> None:
+    arguments = evidence_of(case, layout, dtype)
+    (launch,) = record("layer_evidence", lambda: primitive("layer_evidence").kernel()(**arguments))
+    loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", launch.compile().asm["ptx"])
+    assert {int(count or 1) * int(bits) // 8 for count, bits in loads} == {width}
 
 
 def test_the_cut_off_reads_the_spectrum_once() -> None:

@@ -230,16 +230,29 @@ class Names(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [
-        ("nowhere", ValueError, r"the model has no layer 'nowhere'; it has net, net\.stem, .* \(13 in all\)"),
-        ("twice", ValueError, "layer 'twice' runs 2 times in a pass; expected a layer that runs once"),
-        ("asleep", ValueError, "layer 'asleep' runs 0 times in a pass"),
-        ("net.head", ValueError, r"the output of layer 'net.head' is \(1, 4\), which has no places in the image"),
-        (7, TypeError, "layer must be the name of a module, got 7"),
+        ("net.lst", ValueError, "the model has no layer 'net.lst'; near it are 'net.last', "),
+        ("twice", ValueError, "the layer 'twice' runs 2 times in a pass: say which, twice#0 to twice#1"),
+        ("twice#2", ValueError, "the layer 'twice' has no call '2' in a pass"),
+        ("asleep", ValueError, "the layer 'asleep' does not run in a pass"),
+        ("net.head", ValueError, r"the layer 'net.head' gives \(1, 4\) for an image, which has no places in it"),
+        (7, TypeError, "layer must be the name of a module or None, got 7"),
     ],
 )
 def test_a_layer_that_cannot_be_explained_is_named(layer: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         create_method("gradcam", Names(), layer=layer).attribute(some_images(2), 0)
+
+
+def test_the_call_of_a_layer_that_runs_twice_can_be_named() -> None:
+    model, images = Names(), some_images(2)
+    maps = [create_method("hirescam", model, layer=f"twice#{call}").attribute(images, 1) for call in (0, 1)]
+    for call in (0, 1):
+        pixels = images.clone().requires_grad_()
+        outputs = [model.twice(pixels)]
+        outputs.append(model.twice(outputs[0]))
+        (gradient,) = torch.autograd.grad(model.net(outputs[1])[:, 1].sum(), [outputs[call]])
+        evidence = (gradient * outputs[call]).sum(1).relu().detach()
+        torch.testing.assert_close(maps[call][:, 0], evidence / evidence.amax((1, 2), keepdim=True), rtol=0, atol=1e-5)
 
 
 def test_models_that_cannot_be_explained_are_named() -> None:

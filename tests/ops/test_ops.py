@@ -31,12 +31,20 @@ def in_channels_last(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "start": arguments["start"].contiguous(memory_format=torch.channels_last)}
 
 
+def halves_in_channels_last(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: values.bfloat16().to(memory_format=torch.channels_last) for name, values in arguments.items()}
+
+
 SPECTRUM = torch.fft.rfft2(random(2, 1, 8, 9))
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     **{op: (op, example_arguments(op, CASE, "cpu")) for op in OPS},
     "diversify channels last": ("diversify", example_arguments("diversify", CASE, "cpu", channels_last=True)),
     "energy_cutoff without DC": ("energy_cutoff", example_arguments("energy_cutoff", CASE, "cpu", include_dc=False)),
     "pixel_mask channels last": ("pixel_mask", in_channels_last(example_arguments("pixel_mask", COLOUR, "cpu"))),
+    "layer_evidence of halves": (
+        "layer_evidence",
+        halves_in_channels_last(example_arguments("layer_evidence", COLOUR, "cpu")),
+    ),
     "irfft2": ("irfft2", {"spectrum": SPECTRUM, "width": 9}),
     "irfft2 of even width": ("irfft2", {"spectrum": SPECTRUM, "width": 8}),
     "separable_transform": (

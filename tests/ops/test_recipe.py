@@ -88,7 +88,7 @@ def names_in(code: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("op", ["accumulate", "pixel_mask", "energy_cutoff", "gradient_step"])
+@pytest.mark.parametrize("op", ["accumulate", "pixel_mask", "energy_cutoff", "gradient_step", "layer_evidence"])
 def test_a_primitive_is_named_in_the_files_of_the_recipe_alone(op: str) -> None:
     """Apart from who calls it, and tests of what it alone does."""
     folders = [ROOT / name for name in ("kernels", "reference", "fampe_fast/ops", "fampe_fast/testing")]

@@ -169,12 +169,17 @@ def _to_integer(a: Words, dtype: Any, rounding: str) -> Words:
     return np.where(top, limits.max, np.where(top, 0, inside).astype(dtype)).astype(dtype)
 
 
+def _widened(words: Words) -> Words:
+    """A bfloat16 as a float32, whose upper half it is."""
+    return joined(np.zeros((1, 1), np.uint16), typed(words, "b16")).view(np.float32)
+
+
 def convert(opcode: tuple[str, ...], sources: list[Words]) -> Words:
     """``cvt``: between the last two types named."""
     to, source = opcode[-2:]
     modifiers = set(opcode[1:-2])
     rounding = next((m for m in modifiers if m in _TO_WHOLE), None)
-    value = typed(sources[0], source)
+    value = _widened(sources[0]) if source == "bf16" else typed(sources[0], source)
     if "ftz" in modifiers and source == "f32":
         value = _flush(value)
     target = DTYPES[to]

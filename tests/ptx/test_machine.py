@@ -176,6 +176,20 @@ def test_conversions_round_as_they_say() -> None:
     assert unary("cvt.rn.f32.s32", "s32", words(2**24 + 1, -7)).view(torch.float32).tolist() == [2.0**24, -7]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_half_is_widened_exactly(dtype: torch.dtype) -> None:
+    halves, wide = torch.arange(-(2**15), 2**15, dtype=torch.int16), torch.zeros(2**16)
+    body = f"""
+	mad.wide.u32 %rd10, %r1, 2, %rd1;
+	mad.wide.u32 %rd11, %r1, 4, %rd2;
+	ld.global.b16 {{ %rs1 }}, [ %rd10 + 0 ];
+	cvt.f32.{"bf16" if dtype == torch.bfloat16 else "f16"} %r20, %rs1;
+	st.global.b32 [ %rd11 + 0 ], {{ %r20 }};
+"""
+    execute(body, halves, wide, programs=2**16 // 256, threads=256)
+    torch.testing.assert_close(wide, halves.view(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_nan_is_passed_on_only_where_it_is_asked_for() -> None:
     values = torch.tensor([math.nan, 0.5, 2.0])
     source, result = torch.zeros(32), torch.zeros(64)

@@ -187,6 +187,17 @@ def test_the_table_pairs_the_images(classifier, photos: Path, tmp_path: Path) ->
     assert len(data["images"]) == 3
 
 
+def test_a_gain_has_no_share_of_a_score_below_zero(classifier, photos: Path, tmp_path: Path) -> None:
+    result = run(classifier, photos, tmp_path / "out")
+    with_share = as_table(result).splitlines()[-1]
+    assert with_share.count("%)") == 1  # of insertion; deletion is better where it is low
+    scores = result.comparison.scores["attexplore"].values["insertion"]
+    scores[:] = [score - 2 for score in scores]
+    below = as_table(StudyResult(result.study, result.comparison)).splitlines()[-1]
+    assert "%)" not in below
+    assert below.split(" | ")[:4] == with_share.split(" | ")[:4]
+
+
 def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     written = report_files(result, tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fampe_fast.runtime.activations import capture, eager, find_activations, named_activation
+from fampe_fast.runtime.activations import capture, find_activations, named_activations, uncompiled
 from fampe_fast.runtime.autograd_graph import cut_nodes, nodes_between
 
 
@@ -188,49 +188,60 @@ def test_families_of_torchvision_have_their_last_spatial_layer(name: str, last: 
     assert min(found.size) > 1
 
 
-@pytest.mark.parametrize("name", ["second", "branch"])
-def test_a_layer_that_is_named_need_not_be_on_every_path(name: str) -> None:
-    model, images = Net().eval(), torch.rand(2, 3, 32, 48)
-    found = named_activation(model, images, name)
-    assert (found.name, found.call, found.layout, found.size, found.channels) == (name, 0, "nchw", (8, 12), 8)
-    assert found.module() is model.get_submodule(name)
-    assert not model.get_submodule(name)._forward_hooks
+def test_layers_by_name_may_lie_beside_a_shortcut() -> None:
+    net, images = Net().eval(), torch.rand(2, 3, 16, 24)
+    found = named_activations(net, images, ["branch", "act#1", "first"])
+    assert [(one.name, one.call) for one in found] == [("first", 0), ("act#1", 1), ("branch", 0)]
+    with capture(found) as captured:
+        net(images)
+    x = net.act(net.second(net.act(net.first(images))))
+    torch.testing.assert_close(captured.outputs, [net.first(images), x, net.branch(x)])
 
 
-def test_names_that_cannot_be_explained_say_what_was_found() -> None:
-    model, images = Net().eval(), torch.rand(1, 3, 32, 32)
-    for name, error, message in (
-        ("third", ValueError, r"the model has no layer 'third'; it has first, second, branch, act, head$"),
-        ("act", ValueError, "layer 'act' runs 3 times in a pass"),
-        ("head", ValueError, r"the output of layer 'head' is \(1, 5\), which has no places in the image"),
-        (None, TypeError, "layer must be the name of a module, got None"),
-    ):
-        with pytest.raises(error, match=message):
-            named_activation(model, images, name)  # type: ignore[arg-type]
+def test_activations_are_found_where_the_caller_asks_for_no_gradients() -> None:
+    with torch.no_grad():
+        found = find_activations(Net().eval(), torch.rand(1, 3, 16, 24))
+    assert [one.name for one in found] == [one.name for one in find_activations(Net().eval(), torch.rand(1, 3, 16, 24))]
 
 
-def test_the_last_thread_to_leave_gives_the_compiler_back() -> None:
-    compiled = torch.compile(lambda x: (x + 1, torch.compiler.is_dynamo_compiling()), backend="eager")
-    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
-    seen: list[bool] = []
+class Unused(Net):
+    """A module that never runs, and one behind which the image is cut off."""
 
-    def first() -> None:
-        with eager():
-            first_in.set()
-            second_in.wait(10)
-        first_out.set()
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.blind = nn.Identity(), nn.Identity()
 
-    def second() -> None:
-        first_in.wait(10)
-        with eager():
-            second_in.set()
-            first_out.wait(10)
-            seen.append(compiled(torch.ones(2))[1])
-        seen.append(compiled(torch.ones(2))[1])
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * self.blind(x * 1).detach().sum()
 
-    threads = [threading.Thread(target=each) for each in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [False, True]
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fist", "no layer 'fist'; near it are 'first'"),
+        ("spare", "'spare' does not run"),
+        ("act", "runs 3 times in a pass: say which, act#0 to act#2"),
+        ("act#7", "'act' has no call '7'"),
+        ("head", r"'head' gives \(1, 5\) for an image, which has no places"),
+        ("blind", "'blind' has no gradient"),
+    ],
+)
+def test_a_layer_that_will_not_do_is_refused_with_what_to_give(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        named_activations(Unused().eval(), torch.rand(1, 3, 16, 24), [name])
+
+
+def test_a_function_has_no_layers_names() -> None:
+    with pytest.raises(TypeError, match="names in an nn.Module"):
+        named_activations(lambda x: x.mean((2, 3)), torch.rand(1, 3, 16, 24), ["first"])
+
+
+def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
+    net, images = Net().eval(), torch.rand(2, 3, 16, 24)
+    compiled = torch.compile(net, backend="eager")
+    compiled(images)
+    found = find_activations(compiled, images)
+    assert [one.call for one in found] == [0, 0, 0, 1, 2]
+    with capture(found) as captured, uncompiled(compiled):
+        compiled(images)
+    torch.testing.assert_close(captured.outputs[0], net.first(images))

@@ -19,6 +19,7 @@ from fampe_fast.catalog import method_options
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map
 from fampe_fast.methods import METHODS
+from fampe_fast.metrics import Partners, centre_gain, grid_pointing, parameter_randomisation
 from fampe_fast.robustness import BandLimitedAttack
 from fampe_fast.robustness.transfer import answers_of
 from fampe_fast.runtime.model import frozen_parameters
@@ -51,6 +52,17 @@ def run_stability(model: nn.Module, images: Tensor) -> Tensor:
     return stability(method, images, [1, 2], samples=2).distances
 
 
+def run_grid_pointing(model: nn.Module, images: Tensor) -> Tensor:
+    partners = Partners.of(images.roll(1, -1).repeat(2, 1, 1, 1), [0, 1, 2, 3])
+    method = create_method("fampe", model, steps=1, samples=2)
+    return grid_pointing(method, images, [1, 2], partners=partners, cells="native", image_ids=[7, 8]).scores
+
+
+def run_parameter_randomisation(model: nn.Module, images: Tensor) -> Tensor:
+    method = create_method("forgrad_saliency", model)
+    return parameter_randomisation(method, images, [1, 2], stages=2).correlations
+
+
 CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     **{name: partial(run_method, name) for name in METHODS if "_fampe_published" not in name},
     "attack": lambda model, images: BandLimitedAttack(model, "low", 5)(images, [1, 2]).images,
@@ -58,6 +70,9 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "insertion and deletion": partial(run_curves, steps=5),
     "a part of the curves": partial(run_curves, passes=12),
     "stability": run_stability,
+    "grid pointing": run_grid_pointing,
+    "parameter randomisation": run_parameter_randomisation,
+    "centre gain": lambda model, images: centre_gain(model, images, images, [1, 2], mean=0.5, steps=4).insertion,
     "mu-fidelity": lambda model, images: mu_fidelity(model, images, images, [1, 2], grid_size=3, samples=8).scores,
     "answers": lambda model, images: answers_of(model, images, torch.tensor([1, 2], device="cpu")).probability,
 }

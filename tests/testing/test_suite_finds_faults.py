@@ -263,6 +263,45 @@ def last_first(total: Tensor, gradient: Tensor, image_index: Tensor) -> None:
     total.index_add_(0, image_index.flip(0), gradient.flip(0))
 
 
+def evidence(formula: Callable[[Tensor, Tensor], Tensor]) -> Fault:
+    """Another formula of activation and gradient, in float32 or more."""
+
+    def run(activation: Tensor, gradient: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(activation.dtype, gradient.dtype), torch.float32)
+        return formula(activation.to(dtype), gradient.to(dtype)).contiguous()
+
+    return run
+
+
+def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Weights that are the gradient's mean over the pixels."""
+    return torch.relu(-(gradient.mean((2, 3), keepdim=True) * activation).sum(1))
+
+
+def half_products(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Multiplied in the arguments' own dtype, added in float32."""
+    products = gradient * activation
+    return torch.relu(-products.to(torch.promote_types(products.dtype, torch.float32)).sum(1)).contiguous()
+
+
+def half_evidence(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Products in float32, but added in the arguments' own dtype."""
+    products = gradient * activation
+    wide = torch.promote_types(products.dtype, torch.float32)
+    total = torch.zeros_like(products[:, 0])
+    for channel in range(activation.shape[1]):
+        total = (total.to(wide) + gradient[:, channel].to(wide) * activation[:, channel].to(wide)).to(products.dtype)
+    return torch.relu(-total.to(wide)).contiguous()
+
+
+def as_if_contiguous(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Memory read in its order, whatever the strides say."""
+    shape, strides = activation.shape, torch.empty(activation.shape, device="meta").stride()
+    found = [values.as_strided(shape, strides) if values.numel() else values for values in (activation, gradient)]
+    result: Tensor = REFERENCE["layer_evidence"](*found)
+    return result
+
+
 def into_a_copy(op: str) -> Fault:
     """The reference of ``op`` on copies: what it should change stays as it was."""
 
@@ -338,6 +377,40 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "step: one scale for the batch": ("gradient_step", one_scale_for_all),
     "step: an argument changed in place": ("gradient_step", in_place),
     "step: last row unwritten": ("gradient_step", after("gradient_step", unwritten(-2))),
+    "evidence: of the gradient's other sign": (
+        "layer_evidence",
+        changed("layer_evidence", lambda arguments: {**arguments, "gradient": -arguments["gradient"]}),
+    ),
+    "evidence: against the target too": ("layer_evidence", evidence(lambda a, g: -(g * a).sum(1))),
+    "evidence: absolute": ("layer_evidence", evidence(lambda a, g: (g * a).sum(1).abs())),
+    "evidence: only channels that speak for the target": (
+        "layer_evidence",
+        evidence(lambda a, g: torch.relu(-(g * a)).sum(1)),
+    ),
+    "evidence: Grad-CAM's weights": ("layer_evidence", evidence(grad_cam)),
+    "evidence: the mean of the channels": ("layer_evidence", evidence(lambda a, g: torch.relu(-(g * a).mean(1)))),
+    "evidence: last channel left out": (
+        "layer_evidence",
+        evidence(lambda a, g: torch.relu(-(g * a)[:, : max(a.shape[1] - 1, 1)].sum(1))),
+    ),
+    "evidence: NaN is none": (
+        "layer_evidence",
+        evidence(lambda a, g: torch.where((g * a).sum(1) < 0, -(g * a).sum(1), 0.0)),
+    ),
+    "evidence: products in half precision": ("layer_evidence", half_products),
+    "evidence: sums in half precision": ("layer_evidence", half_evidence),
+    "evidence: in the activation's dtype": (
+        "layer_evidence",
+        lambda activation, gradient: REFERENCE["layer_evidence"](activation, gradient).to(activation.dtype),
+    ),
+    "evidence: tf32": ("layer_evidence", after("layer_evidence", ten_bits)),
+    "evidence: racy": ("layer_evidence", after("layer_evidence", Racy())),
+    "evidence: strides ignored": ("layer_evidence", as_if_contiguous),
+    "evidence: added as the channels lie in memory": (
+        "layer_evidence",
+        evidence(lambda a, g: torch.relu(-(g * a).sum(1))),
+    ),
+    "evidence: last row unwritten": ("layer_evidence", after("layer_evidence", unwritten(-2))),
     "pixel mask: < instead of <=": (
         "pixel_mask",
         changed("pixel_mask", lambda arguments: {**arguments, "step": arguments["step"] - 1}),
@@ -375,6 +448,19 @@ CATCHERS: dict[str, str] = {
     "dct: row number in place of the image's name": "dct_mix_of_a_row_stands_alone",
     "diversify: corners aligned": "diversify_is_as_accurate_as_the_reference",
     "transpose: resized back": "diversify_adjoint_is_the_transpose",
+    "evidence: of the gradient's other sign": "layer_evidence_adds_products_and_keeps_what_lowers_the_loss",
+    "evidence: against the target too": "layer_evidence_adds_products_and_keeps_what_lowers_the_loss",
+    "evidence: absolute": "layer_evidence_adds_products_and_keeps_what_lowers_the_loss",
+    "evidence: only channels that speak for the target": "layer_evidence_is_as_accurate_as_the_reference",
+    "evidence: Grad-CAM's weights": "layer_evidence_adds_products_and_keeps_what_lowers_the_loss",
+    "evidence: NaN is none": "layer_evidence_hides_no_nan",
+    "evidence: products in half precision": "layer_evidence_adds_halves_in_float32",
+    "evidence: sums in half precision": "layer_evidence_adds_halves_in_float32",
+    "evidence: in the activation's dtype": "layer_evidence_adds_halves_in_float32",
+    "evidence: tf32": "layer_evidence_is_as_accurate_as_the_reference",
+    "evidence: racy": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
+    "evidence: strides ignored": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
+    "evidence: added as the channels lie in memory": "layer_evidence_depends_on_neither_strides_nor_batch_nor_run",
     "sum: another order": "accumulate_adds_rows_in_their_order",
     "step: racy sum": "gradient_step_depends_on_neither_batch_nor_run",
     "step: bfloat16 sum": "gradient_step_adds_large_sums_in_float32",

@@ -1,0 +1,87 @@
+"""Measure what a map gains over the centre prior in insertion and deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..runtime.compilation import Compile
+from ..runtime.model import Model
+from .centre_prior import centre_prior
+from .insertion_deletion import InsertionDeletion, insertion_deletion
+from .protocols import Protocol
+
+__all__ = ["CentreGain", "centre_gain"]
+
+
+class CentreGain(NamedTuple):
+    """Scores of B maps beside those of the centre prior; 0 is what the prior has, higher is better in both."""
+
+    insertion: Tensor
+    """(B,) in [-1, 1], the map's insertion minus the prior's."""
+    deletion: Tensor
+    """(B,) in [-1, 1], the prior's deletion minus the map's."""
+    of_maps: InsertionDeletion
+    """The maps' own scores and curves."""
+    of_prior: InsertionDeletion
+    """The prior's, of the same images."""
+
+
+def centre_gain(
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    targets: int | Sequence[int] | Tensor,
+    *,
+    protocol: str | Protocol = "rise",
+    steps: int | None = None,
+    passes: int | None = None,
+    mean: float | Sequence[float] | Tensor | None = None,
+    internal_batch_size: int | None = None,
+    compile: Compile = "auto",
+) -> CentreGain:
+    """Measure insertion and deletion of maps, and how much better they are than those of a Gaussian in the middle.
+
+    What is photographed stands in the middle, so that ``centre_prior``, which looks at neither image nor model, scores
+    well. What a map has beyond that is its own merit. The prior's curves depend on the image alone, and are measured
+    again in every call: twice the passes of ``insertion_deletion``.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode; gives (P, classes).
+        images: (B, C, H, W) floating-point in [0, 1], any size, on the model's device.
+        maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; may be signed. Only the order of the values counts.
+        targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
+        protocol: "rise", "attexplore", "per_pixel", "per_element", or a `Protocol`. Scores of different ones are
+            not comparable.
+        steps: at most this many steps of equal size, in place of the protocol's own step: coarser and faster, and
+            another quantity, whose steps show other images.
+        passes: evaluate at most this many steps of each curve, chosen where it moves most, the two ends among them; at
+            least 2.
+        mean: as of ``insertion_deletion``.
+        internal_batch_size: images per model pass.
+        compile: as of ``insertion_deletion``.
+
+    Returns:
+        `CentreGain`, on the images' device.
+
+    Raises:
+        TypeError, ValueError, torch.OutOfMemoryError: as of ``insertion_deletion``.
+    """
+    measure = partial(
+        insertion_deletion,
+        model,
+        images,
+        targets=targets,
+        protocol=protocol,
+        steps=steps,
+        passes=passes,
+        mean=mean,
+        internal_batch_size=internal_batch_size,
+        compile=compile,
+    )
+    own = measure(maps)  # which checks the images, too
+    prior = measure(centre_prior(*images.shape[2:]).expand(len(images), 1, -1, -1))
+    return CentreGain(own.insertion - prior.insertion, prior.deletion - own.deletion, own, prior)
