@@ -128,7 +128,6 @@ PEERS = ["integrated_gradients", "smoothgrad", "saliency", "gradcam", "fullgrad"
 @pytest.mark.parametrize("name", PEERS)
 def test_the_bars_of_the_peers_too(name: str, bars: list[tuple[float, list[float]]]) -> None:
     pytest.importorskip("captum", reason="Captum is not installed")
-    pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is not installed")
     options = {"passes": 3} if "passes" in options_of(name) else {}
     create_method(name, suited(name), **options).attribute(some_images(2), 1, show_progress=True)
     assert bars

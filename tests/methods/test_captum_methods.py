@@ -85,7 +85,6 @@ def test_maps_are_blurred_or_joined_with_their_blur() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
-    pytest.importorskip("pytorch_grad_cam")
     images = some_images(2)
     method = create_method(name, suited(name), **options_of(name))
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)

@@ -23,7 +23,6 @@ from ..models_for_tests import Smooth, some_images, suited
 from ..runtime.test_contexts import options_of
 
 captum_attr = pytest.importorskip("captum.attr")
-pytest.importorskip("pytorch_grad_cam")
 
 
 def made(name: str, model: Any, **options: Any) -> Any:

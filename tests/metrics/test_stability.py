@@ -185,7 +185,6 @@ def test_fampe_is_compared_with_itself_and_not_with_other_noise() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_package_is_taken(name: str) -> None:
     pytest.importorskip("captum")
-    pytest.importorskip("pytorch_grad_cam")
     method = create_method(name, suited(name), **options_of(name))
     scores = stability(method, some_images(2), 1, samples=2, image_ids=[3, 1], internal_batch_size=2).scores
     assert scores.isfinite().all()

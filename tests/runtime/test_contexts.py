@@ -28,7 +28,6 @@ from fampe_fast.runtime.tf32 import tensor_float32
 from ..models_for_tests import Smooth, some_images, suited
 
 pytest.importorskip("captum")
-pytest.importorskip("pytorch_grad_cam")
 
 
 def options_of(name: str) -> dict[str, Any]:
