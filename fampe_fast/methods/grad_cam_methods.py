@@ -163,6 +163,7 @@ class GradCAMMethod:
         return torch.cat(found)[:, None].to(request.images.device)
 
     def _of_layer(self, request: Request, explained: Activation, numbers: Sequence[int]) -> Tensor:
+        """Compute the maps of some images from one layer, (b, H, W); warn of those that no gradient reaches."""
         kind = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus", "hirescam": "HiResCAM"}
         layer = explained.module()
         assert layer is not None
@@ -181,6 +182,7 @@ class GradCAMMethod:
         return maps
 
     def _full_grad(self, request: Request, index: int) -> Tensor:
+        """Compute the map of one image from all biases, (1, H, W)."""
         bias_of = self._package.FullGrad.get_bias_data
         own = {"get_bias_data": lambda cam, layer: bias_of(cam, layer).float()}  # NumPy has no bfloat16
         cam = type("FullGrad", (self._package.FullGrad,), own)(_Shown(self.forward_func, request), [])
@@ -248,7 +250,8 @@ class _Recorder:
     @property
     def gradients(self) -> list[Tensor]:
         """The gradients in the layers' order; a zero for a layer that none has reached."""
-        return [self._gradients.get(place, torch.zeros(1, 1, 1, 1)) for place in range(len(self._layers))]
+        none = torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu")
+        return [self._gradients.get(place, none) for place in range(len(self._layers))]
 
     def flat(self) -> list[bool]:
         """Tell of each image whether the explained layer's gradient is 0 everywhere."""

@@ -141,6 +141,14 @@ def test_grad_cam_and_hirescam_are_the_weighted_sum_where_the_head_is_linear() -
         torch.testing.assert_close(maps[:, :1], expected, rtol=0, atol=1e-5)
 
 
+class Sleeping(Net):
+    """The same net with a convolution that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Conv2d(3, 5, 1).eval()
+
+
 class Reordered(Net):
     """The same net with its layers registered in another order than they run in."""
 
@@ -152,9 +160,12 @@ class Reordered(Net):
 
 def test_full_grad_s_biases_meet_the_gradients_of_their_own_layers() -> None:
     """The package alone pairs them by the order of the modules, which need not be that of the pass."""
-    images = some_images(2, height=32, width=32)
+    images, sleeping = some_images(2, height=32, width=32), Sleeping()
     maps = create_method("fullgrad", Net()).attribute(images, 2)
     torch.testing.assert_close(create_method("fullgrad", Reordered()).attribute(images, 2), maps)
+    with torch.device("meta"):  # which is no business of the zero that stands for what was not reached
+        quiet = create_method("fullgrad", sleeping).attribute(images, 2)
+    torch.testing.assert_close(quiet, maps)
 
 
 @pytest.mark.parametrize("name", ALL)
