@@ -53,7 +53,23 @@ _FAMPE = f"{_PACKAGE}.engine.config:FAMPEConfig"
 
 
 def _captum(name: str, *only: str) -> MethodRow:
-    return MethodRow(_CAPTUM, _CAPTUM, (*only, "bounds", "absolute"), {"name": name}, family="Captum's methods")
+    options = (*only, "bounds", "absolute", "blur_cutoff", "area_cutoff")
+    return MethodRow(_CAPTUM, _CAPTUM, options, {"name": name}, family="Captum's methods")
+
+
+def _cam(name: str, *only: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.grad_cam_methods:GradCAMMethod"
+    return MethodRow(home, home, (*only, "bounds"), {"name": name}, family="class activation maps")
+
+
+def _attention(name: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.attention:AttentionMethod"
+    return MethodRow(home, home, ("bounds",), {"name": name}, family="attention")
+
+
+def _floor(kind: str, *only: str) -> MethodRow:
+    home = f"{_PACKAGE}.methods.floors:{kind}"
+    return MethodRow(home, home, (*only, "bounds"), family="the floors")
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {
@@ -70,8 +86,18 @@ PLAIN_METHODS: dict[str, MethodRow] = {
         explorer=True,
     ),
     "integrated_gradients": _captum("integrated_gradients", "passes"),
-    "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed"),
+    "smoothgrad": _captum("smoothgrad", "passes", "noise", "seed", "squared"),
     "saliency": _captum("saliency"),
+    "gradcam": _cam("gradcam", "layer"),
+    "gradcam_plus_plus": _cam("gradcam_plus_plus", "layer"),
+    "hirescam": _cam("hirescam", "layer"),
+    "layercam": _cam("layercam", "layer"),
+    "fullgrad": _cam("fullgrad"),
+    "attention_rollout": _attention("attention_rollout"),
+    "attention_gradient": _attention("attention_gradient"),
+    "rise": MethodRow(f"{_PACKAGE}.methods.rise:RISE", f"{_PACKAGE}.methods.rise:RISEConfig"),
+    "centre_prior": _floor("CentrePrior"),
+    "random_map": _floor("RandomMap", "seed"),
 }
 """Methods that make maps of their own. ``fampe_published`` is ``FAMPEConfig.published()``."""
 
@@ -295,7 +321,8 @@ _DEFINITIONS = f"{_PACKAGE}.runs.study_definitions"
 
 STUDIES: dict[str, StudyRow] = {
     "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
-    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also Captum's, and its passes"),
+    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also other libraries', and its passes"),
+    "tokens": StudyRow(f"{_DEFINITIONS}:tokens_study", "the method, for token models"),
     "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
     "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
     "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),

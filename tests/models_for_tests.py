@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, FAMPEConfig
@@ -44,6 +46,23 @@ class Smooth(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels).mean((2, 3)))
+
+
+def suited(name: str, classes: int = 5) -> nn.Module:
+    """A small smooth model that a method takes, by its name: one of tokens for those that look at attention.
+
+    The test is skipped where the package that a method comes from is not installed.
+    """
+    if name.endswith(("cam", "gradcam_plus_plus", "fullgrad")):
+        pytest.importorskip("pytorch_grad_cam")
+    if "attention" not in name:
+        return Smooth(classes=classes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=24, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=classes)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return model.eval()
 
 
 class Constant(nn.Module):

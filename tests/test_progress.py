@@ -23,11 +23,12 @@ from fampe_fast import (
     tune_cutoff,
 )
 from fampe_fast.engine.config import PathConfig
+from fampe_fast.methods.registry import options_of
 from fampe_fast.metrics.protocols import PROTOCOLS, Protocol, SolidColour
 from fampe_fast.progress import UpTo, progress
 from fampe_fast.robustness import BandLimitedAttack
 
-from .models_for_tests import Smooth, some_images
+from .models_for_tests import Smooth, some_images, suited
 
 MODEL, IMAGES = Smooth(), some_images(3, height=12, width=13)
 MAPS = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(1))
@@ -121,11 +122,14 @@ def test_a_bar_ends_at_its_total(name: str, bars: list[tuple[float, list[float]]
         assert max(stages) == total
 
 
-@pytest.mark.parametrize("name", ["integrated_gradients", "smoothgrad", "saliency"])
-def test_the_bars_of_captum_s_methods_too(name: str, bars: list[tuple[float, list[float]]]) -> None:
+PEERS = ["integrated_gradients", "smoothgrad", "saliency", "gradcam", "fullgrad", "attention_gradient", "rise"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_bars_of_the_peers_too(name: str, bars: list[tuple[float, list[float]]]) -> None:
     pytest.importorskip("captum", reason="Captum is not installed")
-    options = {} if name == "saliency" else {"passes": 3}
-    create_method(name, MODEL, **options).attribute(IMAGES, 1, show_progress=True)
+    options = {"passes": 3} if "passes" in options_of(name) else {}
+    create_method(name, suited(name), **options).attribute(some_images(2), 1, show_progress=True)
     assert bars
     for total, stages in bars:
         assert stages[-1] == max(stages) == total

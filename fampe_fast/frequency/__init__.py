@@ -3,11 +3,12 @@
 from .bands import RadialBands, bands_between, equal_energy_bands, equal_width_bands
 from .low_pass import filtered_map, low_pass
 from .signature import fourier_signature, power_slope
-from .two_scale import two_scale_map
+from .two_scale import blurred_map, two_scale_map
 
 __all__ = [
     "RadialBands",
     "bands_between",
+    "blurred_map",
     "equal_energy_bands",
     "equal_width_bands",
     "filtered_map",

@@ -32,17 +32,41 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
         TypeError: maps that are not floating-point, a cut-off that is no number.
         ValueError: maps that are not (B, C, H, W), a cut-off that is not in [1e-15, 1e15].
     """
-    maps = check_batch("maps", maps)
-    cutoff = check_gaussian_cutoff("cutoff", cutoff, "greater than 0, not negative or zero")
-    evidence = maps.to(torch.promote_types(maps.dtype, torch.float32)).sum(1, keepdim=True)
-    height, width = evidence.shape[-2:]
+    evidence = _summed(maps)
     peak = evidence.abs().amax((1, 2, 3), keepdim=True)
     fine = evidence / torch.where(peak > 0, peak, torch.ones_like(peak))  # squares would vanish, or overflow
-    deviation = min(height, width) / (2 * math.pi * cutoff)
-    down, across = (smoothing_matrix(size, deviation, fine.device, fine.dtype) for size in (height, width))
-    coarse = ops.separable_transform(fine, down, across)
+    coarse = _blurred(fine, cutoff)
     squares = fine * fine.abs() + coarse * coarse.abs()
     return peak * squares.sign() * squares.abs().sqrt()
+
+
+def blurred_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
+    """Compute ``S`` of ``two_scale_map`` alone: the sum over the channels, blurred by its Gaussian.
+
+    Args:
+        maps: as of ``two_scale_map``.
+        cutoff: as of ``two_scale_map``.
+
+    Returns:
+        (B, 1, H, W) in the maps' unit, float32 or their float64.
+
+    Raises:
+        TypeError, ValueError: as ``two_scale_map``.
+    """
+    return _blurred(_summed(maps), cutoff)
+
+
+def _summed(maps: Tensor) -> Tensor:
+    maps = check_batch("maps", maps)
+    return maps.to(torch.promote_types(maps.dtype, torch.float32)).sum(1, keepdim=True)
+
+
+def _blurred(evidence: Tensor, cutoff: float) -> Tensor:
+    cutoff = check_gaussian_cutoff("cutoff", cutoff, "greater than 0, not negative or zero")
+    height, width = evidence.shape[-2:]
+    deviation = min(height, width) / (2 * math.pi * cutoff)
+    down, across = (smoothing_matrix(size, deviation, evidence.device, evidence.dtype) for size in (height, width))
+    return ops.separable_transform(evidence, down, across)
 
 
 @lru_cache(maxsize=16)

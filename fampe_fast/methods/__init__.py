@@ -1,20 +1,29 @@
-"""Attribution methods: FAMPE, AttEXplore, Captum's through the same call, and FORGrad, which filters their maps."""
+"""Attribution methods: FAMPE, AttEXplore, others for comparison, and FORGrad, which filters their maps."""
 
 from ..catalog import METHODS
+from .attention import AttentionMethod
 from .attexplore import AttEXplore
 from .base import AttributionMethod
 from .captum_methods import CaptumMethod
 from .fampe import FAMPE
+from .floors import CentrePrior, RandomMap
 from .forgrad import FORGrad, LowPassGradients
+from .grad_cam_methods import GradCAMMethod
 from .registry import create_method
+from .rise import RISE
 
 __all__ = [
     "FAMPE",
     "METHODS",
+    "RISE",
     "AttEXplore",
+    "AttentionMethod",
     "AttributionMethod",
     "CaptumMethod",
+    "CentrePrior",
     "FORGrad",
+    "GradCAMMethod",
     "LowPassGradients",
+    "RandomMap",
     "create_method",
 ]

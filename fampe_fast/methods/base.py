@@ -13,6 +13,7 @@ from ..engine.config import PathConfig
 from ..engine.path import PathDetails, follow_path
 from ..engine.request import prepared
 from ..engine.targets import Target
+from ..errors import warn
 from ..frequency.two_scale import two_scale_map
 from ..progress import progress
 from ..runtime.model import Model, check_callable
@@ -63,7 +64,7 @@ class AttributionMethod(Protocol):
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of the model per image, at least 1."""
+        """Forward and backward passes of the model per image; forward ones alone where it makes no others."""
 
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model, in plain values, for a record."""
@@ -82,6 +83,13 @@ def describe(method: object) -> dict[str, object]:
     own = getattr(method, "describe", None)
     found: dict[str, object] = own() if callable(own) else {"method": getattr(method, "name", type(method).__name__)}
     return found
+
+
+def warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
+    """Warn where a map (B, C, H, W) holds NaN or infinity."""
+    strange = ~maps.isfinite().flatten(1).all(1)
+    if bool(strange.any()):
+        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")
 
 
 class PathMethod(Generic[Config]):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..checks import check_bounds, check_count, check_number, check_seed
+from ..checks import check_bounds, check_count, check_flag, check_gaussian_cutoff, check_number, check_seed
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
-from ..errors import warn
+from ..frequency.two_scale import blurred_map, two_scale_map
 from ..progress import progress
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
-from .base import captum_call
+from .base import captum_call, warn_of_strange
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 
@@ -51,12 +51,16 @@ class CaptumMethod:
             stream, and nothing else is drawn.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
         absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign. None is
-            the method's custom: yes for ``saliency``, no for the others.
+            the method's custom: yes for ``saliency`` and for squares, no for the others.
+        squared: average the squares of the gradients of SmoothGrad (Hooker et al., NeurIPS 2019), not the gradients.
+        blur_cutoff: cut-off of a Gaussian that the map is blurred by, in cycles over the shorter side
+            (``frequency.blurred_map``); None for no blur.
+        area_cutoff: cut-off of ``frequency.two_scale_map``, as FAMPE's; None for the map as it is.
 
     Raises:
         ImportError: Captum is not installed; the message says how to get it.
         TypeError: a value of a wrong type.
-        ValueError: an unknown name, or a value out of range.
+        ValueError: an unknown name, a value out of range, or both cut-offs.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class CaptumMethod:
         seed: int = 0,
         bounds: tuple[float, float] = (0.0, 1.0),
         absolute: bool | None = None,
+        squared: bool = False,
+        blur_cutoff: float | None = None,
+        area_cutoff: float | None = None,
     ) -> None:
         attr = _captum()
         if name not in get_args(PeerName):
@@ -80,7 +87,12 @@ class CaptumMethod:
         self.passes = 1 if name == "saliency" else check_count("passes", passes)
         self.noise: float = check_number("noise", noise, 0, math.inf)
         self.seed, self.bounds = check_seed(seed), check_bounds(bounds)
-        self.absolute = name == "saliency" if absolute is None else absolute
+        self.squared = check_flag("squared", squared)
+        self.absolute = (name == "saliency" or self.squared) if absolute is None else absolute
+        if blur_cutoff is not None and area_cutoff is not None:
+            raise ValueError(f"give blur_cutoff or area_cutoff, not both; got {blur_cutoff!r} and {area_cutoff!r}")
+        self.blur_cutoff = None if blur_cutoff is None else check_gaussian_cutoff("blur_cutoff", blur_cutoff)
+        self.area_cutoff = None if area_cutoff is None else check_gaussian_cutoff("area_cutoff", area_cutoff)
         self._attr = attr
 
     @property
@@ -94,7 +106,7 @@ class CaptumMethod:
 
     def describe(self) -> dict[str, object]:
         """Describe the options, those that this method does not use as well."""
-        options = ("passes", "noise", "seed", "bounds", "absolute")
+        options = ("passes", "noise", "seed", "bounds", "absolute", "squared", "blur_cutoff", "area_cutoff")
         return {"method": self.name, "config": {option: getattr(self, option) for option in options}}
 
     @captum_call
@@ -130,8 +142,13 @@ class CaptumMethod:
                 for index in range(len(maps)):
                     maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
                     advance(1)
-            _warn_of_strange(maps, request.image_ids)
-        return maps.abs() if self.absolute else maps
+            warn_of_strange(maps, request.image_ids)
+        maps = maps.abs() if self.absolute else maps
+        if self.area_cutoff is not None:
+            return two_scale_map(maps, self.area_cutoff).expand_as(maps).contiguous()
+        if self.blur_cutoff is not None:
+            return blurred_map(maps, self.blur_cutoff).expand_as(maps).contiguous()
+        return maps
 
     def _one(self, forward: Callable[[Tensor], Tensor], request: Request, index: int, chunk: int) -> Tensor:
         """Compute the signed map of one image, (C, H, W) float32."""
@@ -159,7 +176,8 @@ class CaptumMethod:
             noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
             samples = image + self.noise * noise.to(image.device)
             gradients: Tensor = saliency.attribute(samples.requires_grad_(), target=target, abs=False)
-            total += gradients.detach().float().sum(0, keepdim=True)
+            gradients = gradients.detach().float()
+            total += (gradients.square() if self.squared else gradients).sum(0, keepdim=True)
         return total[0] / self.passes
 
 
@@ -187,9 +205,3 @@ def _usual_defaults(device: torch.device) -> Iterator[None]:
 def _stream(seed: int, image_id: int) -> int:
     """Compute the seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
     return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63
-
-
-def _warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
-    strange = ~maps.isfinite().flatten(1).all(1)
-    if bool(strange.any()):
-        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")

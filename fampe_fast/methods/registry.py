@@ -47,13 +47,14 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
     Args:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
-        **options: of the method: fields of ``FAMPEConfig`` or ``AttEXploreConfig`` and ``explorer``; arguments of
-            ``CaptumMethod``; with ``forgrad_`` and ``forgrad_signed_`` also ``map_cutoff``, the radius of the filter.
+        **options: of the method (``catalog.method_options``): fields of its configuration, such as ``FAMPEConfig``,
+            or arguments of its class, such as ``CaptumMethod``; ``explorer``; with ``forgrad_`` and
+            ``forgrad_signed_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
         TypeError: an option the method does not have.
-        ImportError: a method of Captum's, which is not installed.
+        ImportError: a method of Captum's or pytorch-grad-cam's, which is not installed.
     """
     check_options(name, **options)
     prefix, plain = parts_of(name)

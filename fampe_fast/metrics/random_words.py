@@ -1,4 +1,4 @@
-"""Draw random numbers for the metrics: named by seed, image id and sample number, as the methods' noise is."""
+"""Draw random numbers for metrics, masks and random maps, named by seed, image id and sample number as all noise is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Stream(IntEnum):
     PERTURBATIONS = 0xFFFFFFFE
     PARTNERS = 0xFFFFFFFD
     CELLS = 0xFFFFFFFC
+    MASKS = 0xFFFFFFFB
+    RANDOM_MAPS = 0xFFFFFFFA
 
 
 def random_words(stream: Stream, seed: int, image_ids: Tensor, samples: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from ..errors import BackendUnavailableError
 from ..ops.backends import VARIABLE, choice
 
 _REQUIRED = ("torch", "torchvision", "timm", "numpy", "triton", "pillow", "safetensors", "matplotlib", "rich")
-_OPTIONAL = ("captum",)
+_OPTIONAL = ("captum", "grad-cam")
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,34 @@ def peers_study(budget: Budget) -> Study:
                 )
                 for absolute in (True, False)
             ),
+            Variant("smoothgrad, squared", "smoothgrad", {"passes": passes, "seed": budget.seed, "squared": True}),
             Variant("saliency", "saliency"),
+            Variant("saliency, blurred", "saliency", {"blur_cutoff": FAMPEConfig.area_cutoff}),
+            Variant("saliency, two scales", "saliency", {"area_cutoff": FAMPEConfig.area_cutoff}),
+            *(Variant(name, name) for name in ("gradcam", "gradcam_plus_plus", "hirescam", "layercam", "fullgrad")),
+            # A forward pass is about half a pass.
+            Variant("rise", "rise", {"passes": 2 * passes, "seed": budget.seed}),
+            *_floors(budget),
         ),
     )  # fmt: skip
+
+
+def tokens_study(budget: Budget) -> Study:
+    """Compare the attention of token models with methods that take every model."""
+    return Study(
+        "tokens", "What is a transformer's attention worth as a map?",
+        (
+            budget.baseline(),
+            budget.fampe("fampe"),
+            *(Variant(name, name) for name in ("attention_rollout", "attention_gradient", "gradcam", "layercam")),
+            Variant("saliency, two scales", "saliency", {"area_cutoff": FAMPEConfig.area_cutoff}),
+            *_floors(budget),
+        ),
+    )  # fmt: skip
+
+
+def _floors(budget: Budget) -> tuple[Variant, ...]:
+    return Variant("centre_prior", "centre_prior"), Variant("random_map", "random_map", {"seed": budget.seed})
 
 
 def explorer_study(budget: Budget) -> Study:

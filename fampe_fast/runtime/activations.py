@@ -98,6 +98,19 @@ def named_activations(
     return _remembered(model, images, probed, tuple(names), partial(_named, names=names))
 
 
+def layer_of(model: Model, name: str) -> nn.Module:
+    """Look up a layer by its name, with or without the number of a call.
+
+    Raises:
+        ValueError: a name that does not exist.
+    """
+    own, modules = name.partition("#")[0], dict(_modules_of(model))
+    if own not in modules:
+        near = get_close_matches(own, modules, 3, 0.4) or [known for known in modules if known][:3]
+        raise ValueError(f"the model has no layer {own!r}; near it are {', '.join(map(repr, near))}")
+    return modules[own]
+
+
 def _remembered(
     model: Model,
     images: Tensor,
@@ -221,7 +234,8 @@ class _Pass:
         """Compute the likeliest class's gradients."""
         if not tensors:
             return ()
-        score = self.output.flatten(1).amax()
+        with torch.enable_grad():
+            score = self.output.flatten(1).amax()
         return torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)
 
 
@@ -246,14 +260,10 @@ def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
 
 
 def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
-    modules = dict(_modules_of(seen.model))
     found: dict[int, Activation] = {}
     for name in names:
         own, _, number = name.partition("#")
-        module = modules.get(own)
-        if module is None:
-            near = get_close_matches(own, modules, 3, 0.4) or [known for known in modules if known][:3]
-            raise ValueError(f"the model has no layer {own!r}; near it are {', '.join(map(repr, near))}")
+        module = layer_of(seen.model, name)
         calls = [(place, one) for place, one in enumerate(seen.calls) if one.module is module]
         if not calls:
             raise ValueError(f"the layer {own!r} does not run in a pass, or gives no tensor: name one that does")

@@ -74,6 +74,7 @@ def test_every_flag_says_what_it_is(command: str) -> None:
 
 def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
     pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
     for name in PLAIN_METHODS:
         method: Any = create_method(name, Smooth())
         holder = getattr(method, "config", method)
@@ -82,7 +83,11 @@ def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
                 assert "(default: the method's own)" in help_of("explain")
             else:
                 assert getattr(holder, option.name) == option.default, (name, option.name)
-    for text in ("default: 16/255", "default: 6; fampe_published, attexplore: none", "default: off; fampe_published"):
+    for text in (
+        "default: 16/255",
+        "default: 6; fampe_published, attexplore, integrated_gradients",
+        "default: off; fampe_published",
+    ):
         assert text in help_of("explain")
 
 

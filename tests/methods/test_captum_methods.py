@@ -11,7 +11,8 @@ import torch
 from fampe_fast.methods import METHODS, CaptumMethod, create_method
 from fampe_fast.methods.quantus import explain
 
-from ..models_for_tests import Smooth, some_images
+from ..models_for_tests import Smooth, some_images, suited
+from ..runtime.test_contexts import options_of
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -49,12 +50,43 @@ def test_smoothgrad_is_the_mean_gradient_and_depends_on_seed_and_id_alone() -> N
     torch.testing.assert_close(quiet, gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_the_square_of_smoothgrad_averages_squares() -> None:
+    """Against the squares of Captum's own gradients for the same noise."""
+    model, images = Smooth(), some_images(1)
+    maps = CaptumMethod(model, "smoothgrad", passes=5, noise=0.1, squared=True).attribute(images, 3)
+    generator = torch.Generator().manual_seed(0)
+    samples = (images + 0.1 * torch.randn(5, 3, 24, 24, generator=generator)).requires_grad_()
+    gradients = captum_attr.Saliency(model).attribute(samples, target=3, abs=False)
+    torch.testing.assert_close(maps[0], gradients.square().mean(0), rtol=1e-4, atol=1e-9)
+    assert not torch.allclose(maps[0], gradients.mean(0).square(), rtol=0.1)
+
+
+def test_maps_are_blurred_or_joined_with_their_blur() -> None:
+    """Against the Gaussian of SciPy, which weighs what lies beyond the border like any other place."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    model, images = Smooth(), some_images(1, height=48, width=48)
+    plain = CaptumMethod(model, "saliency").attribute(images, 2)
+    blurred = CaptumMethod(model, "saliency", blur_cutoff=8).attribute(images, 2)
+    deviation = 48 / (2 * np.pi * 8)
+    evidence = plain.sum(1)[0].double().numpy()
+    weight = ndimage.gaussian_filter(np.ones((48, 48)), deviation, mode="constant", truncate=20)
+    expected = ndimage.gaussian_filter(evidence, deviation, mode="constant", truncate=20) / weight
+    np.testing.assert_allclose(blurred[0, 1].numpy(), expected, rtol=1e-4)
+    joined = CaptumMethod(model, "saliency", area_cutoff=8).attribute(images, 2)
+    np.testing.assert_allclose(joined[0, 2].numpy(), np.sqrt(evidence**2 + expected**2), rtol=1e-4)
+    assert blurred.shape == joined.shape == plain.shape
+    with pytest.raises(ValueError, match=r"give blur_cutoff or area_cutoff, not both; got 6 and 6\.0"):
+        CaptumMethod(model, "saliency", blur_cutoff=6, area_cutoff=6.0)
+    with pytest.raises(ValueError, match="blur_cutoff must be above 0, got 0"):
+        create_method("saliency", model, blur_cutoff=0)
+    with pytest.raises(TypeError, match="squared must be True or False, got 'no'"):
+        create_method("smoothgrad", model, squared="no")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_the_same_call(name: str) -> None:
-    options = {"steps": 1, "samples": 2} if name.endswith(("fampe", "fampe_published", "attexplore")) else {"passes": 2}
-    options = {} if name.endswith("saliency") else options
     images = some_images(2)
-    method = create_method(name, Smooth(), **options)
+    method = create_method(name, suited(name), **options_of(name))
     maps = method.attribute(images, image_ids=[5, 6], internal_batch_size=3)
     assert maps.shape == images.shape
     assert maps.dtype == torch.float32
@@ -67,8 +99,8 @@ def test_every_method_answers_the_same_call(name: str) -> None:
 
 
 def test_wrong_names_and_options_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown method 'gradcam'; known are fampe, fampe_published, attexplore"):
-        create_method("gradcam", Smooth())
+    with pytest.raises(ValueError, match="unknown method 'deeplift'; known are fampe, fampe_published, attexplore"):
+        create_method("deeplift", Smooth())
     with pytest.raises(TypeError, match=r"'saliency' has no option\(s\) alpha"):
         create_method("saliency", Smooth(), alpha=0.1)
     with pytest.raises(ValueError, match="passes must be at least 1"):

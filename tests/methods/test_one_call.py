@@ -19,7 +19,7 @@ from fampe_fast.methods.base import describe, passes_of
 from fampe_fast.methods.registry import options_of as known_options
 from fampe_fast.robustness import BandLimitedAttack
 
-from ..models_for_tests import Smooth, some_images
+from ..models_for_tests import Smooth, some_images, suited
 from ..runtime.test_contexts import options_of
 
 captum_attr = pytest.importorskip("captum.attr")
@@ -33,12 +33,12 @@ def made(name: str, model: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("name", METHODS)
 def test_models_of_every_precision_are_taken(name: str, dtype: torch.dtype) -> None:
     images = some_images(2)
-    maps = made(name, Smooth().to(dtype)).attribute(images, [0, 3])
+    maps = made(name, suited(name).to(dtype)).attribute(images, [1, 4])
     assert maps.dtype == torch.float32
     assert maps.isfinite().all()
     assert maps.abs().sum() > 0
     if dtype == torch.float64:
-        single = made(name, Smooth()).attribute(images, [0, 3])
+        single = made(name, suited(name)).attribute(images, [1, 4])
         assert float(torch.corrcoef(torch.stack([maps.flatten(), single.flatten()]))[0, 1]) > 0.99
 
 
@@ -46,7 +46,7 @@ def test_models_of_every_precision_are_taken(name: str, dtype: torch.dtype) -> N
 def test_captums_sensitivity_takes_every_method(name: str) -> None:
     metrics = pytest.importorskip("captum.metrics")
     bounds = {"bounds": (-1.0, 2.0)}  # its noise leaves [0, 1]
-    method = made(name, Smooth(), **bounds)
+    method = made(name, suited(name), **bounds)
     found = metrics.sensitivity_max(method.attribute, some_images(1), target=1, n_perturb_samples=2)
     assert found.shape == (1,)
     assert found.isfinite().all()
@@ -54,7 +54,7 @@ def test_captums_sensitivity_takes_every_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_input_in_a_tuple_gives_one_map_in_a_tuple(name: str) -> None:
-    images, method = some_images(2), made(name, Smooth())
+    images, method = some_images(2), made(name, suited(name))
     (maps,) = method.attribute((images,), [1, 2])
     assert torch.equal(maps, method.attribute(images, [1, 2]))
     with pytest.raises(TypeError, match=r"inputs must be a torch.Tensor \(B, C, H, W\), got tuple"):
@@ -70,7 +70,7 @@ def test_details_come_beside_the_tuple() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_noise_tunnels_take_every_method(name: str) -> None:
-    method = made(name, Smooth(), bounds=(-1.0, 2.0))
+    method = made(name, suited(name), bounds=(-1.0, 2.0))
     maps = captum_attr.NoiseTunnel(method).attribute(some_images(1), target=1, nt_samples=2, stdevs=0.05)
     assert maps.shape == (1, 3, 24, 24)
 
@@ -111,7 +111,10 @@ def test_methods_describe_themselves_and_others_count_as_one_pass() -> None:
         "map_cutoff": 4,
         "filtered": {
             "method": "smoothgrad",
-            "config": {"passes": 7, "noise": 0.15, "seed": 0, "bounds": (0.0, 1.0), "absolute": False},
+            "config": {
+                "passes": 7, "noise": 0.15, "seed": 0, "bounds": (0.0, 1.0), "absolute": False, "squared": False,
+                "blur_cutoff": None, "area_cutoff": None,
+            },
         },
         "signed": False,
     }  # fmt: skip
@@ -180,7 +183,7 @@ EVERY = {**GRADIENTS, "occluded frequency": lambda model: OccludedFrequency(mode
 
 @pytest.mark.parametrize("name", EVERY)
 def test_bad_input_is_named_alike_everywhere(name: str) -> None:
-    call, images = EVERY[name](Smooth()), some_images(2)
+    call, images = EVERY[name](suited(name)), some_images(2)
     for inputs, target, error, message in (
         ((images * 255).byte(), 0, TypeError, "divide 8-bit images by 255"),
         (images[0], 0, ValueError, r"must be \(B, C, H, W\)"),
@@ -197,13 +200,13 @@ def test_bad_input_is_named_alike_everywhere(name: str) -> None:
         with pytest.raises(error, match=message):
             call(inputs, target)
     with pytest.raises(ValueError, match=r"training mode .*call model.eval\(\)"):
-        EVERY[name](Smooth().train())(images, 0)
+        EVERY[name](suited(name).train())(images, 0)
     assert call(images[:0], 0) is not None
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_targets_of_every_kind_mean_the_same(name: str) -> None:
-    call, images = EVERY[name](Smooth()), some_images(2)
+    call, images = EVERY[name](suited(name)), some_images(2)
 
     def values(found: Any) -> Tensor:
         return found if isinstance(found, Tensor) else found.images if hasattr(found, "images") else found.drops
@@ -219,9 +222,9 @@ def test_targets_of_every_kind_mean_the_same(name: str) -> None:
 class Places(nn.Module):
     """An output with two dimensions more: class scores at each of 2 x 3 places."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         super().__init__()
-        self.net = Smooth(classes=24)
+        self.net = suited(name, classes=24)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -230,15 +233,16 @@ class Places(nn.Module):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_image_may_have_a_place_of_its_own(name: str) -> None:
-    call, images = EVERY[name](Places()), some_images(2)
+    call, images = EVERY[name](Places(name)), some_images(2)
 
     def values(found: Any) -> Tensor:
         return found if isinstance(found, Tensor) else found.images if hasattr(found, "images") else found.drops
 
     both = values(call(images, [(1, 0, 2), (3, 1, -1)]))
     torch.testing.assert_close(both[:1], values(call(images[:1], (1, 0, 2))), rtol=1e-3, atol=1e-5)
-    alone = EVERY[name](Places())
-    if name in ("fampe", "attexplore", "smoothgrad", "fampe_published") or "forgrad" in name or name == "attack":
+    alone = EVERY[name](Places(name))
+    noisy = ("fampe", "attexplore", "smoothgrad", "fampe_published", "rise", "random_map", "attack")
+    if name in noisy or "forgrad" in name:
         pass  # the second image's noise has another id when it comes alone
     else:
         torch.testing.assert_close(both[1:], values(alone(images[1:], (3, 1, 2))), rtol=1e-3, atol=1e-5)

@@ -198,6 +198,12 @@ def test_layers_by_name_may_lie_beside_a_shortcut() -> None:
     torch.testing.assert_close(captured.outputs, [net.first(images), x, net.branch(x)])
 
 
+def test_activations_are_found_where_the_caller_asks_for_no_gradients() -> None:
+    with torch.no_grad():
+        found = find_activations(Net().eval(), torch.rand(1, 3, 16, 24))
+    assert [one.name for one in found] == [one.name for one in find_activations(Net().eval(), torch.rand(1, 3, 16, 24))]
+
+
 class Unused(Net):
     """A module that never runs, and one behind which the image is cut off."""
 

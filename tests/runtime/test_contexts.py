@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
+from fampe_fast.catalog import method_options
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map
 from fampe_fast.methods import METHODS
@@ -24,17 +25,14 @@ from fampe_fast.robustness.transfer import answers_of
 from fampe_fast.runtime.model import frozen_parameters
 from fampe_fast.runtime.tf32 import tensor_float32
 
-from ..models_for_tests import Smooth, some_images
+from ..models_for_tests import Smooth, some_images, suited
 
 pytest.importorskip("captum")
 
 
 def options_of(name: str) -> dict[str, Any]:
-    if name.endswith("saliency"):
-        return {}
-    if name.endswith(("smoothgrad", "integrated_gradients")):
-        return {"passes": 3}
-    return {"steps": 2, "samples": 3}
+    few = {"passes": 3, "steps": 2, "samples": 3}
+    return {option.name: few[option.name] for option in method_options(name) if option.name in few}
 
 
 def run_method(name: str, model: nn.Module, images: Tensor) -> Tensor:
@@ -104,10 +102,10 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_the_caller_has_set_changes_no_bit(call: str, setting: str) -> None:
-    model, images = Smooth(), some_images(2)
+    model, images = suited(call), some_images(2)
     quiet = CALLS[call](model, images)
     for fresh in (False, True):  # a model that is known, and one that is asked inside
-        other = Smooth() if fresh else model
+        other = suited(call) if fresh else model
         with SETTINGS[setting]():
             found = CALLS[call](other, images)
         assert torch.equal(found, quiet)
@@ -118,7 +116,7 @@ def test_what_the_caller_has_set_changes_no_bit(call: str, setting: str) -> None
 @pytest.mark.parametrize("call", CALLS)
 def test_four_threads_with_one_model_give_the_bits_of_one(call: str) -> None:
     """All at once and again and again, every thread with images of its own, and the user drawing beside them."""
-    model = Smooth()
+    model = suited(call)
     batches = [some_images(2, seed=seed) for seed in range(4)]
     quiet = [CALLS[call](model, images) for images in batches]
     flags = [parameter.requires_grad for parameter in model.parameters()]

@@ -1,0 +1,118 @@
+"""Maps that any method has to beat: none of them has seen the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_bounds, check_seed
+from ..engine.request import Request, prepared
+from ..engine.targets import Target
+from ..metrics.centre_prior import centre_prior
+from ..metrics.random_words import Stream, random_words
+from ..runtime.model import Model, check_callable
+from .base import captum_call
+
+
+class _Floor:
+    """A map made without a pass of the model, which is asked for its first choice where no target is given.
+
+    Args:
+        model: any that a method takes.
+        bounds: smallest and largest pixel value.
+    """
+
+    name: str
+    passes = 0
+    multiplies_by_inputs = False
+
+    def __init__(self, model: Model, *, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+        check_callable(model)
+        self.forward_func = model
+        self.bounds = check_bounds(bounds)
+
+    def has_convergence_delta(self) -> bool:
+        """Return False: there is nothing that the map would have to sum to."""
+        return False
+
+    def describe(self) -> dict[str, object]:
+        """Describe what the maps depend on."""
+        return {"method": self.name, "config": {"bounds": self.bounds}}
+
+    def _map(self, request: Request, index: int) -> Tensor:
+        """Make the map of one image, (H, W) float32."""
+        raise NotImplementedError
+
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Give the maps of a batch of images; arguments, result and errors as of ``FAMPE.attribute``."""
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+            gradients=False,
+        ) as request:
+            maps = torch.empty_like(request.images)
+            for index in range(len(maps)):
+                maps[index] = self._map(request, index)
+        return maps
+
+
+class CentrePrior(_Floor):
+    """Rank pixels by how near the middle they are: ``metrics.centre_prior``.
+
+    Args:
+        model: asked for nothing but a target that is not given.
+        bounds: smallest and largest pixel value.
+
+    Raises:
+        TypeError, ValueError: as of every method.
+    """
+
+    name = "centre_prior"
+
+    def _map(self, request: Request, index: int) -> Tensor:
+        return centre_prior(*request.images.shape[-2:]).to(request.images.device)
+
+
+class RandomMap(_Floor):
+    """Rank pixels by chance: uniform noise in [0, 1), one number per pixel.
+
+    Args:
+        model: asked for nothing but a target that is not given.
+        seed: number that the noise follows from, any 64-bit integer; with the image's id it names the image's noise.
+        bounds: smallest and largest pixel value.
+
+    Raises:
+        TypeError, ValueError: as of every method.
+    """
+
+    name = "random_map"
+
+    def __init__(self, model: Model, *, seed: int = 0, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__(model, bounds=bounds)
+        self.seed = check_seed(seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what the maps depend on."""
+        return {"method": self.name, "config": {"seed": self.seed, "bounds": self.bounds}}
+
+    def _map(self, request: Request, index: int) -> Tensor:
+        height, width = request.images.shape[-2:]
+        image = request.image_ids[index : index + 1]
+        words = random_words(Stream.RANDOM_MAPS, self.seed, image, torch.zeros_like(image), height * width)
+        return ((words >> 8).float() * 2.0**-24).reshape(height, width)

@@ -1,0 +1,291 @@
+"""Call pytorch-grad-cam's class activation maps as all other methods, for comparison; their formulas are the package's.
+
+Grad-CAM: Selvaraju et al., ICCV 2017; Grad-CAM++: Chattopadhay et al., WACV 2018; HiResCAM: Draelos and Carin,
+arXiv 2011.08891; LayerCAM: Jiang et al., TIP 2021; FullGrad: Srinivas and Fleuret, NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_bounds
+from ..engine.request import Request, prepared
+from ..engine.targets import Target
+from ..errors import warn
+from ..progress import progress
+from ..runtime.activations import Activation, find_activations, layer_of, named_activations, uncompiled
+from ..runtime.model import Model, check_callable, frozen_parameters
+from ..runtime.model_probe import call
+from .base import captum_call, warn_of_strange
+
+CamName = Literal["gradcam", "gradcam_plus_plus", "hirescam", "layercam", "fullgrad"]
+
+
+def _grad_cam() -> ModuleType:
+    try:
+        import pytorch_grad_cam
+    except ImportError as error:
+        raise ImportError(
+            f"{', '.join(get_args(CamName))} come from pytorch-grad-cam, which cannot be imported ({error}): "
+            "pip install grad-cam"
+        ) from error
+    module: ModuleType = pytorch_grad_cam
+    return module
+
+
+class GradCAMMethod:
+    """One of pytorch-grad-cam's methods, of one layer, or of all biases (``fullgrad``); each map in [0, 1].
+
+    The package shifts and scales every map to [0, 1] and resizes it to the image (OpenCV, bilinear). It explains the
+    model's output for the target as it is: a logit, or a probability where the model gives those. An activation is what
+    the layer returns; by itself the package sees on a CPU what an operation in place then makes of it. FullGrad counts
+    the input and the biases of ``Conv2d`` and ``BatchNorm2d``, no others, and each layer's first call.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode; an ``nn.Module``, whose layers are looked into.
+        name: ``gradcam``, ``gradcam_plus_plus``, ``hirescam``, ``layercam`` or ``fullgrad``.
+        layer: name of the module whose output is explained, as in ``model.named_modules()``, with ``#1`` behind it for
+            its second call; None is the last one that has places in the image, that all paths lead through, and that a
+            gradient reaches.
+        bounds: smallest and largest pixel value.
+
+    Raises:
+        ImportError: pytorch-grad-cam is not installed; the message says how to get it.
+        TypeError: a value of a wrong type, or a model that is no module.
+        ValueError: an unknown name, or a layer that the model does not have.
+    """
+
+    passes = 1
+    multiplies_by_inputs = False
+
+    def __init__(
+        self,
+        model: Model,
+        name: CamName,
+        *,
+        layer: str | None = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        package = _grad_cam()
+        if name not in get_args(CamName):
+            raise ValueError(f"unknown method {name!r} of pytorch-grad-cam; known are {', '.join(get_args(CamName))}")
+        check_callable(model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name} looks into the model's layers: it needs an nn.Module, got {type(model).__name__}")
+        if layer is not None:
+            if name == "fullgrad":
+                raise TypeError("fullgrad explains all layers with a bias, and takes no layer")
+            if not isinstance(layer, str):
+                raise TypeError(f"layer must be the name of a module or None, got {layer!r}")
+            layer_of(model, layer)
+        self.forward_func: nn.Module = model
+        self.name = name
+        self.layer = layer
+        self.bounds = check_bounds(bounds)
+        self._package = package
+
+    def has_convergence_delta(self) -> bool:
+        """Return False: there is nothing that the map would have to sum to."""
+        return False
+
+    def describe(self) -> dict[str, object]:
+        """Describe what the maps depend on besides the model."""
+        return {"method": self.name, "config": {"layer": self.layer, "bounds": self.bounds}}
+
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
+
+        The map is the same in every channel. A warning names the images that no gradient reaches the layer of.
+
+        Raises:
+            ValueError: besides, a model without a layer to explain, or a layer that ``named_activations`` refuses.
+        """
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+        ) as request:
+            images = request.images
+            maps = torch.zeros_like(images[:, :1])
+            with (
+                progress(len(images), self.name, show_progress) as advance,
+                frozen_parameters(self.forward_func),
+                torch.enable_grad(),
+                uncompiled(self.forward_func),
+            ):
+                explained = None if self.name == "fullgrad" or not len(images) else self._activation(request)
+                for rows, found in request.chunks.each(len(images), partial(self._some, request, explained)):
+                    maps[rows] = found
+                    advance(rows.stop - rows.start)
+            warn_of_strange(maps, request.image_ids)
+        return maps.expand_as(images).contiguous()
+
+    def _activation(self, request: Request) -> Activation:
+        """Find the layer's output that is explained."""
+        if self.layer is not None:
+            (named,) = named_activations(self.forward_func, request.images, [self.layer], request.probed[0])
+            return named
+        found = find_activations(self.forward_func, request.images, request.probed[0])
+        if not found:
+            raise ValueError(
+                f"{self.name} found no activation of {type(self.forward_func).__name__} that has places in the image "
+                "and that every path to the output leads through: give layer=..., the name of a module"
+            )
+        return found[-1]
+
+    def _some(self, request: Request, explained: Activation | None, rows: slice) -> Tensor:
+        """Compute the maps of some images, (b, 1, H, W) float32."""
+        numbers = range(rows.start, rows.stop)
+        if explained is None:  # which resizes every channel of every layer: one image at a time has room for that
+            found = [self._full_grad(request, index) for index in numbers]
+        else:
+            found = [self._of_layer(request, explained, numbers)]
+        return torch.cat(found)[:, None].to(request.images.device)
+
+    def _of_layer(self, request: Request, explained: Activation, numbers: Sequence[int]) -> Tensor:
+        """Compute the maps of some images from one layer, (b, H, W); warn of those that no gradient reaches."""
+        kind = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus", "hirescam": "HiResCAM"}
+        layer = explained.module()
+        assert layer is not None
+        cam = getattr(self._package, kind.get(self.name, "LayerCAM"))(_Shown(self.forward_func, request), [])
+        cam.target_layers = [layer]
+        recorder = cam.activations_and_grads = _Recorder(self._forward(request), [layer], explained)
+        maps = self._maps(cam, request, numbers, gradient=True)
+        unreached = [
+            int(request.image_ids[number]) for number, flat in zip(numbers, recorder.flat(), strict=True) if flat
+        ]
+        if unreached:
+            warn(
+                f"the map of image(s) {unreached[:5]} is 0 everywhere: no gradient reaches the output of "
+                f"{explained.name!r}; give another layer=..."
+            )
+        return maps
+
+    def _full_grad(self, request: Request, index: int) -> Tensor:
+        """Compute the map of one image from all biases, (1, H, W)."""
+        bias_of = self._package.FullGrad.get_bias_data
+        own = {"get_bias_data": lambda cam, layer: bias_of(cam, layer).float()}  # NumPy has no bfloat16
+        cam = type("FullGrad", (self._package.FullGrad,), own)(_Shown(self.forward_func, request), [])
+        cam.activations_and_grads.release()
+        if not cam.target_layers:
+            kind = type(self.forward_func).__name__
+            raise ValueError(
+                f"fullgrad counts the biases of Conv2d and BatchNorm2d, and {kind} has none: load_classifier folds "
+                "batch norms of every kind into the convolutions before them"
+            )
+        cam.activations_and_grads = _Recorder(self._forward(request), cam.target_layers)
+        return self._maps(cam, request, [index], gradient=False)
+
+    def _forward(self, request: Request) -> Callable[[Tensor], Tensor]:
+        return lambda pixels: call(self.forward_func, pixels, request.probed[0])
+
+    def _maps(self, cam: Any, request: Request, numbers: Sequence[int], *, gradient: bool) -> Tensor:
+        """Ask the package for the maps of some images, (b, H, W)."""
+        pixels = request.images[numbers[0] : numbers[-1] + 1].clone().requires_grad_(gradient)
+        chosen = [request.targets.of(number) for number in numbers]
+        return torch.from_numpy(cam(pixels, [partial(_score, place) for place in chosen]))
+
+
+def _score(place: int | tuple[int, ...], output: Tensor) -> Tensor:
+    return output[place]
+
+
+class _Shown(nn.Module):
+    """The user's model as the package has it, who may read its layers, and leaves modes and gradients alone."""
+
+    def __init__(self, model: nn.Module, request: Request) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.empty(0, device=request.images.device))  # the first one's is the device
+        self.model = model
+
+    def eval(self) -> _Shown:
+        """Return the model as it is."""
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Leave the gradients as they are."""
+
+
+class _Recorder:
+    """Take the place of the package's hooks: in one pass and one thread, of one call of each layer, as it returns.
+
+    Attributes:
+        activations: (B, C, h, w) float32 on the CPU, of the explained layer.
+    """
+
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], layers: Sequence[nn.Module], explained: Activation | None = None
+    ) -> None:
+        self.activations: list[Tensor] = []
+        self._forward, self._layers, self._explained = forward, layers, explained
+        self._number = 0 if explained is None else explained.call
+        self._thread = threading.get_ident()
+        self._calls = [0] * len(layers)
+        self._gradients: dict[int, Tensor] = {}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        with self._hooks():
+            return self._forward(pixels)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients in the layers' order; a zero for a layer that none has reached."""
+        none = torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu")
+        return [self._gradients.get(place, none) for place in range(len(self._layers))]
+
+    def flat(self) -> list[bool]:
+        """Tell of each image whether the explained layer's gradient is 0 everywhere."""
+        (gradient,) = self.gradients
+        zero: list[bool] = (gradient == 0).flatten(1).all(1).expand(len(self.activations[0])).tolist()
+        return zero
+
+    def release(self) -> None:
+        """Do nothing: the hooks are gone with the pass."""
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        hooks = [layer.register_forward_hook(partial(self._see, place)) for place, layer in enumerate(self._layers)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _see(self, place: int, layer: nn.Module, arguments: object, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._calls[place] += 1
+        if self._calls[place] - 1 != self._number:
+            return
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if self._explained is not None:
+            self.activations.append(self._of_places(output).clone())  # what comes next may write into it
+        if output.requires_grad:
+            output.register_hook(partial(self._keep, place))
+
+    def _keep(self, place: int, gradient: Tensor) -> None:
+        self._gradients[place] = self._of_places(gradient)
+
+    def _of_places(self, values: Tensor) -> Tensor:
+        values = values.detach() if self._explained is None else self._explained.spatial(values.detach())
+        return values.float().cpu()

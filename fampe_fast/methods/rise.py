@@ -1,0 +1,181 @@
+"""RISE: rank pixels by the mean probability of the images that they are left in; a black box is enough.
+
+Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
+arXiv 1806.07421, and the authors' public code (eclique/RISE, explanations.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_bounds, check_count, check_number, check_seed
+from ..engine.request import Request, prepared
+from ..engine.targets import Target
+from ..metrics.protocols import mean_colour
+from ..metrics.random_words import Stream, random_words
+from ..progress import progress
+from ..runtime.model import Model, check_callable
+from ..runtime.model_probe import call
+from ..runtime.outputs import probabilities
+from .base import captum_call
+
+
+@dataclass(frozen=True, kw_only=True)
+class RISEConfig:
+    """Hold the options of ``RISE``.
+
+    Attributes:
+        passes: masks per image, each a forward pass alone, about half a pass of a gradient method; at least 1. The
+            paper takes 4000 (VGG16) or 8000 (ResNet-50).
+        grid: cells a side that a mask is made of, at least 1.
+        probability: chance of a cell to be left in, above 0 and at most 1.
+        seed: number that the masks follow from, any 64-bit integer; with the image's id it names the image's masks.
+        bounds: smallest and largest pixel value; what is masked turns to the smallest where the model has no ``mean``.
+    """
+
+    passes: int = 4000
+    grid: int = 7
+    probability: float = 0.5
+    seed: int = 0
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", check_count("passes", self.passes))
+        object.__setattr__(self, "grid", check_count("grid", self.grid))
+        object.__setattr__(self, "probability", check_number("probability", self.probability, 0, 1, open_low=True))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
+
+
+class RISE:
+    """Average random masks by the target's probability in the masked image: ``sum_n p_n M_n / (passes probability)``.
+
+    What a mask hides turns to the model's mean colour (``model.mean``, which every ``Classifier`` has), as in the
+    authors' code, whose models take it as zero; of a model without one to the smallest pixel value.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode; it needs no gradients.
+        **options: fields of ``RISEConfig``.
+
+    Raises:
+        TypeError: an option of a wrong type, or a model that cannot be called.
+        ValueError: an option out of range.
+    """
+
+    name = "rise"
+
+    def __init__(self, model: Model, **options: Any) -> None:
+        check_callable(model)
+        self.forward_func = model
+        self.config = RISEConfig(**options)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per image; there is no backward pass."""
+        return self.config.passes
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: the map is in units of the probability."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """Return False: there is nothing that the map would have to sum to."""
+        return False
+
+    def describe(self) -> dict[str, object]:
+        """Describe what the maps depend on besides the model."""
+        return {"method": self.name, "config": asdict(self.config)}
+
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
+
+        The map is the same in every channel, in [0, 1 / probability].
+        """
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.config.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+            gradients=False,
+        ) as request:
+            images, passes = request.images, self.config.passes
+            hidden = _hidden(self.forward_func, images, self.config.bounds[0])
+            maps = torch.empty_like(images[:, :1])
+            with progress(len(images) * passes, self.name, show_progress) as advance, torch.no_grad():
+                for index in range(len(images)):
+                    # In float64, so that the sum's rounding does not depend on how it is cut into passes.
+                    total = torch.zeros(images.shape[-2:], dtype=torch.float64, device=images.device)
+
+                    def one(rows: slice, index: int = index) -> Tensor:
+                        masks = self._masks(request, index, rows)
+                        chances = self._chances(request, index, hidden + masks[:, None] * (images[index] - hidden))
+                        return torch.einsum("n,nhw->hw", chances.double(), masks.double())
+
+                    for rows, found in request.chunks.each(passes, one):
+                        total += found
+                        advance(rows.stop - rows.start)
+                    maps[index, 0] = (total / (passes * self.config.probability)).float()
+        return maps.expand_as(images).contiguous()
+
+    def _masks(self, request: Request, index: int, rows: slice) -> Tensor:
+        """Draw masks of one image, (n, H, W) float32 in [0, 1]."""
+        grid, (height, width) = self.config.grid, request.images.shape[-2:]
+        numbers = torch.arange(rows.start, rows.stop, device=request.images.device)
+        ids = request.image_ids[index].expand(len(numbers))
+        words = random_words(Stream.MASKS, self.config.seed, ids, numbers, grid * grid + 2)
+        kept = round(self.config.probability * 2**32)  # whole: a float would be of the caller's default type
+        cells = (words[:, 2:] < kept).float().reshape(-1, grid, grid)
+        down, across = (
+            _enlarging(size, grid, words.device)[_shifted(words[:, axis], size, grid)]
+            for axis, size in enumerate((height, width))
+        )
+        return down @ cells @ across.mT
+
+    def _chances(self, request: Request, index: int, shown: Tensor) -> Tensor:
+        """Compute the target's probability in variants of one image, (n,)."""
+        output = call(self.forward_func, shown, request.probed[0])
+        place = torch.full((len(shown),), index, device=shown.device)
+        logits = request.targets.logits(output, place)
+        return probabilities(logits, request.reading)[:, request.targets.classes[index]]
+
+
+def _shifted(words: Tensor, size: int, grid: int) -> Tensor:
+    """Draw where a window of ``size`` pixels begins in the enlarged cells, below one cell; its pixels, (n, size)."""
+    cell = -(-size // grid)
+    return ((words * cell) >> 32)[:, None] + torch.arange(size, device=words.device)
+
+
+@lru_cache(maxsize=8)
+def _enlarging(size: int, grid: int, device: torch.device) -> Tensor:
+    """Compute what enlarges cells along one axis, bilinearly, (pixels, grid): one cell more than ``size`` has."""
+    with torch.inference_mode(False):  # it is kept for calls outside, too
+        pixels = (grid + 1) * -(-size // grid)
+        cells = torch.eye(grid, dtype=torch.float64, device="cpu")[None]
+        enlarged = torch.nn.functional.interpolate(cells, size=pixels, mode="linear", align_corners=False)
+        return enlarged[0].T.to(device, torch.float32).contiguous()
+
+
+def _hidden(model: Model, images: Tensor, smallest: float) -> Tensor:
+    """Give the colour of what is masked, (C or 1, 1, 1)."""
+    mean = getattr(model, "mean", None)
+    if isinstance(mean, (Tensor, int, float, list, tuple)):
+        return mean_colour(mean, images.shape[1]).to(images).reshape(-1, 1, 1)
+    return torch.full((1, 1, 1), smallest, device=images.device, dtype=images.dtype)
