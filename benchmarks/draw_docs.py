@@ -22,12 +22,13 @@ from fampe_fast.robustness import disturbance
 
 PATH = {"steps": 10, "samples": 20}
 METHODS = {
-    "fampe": PATH,
+    "fampe": {"passes": 10},
     "fampe_published": PATH,
     "attexplore": PATH,
     "forgrad_attexplore": {**PATH, "map_cutoff": 12},
     "integrated_gradients": {"passes": 200},
     "smoothgrad": {"passes": 200},
+    "gradcam": {},
     "saliency": {},
     "forgrad_saliency": {"map_cutoff": 12},
 }

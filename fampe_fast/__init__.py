@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .errors import ImageReadError as ImageReadError
     from .errors import WeightsUnavailableError as WeightsUnavailableError
     from .methods.attexplore import AttEXplore as AttEXplore
+    from .methods.calibration import DepthCalibration as DepthCalibration
+    from .methods.depth_search import calibrate_depths as calibrate_depths
     from .methods.fampe import FAMPE as FAMPE
     from .methods.forgrad import FORGrad as FORGrad
     from .methods.forgrad import LowPassGradients as LowPassGradients
@@ -70,6 +72,7 @@ _HOMES = {
     "BandLimitedAttack": "robustness",
     "BandMixAugmentation": "robustness",
     "Classifier": "models",
+    "DepthCalibration": "methods.calibration",
     "FAMPE": "methods.fampe",
     "FAMPEConfig": "engine.config",
     "FORGrad": "methods.forgrad",
@@ -81,6 +84,7 @@ _HOMES = {
     "TunedCutoff": "methods.tuning",
     "WarmUp": "methods.warmup",
     "WeightsUnavailableError": "errors",
+    "calibrate_depths": "methods.depth_search",
     "centre_gain": "metrics",
     "create_method": "methods.registry",
     "grid_pointing": "metrics",

@@ -36,6 +36,8 @@ class MethodRow:
         given: arguments it is always called with.
         explorer: whether another model may decide the steps of its path.
         defaults: of options, where they are not those of ``options``.
+        split: the arguments of ``home`` that are options as well: the class of ``options`` splits them over its fields.
+        own: further ones, which only ``home`` understands.
         family: what the command line's help calls the methods with these options; default: the class of ``home``.
     """
 
@@ -46,6 +48,8 @@ class MethodRow:
     explorer: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     family: str = ""
+    split: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
 
 _CAPTUM = f"{_PACKAGE}.methods.captum_methods:CaptumMethod"
@@ -73,12 +77,14 @@ def _floor(kind: str, *only: str) -> MethodRow:
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {
-    "fampe": MethodRow(f"{_PACKAGE}.methods.fampe:FAMPE", _FAMPE, explorer=True),
+    "fampe": MethodRow(
+        f"{_PACKAGE}.methods.fampe:FAMPE", _FAMPE, explorer=True, split=("passes",), own=("calibration",)
+    ),
     "fampe_published": MethodRow(
         f"{_PACKAGE}.methods.fampe:FAMPE.published",
         _FAMPE,
         explorer=True,
-        defaults={"mode": "mix", "input_diversity": True, "area_cutoff": None},
+        defaults={"mode": "mix", "steps": 10, "samples": 20, "views": 0, "input_diversity": True, "area_cutoff": None},
     ),
     "attexplore": MethodRow(
         f"{_PACKAGE}.methods.attexplore:AttEXplore",
@@ -130,9 +136,14 @@ def method_options(method: str) -> tuple[Option, ...]:
     row = PLAIN_METHODS[plain]
     own = tuple(
         replace(option, default=row.defaults.get(option.name, option.default))
-        for option in read_options(row.options, row.only)
+        for option in (*read_options(row.options, row.only), *_read_arguments(row))
     )
     return (*own, filter_option()) if prefix else own
+
+
+def _read_arguments(row: MethodRow) -> tuple[Option, ...]:
+    names = (*row.split, *row.own)
+    return read_options(row.home, names) if names else ()
 
 
 def filter_option() -> Option:
@@ -160,11 +171,15 @@ GRADIENTS: dict[str, GradientRow] = {
 }
 """Of an attack: those of the images themselves, or of a method's samples."""
 
-ATTACK_DEFAULTS: Mapping[str, object] = {"steps": 10, "eps": 8 / 255, "smoothing": False, "input_diversity": False}
+ATTACK_DEFAULTS: Mapping[str, object] = {
+    "steps": 10, "views": 0, "eps": 8 / 255, "smoothing": False, "input_diversity": False,
+}  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
 
-NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff")
-"""The attack sets the one, and has no map for the other."""
+NOT_OF_ATTACKS: tuple[str, ...] = (
+    "direction", "area_cutoff", "views", "layers", "pixel_weight", "layer_weights", "gate_floor",
+)  # fmt: skip
+"""The attack sets the first, and has no map for the others."""
 
 
 def gradient_options(gradients: str) -> tuple[Option, ...]:

@@ -14,8 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["int", "float", "bool", "str", "choice", "pair"]
-_KINDS: dict[str, Kind] = {"int": "int", "float": "float", "bool": "bool", "str": "str", "tuple[float, float]": "pair"}
+Kind = Literal["int", "float", "bool", "str", "path", "choice", "pair"]
+_KINDS: dict[str, Kind] = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Path": "path",
+    "tuple[float, float]": "pair",
+}
 
 
 @dataclass(frozen=True)

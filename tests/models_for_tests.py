@@ -48,6 +48,44 @@ class Smooth(nn.Module):
         return self.head(self.features(pixels).mean((2, 3)))
 
 
+class Rolled(nn.Module):
+    """The logit of class 0 is a weighted sum of cells of 4 pixels; a layer on the way shows each at another's place.
+
+    For images of 64 x 64; the last layer has one place for each quadrant.
+    """
+
+    def __init__(self, weight: Tensor, cells: int) -> None:
+        super().__init__()
+        self.small, self.weight = nn.AvgPool2d(4), nn.Parameter(weight, requires_grad=False)
+        self.rolled, self.unrolled, self.coarse = _Roll(cells), _Roll(-cells), nn.AvgPool2d(8)
+        self.eval()
+
+    @classmethod
+    def misled(cls) -> Rolled:
+        """Cells count by chance, and the rolled layer shows each where another one is."""
+        weight = torch.rand(16, 16, generator=torch.Generator().manual_seed(0)) ** 3
+        return cls(2 * weight, 5)
+
+    @classmethod
+    def right(cls) -> Rolled:
+        """The left half counts, and every layer shows it where it is."""
+        return cls((torch.arange(16) < 8).float().expand(16, 16).clone(), 0)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        cells = self.unrolled(self.rolled(self.small(pixels)))
+        logit = 2.0 * self.coarse(cells * self.weight).sum((1, 2, 3)) - 3.0
+        return torch.stack([logit, torch.zeros_like(logit)], 1)
+
+
+class _Roll(nn.Module):
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, cells: Tensor) -> Tensor:
+        return cells.roll(self.cells, 3)
+
+
 def suited(name: str, classes: int = 5) -> nn.Module:
     """A small smooth model that a method takes, by its name: one of tokens for those that look at attention.
 

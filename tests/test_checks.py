@@ -404,7 +404,7 @@ def test_masks_are_exact_to_the_ends_of_what_is_taken(cutoff: float, size: tuple
 
 def test_a_path_too_fine_for_float32_is_refused_with_the_number_that_is_not() -> None:
     with pytest.raises(ValueError, match=r"^eps must be at least 9.5e-06 for 10 steps.*got 1e-08"):
-        FAMPEConfig(eps=1e-8)
+        FAMPEConfig(steps=10, eps=1e-8)
     steps = 8
     weight = torch.linspace(0.5, 1.5, 3 * 8 * 8).view(3, 8, 8)
 
@@ -413,7 +413,15 @@ def test_a_path_too_fine_for_float32_is_refused_with_the_number_that_is_not() ->
         return torch.stack([score, -score], 1) / 100
 
     images = torch.full((1, 3, 8, 8), 0.7)
-    options = {"steps": steps, "samples": 1, "smoothing": False, "area_cutoff": None, "sigma": 0.0, "rho": 0.0}
+    options = {
+        "steps": steps,
+        "samples": 1,
+        "views": 0,
+        "smoothing": False,
+        "area_cutoff": None,
+        "sigma": 0.0,
+        "rho": 0.0,
+    }
     small = FAMPE(model, eps=steps * 1e-6, **options).attribute(images, 0) / 1e-6
     usual = FAMPE(model, eps=steps * 1e-3, **options).attribute(images, 0) / 1e-3
     torch.testing.assert_close(small, usual, rtol=0.04, atol=0)

@@ -160,7 +160,7 @@ class Large(Smooth):
 
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
 def test_too_little_memory_names_what_to_change(method: type) -> None:
-    explain = method(Large(2), steps=1, samples=10)
+    explain = method(Large(2), steps=1, samples=10, views=0)
     message = r"with 3 images of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
     with pytest.warns(FampeWarning, match="going on with 3"), pytest.raises(torch.OutOfMemoryError, match=message):
         explain.attribute(some_images(2), target=0, internal_batch_size=8)
@@ -169,7 +169,7 @@ def test_too_little_memory_names_what_to_change(method: type) -> None:
 
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
 def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -> None:
-    images, options = some_images(2), {"steps": 2, "samples": 6, "input_diversity": False}
+    images, options = some_images(2), {"steps": 2, "samples": 6, "views": 0, "input_diversity": False}
     expected = method(Smooth(), **options).attribute(images, target=0, internal_batch_size=4)
     model = Large(5)
     with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3, in later calls") as caught:
@@ -188,17 +188,34 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
         method(model, **options).attribute(some_images(2, height=16, width=16), target=0)
 
 
+def test_views_that_do_not_fit_go_on_with_half_as_well() -> None:
+    images = some_images(3)
+    expected = FAMPE(Smooth(), passes=2).attribute(images, target=1)
+    model = Large(5)
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3, in later calls") as caught:
+        maps = FAMPE(model, passes=2).attribute(images, target=1)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert model.shown == [2, 1, 1, 6, 3, 3]  # two questions, its layers, the attempt
+    torch.testing.assert_close(maps, expected)
+    model.shown.clear()
+    FAMPE(model, steps=1, samples=2, views=2).attribute(images, target=1)
+    assert model.shown == [3, 3, 3, 3]
+    with pytest.warns(FampeWarning, match="with 3"), pytest.raises(torch.OutOfMemoryError, match="with 3 images of"):
+        FAMPE(Large(2), passes=2).attribute(images, target=1)
+
+
 def test_a_cpus_want_of_memory_is_known_by_its_message() -> None:
     images = some_images(2)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
         torch.empty(2**50)  # what torch itself says
     with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3"):
-        FAMPE(Large(4, RuntimeError), steps=1, samples=3).attribute(images, target=0)
+        FAMPE(Large(4, RuntimeError), steps=1, samples=3, views=0).attribute(images, target=0)
     with (
         pytest.warns(FampeWarning, match="going on with 3"),
         pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size.*DefaultCPUAllocator"),
     ):
-        FAMPE(Large(2, RuntimeError), steps=1, samples=3).attribute(images, target=0)
+        FAMPE(Large(2, RuntimeError), steps=1, samples=3, views=0).attribute(images, target=0)
 
 
 def test_other_errors_of_a_model_are_passed_on() -> None:
@@ -287,11 +304,11 @@ def test_chunks_are_no_larger_than_the_free_memory(monkeypatch: pytest.MonkeyPat
     for room, chunk in ((2.5, 2), (0.1, 1), (7.9, 7), (1000, 8)):
         monkeypatch.setattr("fampe_fast.runtime.chunking.free_memory", lambda device, room=room: int(room * each / 0.8))
         model.shown.clear()
-        FAMPE(model, steps=1, samples=16).attribute(images, target=0)
+        FAMPE(model, steps=1, samples=16, views=0).attribute(images, target=0)
         assert len(model.shown) == -(-16 // chunk)
         assert max(model.shown) <= chunk
         model.shown.clear()
-        FAMPE(model, steps=1, samples=16).attribute(images, target=0, internal_batch_size=16)
+        FAMPE(model, steps=1, samples=16, views=0).attribute(images, target=0, internal_batch_size=16)
         assert model.shown == [16]
 
 

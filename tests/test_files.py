@@ -36,13 +36,14 @@ from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate
 from fampe_fast.runs.settings import unique_names
 
+PATH = ["--steps", "1", "--samples", "1", "--views", "0"]  # the model file, a program, has no layers
 QUICK = {
-    "explain": ["--steps", "1", "--samples", "1"],
-    "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "1", "--metric-steps", "2"],
+    "explain": PATH,
+    "evaluate": ["--method", "fampe", *PATH, "--metric-steps", "2"],
     "attack": ["--bands", "low", "--steps", "1"],
     "occlude": ["--bands", "4"],
-    "tune": ["--method", "fampe", "--steps", "1", "--samples", "1", "--metric-steps", "2"],
-    "study": ["--steps", "1", "--samples", "1", "--metric-steps", "2"],
+    "tune": ["--method", "fampe", *PATH, "--metric-steps", "2"],
+    "study": [*PATH, "--metric-steps", "2"],
 }
 OUTPUTS = {
     "explain": ["object_0.npz"],

@@ -15,6 +15,7 @@ from fampe_fast import (
     AttEXplore,
     FORGrad,
     OccludedFrequency,
+    calibrate_depths,
     create_method,
     insertion_deletion,
     mu_fidelity,
@@ -109,6 +110,9 @@ CALLS: dict[str, Callable[[], Any]] = {
         MODEL, "low", 4, PathConfig(steps=3, samples=1, smoothing=False, input_diversity=False)
     )(IMAGES, 1, show_progress=True),
     "tune": lambda: tune_cutoff(MODEL, batches(), Plain(), metric_steps=3, protocol="per_pixel", show_progress=True),
+    "calibrate": lambda: calibrate_depths(
+        MODEL, batches(), FAMPE(MODEL, passes=1), metric_steps=2, protocol="per_pixel", show_progress=True
+    ),
 }
 
 

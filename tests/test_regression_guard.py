@@ -51,6 +51,10 @@ RECORDED: dict[str, dict[str, float]] = {
     # Host operators that draw the placements of input diversity, of all steps at once, and ask a new model whether it
     # takes the larger frames.
     "operators per call of placements": {"FAMPE": 167, "AttEXplore": 167},
+    # A map of one pass, of a chunk besides the model's, and of a call: the evidence of pixels and layers; two scales;
+    # checks, and the combination.
+    "operators per chunk of one pass": {"FAMPE": 26},
+    "operators per call of one pass": {"FAMPE": 64},
     # New memory per sample, in units of the sample (C * H * W * 4 bytes), the model's gradient among it, at 32 x 32.
     "bytes per sample": {"FAMPE": 3.08, "AttEXplore": 3.02},
     # Instructions of a thread per element of the result: coefficient and sample, pixel and sample, or pixel; of
@@ -85,26 +89,31 @@ def check(what: str, name: str, counted: float) -> None:
     ("steps", "samples", "batch", "chunk"), [(1, 1, 1, 1), (3, 5, 2, 4), (2, 4, 3, 64), (2, 7, 1, 3)]
 )
 @pytest.mark.parametrize("diversity", [False, True])
-def test_no_pass_is_wasted(method: type, steps: int, samples: int, batch: int, chunk: int, diversity: bool) -> None:
+@pytest.mark.parametrize("views", [0, 1, 2])
+def test_no_pass_is_wasted(
+    method: type, steps: int, samples: int, batch: int, chunk: int, diversity: bool, views: int
+) -> None:
     model = Counted(Smooth())
-    explainer = method(model, steps=steps, samples=samples, input_diversity=diversity)
+    explainer = method(model, steps=steps, samples=samples, views=views, input_diversity=diversity)
     explainer.attribute(some_images(batch, height=16, width=16), target=1, internal_batch_size=chunk)
-    assert sum(model.backward_images.values()) == steps * samples * batch
+    assert explainer.passes == steps * samples + views
+    asked = views > 0  # an image, for the layers; its gradient ends at them
+    assert sum(model.backward_images.values()) == explainer.passes * batch
     # The first call shows the model an image, alone and beside another: how many classes are there, how much memory
     # does a pass take, is it in evaluation mode? And one in a larger frame of input diversity.
-    assert sum(model.forward_images.values()) == steps * samples * batch + 3 + diversity
+    assert sum(model.forward_images.values()) == explainer.passes * batch + asked + 3 + diversity
     assert max(images for images, _, _ in model.batches) <= max(chunk, 2)
     # Plain and diversified samples differ in size: the last chunk of each may be a part of one.
-    passes = steps * (-(-samples * batch // chunk) + diversity)
-    assert len(model.batches) <= passes + 2 + diversity
+    passes = steps * (-(-samples * batch // chunk) + diversity) + -(-views * batch // chunk)
+    assert len(model.batches) <= passes + asked + 2 + diversity
     model.forward_images.clear()
     explainer.attribute(some_images(batch, height=16, width=16), target=0, internal_batch_size=chunk)
-    assert sum(model.forward_images.values()) == steps * samples * batch
+    assert sum(model.forward_images.values()) == explainer.passes * batch
 
 
 def test_finding_the_target_costs_a_forward_pass_per_image() -> None:
     model = Counted(Smooth())
-    method = FAMPE(model, steps=1, samples=2)
+    method = FAMPE(model, steps=1, samples=2, views=0)
     method.attribute(some_images(3))
     assert sum(model.forward_images.values()) == 3 * 2 + 3 + 3
     model.forward_images.clear()
@@ -175,7 +184,7 @@ class Operators(TorchDispatchMode):
 def operators(
     method: type, steps: int, samples: int, batch: int = 2, side: int = 16, chunk: int = 8, **options: Any
 ) -> Operators:
-    explainer = method(MeanColour(), steps=steps, samples=samples, compile="off", **options)
+    explainer = method(MeanColour(), steps=steps, samples=samples, views=0, compile="off", **options)
     images, target = some_images(batch, height=side, width=side), torch.zeros(batch, dtype=torch.long)
     with Operators() as found:
         explainer.attribute(images, target, internal_batch_size=chunk)
@@ -225,6 +234,27 @@ def test_operators_per_chunk_per_step_and_per_call(method: type) -> None:
         found, chunks, shown = total(method, steps, 8, True)
         others = (one - step - chunk) + steps * step + (chunks - shown) * chunk + shown * diversified
         check("operators per call of placements", name, found - others)
+
+
+def one_pass_operators(chunk: int) -> int:
+    explainer, images = FAMPE(asked(Smooth(), some_images(8)), passes=1, compile="off"), some_images(8)
+    explainer.attribute(images, 0, internal_batch_size=chunk)  # what is kept from call to call
+    with Operators() as found:
+        explainer.attribute(images, 0, internal_batch_size=chunk)
+    return sum(found.counted.values())
+
+
+def test_operators_of_a_map_of_one_pass() -> None:
+    leaf, target = some_images(8).requires_grad_(True), torch.zeros(8, dtype=torch.long)
+    model = Smooth().requires_grad_(False)
+    with Operators() as found:
+        torch.autograd.grad(cross_entropy(model(leaf), target, "softmax").sum(), leaf)
+    whole, halves = one_pass_operators(8), one_pass_operators(4)
+    chunk = halves - whole
+    assert chunk > sum(found.counted.values()) > 5
+    assert one_pass_operators(2) == whole + 3 * chunk
+    check("operators per chunk of one pass", "FAMPE", chunk - sum(found.counted.values()))
+    check("operators per call of one pass", "FAMPE", whole - chunk)
 
 
 def per_step(method: type, samples: int) -> tuple[Counter[str], Counter[str]]:
@@ -318,7 +348,10 @@ def test_memory_grows_with_the_chunk_and_not_with_steps_and_samples(method: type
 
 
 def test_no_number_of_the_configuration_compiles_anything_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two graphs, with and without input diversity, for all; tests/runtime/test_compile.py changes the sizes."""
+    """Three graphs for all, of samples with and without input diversity, and of the depths.
+
+    tests/runtime/test_compile.py changes the sizes.
+    """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     model, images = Smooth(), some_images(2)
@@ -329,9 +362,10 @@ def test_no_number_of_the_configuration_compiles_anything_again(monkeypatch: pyt
         {"alpha": 0.7, "rho": 0.1, "sigma": 0.2, "gain": 2.0},
         {"mode": "modulate", "tau": 0.5, "include_dc": False},
         {"cutoff": 3.5},
+        {"pixel_weight": 2.0, "gate_floor": 0.5, "views": 1},
     ):
         FAMPE(model, compile="on", steps=1, samples=6, input_diversity=True, **options).attribute(images, target=1)
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
 
 
@@ -360,7 +394,7 @@ def test_kernel_launches_per_step(monkeypatch: pytest.MonkeyPatch, device: torch
     model = MeanColour().to(device)
 
     def launches(method: type, steps: int, samples: int, diversity: bool = False) -> Counter[str]:
-        explainer = method(model, steps=steps, samples=samples, compile="off", input_diversity=diversity)
+        explainer = method(model, steps=steps, samples=samples, views=0, compile="off", input_diversity=diversity)
         with recorded_launches(monkeypatch) as counted:
             explainer.attribute(images, target, internal_batch_size=8)
         return counted

@@ -76,10 +76,11 @@ def build(
 def _ours(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, targets: Tensor, warm: bool) -> Call:
     from fampe_fast import FAMPE, AttEXplore, warmup
 
-    method = {"fampe": FAMPE, "attexplore": AttEXplore}[way.method](
+    method = {"fampe": FAMPE, "attexplore": AttEXplore}[way.method](  # the path alone: T * N passes
         model,
         steps=case.steps,
         samples=case.samples,
+        views=0,
         precision=way.precision,
         compile=way.compile,
         **({} if case.diversity is None else {"input_diversity": case.diversity}),

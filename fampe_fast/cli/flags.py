@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from ..catalog import FILTERS, METRICS, PLAIN_METHODS, filter_option, method_options, metric_options
@@ -189,6 +190,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "float": (fraction, "X"),
     "pair": (pair, "LOW,HIGH"),
     "str": (str, "NAME"),
+    "path": (Path, "FILE"),
 }
 
 

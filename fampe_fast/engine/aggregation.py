@@ -16,7 +16,7 @@ from ..runtime.model import Model, input_dtype, memory_format
 from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from ..runtime.per_model import cache_of
-from .config import PathConfig
+from .config import PathConfig, Precision
 from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, matrix_precision
 from .samplers import Batch, Chunk, Sampler
@@ -36,8 +36,14 @@ class ModelForm(NamedTuple):
     empty for others."""
 
 
-def _form_of(model: Model, probed: ModelInfo, takes_frames: bool, config: PathConfig, schedule: Schedule) -> ModelForm:
+def form_of(model: Model, probed: ModelInfo, config: PathConfig, frames: Schedule | None = None) -> ModelForm:
     """Say how a model wants its samples.
+
+    Args:
+        model: in evaluation mode.
+        probed: what is known of it.
+        config: of the path.
+        frames: the schedule, where samples come in input diversity's larger frames and the model does not take them.
 
     Raises:
         ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not.
@@ -48,10 +54,19 @@ def _form_of(model: Model, probed: ModelInfo, takes_frames: bool, config: PathCo
             "(output='sigmoid', or probabilities that do not sum to 1): use loss='cross_entropy'"
         )
     back: tuple[Tensor, ...] = ()
-    if not takes_frames:
-        back = tuple(resize_matrix(padded_size(size), size, schedule.device) for size in schedule.size)
+    if frames is not None:
+        back = tuple(resize_matrix(padded_size(size), size, frames.device) for size in frames.size)
     channels_last = memory_format(model) == torch.channels_last
     return ModelForm(input_dtype(model), channels_last, probed.reading, probed.writes_input, back)
+
+
+def shown_to(model: Model, inputs: Tensor, form: ModelForm, precision: Precision) -> Tensor:
+    """Compute the model's output for samples (P, C, H, W), which stay as they are."""
+    shown = inputs.to(form.dtype)
+    if form.writes_input:  # a leaf must not be written to
+        shown = shown.clone()
+    with autocast(precision, inputs.device):
+        return forward(model, shown)
 
 
 def _compiled_of(model: Model, sampler: Sampler, config: PathConfig, graphed: bool) -> Compiled:
@@ -109,7 +124,7 @@ class GradientLoop:
                 graphs for a device that has none.
         """
         self._model, self._config, self._schedule, self._chunks = model, config, schedule, chunks
-        self._form = _form_of(model, probed, takes_frames, config, schedule)
+        self._form = form_of(model, probed, config, None if takes_frames else schedule)
         self._compile = resolve_compile(config.compile, schedule.device)
         self._body = _compiled_of(model, sampler, config, self._compile == "graphs")
 
@@ -160,11 +175,7 @@ def _chunk_gradients(
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
 
     def loss(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        shown = inputs.to(form.dtype)
-        if form.writes_input:  # a leaf must not be written to
-            shown = shown.clone()
-        with autocast(config.precision, inputs.device):
-            output = forward(model, shown)
+        output = shown_to(model, inputs, form, config.precision)
         return objective(batch.targets.logits(output, image_index), classes, config, form.reading)
 
     def gradient(inputs: Tensor) -> Tensor:

@@ -28,8 +28,61 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 # Spacings of float32 near the largest pixel that one step of the path covers at least: the map is then right to 3 %.
 _SPACINGS = 16
+# Beyond these, more samples serve better than more steps.
+_MOST_STEPS = 10
 # A momentum that has grown by so many decimal digits leaves float32 room for the gradients and their sum.
 _MOMENTUM_DIGITS = 25
+
+
+def _check_views(views: object) -> int:
+    """Check a number of views.
+
+    Raises:
+        TypeError, ValueError: it is none of 0, 1 and 2.
+    """
+    count = check_count("views", views, at_least=0)
+    if count > 2:
+        raise ValueError(f"views must be 0, 1 (the image) or 2 (its mirror image as well), got {count}")
+    return count
+
+
+def _names(name: str, value: object) -> tuple[str, ...] | None:
+    """Check names, given as a text with commas or one by one.
+
+    Raises:
+        TypeError: neither, or a name that is no text.
+        ValueError: an empty name, or one given twice.
+    """
+    if value is None:
+        return None
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise TypeError(f"{name} must be names with commas between them, a tuple of names, or None; got {value!r}")
+    names = tuple(part.strip() for part in parts)
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{name} must be names, each once and none empty; got {value!r}")
+    return names
+
+
+def _layer_weights(value: object) -> tuple[float, ...] | None:
+    """Check the weights of layers, given as a text with commas or one by one.
+
+    Raises:
+        TypeError: neither, or a weight that is no number.
+        ValueError: a text without numbers, no weight, or one that is negative, not finite or too large.
+    """
+    if value is None:
+        return None
+    expected = f"layer_weights must be numbers with commas between them, a tuple of numbers, or None; got {value!r}"
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError(expected)
+    try:
+        parts = [float(part) for part in value.split(",")] if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(expected) from None
+    if not parts:
+        raise ValueError(expected)
+    return tuple(check_number("layer_weights", part, 0, largest=LARGEST) for part in parts)
 
 
 def _settle(config: object, **values: object) -> None:
@@ -43,8 +96,18 @@ class PathConfig:
     """The fields that every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
 
     Attributes:
-        steps: T, steps along the path.
+        steps: T, steps along the path; 0 for none, where there are views.
         samples: N, perturbed samples whose gradients are averaged at each step.
+        views: 1 takes the evidence of every depth from a pass of the image and combines it with the path's, 2 from the
+            image and its mirror image; 0 leaves the depths out.
+        layers: the layers whose evidence is collected, by their modules' names with commas between them, in place of
+            those found without names, "layer2,layer3,layer4"; "act#1" is the second call of "act" in a pass.
+        pixel_weight: weight of the pixels' evidence beside a layer's, 0 or more; None is 0.5 for a path's and 0 for a
+            plain gradient's.
+        layer_weights: weights of the layers in the sum, one for each, from fine to coarse with commas between them, 0
+            or more, "1,1,0"; None is 1 for all but the last, which is the gate, and 0 for that one.
+        gate_floor: share of the other layers' evidence that counts where the last layer has none, 0 or more, in units
+            of the last layer's mean.
         eps: radius of the path around the image (maximum norm), in pixel units: at most 1e12, and large enough for a
             step to move a float32 pixel (1e-6 per step for pixels up to 1).
         decay: factor on the momentum from step to step (MI-FGSM, arXiv 1710.06081), 0 or more; above 1 only while the
@@ -66,11 +129,16 @@ class PathConfig:
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
             graphs), or ``auto``: on for GPUs, off on a CPU. On a CPU it pays in long runs only (MobileNetV2 on 2 cores:
             40 s to compile, for passes that are some 10 % faster). It changes the model's last bits;
-            a model that cannot be compiled runs as it is, with one warning.
+            a model that cannot be compiled runs as it is, with a warning.
     """
 
     steps: int = 10
     samples: int = 20
+    views: int = 0
+    layers: str | tuple[str, ...] | None = None
+    pixel_weight: float | None = None
+    layer_weights: str | tuple[float, ...] | None = None
+    gate_floor: float = 0.1
     eps: float = 16 / 255
     decay: float = 1.0
     smoothing: bool = True
@@ -87,7 +155,11 @@ class PathConfig:
     def __post_init__(self) -> None:
         _settle(
             self,
-            steps=check_count("steps", self.steps),
+            steps=check_count("steps", self.steps, at_least=0),
+            views=_check_views(self.views),
+            layers=_names("layers", self.layers),
+            layer_weights=_layer_weights(self.layer_weights),
+            gate_floor=check_number("gate_floor", self.gate_floor, 0, largest=LARGEST),
             samples=check_count("samples", self.samples),
             eps=check_number("eps", self.eps, 0, open_low=True, largest=LARGEST),
             decay=check_number("decay", self.decay, 0),
@@ -100,6 +172,8 @@ class PathConfig:
             seed=check_seed(self.seed),
             bounds=check_bounds(self.bounds),
         )
+        if self.pixel_weight is not None:
+            _settle(self, pixel_weight=check_number("pixel_weight", self.pixel_weight, 0, largest=LARGEST))
         if self.gradient_cutoff is not None:
             cutoff = check_number("gradient_cutoff", self.gradient_cutoff, 0, largest=LARGEST_CUTOFF)
             _settle(self, gradient_cutoff=cutoff)
@@ -107,10 +181,33 @@ class PathConfig:
             _settle(self, area_cutoff=check_gaussian_cutoff("area_cutoff", self.area_cutoff, None))
         self._check_arithmetic()
 
+        if not self.steps and not self.views:
+            raise ValueError(
+                "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)"
+            )
+        pixels = self.steps if self.pixel_weight is None else self.pixel_weight
+        if self.layer_weights is not None and not any(self.summed_weights) and not pixels:
+            raise ValueError("pixel_weight and all of layer_weights are 0, and a map needs evidence that is summed")
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The names of ``layers``, one by one; none where the layers are found."""
+        return () if self.layers is None else tuple(self.layers)
+
+    @property
+    def summed_weights(self) -> tuple[float, ...]:
+        """The numbers of ``layer_weights``; none where they are the default's."""
+        return () if self.layer_weights is None else tuple(map(float, self.layer_weights))
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes per image: the views, and steps times samples."""
+        return self.views + self.steps * self.samples
+
     def _check_arithmetic(self) -> None:
         """Refuse numbers that are right one by one, and together leave what float32 can hold."""
         unit = min(1.0, max(abs(bound) for bound in self.bounds))
-        smallest = self.steps * unit * _SPACINGS * 2.0**-24
+        smallest = max(self.steps, 1) * unit * _SPACINGS * 2.0**-24
         if self.eps < smallest:
             raise ValueError(
                 f"eps must be at least {smallest:.2g} for {self.steps} steps, below which float32 pixels hardly move; "
@@ -127,6 +224,8 @@ class PathConfig:
 class FAMPEConfig(PathConfig):
     """FAMPE's own numbers on top of the path's; the defaults measured best, ``published`` gives readings of its text.
 
+    ``FAMPE(model, passes=10)`` sets ``views``, ``steps`` and ``samples`` as ``budget`` says.
+
     Attributes:
         mode: ``mix``: alpha weighs the low band and 1-alpha the high one; ``modulate``: the image stays whole and only
             the noise is weighed; ``allpass``: one multiplier for all frequencies, AttEXplore's simulation on the FFT.
@@ -139,6 +238,9 @@ class FAMPEConfig(PathConfig):
         gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
     """
 
+    steps: int = 0
+    samples: int = 2
+    views: int = 1
     input_diversity: bool = False
     area_cutoff: float | None = 6.0
     mode: Mode = "modulate"
@@ -164,6 +266,28 @@ class FAMPEConfig(PathConfig):
         )
         if self.cutoff is not None:
             _settle(self, cutoff=check_gaussian_cutoff("cutoff", self.cutoff, None))
+
+    @staticmethod
+    def budget(passes: int) -> dict[str, int]:
+        """Split a number of passes over views, steps and samples, as measured best (``docs/results.md``).
+
+        One pass is the image's own, the second its mirror image's, and from four on the others go to the path: ten
+        steps, or as many as give each two samples. 10 passes are two views, T = 4 and N = 2.
+
+        Args:
+            passes: forward and backward passes per image, at least 1.
+
+        Returns:
+            ``views``, ``steps`` and ``samples``, of at most so many passes together.
+
+        Raises:
+            TypeError, ValueError: no whole number of at least 1.
+        """
+        passes = check_count("passes", passes)
+        views = min(passes, 2)
+        rest = passes - views
+        steps = min(_MOST_STEPS, rest // 2)
+        return {"views": views, "steps": steps, "samples": rest // steps if steps else 2}
 
     @classmethod
     def published(

@@ -17,6 +17,7 @@ from ..frequency.low_pass import low_pass
 from ..runtime.model import frozen_parameters
 from .aggregation import GradientLoop
 from .config import PathConfig
+from .depth import DepthEvidence
 from .request import Request
 from .samplers import Batch, sampler_of
 from .schedule import Schedule
@@ -34,7 +35,8 @@ class PathDetails:
         cutoff: (B,) float32, cut-off in cycles over the shorter side, or None for methods without one.
         perturbed: (B, C, H, W) float32, the end of the path, x_T.
         gradient_scale: (T, B) float32, mean absolute value of the smoothed mean gradient at each step.
-        model_passes: forward and backward passes per image: T * N, twice that with an explorer.
+        model_passes: forward and backward passes per image: T * N, twice that with an explorer, and one for each view.
+        depths: the evidence of the pixels and of every layer, where views of the images were asked for.
     """
 
     target: Tensor
@@ -43,6 +45,7 @@ class PathDetails:
     perturbed: Tensor
     gradient_scale: Tensor
     model_passes: int
+    depths: DepthEvidence | None = None
 
 
 class Constraint(Protocol):
@@ -85,7 +88,7 @@ def follow_path(
     seed = torch.tensor(config.seed, device=device)
     kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, dtype=torch.float32, device=device)
     # The one place that decides the direction: a negative step climbs the loss.
-    step_size = config.eps / config.steps * (1 if config.direction == "descend" else -1)
+    step_size = config.eps / max(config.steps, 1) * (1 if config.direction == "descend" else -1)
     count, _, height, width = images.shape
     sampler, schedule = sampler_of(config), Schedule(config, count, height, width, device)
     loop, *others = [
@@ -140,7 +143,8 @@ def follow_path(
             current = arrived if constraint is None else constraint.images(arrived, images)
             gradient_scale[step] = own.scale
             on_step(1)
-    _warn_of_unusable(gradient_scale, request.image_ids)
+    if config.steps:
+        _warn_of_unusable(gradient_scale, request.image_ids)
     passes = config.steps * config.samples * len(request.models)
     return PathDetails(request.targets.classes, attribution, prepared.cutoff, current, gradient_scale, passes)
 
@@ -151,7 +155,7 @@ def _warn_of_unusable(scale: Tensor, image_ids: Tensor) -> None:
     if not bool((zero | strange).any()):
         return
     for flags, what in (
-        (zero, "is zero at every step: the map is zero"),
+        (zero, "is zero at every step: the path adds nothing to the map"),
         (strange, "was NaN or infinite: steps left out"),
     ):
         if bool(flags.any()):

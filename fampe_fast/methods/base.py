@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, TypeVar, overload
 
 from torch import Tensor
 
 from ..engine.config import PathConfig
+from ..engine.depth import DepthEvidence, collect_depths, combined_map, layer_weights_of, on_two_scales
 from ..engine.path import PathDetails, follow_path
 from ..engine.request import prepared
 from ..engine.targets import Target
@@ -118,8 +120,9 @@ class PathMethod(Generic[Config]):
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes per image: steps times samples, twice that with an explorer."""
-        return self.config.steps * self.config.samples * (1 if self.explorer is None else 2)
+        """Forward and backward passes per image: views, and steps times samples, twice that with an explorer."""
+        path = self.config.steps * self.config.samples
+        return self.config.views + path * (1 if self.explorer is None else 2)
 
     def describe(self) -> dict[str, object]:
         """Describe the configuration; the explorer, which is a model, is not in it."""
@@ -185,7 +188,8 @@ class PathMethod(Generic[Config]):
             TypeError: inputs, target, image ids or chunk size of a wrong type.
             torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
-                target out of range or of wrong length, a model whose output is not (B, classes).
+                target out of range or of wrong length, a model whose output is not (B, classes), weights for another
+                number of layers than it has.
         """
         config = self.config
         models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
@@ -199,17 +203,32 @@ class PathMethod(Generic[Config]):
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            with progress(config.steps, self.name, show_progress) as advance:
-                details = follow_path(request, config, advance)
-            maps = self._map(details.attribution)
-        return (maps, details) if return_details else maps
+            depths, details = None, None
+            with progress(config.steps + config.views, self.name, show_progress) as advance:
+                if config.views:
+                    depths = collect_depths(request, config, advance)
+                    layer_weights_of(depths.names, config)  # refused before the path's passes
+                if config.steps or return_details:
+                    details = follow_path(request, config, advance)
+            maps = self._map(request.images, depths, details)
+        if details is None:
+            return maps
+        passes = details.model_passes + config.views
+        return (maps, replace(details, depths=depths, model_passes=passes)) if return_details else maps
 
-    def _map(self, attribution: Tensor) -> Tensor:
-        """Make the map of an attribution (B, C, H, W)."""
-        cutoff = self.config.area_cutoff
-        if cutoff is None:
-            return attribution
-        return two_scale_map(attribution, cutoff).expand_as(attribution).contiguous()
+    def _map(self, images: Tensor, depths: DepthEvidence | None, details: PathDetails | None) -> Tensor:
+        """Make the maps, of the images' shape, of what was collected."""
+        config = self.config
+        if depths is None:
+            assert details is not None  # a configuration has a path or views
+            if config.area_cutoff is None:
+                return details.attribution
+            maps = two_scale_map(details.attribution, config.area_cutoff)
+        elif details is None or not config.steps:
+            maps = combined_map(depths, depths.pixels, config)
+        else:
+            maps = combined_map(depths, on_two_scales(details.attribution, config), config)
+        return maps.expand_as(images).contiguous()
 
 
 def configured(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:

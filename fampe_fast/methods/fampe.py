@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..engine.config import FAMPEConfig
 from ..runtime.model import Model
 from .base import PathMethod
 
+if TYPE_CHECKING:
+    from .calibration import DepthCalibration
+
 
 class FAMPE(PathMethod[FAMPEConfig]):
-    """Attribution by exploring the model around an image with frequency-aware perturbations.
+    """Attribution by every depth of the model, and by exploring it around an image with frequency-aware perturbations.
 
-    The low and the high band of the image's spectrum are told apart by a Gaussian whose radius holds the share tau of
-    the spectral energy. Each sample is the whole image with white noise, its coefficients multiplied by random numbers
-    around 1 that vary with the weights alpha and 1 - alpha of their bands. The averaged, smoothed and normalised loss
-    gradients drive T sign steps, the attribution collects step times gradient, and the map joins its peaks with the
+    Depths: one pass of the image gives the evidence of each of the model's resolutions, activation times gradient; fine
+    layers say where, and the last one gates them by class (``engine.depth``). A second pass adds the mirror image's,
+    which is wrong for a model to which left and right are not alike (digits, text, laterality).
+
+    Path, with more passes: the low and the high band of the image's spectrum are told apart by a Gaussian whose radius
+    holds the share tau of the spectral energy. Each sample is the whole image with white noise, its coefficients
+    multiplied by random numbers around 1 that vary with the weights alpha and 1 - alpha of their bands. The averaged,
+    smoothed and normalised loss gradients drive T sign steps, and the attribution collects step times gradient. It is
+    the pixels' evidence beside the depths, or, with ``views=0``, the map itself, which then joins its peaks with the
     area they lie in (``frequency.two_scale_map``).
 
     After Yavari et al., "Frequency-Aware Model Parameter Explorer", arXiv 2510.03245, on AttEXplore (Zhu et al., ICLR
     2024). Of FAMPE only N = 20, alpha = 0.1 and tau = 0.9 are known in public; ``FAMPEConfig.published()`` is those
     numbers in a reading of the text, and AttEXplore's path for the rest: some samples are resized, and the map is the
-    attribution.
+    attribution. The depths are this package's addition, and measured (``docs/results.md``).
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation
@@ -29,17 +39,40 @@ class FAMPE(PathMethod[FAMPEConfig]):
         config: a ``FAMPEConfig``.
         explorer: another model of the same classes whose gradients decide the steps, while the map collects this
             model's gradients on the samples met there; costs as many passes again.
+        passes: forward and backward passes per image, 1, 10 or 200 say, split over views, steps and samples
+            (``FAMPEConfig.budget``); a field that is given as well holds.
+        calibration: weights of the depths that were found for this model: a ``DepthCalibration``, or a file of them.
+            They replace those of ``config``; a field that is given as well holds. Without views they change nothing.
         **overrides: single fields of the configuration, as ``FAMPE(model, alpha=0.3, samples=10)``.
 
     Raises:
         TypeError: an unknown field, or a value of a wrong type.
-        ValueError: a value out of range.
+        ValueError: a value out of range, or a calibration of another model or of other layers; from ``attribute`` also
+            a model without activations that have places, which takes ``layers`` or ``views=0``.
 
     Example:
         >>> maps = FAMPE(load_classifier("resnet50")).attribute(images, target=labels)
     """
 
     _config_type = FAMPEConfig
+
+    def __init__(
+        self,
+        model: Model,
+        config: FAMPEConfig | None = None,
+        *,
+        explorer: Model | None = None,
+        passes: int | None = None,
+        calibration: Path | str | DepthCalibration | None = None,
+        **overrides: Any,
+    ) -> None:
+        budget = {} if passes is None else FAMPEConfig.budget(passes)
+        super().__init__(model, config, explorer=explorer, **budget | overrides)
+        if calibration is not None:
+            from .calibration import calibrated_options  # with it comes all that reads models, which few need
+
+            found = calibrated_options(calibration, model, self.config.layer_names)
+            self.config = replace(self.config, **{name: found[name] for name in found.keys() - overrides.keys()})
 
     @classmethod
     def published(cls, model: Model, *, explorer: Model | None = None, **overrides: Any) -> FAMPE:

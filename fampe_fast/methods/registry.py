@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ..catalog import FILTERS, PLAIN_METHODS, load, method_options, parts_of
@@ -36,9 +37,17 @@ def check_options(name: str, **options: Any) -> None:
         raise TypeError(f"method {name!r} has no option(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     if "map_cutoff" in options:
         check_cutoff("map_cutoff", options["map_cutoff"])
-    configuration = load(PLAIN_METHODS[parts_of(name)[1]].options)
+    if isinstance(options.get("calibration"), str | Path):
+        from .calibration import read_calibrations  # with it comes all that reads models
+
+        read_calibrations(Path(options["calibration"]))
+    row = PLAIN_METHODS[parts_of(name)[1]]
+    configuration = load(row.options)
     if dataclasses.is_dataclass(configuration):
-        configuration(**{key: value for key, value in options.items() if key not in ("map_cutoff", "explorer")})  # type: ignore[operator]
+        own = {key: value for key, value in options.items() if key not in ("map_cutoff", "explorer", *row.own)}
+        split = {key: own.pop(key) for key in row.split if own.get(key) is not None}
+        kind: Any = configuration
+        kind(**({**kind.budget(**split), **own} if split else own))
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:

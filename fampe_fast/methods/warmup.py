@@ -117,7 +117,7 @@ def warmup(
     start = time.perf_counter()
     with _mixes(where), warnings.catch_warnings():
         # Noise may well lie where the model is flat; that torch.compile failed is still said.
-        warnings.filterwarnings("ignore", "the gradient of image", FampeWarning)
+        warnings.filterwarnings("ignore", "the (gradient|evidence) of image", FampeWarning)
         twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
     if where.type == "cuda":
         torch.cuda.synchronize(where)

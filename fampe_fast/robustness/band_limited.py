@@ -64,7 +64,8 @@ class BandLimitedAttack:
         cutoff: radius in cycles over the shorter side, 0 or more; of no effect for ``all``.
         config: steps, eps, momentum, seed... A ``PathConfig`` takes the gradient at the images themselves; a
             ``FAMPEConfig`` or an ``AttEXploreConfig`` averages it over that method's samples. Its direction is set to
-            ``ascend``. Smoothing weakens gradients above some 0.2 cycles per pixel: leave it out for the high band.
+            ``ascend``, and its views, which are of maps, to 0. Smoothing weakens gradients above some 0.2 cycles per
+            pixel: leave it out for the high band.
         step_projections: times that band and clamp are taken in turn after each step.
         final_projections: the same after the last step.
 
@@ -93,7 +94,7 @@ class BandLimitedAttack:
         self.forward_func = model
         self.band: Band = check_choice("band", band, get_args(Band))
         self.cutoff = check_cutoff("cutoff", cutoff)
-        self.config = dataclasses.replace(DEFAULT_CONFIG if config is None else config, direction="ascend")
+        self.config = dataclasses.replace(DEFAULT_CONFIG if config is None else config, direction="ascend", views=0)
         self.step_projections = check_count("step_projections", step_projections)
         self.final_projections = check_count("final_projections", final_projections)
 

@@ -49,6 +49,8 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
             f"an attack with {gradients} gradients has no option(s) {', '.join(unknown)}; known: "
             f"{', '.join(sorted(known))}"
         )
+    if "steps" in options:
+        check_count("steps", options["steps"])  # of a path at least one, as an attack has no views
     row = GRADIENTS[gradients]
     config: PathConfig = load(row.options)(**{**ATTACK_DEFAULTS, "samples": row.samples, **options})
     if gradients == "plain" and config.samples > 1 and not config.input_diversity:

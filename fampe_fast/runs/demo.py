@@ -44,17 +44,14 @@ class DemoRow:
     object_share: float
 
 
-def run_demo(
-    out: Path, *, images: int = 4, seed: int = 2024, steps: int = 10, samples: int = 20
-) -> tuple[list[DemoRow], Path]:
+def run_demo(out: Path, *, images: int = 4, seed: int = 2024, passes: int = 1) -> tuple[list[DemoRow], Path]:
     """Explain generated images with FAMPE and write one picture, ``out/demo.png``.
 
     Args:
         out: folder, made if missing.
         images: how many, at least 1.
         seed: of the images.
-        steps: T.
-        samples: N.
+        passes: forward and backward passes per image.
 
     Returns:
         A row per image, and the picture's path.
@@ -69,7 +66,7 @@ def run_demo(
     drawn = generate(images, seed=seed)
     probabilities = probabilities_of(classifier, drawn.images)
     chosen = probabilities.argmax(1)
-    maps, details = FAMPE(classifier, steps=steps, samples=samples).attribute(
+    maps, details = FAMPE(classifier, passes=passes).attribute(
         drawn.images, chosen, internal_batch_size=32, return_details=True
     )
     areas = insertion_deletion(classifier, drawn.images, maps, chosen, protocol="rise", internal_batch_size=32)

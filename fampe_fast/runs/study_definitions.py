@@ -30,8 +30,13 @@ class Budget:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def fampe(self, label: str, axis: str = "", value: float = 0.0, series: str = "fampe", **options: Any) -> Variant:
-        """Make a variant of FAMPE with some options of its own."""
-        return Variant(label, "fampe", {**self.path(), **self.options, **options}, axis, value, series)
+        """Make a variant of FAMPE's path, without depths, with some options of its own."""
+        return Variant(label, "fampe", {**self.path(), "views": 0, **self.options, **options}, axis, value, series)
+
+    def fampe_in(self, passes: int) -> Variant:
+        """Make the variant of FAMPE as it is used with a number of passes."""
+        options = {**FAMPEConfig.budget(passes), "seed": self.seed, **self.options}
+        return Variant(f"fampe, {passes} {'pass' if passes == 1 else 'passes'}", "fampe", options)
 
     def baseline(self) -> Variant:
         """Make the variant that others are compared with: AttEXplore at the same number of passes."""
@@ -50,8 +55,9 @@ def methods_study(budget: Budget) -> Study:
         (
             budget.baseline(),
             Variant("fampe_published", "fampe_published", path),
-            budget.fampe("fampe"),
-            budget.fampe("fampe, attribution as collected", area_cutoff=None),
+            budget.fampe("fampe, path"),
+            budget.fampe("fampe, path, attribution as collected", area_cutoff=None),
+            budget.fampe("fampe, path and depths", views=2),
             Variant("attexplore, two scales", "attexplore", {**budget.path(), "area_cutoff": FAMPEConfig.area_cutoff}),
         ),
     )  # fmt: skip
@@ -64,9 +70,8 @@ def peers_study(budget: Budget) -> Study:
         "peers", "Which method, at the same number of passes and at fewer?",
         (
             budget.baseline(),
-            budget.fampe("fampe"),
-            budget.fampe("fampe, T=10, N=2", steps=10, samples=2),
-            budget.fampe("fampe, T=5, N=2", steps=5, samples=2),
+            *(budget.fampe_in(count) for count in dict.fromkeys((1, 2, 10, passes))),
+            budget.fampe("fampe, path, T=5, N=2", steps=5, samples=2),
             Variant("attexplore, T=5, N=2", "attexplore", {**budget.path(), "steps": 5, "samples": 2}),
             *(
                 Variant(f"{name}, {'absolute' if absolute else 'signed'}", name, {**options, "absolute": absolute})
@@ -94,7 +99,7 @@ def tokens_study(budget: Budget) -> Study:
         "tokens", "What is a transformer's attention worth as a map?",
         (
             budget.baseline(),
-            budget.fampe("fampe"),
+            *(budget.fampe_in(passes) for passes in (1, 10)),
             *(Variant(name, name) for name in ("attention_rollout", "attention_gradient", "gradcam", "layercam")),
             Variant("saliency, two scales", "saliency", {"area_cutoff": FAMPEConfig.area_cutoff}),
             *_floors(budget),
@@ -110,7 +115,7 @@ def explorer_study(budget: Budget) -> Study:
     """Let another model decide the steps."""
     variants = [
         Variant(f"{name}, other explorer", name, path, explored=True)
-        for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), **budget.options}))
+        for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), "views": 0, **budget.options}))
     ]
     return Study(
         "explorer", "Do samples met on another model's path serve as well?",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -46,6 +46,22 @@ class Study:
     name: str
     question: str
     variants: tuple[Variant, ...]
+
+    def only(self, labels: Sequence[str]) -> Study:
+        """Keep the first variant and those of these labels.
+
+        Raises:
+            ValueError: a label that no variant has.
+        """
+        known = [variant.label for variant in self.variants]
+        unknown = [label for label in labels if label not in known]
+        if unknown:
+            raise ValueError(
+                f"the study {self.name!r} has no variant {', '.join(map(repr, unknown))}; known are "
+                f"{', '.join(map(repr, known))}"
+            )
+        first, *others = self.variants
+        return replace(self, variants=(first, *(variant for variant in others if variant.label in labels)))
 
     def __post_init__(self) -> None:
         labels = [variant.label for variant in self.variants]

@@ -49,6 +49,13 @@ class Activation:
     channels: int
     module: ref[nn.Module]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's shape for an image, without the batch."""
+        if self.layout == "tokens":
+            return self.prefix + math.prod(self.size), self.channels
+        return (self.channels, *self.size) if self.layout == "nchw" else (*self.size, self.channels)
+
     def spatial(self, output: Tensor) -> Tensor:
         """View the module's output as (B, C, h, w)."""
         if self.layout == "nchw":
@@ -122,9 +129,12 @@ def _remembered(
     known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations") if module else {}
     parts = tuple(parameter.shape for parameter in model.parameters()) if isinstance(model, nn.Module) else ()
     key = images.device, input_dtype(model), images.shape[1:], parts, names
-    if key not in known:
-        known[key] = choose(_Pass(model, images[:1], probe(model, images) if probed is None else probed))
-    return known[key]
+    if key in known:
+        return known[key]
+    found = choose(_Pass(model, images[:1], probe(model, images) if probed is None else probed))
+    if found:  # a black image's gradient may be zero everywhere, and another one's not
+        known[key] = found
+    return found
 
 
 class Captured:
@@ -166,6 +176,83 @@ def capture(activations: Sequence[Activation]) -> Iterator[Captured]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class Tap:
+    """Adds zeros to activations while a pass is being compiled, as the compiler has no gradients of what lies inside.
+
+    A gradient with respect to the zeros is that of the activation. The hooks are there while a pass is made, and act
+    between ``start`` and ``finish`` alone, which the compiler sees and nobody else: in a pass that it does not look at,
+    or that another thread makes, there are no zeros.
+
+    Attributes:
+        activations: that are tapped.
+    """
+
+    def __init__(self, activations: Sequence[Activation]) -> None:
+        self.activations = tuple(activations)
+        self._outputs: dict[int, Tensor] = {}
+        self._zeros: Sequence[Tensor] = ()
+        self._calls: dict[int, int] = {}
+        self._lock, self._users, self._hooks = threading.Lock(), 0, ExitStack()
+
+    def zeros(self, images: Tensor) -> list[Tensor]:
+        """Make the zeros for a pass of images (P, C, H, W): leaves of a graph, float32."""
+        return [
+            torch.zeros(len(images), *one.shape, dtype=torch.float32, device=images.device, requires_grad=True)
+            for one in self.activations
+        ]
+
+    def start(self, zeros: Sequence[Tensor]) -> None:
+        """Begin a pass."""
+        self._zeros, self._calls, self._outputs = zeros, {}, {}
+
+    def finish(self) -> list[Tensor]:
+        """End it, and give the activations that it has made; nothing of it is kept."""
+        found = [self._outputs[place] for place in range(len(self._zeros))]
+        self._zeros, self._calls, self._outputs = (), {}, {}
+        return found
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hold the hooks, once for all threads that are inside; none stays behind."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._register()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._hooks.close()
+
+    def _register(self) -> None:
+        wanted: dict[int, dict[int, int]] = {}
+        modules: dict[int, nn.Module] = {}
+        for place, one in enumerate(self.activations):
+            module = one.module()
+            if module is not None:
+                modules[id(module)] = module
+                wanted.setdefault(id(module), {})[one.call] = place
+        for key, module in modules.items():
+            self._hooks.callback(module.register_forward_hook(self._hook(key, wanted[key])).remove)
+
+    def _hook(self, key: int, places: dict[int, int]) -> Callable[[nn.Module, Any, Any], Any]:
+        def see(module: nn.Module, arguments: Any, output: Any) -> Any:
+            if not self._zeros:
+                return None
+            number = self._calls.get(key, 0)
+            self._calls[key] = number + 1
+            if number not in places:
+                return None
+            first = output[0] if isinstance(output, (tuple, list)) else output
+            tapped = first + self._zeros[places[number]].to(first.dtype)
+            self._outputs[places[number]] = tapped
+            return (tapped, *output[1:]) if isinstance(output, (tuple, list)) else tapped
+
+        return see
 
 
 @contextmanager
@@ -212,7 +299,7 @@ class _Pass:
         thread, numbers = threading.get_ident(), dict[int, int]()
 
         def see(module: nn.Module, arguments: object, output: object) -> None:
-            if threading.get_ident() != thread:
+            if threading.get_ident() != thread or isinstance(module, torch.jit.ScriptModule):
                 return
             number = numbers.get(id(module), 0)
             numbers[id(module)] = number + 1
@@ -220,22 +307,36 @@ class _Pass:
             if tensor is not None:
                 self.calls.append(_Call(module, number, tensor))
 
+        # A program has no hooks; a module alone may hold others where they are not registered.
+        own = [module for _, module in _modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
         with frozen_parameters(model), torch.enable_grad(), uncompiled(model):
             self.leaf = image.detach().clone().requires_grad_(True)
             with ExitStack() as hooks:
-                if isinstance(model, nn.Module):
-                    for module in model.modules():
+                if len(own) > 1:
+                    for module in own:
                         hooks.callback(module.register_forward_hook(see).remove)
                 else:
                     hooks.callback(register_module_forward_hook(see).remove)
                 self.output = call(model, self.leaf.clone() if probed.writes_input else self.leaf)
 
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """The sizes of the pass's outputs (1, C, h, w), the coarsest first: those of patches among them."""
+        height, width = self.image.shape[-2:]
+        sizes = {
+            (one.output.shape[2], one.output.shape[3])
+            for one in self.calls
+            if one.output.ndim == 4 and _like((one.output.shape[2], one.output.shape[3]), height, width)
+        }
+        return sorted(sizes, key=math.prod)
+
     def gradients(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Compute the likeliest class's gradients."""
+        """Compute the gradients of all classes together, with unequal weights: one class alone may be constant."""
         if not tensors:
             return ()
         with torch.enable_grad():
-            score = self.output.flatten(1).amax()
+            scores = self.output.flatten()
+            score = (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
         return torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)
 
 
@@ -245,7 +346,7 @@ def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
     found: dict[int, tuple[Activation, Tensor]] = {}
     for one in seen.calls:
         place = cut.get(one.output.grad_fn)
-        shape = None if place is None else _shape_of(one.output, seen.image)
+        shape = None if place is None else _shape_of(one.output, seen.image, seen.grids)
         if place is not None and shape is not None:
             name = names.get(one.module, type(one.module).__name__)
             # An outer module's hook runs after those of the modules inside, so that it takes their place.
@@ -276,7 +377,7 @@ def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
                 f"the layer {own!r} runs {len(calls)} times in a pass: say which, {own}#0 to {own}#{len(calls) - 1}"
             )
         place, one = calls[0]
-        shape = _shape_of(one.output, seen.image)
+        shape = _shape_of(one.output, seen.image, seen.grids)
         if shape is None:
             raise ValueError(
                 f"the layer {own!r} gives {tuple(one.output.shape)} for an image, which has no places in it: name one "
@@ -304,8 +405,16 @@ def _tensor_in(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.grad_fn is not None else None
 
 
-def _shape_of(output: Tensor, image: Tensor) -> tuple[Layout, int, tuple[int, int], int] | None:
-    """Read (layout, prefix, size, channels) from a tensor's shape; None where it has no places in the image."""
+def _shape_of(
+    output: Tensor, image: Tensor, grids: Sequence[tuple[int, int]] = ()
+) -> tuple[Layout, int, tuple[int, int], int] | None:
+    """Read (layout, prefix, size, channels) from a tensor's shape; None where it has no places in the image.
+
+    Args:
+        output: of a module, for one image.
+        image: (1, C, H, W).
+        grids: of the pass's patches, which say how tokens lie: their number alone may fit several grids.
+    """
     height, width = image.shape[-2:]
     shape = tuple(output.shape)
     if shape[:1] != (1,) or not output.is_floating_point():
@@ -318,7 +427,11 @@ def _shape_of(output: Tensor, image: Tensor) -> tuple[Layout, int, tuple[int, in
         best = min(like, key=lambda layout: abs(sizes[layout][0] * width - sizes[layout][1] * height))
         return best, 0, sizes[best], shape[1 if best == "nchw" else 3]
     if len(shape) == 3:
-        for prefix in range(min(_MOST_PREFIX_TOKENS, shape[1] - 1) + 1):
+        most = min(_MOST_PREFIX_TOKENS, shape[1] - 1)
+        for h, w in grids:
+            if 0 <= shape[1] - h * w <= most:
+                return "tokens", shape[1] - h * w, (h, w), shape[2]
+        for prefix in range(most + 1):
             size = _grid(shape[1] - prefix, height, width)
             if size is not None:
                 return "tokens", prefix, size, shape[2]

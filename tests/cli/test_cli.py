@@ -23,7 +23,7 @@ from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.runs.measurement import Measurement
 
 FOUR_STEPS = Measurement(options={"insertion_deletion": {"steps": 4}})
-QUICK = ["--steps", "1", "--samples", "2"]
+QUICK = ["--steps", "1", "--samples", "2", "--views", "0"]  # the model file, a program, has no layers
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_evaluate_takes_other_metrics_where_they_are_asked_for(
     last = scores["images"][2]
     image = classifier.transform(Image.open(photos / last["file"]).convert("RGB"))[None]
     options = {"seed": 4, "image_ids": [3]}  # its place among the four files
-    for name, settings in (("fampe", {"steps": 1, "samples": 2, "seed": 4}), ("saliency", {})):
+    for name, settings in (("fampe", {"steps": 1, "samples": 2, "views": 0, "seed": 4}), ("saliency", {})):
         method = create_method(name, classifier, **settings)
         maps = method.attribute(image, [last["target"]], image_ids=[3])
         fidelity = mu_fidelity(classifier, image, maps, last["target"], samples=12, **options)
@@ -231,8 +231,12 @@ def test_an_own_models_classes_and_size_can_be_told(
 
 UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "{model}", "--alpha", "1.5"], r"alpha must be in [0, 1], got 1.5"),
-    (["explain", "{photos}", "--model", "{model}", "--steps", "0"], "steps must be at least 1, got 0"),
-    (["explain", "{photos}", "--model", "{model}", "--passes", "9"], "no such option(s): --passes; known are --alpha"),
+    (["explain", "{photos}", "--model", "{model}", "--steps=-1"], "steps must be at least 0, got -1"),
+    (
+        ["explain", "{photos}", "--model", "{model}", "--steps", "0", "--views", "0"],
+        "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)",
+    ),
+    (["explain", "{photos}", "--model", "{model}", "--noise", "9"], "no such option(s): --noise; known are --alpha"),
     (["explain", "{photos}", "--model", "{model}", "--eps", "0/255"], "eps must be in (0, inf], got 0.0"),
     (["explain", "{photos}", "--model", "{model}", "--class-names", "{photos}/names.txt"], "names.txt"),
     (
@@ -330,6 +334,7 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
     measured = [image["insertion"]["attexplore"] for image in scores["images"]]
     assert measured == pytest.approx(areas.insertion.tolist(), abs=1e-4)
     out = tmp_path / "study"
+    given += ["--variant", "fampe, path"]
     assert main(["study", "methods", str(photos), *given, "--out", str(out), *QUICK]) == DONE
     assert f"protocol {protocol}" in capsys.readouterr().out.replace("\n", " ")
     study = json.loads((out / "study.json").read_text())
@@ -342,7 +347,7 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
 def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fampe_fast", "explain", str(photos), "--model", str(model_file)]
-    command += ["--out", str(out), "--steps", "150", "--samples", "2", "--batch-size", "1"]
+    command += ["--out", str(out), "--steps", "150", "--samples", "2", "--views", "0", "--batch-size", "1"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fampe_fast import create_method
+from fampe_fast import FAMPEConfig, create_method
 from fampe_fast.catalog import GRADIENTS, METRICS, PLAIN_METHODS, load, method_options, metric_options
 from fampe_fast.cli import UNUSABLE, main
 from fampe_fast.cli.flags import add_flag, flag_of, given
@@ -33,7 +33,7 @@ def help_of(command: str) -> str:
     return " ".join(parser_of(command).format_help().split())
 
 
-COMMANDS = ["demo", "explain", "evaluate", "tune", "study", "occlude", "attack", "defend", "doctor"]
+COMMANDS = ["demo", "explain", "evaluate", "tune", "calibrate", "study", "occlude", "attack", "defend", "doctor"]
 
 
 def flags_of(command: str) -> set[str]:
@@ -50,6 +50,7 @@ def test_every_field_of_every_configuration_has_a_flag(command: str) -> None:
         made: Any = load(row.options)
         names = {field.name for field in fields(made)} if is_dataclass(made) else set(row.only or ())
         assert names
+        names |= {*row.split, *row.own}
         assert {option.name for option in method_options(name)} == names
         assert {flag_of(option) for option in names} <= known
     assert ("--map-cutoff" in known) == (command != "tune")
@@ -81,6 +82,11 @@ def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
         for option in method_options(name):
             if option.name == "absolute":  # each method's own, and said so
                 assert "(default: the method's own)" in help_of("explain")
+            elif option.name in PLAIN_METHODS[name].split:  # not given, the fields that it is split over hold
+                assert option.default is None
+                assert getattr(holder, option.name) == FAMPEConfig().passes == 1
+            elif option.name in PLAIN_METHODS[name].own:  # read by the method itself, which keeps none of it
+                assert option.default is None
             else:
                 assert getattr(holder, option.name) == option.default, (name, option.name)
     for text in (
@@ -99,6 +105,7 @@ def test_the_defaults_that_are_shown_are_the_attack_s_own(gradients: str) -> Non
     for option in gradient_options(gradients):
         assert getattr(config, option.name) == option.default, option.name
     assert "(default: 1; fampe, attexplore: 20)" in help_of("attack")
+    assert not {"--passes", "--views", "--layers"} & flags_of("attack")  # which are of maps
 
 
 def test_values_are_read_as_what_they_are() -> None:
@@ -153,7 +160,7 @@ def test_an_option_goes_to_the_methods_that_have_it() -> None:
     arguments = parse(["evaluate", "x", "--alpha", "0.3", "--seed", "4", "--passes", "7", "--map-cutoff", "9"])
     names = ["fampe", "attexplore", "smoothgrad", "forgrad_saliency"]
     assert options_by_method(arguments, names) == {
-        "fampe": {"alpha": 0.3, "seed": 4},
+        "fampe": {"alpha": 0.3, "seed": 4, "passes": 7},
         "attexplore": {"seed": 4},
         "smoothgrad": {"seed": 4, "passes": 7},
         "forgrad_saliency": {"map_cutoff": 9.0},
@@ -171,7 +178,15 @@ def test_an_option_goes_to_the_methods_that_have_it() -> None:
         ("explain {photo} --eps 1e-9", "eps must be at least"),
         ("explain {photo} --method attexplore --alpha 0.5", "no such option(s): --alpha"),
         ("evaluate {folder} --rho 2", "rho must be in [0, 1], got 2.0"),
-        ("tune {folder} --steps 0", "steps must be at least 1, got 0"),
+        ("tune {folder} --steps=-1", "steps must be at least 0, got -1"),
+        (
+            "tune {folder} --steps 0 --views 0",
+            "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)",
+        ),
+        ("explain {photo} --method attexplore --steps 0", "steps and views are both 0"),
+        ("explain {photo} --passes 0", "passes must be at least 1, got 0"),
+        ("explain {photo} --views 3", "views must be 0, 1 (the image) or 2 (its mirror image as well), got 3"),
+        ("attack {folder} --gradients fampe --steps 0", "steps must be at least 1, got 0"),
         ("study alpha {folder} --gain 0", "gain must be in (0, "),
         ("occlude {folder} --bands 0", "bands must be at least 1, got 0"),
         ("attack {folder} --gradients fampe --sigma=-1", "sigma must be in [0, "),

@@ -22,7 +22,8 @@ from fampe_fast.runs.labels import image_ids_of, read_image_ids
 from ..images_for_tests import draw
 
 # Enough noise that other random numbers make another map.
-QUICK = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--batch-size", "1"]
+PATH = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--batch-size", "1"]
+QUICK = [*PATH, "--views", "0"]  # the model file, a program, has no layers
 
 
 @pytest.fixture
@@ -81,14 +82,14 @@ def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
 
 
 COMMANDS = {
-    "attack": ["--gradients", "fampe", "--bands", "all", "--cutoff", "12", *QUICK],
+    "attack": ["--gradients", "fampe", "--bands", "all", "--cutoff", "12", *PATH],
     "occlude": ["--bands", "4", "--batch-size", "1"],
     "tune": ["--metric-steps", "2", "--limit", "2", *QUICK],
     "evaluate": [
         "--method", "fampe,attexplore", "--metric", "insertion_deletion,stability", "--metric-steps", "2",
         "--stability-samples", "2", *QUICK,
     ],
-    "study methods": ["--metric-steps", "2", *QUICK],
+    "study methods": ["--metric-steps", "2", "--variant", "fampe, path", *QUICK],
 }  # fmt: skip
 RECORDS = {
     "attack": "attack.jsonl",
@@ -220,7 +221,7 @@ def test_several_methods_explain_into_a_folder_each(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    given = ["--model", str(model_file), "--limit", "2", "--steps", "1", "--samples", "2", "--alpha", "0.3"]
+    given = ["--model", str(model_file), "--limit", "2", *QUICK, "--alpha", "0.3"]
     assert main(["explain", str(photos), *given, "--method", "fampe,forgrad_attexplore", "--out", str(out)]) == DONE
     table = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["fampe", "forgrad_attexplore"]

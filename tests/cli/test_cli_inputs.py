@@ -32,7 +32,7 @@ from fampe_fast.runs.labels import labels_of, read_labels
 
 from ..images_for_tests import draw
 
-QUICK = ["--steps", "1", "--samples", "1"]
+QUICK = ["--steps", "1", "--samples", "1", "--views", "0"]  # the model file, a program, has no layers
 
 
 @pytest.fixture

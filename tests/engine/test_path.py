@@ -29,7 +29,7 @@ from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
 from ..models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 
 METHODS = [FAMPE, published, AttEXplore]
-PLAIN = {"smoothing": False, "input_diversity": False}
+PLAIN = {"smoothing": False, "input_diversity": False, "views": 0}
 
 
 @pytest.fixture(params=["reference", "compiled"])
@@ -86,7 +86,7 @@ def test_descending_raises_the_targets_probability_and_ascending_lowers_it() -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_away_from_the_clamps_maps_are_not_negative_and_the_path_stays_in_its_ball(method: type) -> None:
     images = some_images()
-    maps, details = method(Smooth(), steps=3, samples=2, eps=0.1).attribute(images, return_details=True)
+    maps, details = method(Smooth(), steps=3, samples=2, views=0, eps=0.1).attribute(images, return_details=True)
     assert (maps >= 0).all()
     assert (details.perturbed - images).abs().max() <= 0.1 + 1e-6
     assert details.model_passes == 6
@@ -503,7 +503,13 @@ BAD_NUMBERS = [
     ({"tau": 0}, ValueError, r"tau must be in \(0, 1\], got 0"),
     ({"tau": 1.01}, ValueError, "tau"),
     ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
-    ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+    ({"steps": -1}, ValueError, "steps must be at least 0, got -1"),
+    (
+        {"steps": 0, "views": 0},
+        ValueError,
+        "steps and views are both 0, and a map needs a path \\(steps=5\\) or a view of the image",
+    ),
+    ({"views": 3}, ValueError, r"views must be 0, 1 \(the image\) or 2 \(its mirror image as well\), got 3"),
     ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),
     ({"steps": True}, TypeError, "steps"),
     ({"eps": 0}, ValueError, "eps"),
@@ -555,8 +561,9 @@ def test_bad_call_options_are_named(options: dict, error: type[Exception], messa
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_zero_gradient_gives_a_zero_map_and_a_warning(method: type) -> None:
+    explainer = method(Constant().eval(), steps=2, samples=2, views=0)
     with pytest.warns(FampeWarning, match=r"image\(s\) \[7, 8\] is zero at every step"):
-        maps = method(Constant().eval(), steps=2, samples=2).attribute(some_images(2), target=0, image_ids=[7, 8])
+        maps = explainer.attribute(some_images(2), target=0, image_ids=[7, 8])
     assert (maps == 0).all()
 
 
@@ -588,7 +595,7 @@ def test_odd_oblong_small_and_other_channel_counts(method: type, shape: tuple[in
         mean = pixels.mean((2, 3))
         return torch.cat([mean, (pixels**2).mean((2, 3))], 1)
 
-    maps = method(model, steps=2, samples=3).attribute(images, target=0)
+    maps = method(model, steps=2, samples=3, views=0).attribute(images, target=0)
     assert maps.shape == images.shape
     assert maps.isfinite().all()
 
@@ -668,13 +675,15 @@ def test_it_stands_where_captum_takes_an_attribution() -> None:
 
 
 def test_an_explorer_like_the_model_changes_nothing() -> None:
-    options = {"steps": 3, "samples": 2, "area_cutoff": None}
+    options = {"steps": 3, "samples": 2, "views": 0, "area_cutoff": None}
     images = some_images()
     alone, own = FAMPE(Smooth(), **options).attribute(images, 1, return_details=True)
     led, details = FAMPE(Smooth(), explorer=Smooth(), **options).attribute(images, 1, return_details=True)
     torch.testing.assert_close(led, alone, rtol=1e-4, atol=1e-7)
     assert torch.equal(details.perturbed, own.perturbed)
     assert (own.model_passes, details.model_passes) == (6, 12)
+    _, both = FAMPE(Smooth(), explorer=Smooth(), steps=3, samples=2).attribute(images, 1, return_details=True)
+    assert both.model_passes == 1 + 12
 
 
 @pytest.mark.parametrize("direction", ["descend", "ascend"])

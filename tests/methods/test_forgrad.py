@@ -250,7 +250,7 @@ def test_fampe_s_aggregation_is_filtered() -> None:
     """The linear model's map is then its low-passed weights, normalised (see the same fact without the filter)."""
     weight = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(1)) * 0.01
     identity = {"mode": "mix", "alpha": 0.5, "gain": 2.0, "rho": 0.0, "sigma": 0.0, "decay": 0.0}
-    plain = {"smoothing": False, "input_diversity": False, "area_cutoff": None}
+    plain = {"smoothing": False, "input_diversity": False, "area_cutoff": None, "views": 0}
     method = FAMPE(TwoClassLinear(weight), steps=4, samples=3, eps=0.1, gradient_cutoff=5, **identity, **plain)
     maps = method.attribute(some_images(), target=0)
     filtered = low_pass(weight, 5)

@@ -65,7 +65,7 @@ def test_details_come_beside_the_tuple() -> None:
     images = some_images(2)
     (maps,), details = FAMPE(Smooth(), steps=1, samples=2).attribute((images,), 1, return_details=True)
     assert maps.shape == images.shape
-    assert details.model_passes == 2
+    assert details.model_passes == 1 + 1 * 2
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,7 +85,10 @@ def test_options_that_a_method_does_not_have_are_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "passes"),
     [("saliency", {}, 1), ("smoothgrad", {"passes": 7}, 7), ("integrated_gradients", {"passes": 9}, 9),
-     ("forgrad_saliency", {}, 1), ("fampe", {"steps": 2, "samples": 3}, 6)],
+     ("forgrad_saliency", {}, 1), ("fampe", {"steps": 2, "samples": 3, "views": 0}, 6),
+     ("fampe", {"steps": 2, "samples": 3}, 1 + 6), ("fampe", {"steps": 0, "views": 1}, 1), ("fampe", {"passes": 1}, 1),
+     ("fampe", {"passes": 10}, 10), ("fampe", {}, 1), ("forgrad_fampe", {"passes": 2}, 2),
+     ("attexplore", {"steps": 2, "samples": 2, "views": 1}, 1 + 4)],
 )  # fmt: skip
 def test_passes_are_those_that_are_made(name: str, options: dict[str, Any], passes: int) -> None:
     backward: list[int] = []
@@ -98,6 +101,8 @@ def test_passes_are_those_that_are_made(name: str, options: dict[str, Any], pass
             return output
 
     method = create_method(name, Counting(), **options)
+    method.attribute(some_images(1), 2)  # a model's layers are found once
+    backward.clear()
     method.attribute(some_images(1), 2)
     assert method.passes == passes == sum(backward)
 
@@ -120,6 +125,7 @@ def test_methods_describe_themselves_and_others_count_as_one_pass() -> None:
     }  # fmt: skip
     explored = AttEXplore(model, steps=2, samples=3, explorer=model)
     assert (explored.name, explored.passes) == ("AttEXplore", 12)
+    assert FAMPE(model, steps=2, samples=3, explorer=model).passes == 1 + 12  # the explorer has no views
     assert explored.describe()["config"]["samples"] == 3
     theirs = captum_attr.Saliency(model)
     assert (passes_of(theirs), describe(theirs)) == (1, {"method": "Saliency"})

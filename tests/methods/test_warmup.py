@@ -44,20 +44,23 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.usefixtures("traced_only")
-def test_after_it_nothing_is_left_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "views", "count"), [(4, 0, 2), (4, 1, 3), (4, 2, 3), (0, 1, 1), (0, 2, 1)])
+def test_after_it_nothing_is_left_to_compile(
+    steps: int, views: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
     model = Smooth()
-    options = {"compile": "on", "input_diversity": True}
-    explainer = FAMPE(model, steps=4, samples=6, **options)
+    options = {"compile": "on", "input_diversity": True, "views": views}
+    explainer = FAMPE(model, steps=steps, samples=6, **options)
     found = warmup(explainer, 24)
     assert found
-    assert found.graphs == graphs() == 2
+    assert found.graphs == graphs() == count
     assert found.note == ""
-    assert str(found).startswith("compiled 2 graphs in ")
-    for other in (explainer, FAMPE(model, steps=3, samples=9, seed=5, **options)):
+    assert str(found).startswith(f"compiled {count} graph{'s' if count > 1 else ''} in ")
+    for other in (explainer, FAMPE(model, steps=min(steps, 3), samples=9, seed=5, **options)):
         for batch in (1, 3):
             other.attribute(some_images(batch), target=1)
-    assert graphs() == 2
+    assert graphs() == count
 
 
 @pytest.mark.usefixtures("traced_only")
@@ -159,7 +162,8 @@ def test_as_few_steps_as_show_every_kind_of_sample() -> None:
     alone = FAMPE(Smooth(), samples=1, steps=4, input_diversity=True).config
     assert _steps_needed(alone, (1, 3, 24, 24), 8) == 4  # never two of a kind
     shape = (1, 3, 24, 24)
-    assert _steps_needed(FAMPE(Smooth(), input_diversity=False).config, shape, 8) == 1
+    assert _steps_needed(FAMPE(Smooth(), steps=5, input_diversity=False).config, shape, 8) == 1
+    assert _steps_needed(FAMPE(Smooth(), passes=1, input_diversity=True).config, shape, 8) == 0
     assert _steps_needed(FAMPE(Smooth(), compile="graphs", steps=7).config, shape, 8) == 7
 
 
@@ -176,21 +180,32 @@ def test_it_changes_nothing_but_what_is_compiled(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(method.attribute(images, target=1), expected)
 
 
+class Saturated(Smooth):
+    """Its layers move its logits, and their lead over the others is too large for the loss to have a gradient."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixels) + torch.tensor([1e6, 0, 0, 0, 0])
+
+
 def test_a_model_that_is_flat_at_noise_is_no_cause_for_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
-    assert not warmup(FAMPE(Constant().eval()), 16)  # a FampeWarning is an error in these tests
+    assert not warmup(FAMPE(Constant().eval(), views=0, steps=1), 16)  # a FampeWarning is an error in these tests
+    assert not warmup(FAMPE(Saturated(), passes=1), 24)
 
 
 @pytest.mark.usefixtures("traced_only")
-def test_a_model_that_cannot_be_compiled_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("options", "what"), [({"views": 0, "steps": 1}, "gradients"), ({"passes": 1}, "depths")])
+def test_a_model_that_cannot_be_compiled_is_said_to_be(
+    options: dict[str, int], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
 
     class Unruly(Smooth):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().forward(pixels) * (2 if pixels.sum().item() > 1e9 else 1)
 
-    with pytest.warns(FampeWarning, match="torch.compile failed for the gradients of Unruly"):
-        warmup(FAMPE(Unruly(), compile="on"), 24)
+    with pytest.warns(FampeWarning, match=f"torch.compile failed for the {what} of Unruly"):
+        warmup(FAMPE(Unruly(), compile="on", **options), 24)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,18 @@ def test_a_run_names_every_protocol_it_measures_in() -> None:
 
 def test_both_commands_measure_it(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = [str(draw(tmp_path / "photos", 2)), "--model", str(model_file), "--steps", "1", "--samples", "1"]
-    given += ["--metric", "insertion_deletion,centre_gain", "--metric-steps", "4", "--centre-gain-steps", "4"]
-    for command, name in ((["evaluate"], "scores.json"), (["study", "methods"], "study.json")):
+    given += [
+        "--views",
+        "0",
+        "--metric",
+        "insertion_deletion,centre_gain",
+        "--metric-steps",
+        "4",
+        "--centre-gain-steps",
+        "4",
+    ]
+    study = ["study", "methods", "--variant", "fampe, path"]  # the model file, a program, has no layers
+    for command, name in ((["evaluate"], "scores.json"), (study, "study.json")):
         out = tmp_path / command[0]
         assert main([*command, *given, "--centre-gain-passes", "3", "--out", str(out)]) == DONE
         written = json.loads((out / name).read_text())

@@ -360,8 +360,18 @@ def test_a_run_scores_in_count_of_any_size_and_refuses_methods_before_work(tmp_p
 
 def test_both_commands_measure_it(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = [str(draw(tmp_path / "photos", 2)), "--model", str(model_file), "--steps", "1", "--samples", "1"]
-    given += ["--metric", "parameter_randomisation", "--parameter-randomisation-values", "signed", "--seed", "5"]
-    for command, name in ((["evaluate"], "scores.json"), (["study", "methods"], "study.json")):
+    given += [
+        "--views",
+        "0",
+        "--metric",
+        "parameter_randomisation",
+        "--parameter-randomisation-values",
+        "signed",
+        "--seed",
+        "5",
+    ]
+    study = ["study", "methods", "--variant", "fampe, path"]  # the model file, a program, has no layers
+    for command, name in ((["evaluate"], "scores.json"), (study, "study.json")):
         out = tmp_path / command[0]
         assert main([*command, *given, "--parameter-randomisation-stages", "1", "--out", str(out)]) == DONE
         written = json.loads((out / name).read_text())

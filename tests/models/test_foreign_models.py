@@ -28,8 +28,8 @@ from ..models_for_tests import Smooth, published, some_images
 def calls(model: Any) -> dict[str, Callable[[Tensor], object]]:
     """Everything that asks a model about images."""
     return {
-        "fampe": lambda images: FAMPE(model, steps=1, samples=2).attribute(images, 1),
-        "fampe, own choice": lambda images: FAMPE(model, steps=1, samples=2).attribute(images),
+        "fampe": lambda images: FAMPE(model, steps=1, samples=2, views=0).attribute(images, 1),
+        "fampe, own choice": lambda images: FAMPE(model, steps=1, samples=2, views=0).attribute(images),
         "saliency": lambda images: create_method("saliency", model).attribute(images, 1),
         "attack": lambda images: BandLimitedAttack(model)(images, 1),
         "occluded frequency": lambda images: OccludedFrequency(model, 2)(images, 1),
@@ -101,6 +101,12 @@ def test_training_mode_is_found_wherever_it_hides_and_nothing_has_moved(
     net.eval()
     for call in calls(HIDDEN[hide](net)).values():
         call(images)
+    depths = FAMPE(HIDDEN[hide](net), passes=1)
+    if make is with_batch_norm:
+        torch.testing.assert_close(depths.attribute(images, 1), FAMPE(net, passes=1).attribute(images, 1))
+    else:
+        with pytest.raises(ValueError, match=r"found no activation .* the path alone, views=0"):
+            depths.attribute(images, 1)
 
 
 def test_a_hidden_part_that_turns_to_training_later_is_found_too() -> None:
@@ -379,6 +385,8 @@ def test_frozen_programs_are_explained() -> None:
     images, model = some_images(2), Smooth()
     frozen = torch.jit.freeze(torch.jit.script(model))
     assert not hasattr(frozen, "training")
+    with pytest.raises(ValueError, match=r"found no activation .* the path alone, views=0"):
+        FAMPE(frozen).attribute(images, 1)
     for name, call in calls(frozen).items():
         found, plain = call(images), calls(model)[name](images)
         tensors = [each if isinstance(each, Tensor) else first_tensor(each) for each in (found, plain)]
@@ -390,6 +398,8 @@ def test_exported_programs_are_explained_as_they_come() -> None:
     images, model = some_images(2), Smooth()
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     assert program.training
+    with pytest.raises(ValueError, match=r"found no activation .* the path alone, views=0"):
+        FAMPE(program).attribute(images, 1)
     for name, call in calls(program).items():
         found, plain = call(images), calls(model)[name](images)
         tensors = [each if isinstance(each, Tensor) else first_tensor(each) for each in (found, plain)]

@@ -78,7 +78,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["--steps", "1", "--samples", "1", "--limit", "2"]
+QUICK = ["--steps", "1", "--samples", "1", "--views", "0", "--limit", "2"]  # the model file has no layers
 
 
 def test_evaluate_measures_it(photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,7 +99,8 @@ def test_evaluate_measures_it(photos: Path, model_file: Path, tmp_path: Path, ca
 
 def test_its_options_are_flags_of_both_commands(photos: Path, model_file: Path, tmp_path: Path) -> None:
     given = ["--model", str(model_file), "--metric", "moment", "--moment-power", "2", "--no-moment-absolute", *QUICK]
-    for command, name in ((["evaluate"], "scores.json"), (["study", "methods"], "study.json")):
+    study = ["study", "methods", "--variant", "fampe, path"]  # the model file, a program, has no layers
+    for command, name in ((["evaluate"], "scores.json"), (study, "study.json")):
         out = tmp_path / command[0]
         assert main([*command, str(photos), *given, "--out", str(out)]) == DONE
         assert json.loads((out / name).read_text())["metrics"] == {"moment": {"power": 2.0, "absolute": False}}

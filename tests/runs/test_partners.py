@@ -199,8 +199,9 @@ def test_both_commands_play_it(
     photos: list[Path], model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     given = [str(photos[0].parent), "--model", str(model_file), "--metric", "grid_pointing", "--seed", "3"]
-    given += ["--grid-pointing-cells", "native", "--input-size", "96", "--steps", "1", "--samples", "1"]
-    for command, name in ((["evaluate"], "scores.json"), (["study", "methods"], "study.json")):
+    given += ["--grid-pointing-cells", "native", "--input-size", "96", "--steps", "1", "--samples", "1", "--views", "0"]
+    study = ["study", "methods", "--variant", "fampe, path"]  # the model file, a program, has no layers
+    for command, name in ((["evaluate"], "scores.json"), (study, "study.json")):
         out = tmp_path / command[0]
         assert main([*command, *given, "--out", str(out)]) == DONE
         written = json.loads((out / name).read_text())

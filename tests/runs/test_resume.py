@@ -34,11 +34,13 @@ from fampe_fast.runs.settings import everything_of
 from ..images_for_tests import draw
 
 COUNT = 4
+PATH = ["--views", "0"]  # the model file, a program, has no layers
+PATHS = [*PATH, "--variant", "fampe, path", "--variant", "fampe_published"]
 # What each command is given, the file that grows while it works, and what it leaves behind.
 COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
-    "explain": (["--steps", "8", "--samples", "8"], "object_0.npz", []),
+    "explain": (["--steps", "8", "--samples", "8", *PATH], "object_0.npz", []),
     "evaluate": (
-        ["--method", "fampe,attexplore", "--steps", "3", "--samples", "8", "--metric-steps", "4"],
+        ["--method", "fampe,attexplore", "--steps", "3", "--samples", "8", *PATH, "--metric-steps", "4"],
         "scores.jsonl",
         ["scores.json", "contact_sheet.png"],
     ),
@@ -49,12 +51,12 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
     ),
     "occlude": (["--bands", "60"], "occluded_frequency.jsonl", ["occluded_frequency.json", "occluded_frequency.png"]),
     "tune": (
-        ["--method", "fampe", "--steps", "2", "--samples", "8", "--metric-steps", "3"],
+        ["--method", "fampe", "--steps", "2", "--samples", "8", *PATH, "--metric-steps", "3"],
         "cutoffs.jsonl",
         ["cutoffs.json", "cutoffs.png"],
     ),
     "study": (
-        ["--steps", "2", "--samples", "4", "--metric-steps", "4"],
+        ["--steps", "2", "--samples", "4", *PATHS, "--metric-steps", "4"],
         "scores.jsonl",
         ["study.json", "table.md"],
     ),
@@ -367,12 +369,12 @@ def scores_of(command: str, out: Path) -> Any:
 
 
 QUICK = {
-    "explain": ["--steps", "1", "--samples", "2"],
-    "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "2", "--metric-steps", "4"],
+    "explain": ["--steps", "1", "--samples", "2", *PATH],
+    "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "2", *PATH, "--metric-steps", "4"],
     "attack": ["--bands", "all", "--steps", "2", "--save-images"],
     "occlude": ["--bands", "6"],
-    "tune": ["--method", "fampe", "--steps", "1", "--samples", "2", "--metric-steps", "3"],
-    "study": ["--steps", "1", "--samples", "1", "--metric-steps", "3"],
+    "tune": ["--method", "fampe", "--steps", "1", "--samples", "2", *PATH, "--metric-steps", "3"],
+    "study": ["--steps", "1", "--samples", "1", *PATHS, "--metric-steps", "3"],
 }
 
 

@@ -27,7 +27,7 @@ from fampe_fast.runs.study_design import Study, Variant
 
 from ..images_for_tests import draw
 
-QUICK = {"steps": 1, "samples": 2}
+QUICK = {"steps": 1, "samples": 2, "views": 0}
 SMALL = Study(
     "small",
     "Does it run?",
@@ -231,16 +231,16 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
     study = define_study(name, Budget(3, 4, 5, {"eps": 0.05}))
     reference, *others = study.variants
     assert reference.method == "attexplore"
-    plain = create_method("fampe", classifier, steps=3, samples=4, seed=5, eps=0.05).config
+    plain = create_method("fampe", classifier, steps=3, samples=4, views=0, seed=5, eps=0.05).config
     if name in ("methods", "peers", "tokens", "explorer"):
         if name in ("peers", "tokens"):
             pytest.importorskip("captum")
             pytest.importorskip("pytorch_grad_cam")
             passes = [create_method(v.method, classifier, **v.options).passes for v in study.variants]
             one_pass = [1, 1, 1, 1, 1, 1, 1, 1]
-            peers = [12, 12, 20, 10, 10, 12, 12, 12, 12, 12, *one_pass, 24, 0, 0]
-            assert passes == (peers if name == "peers" else [12, 12, 1, 1, 1, 1, 1, 0, 0])
-        assert "fampe" in [variant.label for variant in others]
+            peers = [12, 1, 2, 10, 12, 10, 10, 12, 12, 12, 12, 12, *one_pass, 24, 0, 0]
+            assert passes == (peers if name == "peers" else [12, 1, 10, 1, 1, 1, 1, 1, 0, 0])
+        assert any(variant.label in ("fampe", "fampe, path", "fampe, 10 passes") for variant in others)
         assert any(variant.explored for variant in others) == (name == "explorer")
         for variant in others:
             create_method(variant.method, classifier, **variant.options)
@@ -256,6 +256,11 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
         elif variant.axis in vars(config):
             assert variant.value == getattr(config, variant.axis)
     assert len({(v.axis, v.series, v.value) for v in others}) == len(others)
+
+
+def test_a_number_of_passes_is_no_variant_twice() -> None:
+    labels = [variant.label for variant in define_study("peers", Budget(5, 2)).variants]
+    assert labels[1:4] == ["fampe, 1 pass", "fampe, 2 passes", "fampe, 10 passes"]
 
 
 def test_bad_definitions_are_named() -> None:
@@ -274,7 +279,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     labels.write_text("".join(f"{k}.png,{k}\n" for k in range(3)))
     out = tmp_path / "out"
     base = ["study", "noise", str(photos), "--labels", str(labels), "--model", str(model), "--out", str(out)]
-    base += ["--steps", "1", "--samples", "1", "--metric-steps", "2", "--alpha", "0.4"]
+    base += ["--steps", "1", "--samples", "1", "--views", "0", "--metric-steps", "2", "--alpha", "0.4"]
     assert main(base) == DONE
     table = capsys.readouterr().out
     for word in ("sigma=16/255", "rho=0.75", "ins. gained", "plot.png"):

@@ -245,3 +245,23 @@ def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
     with capture(found) as captured, uncompiled(compiled):
         compiled(images)
     torch.testing.assert_close(captured.outputs[0], net.first(images))
+
+
+class Patches(nn.Module):
+    """Patches in a grid that their number alone does not tell, behind a class token and two registers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 5, 8, stride=8), nn.Linear(5, 5)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.patches(pixels).flatten(2).transpose(1, 2)
+        return self.block(torch.cat([tokens[:, :3] * 0, tokens], 1)).tanh().mean(1)
+
+
+def test_tokens_lie_as_their_patches_do() -> None:
+    model = Patches()
+    images = torch.rand(1, 3, 24, 32)  # 12 patches and 3 tokens before them: 15 would be 3 x 5
+    found = {one.name: one for one in find_activations(model, images)}["block"]
+    assert (found.prefix, found.size) == (3, (3, 4))

@@ -10,16 +10,17 @@ import copy
 import functools
 import gc
 import pickle
+import threading
 import warnings
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from fampe_fast import AttEXplore
+from fampe_fast import FAMPE, AttEXplore
 from fampe_fast.errors import FampeWarning
 
 from ..models_for_tests import Smooth, published, some_images
@@ -261,3 +262,39 @@ def test_maps_on_a_gpu_are_those_on_the_cpu() -> None:
     expected = published(model, steps=3, samples=8).attribute(images, target=1)
     maps = published(model.cuda(), steps=3, samples=8, compile="off").attribute(images.cuda(), target=1).cpu()
     assert min(pearson(a, b) for a, b in zip(maps, expected, strict=True)) > 0.999
+
+
+class Twice(nn.Module):
+    """Calls one module twice; the second call is a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Softplus(), nn.Conv2d(6, 6, 3, stride=2))
+            self.head = nn.Linear(6, 4)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.net[1](self.net(pixels)).mean((2, 3)))
+
+
+def test_threads_compile_and_run_depths_and_paths_of_one_model_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    images, start = some_images(2), threading.Barrier(4)
+    settings = [{"passes": 2, "layers": "net.1#1"}, {"steps": 1, "samples": 2, "views": 0}]
+    expected = [FAMPE(Twice(), **options).attribute(images, 1) for options in settings]
+    model, found = Twice(), dict[int, Tensor]()
+
+    def work(number: int) -> None:
+        start.wait()
+        found[number] = FAMPE(model, compile="on", **settings[number % 2]).attribute(images, 1)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(4):
+        torch.testing.assert_close(found[number], expected[number % 2], rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_hooks for module in model.modules())

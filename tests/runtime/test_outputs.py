@@ -120,7 +120,7 @@ def test_maps_do_not_change_when_the_logits_are_scaled_or_shifted(method: type, 
 
     Without the samples' randomness: the weights 1 - p of samples at other margins depend on the scale, as they should.
     """
-    options = {"steps": 3, "samples": 1, "sigma": 0.0, "rho": 0.0, "input_diversity": False, "eps": 0.02}
+    options = {"steps": 3, "samples": 1, "views": 0, "sigma": 0.0, "rho": 0.0, "input_diversity": False, "eps": 0.02}
     near, image = margin_model(0.5)
     far, _ = margin_model(margin)
     for target in (0, 1):
@@ -134,7 +134,7 @@ def test_maps_do_not_change_when_the_logits_are_scaled_or_shifted(method: type, 
 @pytest.mark.parametrize("margin", [20.0, 60.0])
 def test_a_sure_models_map_is_not_zero_in_any_precision(margin: float, precision: str) -> None:
     sure, image = margin_model(margin)
-    maps = FAMPE(sure, steps=2, samples=3, precision=precision).attribute(image, 0)
+    maps = FAMPE(sure, steps=2, samples=3, views=0, precision=precision).attribute(image, 0)
     assert maps.isfinite().all()
     assert maps.abs().sum() > 0
 
@@ -156,8 +156,8 @@ def test_float64_logits_stay_float64() -> None:
     weight = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     model = Scaled(TwoClassLinear(weight).double(), 1.0, 1e8)
     images = some_images(1, height=16, width=16)
-    maps = FAMPE(model, steps=2, samples=2).attribute(images, 0)
-    plain = FAMPE(TwoClassLinear(weight).double(), steps=2, samples=2).attribute(images, 0)
+    maps = FAMPE(model, steps=2, samples=2, views=0).attribute(images, 0)
+    plain = FAMPE(TwoClassLinear(weight).double(), steps=2, samples=2, views=0).attribute(images, 0)
     torch.testing.assert_close(maps, plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
     chance = TwoClassLinear(weight).double()(images.double()).softmax(1)[:, 0]
     found = insertion_deletion(model, images, maps, 0, mean=0.5, steps=4).insertion_curves[:, -1]

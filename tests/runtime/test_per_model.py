@@ -135,25 +135,28 @@ class Counting(Smooth):
         return super().forward(pixels)
 
 
-def test_a_cleared_model_is_asked_again() -> None:
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_cleared_model_is_asked_again(views: int) -> None:
     model, images = Counting(), some_images(1)
-    method = FAMPE(model, steps=1, samples=2)
+    method = FAMPE(model, steps=1, samples=2, views=views)
+    asked = 3 if views == 0 else 4  # alone, and beside another image; for its layers
     for cleared in (True, False, True):
         if cleared:
             clear(model)
         before = model.shown
         method.attribute(images, 1)
-        assert model.shown - before == 2 + 3 * cleared  # alone, and beside another image
+        assert model.shown - before == views + 2 + asked * cleared
 
 
-def test_a_cleared_model_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{"steps": 1, "samples": 2, "views": 0}, {"passes": 2}])
+def test_a_cleared_model_is_compiled_again(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     model, images = Smooth(), some_images(1)
     for made in (1, 1, 2):
         if made == 2:
             clear(model)
-        FAMPE(model, steps=1, samples=2, compile="on").attribute(images, 1)
+        FAMPE(model, compile="on", **options).attribute(images, 1)
         assert counters["stats"]["unique_graphs"] == made
     for made in (3, 3, 4):
         if made == 4:

@@ -12,6 +12,7 @@ from ..flags import add_flags, add_metric_flags, given
 
 if TYPE_CHECKING:
     from ...runs.batches import Failure
+    from ...runs.study_design import Study
 
 
 SHARED = ("steps", "samples", "seed")
@@ -34,6 +35,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="output folder; an existing study is resumed (default: fampe_study_STUDY)",
     )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="run this variant alone beside the first, as tables name it; may be given several times (default: all)",
+    )
     add_folder(parser)
     add_model(parser)
     group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
@@ -54,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
+    from ...engine.config import FAMPEConfig
+    from ...methods.calibration import calibrated_options
     from ...methods.registry import check_options
     from ...runs.study import report_files, run_study, study_outputs
     from ...runs.study_definitions import Budget, define_study
@@ -79,12 +89,23 @@ def run(arguments: argparse.Namespace) -> int:
     options = given(arguments, "method")
     check_options("fampe", **options)  # before the model is loaded
     shared = {name: options.pop(name) for name in SHARED if name in options}
-    study = define_study(arguments.study, Budget(**shared, options=options))
+    calibration = options.pop("calibration", None)
+
+    def defined() -> Study:
+        study = define_study(arguments.study, Budget(**shared, options=options))
+        return study.only(arguments.variant) if arguments.variant else study
+
+    study = defined()
     measurement = measurement_of(arguments)
     images = chosen_images(arguments)
     paths = images.paths
     check_all_outputs(arguments, study_outputs(out), paths)
     classifier = classifier_of(arguments)
+    if calibration is not None:
+        # Every variant with depths gets them: those of FAMPE's published numbers read no file.
+        layers = FAMPEConfig(layers=options.get("layers")).layer_names
+        options = {**calibrated_options(calibration, classifier, layers), **options}
+        study = defined()
     explorer = other_classifier_of(arguments, "explorer")
     targets = images.targets(classifier)
     screen, errors = console(), error_console()

@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="find the radius that FORGrad filters a method's maps with, by their faithfulness on a folder's images",
         description="Compute a method's maps of a folder's images once, filter them with one radius after the other, "
         "and find the one with the best insertion minus deletion. About 2 log2(side) radii are tried, each for "
-        "2 (metric steps + 1) forward passes per image.",
+        "2 (metric steps + 1) forward passes per image. The weights of FAMPE's depths are found by calibrate.",
     )
     add_method(parser, "fampe", filters=False)
     add_out(parser, "fampe_tune")

@@ -1,0 +1,262 @@
+"""Collect the evidence of every depth: what each layer's activations say for the target, in views of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import warn
+from ..frequency.two_scale import two_scale_map
+from ..runtime.activations import Activation, Tap, capture, uncompiled
+from ..runtime.chunking import even_parts
+from ..runtime.compilation import Compiled, resolve_compile
+from ..runtime.model import Model, frozen_parameters
+from ..runtime.model_probe import holds_compiled
+from ..runtime.per_model import cache_of
+from .aggregation import ModelForm, form_of, objective, shown_to
+from .config import PathConfig, Precision
+from .levels import levels_of
+from .precision import matrix_precision
+from .request import Request
+
+# Of the pixels' evidence where a path has collected it; that of one gradient is noise beside the finest layer.
+_PATH_WEIGHT = 0.5
+
+
+class DepthEvidence(NamedTuple):
+    """The evidence of an image's pixels and of its layers, none of it negative.
+
+    Attributes:
+        pixels: (B, H, W) float32: absolute gradient, summed over the channels, on two scales.
+        layers: (B, K) float32: the layers' evidence from fine to coarse, each row by row.
+        sizes: h and w of every layer; K is the sum of their products.
+        names: of the layers.
+    """
+
+    pixels: Tensor
+    layers: Tensor
+    sizes: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+def collect_depths(
+    request: Request, config: PathConfig, on_step: Callable[[int], None] = lambda done: None
+) -> DepthEvidence:
+    """Explain views of the images by one pass each: their pixels' gradients, and activation times gradient per layer.
+
+    At a layer ``relu(-sum_c dloss/da * a)``: HiResCAM's product (Draelos & Carin, arXiv 2011.08891), place by place as
+    LayerCAM takes shallow layers (Jiang et al., IEEE TIP 2021). The evidence of two views is divided by its mean, and
+    that of the mirror image is mirrored back, before they are averaged.
+
+    Args:
+        request: images, targets, and the model that is explained, its first one.
+        config: views, layers, loss and precision.
+        on_step: called with the number of views, once they are done.
+
+    Returns:
+        The evidence. Warns (``FampeWarning``) of images without any, and of those where it was not finite.
+
+    Raises:
+        TypeError, ValueError: as ``levels_of``.
+    """
+    images, views = request.images, config.views
+    if not len(images):
+        on_step(views)
+        return DepthEvidence(images.new_zeros(0, *images.shape[-2:]), images.new_zeros(0, 0), (), ())
+    model, probed = request.models[0], request.probed[0]
+    levels = levels_of(model, images, probed, config.layer_names)
+    form = form_of(model, probed, config)
+    with (
+        torch.no_grad(),
+        frozen_parameters(model),
+        uncompiled(model),
+        matrix_precision(config.precision, images.device),
+    ):
+        # An image's views lie side by side: a chunk is full also where there is one image.
+        shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
+
+        def collect(chunk_size: int) -> list[Tensor]:
+            rows = torch.arange(len(shown), device=images.device)
+            parts = [
+                _evidence(request, config, form, levels, shown[part], part.div(views, rounding_mode="floor"))
+                for part in rows.chunk(even_parts(len(rows), chunk_size))
+            ]
+            return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+        found = request.chunks.run(collect, len(shown))
+        if views > 1:
+            found = [_average(level) for level in found]
+    on_step(views)
+    pixels, layers = found[0], torch.cat([level.flatten(1) for level in found[1:]], 1)
+    usable = pixels.flatten(1).isfinite().all(1) & layers.isfinite().all(1)
+    _warn_of_unusable(pixels, layers, usable, request.image_ids)
+    pixels = torch.where(usable[:, None, None], pixels, torch.zeros_like(pixels))
+    layers = torch.where(usable[:, None], layers, torch.zeros_like(layers))
+    sizes = tuple(side for level in levels for side in level.size)
+    return DepthEvidence(pixels, layers, sizes, tuple(level.name for level in levels))
+
+
+def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> Tensor:
+    """Combine evidence of all depths to the map, (B, 1, H, W): details, gated by the last layer.
+
+    ``(w p + sum of the other layers) * (floor + the last layer)``, each part divided by its mean: fine layers say
+    where, the last one of what class. A product of a fine and a coarse map is Guided Grad-CAM's (Selvaraju et al., ICCV
+    2017) and Poly-CAM's (Englebert et al., arXiv 2204.13359) idea; sum, floor and two scales were measured
+    (``docs/results.md``).
+
+    Args:
+        depths: the evidence.
+        pixels: (B, H, W), p, of the pixels: not negative.
+        config: the weights of the pixels and of the layers, and the floor of the gate.
+
+    Raises:
+        ValueError: weights for another number of layers.
+    """
+    count = len(depths.names)
+    weights = [pixel_weight_of(config), *layer_weights_of(depths.names, config)]
+    gates = [0.0] * count + [1.0]
+    if not any(weights):  # of one layer, the pixels are all the detail there is
+        weights[0] = 1.0
+    found = ops.combine_layers(pixels, depths.layers, list(depths.sizes), weights, gates, config.gate_floor)
+    return found[:, None]
+
+
+def pixel_weight_of(config: PathConfig) -> float:
+    """Return the weight of the pixels' evidence: the one given, or that of a path's or a plain gradient's."""
+    if config.pixel_weight is not None:
+        return config.pixel_weight
+    return _PATH_WEIGHT if config.steps else 0.0
+
+
+def layer_weights_of(names: Sequence[str], config: PathConfig) -> tuple[float, ...]:
+    """Give the weights of these layers in the sum.
+
+    Raises:
+        ValueError: the configuration's are for another number of layers.
+    """
+    weights, count = config.summed_weights, len(names)
+    if not count:  # without images
+        return ()
+    if config.layer_weights is None:
+        return (*([1.0] * (count - 1)), 0.0)
+    if len(weights) != count:
+        raise ValueError(
+            f"layer_weights must be {count} numbers, one for each of the layers {', '.join(names)}; got {len(weights)}"
+        )
+    return weights
+
+
+def on_two_scales(evidence: Tensor, config: PathConfig) -> Tensor:
+    """Make the pixels' evidence (B, H, W), not negative, of signed evidence (B, C, H, W)."""
+    if config.area_cutoff is None:
+        return evidence.sum(1).clamp(min=0)
+    return two_scale_map(evidence, config.area_cutoff)[:, 0].clamp(min=0)
+
+
+def _average(level: Tensor) -> Tensor:
+    """Average (2 B, h, w), every second one of a mirror image, each divided by its mean, to (B, h, w)."""
+    mean = level.mean((1, 2), keepdim=True)
+    shares = level / torch.where(mean > 0, mean, torch.ones_like(mean))
+    return (shares[0::2] + shares[1::2].flip(-1)) / 2
+
+
+def _evidence(
+    request: Request,
+    config: PathConfig,
+    form: ModelForm,
+    levels: Sequence[Activation],
+    images: Tensor,
+    index: Tensor,
+) -> list[Tensor]:
+    """Make one pass of images (P, C, H, W) with the targets of ``index``: (P, H, W), and (P, h, w) of every layer."""
+    model, classes = request.models[0], request.targets.classes[index]
+    compiled = resolve_compile(config.compile, images.device) != "off" and not holds_compiled(model)
+    if compiled and len(images) == 1 < request.chunks.size:  # a compiler takes a size of one for a constant
+        pair = _evidence(request, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2))
+        return [level[:1] for level in pair]
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
+    leaf = images.contiguous(memory_format=layout).detach().requires_grad_(True)
+    with torch.enable_grad():
+        if not compiled:
+            output, activations = _watched_pass(model, leaf, form, config.precision, levels)
+            behind = activations
+        else:
+            body, tap = _compiled_pass(model, config, levels)
+            zeros = tap.zeros(leaf)
+            for tensor in (leaf, *zeros):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            with tap.hooked():
+                output, activations, tapped = body(model, leaf, zeros, tap, form, config.precision)
+            behind = zeros if tapped else activations
+        value, _ = objective(request.targets.logits(output, index), classes, config, form.reading)
+        own, *gradients = torch.autograd.grad(value, [leaf, *behind], allow_unused=True)
+    if own is None:
+        raise ValueError("the model's output has no gradient with respect to the image: it detaches on the way")
+    found = [
+        ops.layer_evidence(level.spatial(activation.detach()), level.spatial(_reached(level, gradient)))
+        for level, activation, gradient in zip(levels, activations, gradients, strict=True)
+    ]
+    return [on_two_scales(own.abs(), config).float(), *(level.float() for level in found)]
+
+
+def _watched_pass(
+    model: Model, images: Tensor, form: ModelForm, precision: Precision, levels: Sequence[Activation]
+) -> tuple[Tensor, list[Tensor]]:
+    """Give the model's output and its levels' activations."""
+    with capture(levels) as captured:
+        output = shown_to(model, images, form, precision)
+    return output, [_captured(level, kept) for level, kept in zip(levels, captured.outputs, strict=True)]
+
+
+def _tapped_pass(
+    model: Model, images: Tensor, zeros: list[Tensor], tap: Tap, form: ModelForm, precision: Precision
+) -> tuple[Tensor, list[Tensor], bool]:
+    """Do the same for the compiler, and say that it did: gradients are then those of the zeros."""
+    if not torch.compiler.is_dynamo_compiling():  # is_compiling is true for every thread while one compiles
+        return *_watched_pass(model, images, form, precision, tap.activations), False
+    tap.start(zeros)
+    output = shown_to(model, images, form, precision)
+    return output, tap.finish(), True
+
+
+def _compiled_pass(model: Model, config: PathConfig, levels: Sequence[Activation]) -> tuple[Compiled, Tap]:
+    known: dict[Hashable, tuple[Compiled, Tap]] = cache_of(model, "depths")
+    key = config.precision, tuple(levels)
+    if key not in known:
+        # The tap is an argument and not a part of the function, whose graph it is looked up in.
+        known[key] = Compiled(_tapped_pass, f"the depths of {type(model).__name__}"), Tap(levels)
+    return known[key]
+
+
+def _reached(level: Activation, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise ValueError(
+            f"the layer {level.name!r} has no gradient in a pass of other images than the first: name layers that "
+            "always lead to the output, layers=(...)"
+        )
+    return gradient
+
+
+def _captured(level: Activation, output: Tensor | None) -> Tensor:
+    if output is None or not output.requires_grad:
+        raise ValueError(
+            f"the layer {level.name!r} did not run, or without a gradient, in a pass of other images than the first: "
+            "name layers that always run, layers=(...)"
+        )
+    return output
+
+
+def _warn_of_unusable(pixels: Tensor, layers: Tensor, usable: Tensor, image_ids: Tensor) -> None:
+    nothing = (pixels.flatten(1) == 0).all(1) & (layers == 0).all(1)
+    if not bool((nothing | ~usable).any()):
+        return
+    for flags, what in (
+        (nothing & usable, "is zero in every layer and at every pixel: it adds nothing to the map"),
+        (~usable, "was NaN or infinite: it is left out of the map"),
+    ):
+        if bool(flags.any()):
+            warn(f"the evidence of image(s) {image_ids[flags].tolist()[:5]} {what}")

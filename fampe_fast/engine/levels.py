@@ -1,0 +1,87 @@
+"""Choose the layers whose evidence a map combines: one for each resolution, or spread over a model's depth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..runtime.activations import Activation, find_activations, named_activations
+from ..runtime.model import Model
+from ..runtime.model_probe import ModelInfo
+
+# At stride 1 a layer shows what the pixels do, and costs as much memory as all others.
+_FINEST_OCTAVE = 1
+# Of a model of one resolution, parts of its depth.
+_DEPTHS = (0.25, 0.5, 0.75)
+# A stage with at least as many blocks of tokens is left at three quarters: behind class attention the last ones say
+# less about places than the ones before.
+_MANY_BLOCKS = 6
+
+
+def levels_of(
+    model: Model, images: Tensor, probed: ModelInfo | None = None, names: Sequence[str] = ()
+) -> tuple[Activation, ...]:
+    """Choose a model's levels, from fine to coarse.
+
+    Without names: the last activation of each octave of stride, from 2 on where the model has such. A model of one
+    resolution (a plain transformer, a mixer) gives the blocks at 1/4, 1/2 and 3/4 of its depth.
+
+    Args:
+        model: classifier in pixel space, in evaluation mode.
+        images: (B, C, H, W), B at least 1.
+        probed: what is known of the model.
+        names: layers to take instead, as ``runtime.activations.named_activations`` takes them.
+
+    Raises:
+        TypeError: names for a model that is no nn.Module.
+        ValueError: a name that will not do, or no activation with places: what was found, and what to give.
+    """
+    if names:
+        return named_activations(model, images, names, probed)
+    found = find_activations(model, images, probed)
+    if not found:
+        raise ValueError(
+            f"found no activation of {type(model).__name__} with more than one place that all of the image's evidence "
+            "passes and that has a gradient (a scripted or exported program hides its modules, a model that flattens "
+            "the image has none): name layers, layers=('layer2', 'layer4'), or ask for the path alone, views=0, "
+            "steps=5 (--views 0 --steps 5)"
+        )
+    return spread(found, images.shape[-2], images.shape[-1])
+
+
+def spread(found: Sequence[Activation], height: int, width: int) -> tuple[Activation, ...]:
+    """Choose among activations in the order of a pass, as ``levels_of`` says; at least one is given."""
+    octaves: dict[int, list[Activation]] = {}
+    for one in found:
+        octaves.setdefault(_octave(one, height, width), []).append(one)
+    coarse = {octave: group for octave, group in octaves.items() if octave >= _FINEST_OCTAVE}
+    if len(coarse) == 1 and len(next(iter(coarse.values()))) > len(_DEPTHS) and len(octaves) == 1:
+        blocks = _blocks(next(iter(coarse.values())))
+        return tuple(dict.fromkeys(_at(blocks, share) for share in _DEPTHS))
+    chosen = coarse if len(coarse) > 1 else octaves
+    return tuple(_last(chosen[octave]) for octave in sorted(chosen))
+
+
+def _octave(one: Activation, height: int, width: int) -> int:
+    return round(math.log2(height * width / (one.size[0] * one.size[1])) / 2)
+
+
+def _last(group: Sequence[Activation]) -> Activation:
+    blocks = _blocks(group)
+    tokens = group[-1].layout == "tokens" and len(blocks) >= _MANY_BLOCKS
+    return _at(blocks, _DEPTHS[-1]) if tokens else group[-1]
+
+
+def _blocks(group: Sequence[Activation]) -> list[Activation]:
+    """Take the activations of the kind of module that there is most of."""
+    kinds = Counter(type(one.module()) for one in group)
+    kind, count = kinds.most_common(1)[0]
+    return [one for one in group if type(one.module()) is kind] if count > len(_DEPTHS) else list(group)
+
+
+def _at(blocks: Sequence[Activation], share: float) -> Activation:
+    # The blocks whose gradient is zero, at a class token's head the last one, are not among them.
+    return blocks[max(0, round((len(blocks) + 1) * share) - 1)]

@@ -1,0 +1,158 @@
+"""Keep the weights of the depths that were found for a model, by its fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import MARK, Output, check_outputs, json_content, read_text, write_atomically
+from ..metrics.summary import Estimate
+from ..models.identity import identity_of
+from ..runtime.model import Model
+
+CALIBRATIONS = "calibrations"
+"""The kind of the JSON files."""
+
+
+@dataclass(frozen=True)
+class DepthCalibration:
+    """The outcome of ``calibrate_depths``.
+
+    Attributes:
+        model: name of the model.
+        fingerprint: of the model (``models.identity``), which it serves.
+        layers: names of the layers, from fine to coarse.
+        pixel_weight: of the pixels' evidence.
+        layer_weights: of each layer.
+        gate_floor: of the gate.
+        score: mean faithfulness (insertion minus deletion) with its standard error on the images that it was fitted on.
+        default_score: the same of the weights that the search started from.
+        held_out: gain over these on images that were not fitted on, paired: each half of the images with the weights
+            that fit the other half. None where that was not measured.
+        protocol: of insertion and deletion.
+        images: how many it was fitted on.
+        evaluations: combinations of weights that were scored, some on one half of the images alone.
+        passes: forward and backward passes of the method per image.
+    """
+
+    model: str
+    fingerprint: str
+    layers: tuple[str, ...]
+    pixel_weight: float
+    layer_weights: tuple[float, ...]
+    gate_floor: float
+    score: Estimate
+    default_score: Estimate
+    held_out: Estimate | None
+    protocol: str
+    images: int
+    evaluations: int
+    passes: int
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.layer_weights):
+            raise ValueError(
+                f"layer_weights must be one number for each of the layers {', '.join(self.layers)}; got "
+                f"{len(self.layer_weights)}"
+            )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of a path method's configuration, as ``FAMPE(model, **calibration.options)`` takes them."""
+        return {
+            "layers": self.layers,
+            "pixel_weight": self.pixel_weight,
+            "layer_weights": self.layer_weights,
+            "gate_floor": self.gate_floor,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Add to a JSON file, in place of an earlier calibration of the same model; the file stays whole.
+
+        Raises:
+            ValueError: there is a file of another kind, or one that this package did not write.
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        check_outputs([Output(path, CALIBRATIONS)], [])
+        known = read_calibrations(path) if path.exists() else {}
+        known[self.fingerprint] = self
+        content = {fingerprint: asdict(found) for fingerprint, found in known.items()}
+        write_atomically(path, (json_content(CALIBRATIONS, content) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model) -> DepthCalibration:
+        """Read the calibration of a model, which is known by its fingerprint and may have any name.
+
+        Raises:
+            ValueError: there is no such file, it is not one of ``save``, or it is of other models only; the message
+                lists them.
+        """
+        known = read_calibrations(Path(path))
+        own = identity_of(model)
+        if own["fingerprint"] not in known:
+            listed = ", ".join(f"{found.model} ({found.fingerprint})" for found in known.values())
+            raise ValueError(
+                f"no calibration for {own['model']} ({own['fingerprint']}) in {path}; it has {listed or 'none'}"
+            )
+        return known[str(own["fingerprint"])]
+
+
+def read_calibrations(path: Path) -> dict[str, DepthCalibration]:
+    """Read the calibrations in a file by their models' fingerprints.
+
+    Raises:
+        ValueError: there is no such file, or it is not one of ``DepthCalibration.save``.
+    """
+    text = read_text(path, "calibrations")
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or found.pop(MARK, None) != CALIBRATIONS:
+            raise TypeError("it does not say that it is one")
+        return {fingerprint: _read(entry) for fingerprint, entry in found.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of calibrations: {error}") from error
+
+
+def calibrated_options(
+    calibration: str | Path | DepthCalibration, model: Model, layers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Give the fields of the configuration that a calibration sets for a model.
+
+    Args:
+        calibration: one, or the file that it is in.
+        model: that is explained.
+        layers: names of the layers that are asked for; none where the calibration's are as good as any.
+
+    Raises:
+        TypeError: something else.
+        ValueError: as ``DepthCalibration.load``; or the calibration is another model's, or of other layers.
+    """
+    if not isinstance(calibration, str | Path | DepthCalibration):
+        raise TypeError(f"calibration must be a file or a DepthCalibration, got {type(calibration).__name__}")
+    if isinstance(calibration, DepthCalibration):
+        found, own = calibration, identity_of(model)
+        if found.fingerprint != own["fingerprint"]:
+            raise ValueError(
+                f"the calibration is of {found.model} ({found.fingerprint}), and the model is {own['model']} "
+                f"({own['fingerprint']})"
+            )
+    else:
+        found = DepthCalibration.load(calibration, model)
+    if layers and set(layers) != set(found.layers):
+        raise ValueError(
+            f"the calibration is of the layers {', '.join(found.layers)}, and those asked for are {', '.join(layers)}"
+        )
+    return found.options
+
+
+def _read(entry: dict[str, Any]) -> DepthCalibration:
+    estimates = {
+        name: None if entry[name] is None else Estimate(**entry[name])
+        for name in ("score", "default_score", "held_out")
+    }
+    layers = {name: tuple(entry[name]) for name in ("layers", "layer_weights")}
+    return DepthCalibration(**{**entry, **estimates, **layers})
