@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..checks import check_bounds
-from ..engine.request import Request, prepared
-from ..engine.targets import Target
+from ..engine.request import Request
 from ..progress import progress
 from ..runtime.activations import find_activations, uncompiled
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
-from .base import captum_call, warn_of_strange
+from .base import RequestMethod, warn_of_strange
 
 AttentionName = Literal["attention_rollout", "attention_gradient"]
 
@@ -32,7 +31,7 @@ AttentionName = Literal["attention_rollout", "attention_gradient"]
 _MOST_PREFIX_TOKENS = 8
 
 
-class AttentionMethod:
+class AttentionMethod(RequestMethod):
     """Follow the attention of a token model, such as timm's or torchvision's vision transformers, back to the patches.
 
     ``attention_rollout`` multiplies ``A / 2 + I / 2`` over the blocks, A the mean over the heads: a forward pass, and
@@ -47,7 +46,8 @@ class AttentionMethod:
 
     Raises:
         TypeError: a value of a wrong type.
-        ValueError: an unknown name, or a value out of range.
+        ValueError: an unknown name, or a value out of range; from ``attribute`` also a model without patch tokens that
+            attend to each other in every block.
     """
 
     passes = 1
@@ -60,44 +60,18 @@ class AttentionMethod:
         self.forward_func, self.name = model, name
         self.bounds = check_bounds(bounds)
 
-    def has_convergence_delta(self) -> bool:
-        """Return False: there is nothing that the map would have to sum to."""
-        return False
-
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model."""
         return {"method": self.name, "config": {"bounds": self.bounds}}
 
-    @captum_call
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
-        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
-
-        Raises:
-            ValueError: besides, a model without patch tokens that attend to each other in every block.
-        """
-        with prepared(
-            (self.forward_func,),
-            inputs,
-            target,
-            bounds=self.bounds,
-            image_ids=image_ids,
-            internal_batch_size=internal_batch_size,
-        ) as request:
-            images = request.images
-            maps = torch.zeros_like(images[:, :1])
-            with progress(len(images), self.name, show_progress) as advance, frozen_parameters(self.forward_func):
-                for rows, found in request.chunks.each(len(images), partial(self._some, request)):
-                    maps[rows] = found
-                    advance(rows.stop - rows.start)
-            warn_of_strange(maps, request.image_ids)
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        images = request.images
+        maps = torch.zeros_like(images[:, :1])
+        with progress(len(images), self.name, show_progress) as advance, frozen_parameters(self.forward_func):
+            for rows, found in request.chunks.each(len(images), partial(self._some, request)):
+                maps[rows] = found
+                advance(rows.stop - rows.start)
+        warn_of_strange(maps, request.image_ids)
         return maps.expand_as(images).contiguous()
 
     def _refusal(self, why: str) -> ValueError:

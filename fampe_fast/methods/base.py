@@ -13,7 +13,7 @@ from torch import Tensor
 from ..engine.config import PathConfig
 from ..engine.depth import DepthEvidence, collect_depths, combined_map, layer_weights_of, on_two_scales
 from ..engine.path import PathDetails, follow_path
-from ..engine.request import prepared
+from ..engine.request import Request, prepared
 from ..engine.targets import Target
 from ..errors import warn
 from ..frequency.two_scale import two_scale_map
@@ -92,6 +92,54 @@ def warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
     strange = ~maps.isfinite().flatten(1).all(1)
     if bool(strange.any()):
         warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")
+
+
+class RequestMethod:
+    """A method of whole calls: a call's arguments are checked here, and its maps are made of the checked request.
+
+    Attributes:
+        forward_func: the model, as Captum calls it.
+        bounds: smallest and largest pixel value.
+        gradients: whether the model is asked for gradients, or for scores alone.
+    """
+
+    forward_func: Model
+    bounds: tuple[float, float]
+    gradients = True
+
+    def has_convergence_delta(self) -> bool:
+        """Return False: there is nothing that the map would have to sum to."""
+        return False
+
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        """Make the maps of a request, of its images' shape, float32."""
+        raise NotImplementedError
+
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
+
+        Raises:
+            ValueError: besides, a model that the method cannot explain, as its class says.
+        """
+        with prepared(
+            (self.forward_func,),
+            inputs,
+            target,
+            bounds=self.bounds,
+            image_ids=image_ids,
+            internal_batch_size=internal_batch_size,
+            gradients=self.gradients,
+        ) as request:
+            return self._explain(request, show_progress)
 
 
 class PathMethod(Generic[Config]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..checks import check_bounds, check_count, check_flag, check_gaussian_cutoff, check_number, check_seed
-from ..engine.request import Request, prepared
-from ..engine.targets import Target
+from ..engine.request import Request
 from ..frequency.two_scale import blurred_map, two_scale_map
 from ..progress import progress
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
-from .base import captum_call, warn_of_strange
+from .base import RequestMethod, warn_of_strange
 
 PeerName = Literal["integrated_gradients", "smoothgrad", "saliency"]
 
@@ -36,7 +35,7 @@ def _captum() -> ModuleType:
     return module
 
 
-class CaptumMethod:
+class CaptumMethod(RequestMethod):
     """One of Captum's methods, image by image, so that a map does not depend on its batch.
 
     It explains the model's output for the target as it is: a logit, or a probability where the model gives those.
@@ -100,49 +99,27 @@ class CaptumMethod:
         """True for integrated gradients, as in Captum."""
         return self.name == "integrated_gradients"
 
-    def has_convergence_delta(self) -> bool:
-        """Return False: the delta is Captum's to compute, on its own method."""
-        return False
-
     def describe(self) -> dict[str, object]:
         """Describe the options, those that this method does not use as well."""
         options = ("passes", "noise", "seed", "bounds", "absolute", "squared", "blur_cutoff", "area_cutoff")
         return {"method": self.name, "config": {option: getattr(self, option) for option in options}}
 
-    @captum_call
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
-        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``."""
-        with prepared(
-            (self.forward_func,),
-            inputs,
-            target,
-            bounds=self.bounds,
-            image_ids=image_ids,
-            internal_batch_size=internal_batch_size,
-        ) as request:
-            model, (probed,) = self.forward_func, request.probed
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        model, (probed,) = self.forward_func, request.probed
 
-            def forward(pixels: Tensor) -> Tensor:
-                return call(model, pixels, probed)
+        def forward(pixels: Tensor) -> Tensor:
+            return call(model, pixels, probed)
 
-            maps = torch.empty_like(request.images)
-            with (
-                progress(len(maps), self.name, show_progress) as advance,
-                frozen_parameters(model),
-                torch.enable_grad(),
-            ):
-                for index in range(len(maps)):
-                    maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
-                    advance(1)
-            warn_of_strange(maps, request.image_ids)
+        maps = torch.empty_like(request.images)
+        with (
+            progress(len(maps), self.name, show_progress) as advance,
+            frozen_parameters(model),
+            torch.enable_grad(),
+        ):
+            for index in range(len(maps)):
+                maps[index] = request.chunks.run(partial(self._one, forward, request, index), self.passes)
+                advance(1)
+        warn_of_strange(maps, request.image_ids)
         maps = maps.abs() if self.absolute else maps
         if self.area_cutoff is not None:
             return two_scale_map(maps, self.area_cutoff).expand_as(maps).contiguous()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_bounds, check_seed
-from ..engine.request import Request, prepared
-from ..engine.targets import Target
+from ..engine.request import Request
 from ..metrics.centre_prior import centre_prior
 from ..metrics.random_words import Stream, random_words
 from ..runtime.model import Model, check_callable
-from .base import captum_call
+from .base import RequestMethod
 
 
-class _Floor:
+class _Floor(RequestMethod):
     """A map made without a pass of the model, which is asked for its first choice where no target is given.
 
     Args:
@@ -28,15 +26,12 @@ class _Floor:
     name: str
     passes = 0
     multiplies_by_inputs = False
+    gradients = False
 
     def __init__(self, model: Model, *, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         check_callable(model)
         self.forward_func = model
         self.bounds = check_bounds(bounds)
-
-    def has_convergence_delta(self) -> bool:
-        """Return False: there is nothing that the map would have to sum to."""
-        return False
 
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on."""
@@ -46,29 +41,10 @@ class _Floor:
         """Make the map of one image, (H, W) float32."""
         raise NotImplementedError
 
-    @captum_call
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
-        """Give the maps of a batch of images; arguments, result and errors as of ``FAMPE.attribute``."""
-        with prepared(
-            (self.forward_func,),
-            inputs,
-            target,
-            bounds=self.bounds,
-            image_ids=image_ids,
-            internal_batch_size=internal_batch_size,
-            gradients=False,
-        ) as request:
-            maps = torch.empty_like(request.images)
-            for index in range(len(maps)):
-                maps[index] = self._map(request, index)
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        maps = torch.empty_like(request.images)
+        for index in range(len(maps)):
+            maps[index] = self._map(request, index)
         return maps
 
 

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_bounds
-from ..engine.request import Request, prepared
-from ..engine.targets import Target
+from ..engine.request import Request
 from ..errors import warn
 from ..progress import progress
 from ..runtime.activations import Activation, find_activations, layer_of, named_activations, uncompiled
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
-from .base import captum_call, warn_of_strange
+from .base import RequestMethod, warn_of_strange
 
 CamName = Literal["gradcam", "gradcam_plus_plus", "hirescam", "layercam", "fullgrad"]
 
@@ -41,13 +40,14 @@ def _grad_cam() -> ModuleType:
     return module
 
 
-class GradCAMMethod:
+class GradCAMMethod(RequestMethod):
     """One of pytorch-grad-cam's methods, of one layer, or of all biases (``fullgrad``); each map in [0, 1].
 
     The package shifts and scales every map to [0, 1] and resizes it to the image (OpenCV, bilinear). It explains the
     model's output for the target as it is: a logit, or a probability where the model gives those. An activation is what
     the layer returns; by itself the package sees on a CPU what an operation in place then makes of it. FullGrad counts
-    the input and the biases of ``Conv2d`` and ``BatchNorm2d``, no others, and each layer's first call.
+    the input and the biases of ``Conv2d`` and ``BatchNorm2d``, no others, and each layer's first call. A map is the
+    same in every channel. A warning names the images that no gradient reaches the layer of.
 
     Args:
         model: classifier in pixel space, in evaluation mode; an ``nn.Module``, whose layers are looked into.
@@ -60,7 +60,8 @@ class GradCAMMethod:
     Raises:
         ImportError: pytorch-grad-cam is not installed; the message says how to get it.
         TypeError: a value of a wrong type, or a model that is no module.
-        ValueError: an unknown name, or a layer that the model does not have.
+        ValueError: an unknown name, or a layer that the model does not have; from ``attribute`` also a model without a
+            layer to explain, or a layer that ``named_activations`` refuses.
     """
 
     passes = 1
@@ -92,52 +93,24 @@ class GradCAMMethod:
         self.bounds = check_bounds(bounds)
         self._package = package
 
-    def has_convergence_delta(self) -> bool:
-        """Return False: there is nothing that the map would have to sum to."""
-        return False
-
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model."""
         return {"method": self.name, "config": {"layer": self.layer, "bounds": self.bounds}}
 
-    @captum_call
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
-        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
-
-        The map is the same in every channel. A warning names the images that no gradient reaches the layer of.
-
-        Raises:
-            ValueError: besides, a model without a layer to explain, or a layer that ``named_activations`` refuses.
-        """
-        with prepared(
-            (self.forward_func,),
-            inputs,
-            target,
-            bounds=self.bounds,
-            image_ids=image_ids,
-            internal_batch_size=internal_batch_size,
-        ) as request:
-            images = request.images
-            maps = torch.zeros_like(images[:, :1])
-            with (
-                progress(len(images), self.name, show_progress) as advance,
-                frozen_parameters(self.forward_func),
-                torch.enable_grad(),
-                uncompiled(self.forward_func),
-            ):
-                explained = None if self.name == "fullgrad" or not len(images) else self._activation(request)
-                for rows, found in request.chunks.each(len(images), partial(self._some, request, explained)):
-                    maps[rows] = found
-                    advance(rows.stop - rows.start)
-            warn_of_strange(maps, request.image_ids)
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        images = request.images
+        maps = torch.zeros_like(images[:, :1])
+        with (
+            progress(len(images), self.name, show_progress) as advance,
+            frozen_parameters(self.forward_func),
+            torch.enable_grad(),
+            uncompiled(self.forward_func),
+        ):
+            explained = None if self.name == "fullgrad" or not len(images) else self._activation(request)
+            for rows, found in request.chunks.each(len(images), partial(self._some, request, explained)):
+                maps[rows] = found
+                advance(rows.stop - rows.start)
+        warn_of_strange(maps, request.image_ids)
         return maps.expand_as(images).contiguous()
 
     def _activation(self, request: Request) -> Activation:

@@ -6,7 +6,6 @@ arXiv 1806.07421, and the authors' public code (eclique/RISE, explanations.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,15 +14,14 @@ import torch
 from torch import Tensor
 
 from ..checks import check_bounds, check_count, check_number, check_seed
-from ..engine.request import Request, prepared
-from ..engine.targets import Target
+from ..engine.request import Request
 from ..metrics.protocols import mean_colour
 from ..metrics.random_words import Stream, random_words
 from ..progress import progress
 from ..runtime.model import Model, check_callable
 from ..runtime.model_probe import call
 from ..runtime.outputs import probabilities
-from .base import captum_call
+from .base import RequestMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +51,12 @@ class RISEConfig:
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
 
 
-class RISE:
+class RISE(RequestMethod):
     """Average random masks by the target's probability in the masked image: ``sum_n p_n M_n / (passes probability)``.
 
     What a mask hides turns to the model's mean colour (``model.mean``, which every ``Classifier`` has), as in the
-    authors' code, whose models take it as zero; of a model without one to the smallest pixel value.
+    authors' code, whose models take it as zero; of a model without one to the smallest pixel value. The map is the same
+    in every channel, in [0, 1 / probability].
 
     Args:
         model: classifier in pixel space, in evaluation mode; it needs no gradients.
@@ -69,11 +68,13 @@ class RISE:
     """
 
     name = "rise"
+    gradients = False
 
     def __init__(self, model: Model, **options: Any) -> None:
         check_callable(model)
         self.forward_func = model
         self.config = RISEConfig(**options)
+        self.bounds = self.config.bounds
 
     @property
     def passes(self) -> int:
@@ -85,54 +86,28 @@ class RISE:
         """False: the map is in units of the probability."""
         return False
 
-    def has_convergence_delta(self) -> bool:
-        """Return False: there is nothing that the map would have to sum to."""
-        return False
-
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model."""
         return {"method": self.name, "config": asdict(self.config)}
 
-    @captum_call
-    def attribute(
-        self,
-        inputs: Tensor,
-        target: Target = None,
-        *,
-        image_ids: Sequence[int] | Tensor | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor:
-        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
+    def _explain(self, request: Request, show_progress: bool) -> Tensor:
+        images, passes = request.images, self.config.passes
+        hidden = _hidden(self.forward_func, images, self.bounds[0])
+        maps = torch.empty_like(images[:, :1])
+        with progress(len(images) * passes, self.name, show_progress) as advance, torch.no_grad():
+            for index in range(len(images)):
+                # In float64, so that the sum's rounding does not depend on how it is cut into passes.
+                total = torch.zeros(images.shape[-2:], dtype=torch.float64, device=images.device)
 
-        The map is the same in every channel, in [0, 1 / probability].
-        """
-        with prepared(
-            (self.forward_func,),
-            inputs,
-            target,
-            bounds=self.config.bounds,
-            image_ids=image_ids,
-            internal_batch_size=internal_batch_size,
-            gradients=False,
-        ) as request:
-            images, passes = request.images, self.config.passes
-            hidden = _hidden(self.forward_func, images, self.config.bounds[0])
-            maps = torch.empty_like(images[:, :1])
-            with progress(len(images) * passes, self.name, show_progress) as advance, torch.no_grad():
-                for index in range(len(images)):
-                    # In float64, so that the sum's rounding does not depend on how it is cut into passes.
-                    total = torch.zeros(images.shape[-2:], dtype=torch.float64, device=images.device)
+                def one(rows: slice, index: int = index) -> Tensor:
+                    masks = self._masks(request, index, rows)
+                    chances = self._chances(request, index, hidden + masks[:, None] * (images[index] - hidden))
+                    return torch.einsum("n,nhw->hw", chances.double(), masks.double())
 
-                    def one(rows: slice, index: int = index) -> Tensor:
-                        masks = self._masks(request, index, rows)
-                        chances = self._chances(request, index, hidden + masks[:, None] * (images[index] - hidden))
-                        return torch.einsum("n,nhw->hw", chances.double(), masks.double())
-
-                    for rows, found in request.chunks.each(passes, one):
-                        total += found
-                        advance(rows.stop - rows.start)
-                    maps[index, 0] = (total / (passes * self.config.probability)).float()
+                for rows, found in request.chunks.each(passes, one):
+                    total += found
+                    advance(rows.stop - rows.start)
+                maps[index, 0] = (total / (passes * self.config.probability)).float()
         return maps.expand_as(images).contiguous()
 
     def _masks(self, request: Request, index: int, rows: slice) -> Tensor:
