@@ -137,21 +137,35 @@ def _remembered(
     return found
 
 
+class _Wanted(NamedTuple):
+    """A module, and by the number of its call the place of the activation that is wanted of it."""
+
+    module: nn.Module
+    places: dict[int, int]
+
+
+def _wanted_calls(activations: Sequence[Activation]) -> dict[int, _Wanted]:
+    """List the modules that activations are wanted of, by their ids; those that are gone are left out."""
+    wanted: dict[int, _Wanted] = {}
+    for place, one in enumerate(activations):
+        module = one.module()
+        if module is not None:
+            wanted.setdefault(id(module), _Wanted(module, {})).places[one.call] = place
+    return wanted
+
+
 class Captured:
     """The outputs of some modules in one pass.
 
     Attributes:
         outputs: by the activation's place in the list; None until its module has run.
+        wanted: as of ``_wanted_calls``.
     """
 
     def __init__(self, activations: Sequence[Activation]) -> None:
         self.outputs: list[Tensor | None] = [None] * len(activations)
-        self._wanted: dict[int, dict[int, int]] = {}
-        for place, activation in enumerate(activations):
-            module = activation.module()
-            if module is not None:
-                self._wanted.setdefault(id(module), {})[activation.call] = place
-        self._calls = dict.fromkeys(self._wanted, 0)
+        self.wanted = _wanted_calls(activations)
+        self._calls = dict.fromkeys(self.wanted, 0)
         self._thread = threading.get_ident()
 
     def see(self, module: nn.Module, arguments: object, output: object) -> None:
@@ -159,7 +173,7 @@ class Captured:
         if threading.get_ident() != self._thread:
             return
         key = id(module)
-        place = self._wanted[key].get(self._calls[key])
+        place = self.wanted[key].places.get(self._calls[key])
         self._calls[key] += 1
         if place is not None:
             self.outputs[place] = _tensor_in(output)
@@ -169,13 +183,10 @@ class Captured:
 def capture(activations: Sequence[Activation]) -> Iterator[Captured]:
     """Capture the activations of the one pass that is made inside, in this thread; no hook stays behind."""
     captured = Captured(activations)
-    modules = {id(module): module for activation in activations if (module := activation.module()) is not None}
-    hooks = [module.register_forward_hook(captured.see) for module in modules.values()]
-    try:
+    with ExitStack() as hooks:
+        for one in captured.wanted.values():
+            hooks.callback(one.module.register_forward_hook(captured.see).remove)
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class Tap:
@@ -229,15 +240,8 @@ class Tap:
                     self._hooks.close()
 
     def _register(self) -> None:
-        wanted: dict[int, dict[int, int]] = {}
-        modules: dict[int, nn.Module] = {}
-        for place, one in enumerate(self.activations):
-            module = one.module()
-            if module is not None:
-                modules[id(module)] = module
-                wanted.setdefault(id(module), {})[one.call] = place
-        for key, module in modules.items():
-            self._hooks.callback(module.register_forward_hook(self._hook(key, wanted[key])).remove)
+        for key, one in _wanted_calls(self.activations).items():
+            self._hooks.callback(one.module.register_forward_hook(self._hook(key, one.places)).remove)
 
     def _hook(self, key: int, places: dict[int, int]) -> Callable[[nn.Module, Any, Any], Any]:
         def see(module: nn.Module, arguments: Any, output: Any) -> Any:
