@@ -180,7 +180,6 @@ class PathConfig:
         if self.area_cutoff is not None:
             _settle(self, area_cutoff=check_gaussian_cutoff("area_cutoff", self.area_cutoff, None))
         self._check_arithmetic()
-
         if not self.steps and not self.views:
             raise ValueError(
                 "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)"

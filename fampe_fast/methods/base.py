@@ -169,8 +169,7 @@ class PathMethod(Generic[Config]):
     @property
     def passes(self) -> int:
         """Forward and backward passes per image: views, and steps times samples, twice that with an explorer."""
-        path = self.config.steps * self.config.samples
-        return self.config.views + path * (1 if self.explorer is None else 2)
+        return self.config.passes + (0 if self.explorer is None else self.config.steps * self.config.samples)
 
     def describe(self) -> dict[str, object]:
         """Describe the configuration; the explorer, which is a model, is not in it."""
