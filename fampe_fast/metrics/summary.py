@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,9 @@ def _estimate(values: Tensor) -> Estimate:
     return Estimate(float(values.mean()), error, n)
 
 
-def bootstrap_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Tensor | None:
+def bootstrap_interval(
+    values: Tensor, confidence: float = 0.95, seed: int = 0, statistic: Callable[[Tensor], Tensor] | None = None
+) -> Tensor | None:
     """Compute the percentile bootstrap interval of the mean over rows (Efron and Tibshirani 1993, chapter 13).
 
     Whole rows are drawn with replacement, so that what an image's columns have in common is kept. It asks nothing of
@@ -94,9 +96,10 @@ def bootstrap_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) 
         values: (n, K), finite.
         confidence: in (0, 1).
         seed: of the draws; the same values give the same interval.
+        statistic: of drawn rows (R, n, K) float64, (R, L), in place of their mean (R, K).
 
     Returns:
-        (2, K) float64, lower and upper ends; None for n below 2.
+        (2, K) float64, or (2, L), lower and upper ends; None for n below 2.
 
     Raises:
         ValueError: not (n, K), NaN or infinity, or a confidence outside (0, 1).
@@ -110,12 +113,12 @@ def bootstrap_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) 
         return None
     rows = values.detach().cpu().double()
     generator = torch.Generator().manual_seed(seed)
-    means = []
+    found = []
     at_once = max(1, 2**22 // rows.numel())  # keeps the drawn rows to some 32 MiB
     for start in range(0, RESAMPLES, at_once):
         drawn = torch.randint(count, (min(at_once, RESAMPLES - start), count), generator=generator)
-        means.append(rows[drawn].mean(1))
+        found.append(rows[drawn].mean(1) if statistic is None else statistic(rows[drawn]))
     tail = (1 - confidence) / 2
-    ordered = torch.cat(means).sort(0).values  # torch.quantile refuses large inputs
+    ordered = torch.cat(found).sort(0).values  # torch.quantile refuses large inputs
     low, high = math.floor(tail * (RESAMPLES - 1)), math.ceil((1 - tail) * (RESAMPLES - 1))
     return torch.stack([ordered[low], ordered[high]])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,22 @@ from ..metrics import Estimate
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import save_figure
+from ..plots.choices import ChoicePanel, choices_figure
 from ..plots.studies import StudyLine, study_figure
 from .batches import Failure, check_same_task
-from .comparison import SCORES_FILE, Comparison, compare_files
+from .comparison import SCORES_FILE, Comparison, Maps, compare_files
 from .measurement import Measurement
 from .records import RECORDS
+from .study_choices import (
+    Choice,
+    choices_json,
+    choices_of,
+    choices_table,
+    correlation_text,
+    image_cutoffs,
+    line_name,
+    tau_of,
+)
 from .study_design import Study, Variant
 
 STUDY, TABLE = "study", "table"
@@ -52,11 +63,13 @@ class StudyResult:
         study: the study.
         comparison: its variants by their labels.
         explorer: name and fingerprint of the other model; None without one.
+        cutoffs: of each image by the names of ``study_choices.CUTOFFS``; empty where no number is varied.
     """
 
     study: Study
     comparison: Comparison
     explorer: dict[str, object] | None = None
+    cutoffs: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -79,6 +92,11 @@ class StudyResult:
             if summary
         ]
 
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """The choice per image along each line of the plot; none without images."""
+        return choices_of(self.study, self.comparison, self.cutoffs)
+
 
 def study_outputs(out: Path) -> list[Output]:
     """List what ``run_study`` writes."""
@@ -88,6 +106,7 @@ def study_outputs(out: Path) -> list[Output]:
         Output(out / "study.json", STUDY),
         Output(out / "table.md", TABLE),
         Output(out / "plot.png", FIGURE),
+        Output(out / "choices.png", FIGURE),
     ]
 
 
@@ -109,7 +128,8 @@ def run_study(
     """Explain every file with every variant, measure the maps, and write the report.
 
     What is finished is not computed again, as ``compare_files`` says. ``out`` then has ``study.json``, ``table.md``
-    and, where a number is varied, ``plot.png``.
+    and, where a number is varied, ``plot.png`` and ``choices.png``: what each image's own choice of it would gain, and
+    whether that follows the image's cut-off.
 
     Args:
         study: what to run.
@@ -137,13 +157,20 @@ def run_study(
     methods = {variant.label: _method(variant, classifier, explorer) for variant in study.variants}
     check_outputs(study_outputs(out), paths)
     explored_by = None if explorer is None else identity_of(explorer)
+    cutoffs: dict[str, list[float]] = {}
+
+    def write(comparison: Comparison, _: Maps) -> None:
+        if any(variant.axis for variant in study.variants):
+            cutoffs.update(image_cutoffs(classifier, comparison.paths, tau_of(study)))
+        write_report(StudyResult(study, comparison, explored_by, cutoffs), out)
+
     comparison = compare_files(
         "study",
         classifier,
         methods,
         paths,
         out,
-        lambda comparison, _: write_report(StudyResult(study, comparison, explored_by), out),
+        write,
         measurement=measurement or Measurement(),
         targets=targets,
         image_ids=image_ids,
@@ -152,7 +179,7 @@ def run_study(
         on_scores=on_scores,
         on_failure=on_failure,
     )
-    return StudyResult(study, comparison, explored_by)
+    return StudyResult(study, comparison, explored_by, cutoffs)
 
 
 def _method(variant: Variant, classifier: Classifier, explorer: Classifier | None) -> AttributionMethod:
@@ -167,17 +194,20 @@ def report_files(result: StudyResult, out: Path) -> list[Path]:
     """List the files of a study's report; none for a study without scores."""
     if not result.outcomes:
         return []
-    return [out / name for name in ("study.json", "table.md", *(["plot.png"] if _lines(result) else []))]
+    pictures = (["plot.png"] if _lines(result) else []) + (["choices.png"] if result.choices else [])
+    return [out / name for name in ("study.json", "table.md", *pictures)]
 
 
 def write_report(result: StudyResult, out: Path) -> None:
-    """Write ``study.json``, ``table.md`` and, where a number is varied, ``plot.png``.
+    """Write ``study.json``, ``table.md`` and, where a number is varied, ``plot.png`` and ``choices.png``.
 
     Raises:
         OSError: they cannot be written.
     """
+    tau = tau_of(result.study)
+    tables = [as_table(result), *([choices_table(result.choices, tau)] if result.choices else [])]
     write_atomically(out / "study.json", as_json(result).encode())
-    write_atomically(out / "table.md", markdown_content(TABLE, as_table(result)).encode())
+    write_atomically(out / "table.md", markdown_content(TABLE, "\n".join(tables)).encode())
     lines = _lines(result)
     if lines:
         first = result.outcomes[0]
@@ -188,6 +218,16 @@ def write_report(result: StudyResult, out: Path) -> None:
             rows=[f"{score.title} ({score.better}er is better)" for score in result.scores],
         )
         save_figure(figure, out / "plot.png")
+    if result.choices:
+        panels = {
+            line_name(choice): [
+                ChoicePanel(result.cutoffs[name], choice.best, choice.single, name, correlation_text(found))
+                for name, found in choice.relations.items()
+            ]
+            for choice in result.choices
+        }
+        title = f"The best value for each of {len(result.comparison.paths)} images against its cut-off, tau = {tau:g}"
+        save_figure(choices_figure(panels, title=title), out / "choices.png")
 
 
 def as_json(result: StudyResult) -> str:
@@ -208,6 +248,7 @@ def as_json(result: StudyResult) -> str:
             }
             for outcome in result.outcomes
         ],
+        "choices": choices_json(result.choices, result.cutoffs, tau_of(result.study)),
     }
     return json_content(STUDY, content | result.comparison.as_json())
 

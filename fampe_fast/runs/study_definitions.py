@@ -124,8 +124,12 @@ def explorer_study(budget: Budget) -> Study:
 
 
 def alpha_study(budget: Budget) -> Study:
-    """Vary alpha, the weight of the low band."""
-    variants = [budget.fampe(f"alpha={tenths / 10:g}", "alpha", tenths / 10, alpha=tenths / 10) for tenths in range(11)]
+    """Vary alpha, the weight of the low band, in both readings of what it weighs."""
+    variants = [
+        budget.fampe(f"alpha={alpha:g}, {mode}", "alpha", alpha, mode, alpha=alpha, mode=mode)
+        for mode in ("mix", "modulate")
+        for alpha in (tenths / 10 for tenths in range(11))
+    ]
     return Study("alpha", "How much should the low band weigh?", (budget.baseline(), *variants))
 
 

@@ -201,9 +201,10 @@ def test_a_gain_has_no_share_of_a_score_below_zero(classifier, photos: Path, tmp
 def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     written = report_files(result, tmp_path / "out")
-    assert [path.name for path in written] == ["study.json", "table.md", "plot.png"]
-    with Image.open(written[2]) as picture:
-        assert min(picture.size) > 400
+    assert [path.name for path in written] == ["study.json", "table.md", "plot.png", "choices.png"]
+    for path in written[2:]:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 400
     (photos / "a.png").write_bytes(b"nothing")
     lost = run_study(SMALL, classifier, [photos / "a.png"], tmp_path / "none")
     assert report_files(lost, tmp_path / "none") == []
@@ -245,7 +246,7 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
         for variant in others:
             create_method(variant.method, classifier, **variant.options)
         return
-    varied = {"alpha": {"alpha"}, "cutoff": {"tau", "include_dc", "cutoff"}, "budget": {"steps", "samples"}}
+    varied = {"alpha": {"alpha", "mode"}, "cutoff": {"tau", "include_dc", "cutoff"}, "budget": {"steps", "samples"}}
     for variant in others:
         assert variant.axis
         config = create_method(variant.method, classifier, **variant.options).config

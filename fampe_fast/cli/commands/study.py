@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...methods.calibration import calibrated_options
     from ...methods.registry import check_options
     from ...runs.study import report_files, run_study, study_outputs
+    from ...runs.study_choices import choices_rows, tau_of
     from ...runs.study_definitions import Budget, define_study
     from ..model_and_methods import (
         check_all_outputs,
@@ -145,6 +146,12 @@ def run(arguments: argparse.Namespace) -> int:
         means = [estimate_text(mean) for mean in outcome.means.values()]
         table.add_row(escape(outcome.variant.label), str(outcome.passes), *means, *gains)
     screen.print(table)
+    if result.choices:
+        head, *rows = choices_rows(result.choices, tau_of(study))
+        table = Table(*map(escape, head))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        screen.print(table)
     for path in report_files(result, out):
         screen.print(f"wrote {escape(str(path))}", soft_wrap=True)
     return closing(errors, count, len(paths))
