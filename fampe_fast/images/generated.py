@@ -144,9 +144,9 @@ def band_texture(rng: np.random.Generator, band: tuple[float, float], size: int)
     Returns:
         float64 (size, size), zero mean if the band leaves out 0, scaled to a largest absolute value of 1.
     """
-    radius = _radius(size)
+    radius = radial_frequency(size)
     inside = (radius >= band[0]) & (radius <= band[1])
-    texture = _noise(rng, inside.astype(np.float64))
+    texture = noise_of_amplitude(rng, inside.astype(np.float64))
     for _ in range(2):
         limit = 0.8 * float(texture.std())
         texture = np.fft.irfft2(np.fft.rfft2(np.clip(texture, -limit, limit)) * inside, s=texture.shape)
@@ -191,9 +191,11 @@ def _render(seed: int, index: int, label: int, size: int) -> tuple[FloatArray, F
 def _background(rng: np.random.Generator, hue: float, light: FloatArray, size: int) -> FloatArray:
     """Draw a (3, S, S) background: 1/f noise between two colours, a little colour noise, a lighting gradient."""
     slope = rng.uniform(1.1, 1.8)  # amplitude ~ r^-slope; photographs lie near 1 to 1.5
-    spectrum = np.maximum(_radius(size), 1.0) ** -slope
+    spectrum = np.maximum(radial_frequency(size), 1.0) ** -slope
     spectrum[0, 0] = 0.0
-    light_field, colour_field = (field / field.std() for field in (_noise(rng, spectrum), _noise(rng, spectrum)))
+    light_field, colour_field = (
+        field / field.std() for field in (noise_of_amplitude(rng, spectrum), noise_of_amplitude(rng, spectrum))
+    )
 
     contrast = rng.uniform(0.3, 1.0)
     value = rng.uniform(0.35, 0.7)
@@ -245,14 +247,14 @@ def _outer_radius(shape: str, side: float) -> float:
 
 
 @lru_cache(maxsize=8)
-def _radius(size: int) -> FloatArray:
+def radial_frequency(size: int) -> FloatArray:
     """Compute the radial frequency of the half spectrum, (S, S//2+1), in cycles per side; not to be written to."""
     u, v = np.fft.fftfreq(size, 1.0 / size)[:, None], np.fft.rfftfreq(size, 1.0 / size)[None, :]
     radius: FloatArray = np.hypot(u, v)
     return radius
 
 
-def _noise(rng: np.random.Generator, amplitude: FloatArray) -> FloatArray:
+def noise_of_amplitude(rng: np.random.Generator, amplitude: FloatArray) -> FloatArray:
     """Draw real Gaussian noise (S, S) of the given amplitude spectrum (S, S//2+1), in the spectrum."""
     size = len(amplitude)
     spectrum = np.zeros(amplitude.shape, np.complex128)

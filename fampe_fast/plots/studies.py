@@ -56,7 +56,7 @@ def study_figure(
     width = _LEFT + len(axes_names) * (_PANEL_WIDTH + _GAP)
     height = _TOP + len(rows) * (_PANEL_HEIGHT + _GAP)
     figure = new_figure(width, height, dpi)
-    add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=width - _LEFT - 0.2)
+    add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=width - _LEFT - 0.2, smallest=8)
     for column, axis in enumerate(axes_names):
         shown = [line for line in lines if line.axis == axis]
         for row, score in enumerate(rows):
