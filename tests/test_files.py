@@ -51,7 +51,7 @@ OUTPUTS = {
     "attack": ["attack.json", "attack.png", "attack.jsonl"],
     "occlude": ["occluded_frequency.json", "occluded_frequency.png", "occluded_frequency.jsonl"],
     "tune": ["cutoffs.json", "cutoffs.png", "cutoffs.jsonl"],
-    "study": ["study.json", "table.md", "plot.png", "scores.jsonl"],
+    "study": ["study.json", "table.md", "plot.png", "choices.png", "scores.jsonl"],
     "demo": ["demo.png"],
     "defend": ["defence.json", "reliance.png"],
 }

@@ -16,7 +16,7 @@ from ..catalog import Score
 from ..engine.config import FAMPEConfig
 from ..images import load_images
 from ..metrics.rank_correlation import rank_correlation
-from ..metrics.summary import Estimate, bootstrap_interval, paired_difference
+from ..metrics.summary import Estimate, bootstrap_interval, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..ops import primitives as ops
 from .batches import device_of
@@ -31,21 +31,35 @@ _FEWEST = 4  # images, below which a correlation has no interval
 
 
 @dataclass(frozen=True)
-class Gain:
-    """How much better each image's own choice is than one choice for all images, by one score.
+class Difference:
+    """A mean difference over images, above 0 where the images' own choices are better.
 
     Attributes:
-        chosen_by: the score that both choices are made by: the best of each image, the best of the mean.
+        estimate: the mean with its standard error.
+        interval: of the mean; None for one image.
+    """
+
+    estimate: Estimate
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better each image's own choice is by one score, chosen by that one or by another.
+
+    Attributes:
+        chosen_by: the score that chooses: the best of each image, and the best of the mean.
         judged_by: the score that is compared. Where it is the one that chose, the gain is optimistic: the best of many
             noisy scores lies above its expectation.
-        better_by: the mean difference, above 0 where the images' own choices are better.
-        interval: of that mean; None for one image.
+        over_single: against the one that is best for the mean of all images.
+        over_dealt: against the same choices dealt to the other images, on average: what it is worth that a choice is
+            the image's own. Where this is 0, ``over_single`` says how the values differ, and not the images.
     """
 
     chosen_by: Score
     judged_by: Score
-    better_by: Estimate
-    interval: tuple[float, float] | None
+    over_single: Difference
+    over_dealt: Difference
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class Choice:
         chosen_by: the score of ``best`` and ``single``: insertion − deletion, where it is measured.
         best: each image's best value of the number, the smallest of equally good ones.
         single: the value that is best for the mean of the images.
+        score: that mean, by ``chosen_by``.
         gains: of ``best`` over ``single``, by the score that chose first, then each score chosen by each other one.
         agreements: by two scores' names, whether they choose alike.
         relations: by the name of a cut-off, of ``best`` to it.
@@ -83,6 +98,7 @@ class Choice:
     chosen_by: Score
     best: tuple[float, ...]
     single: float
+    score: Estimate
     gains: tuple[Gain, ...]
     agreements: Mapping[tuple[str, str], Correlation]
     relations: Mapping[str, Correlation]
@@ -121,12 +137,14 @@ def _choice(line: Sequence[Variant], comparison: Comparison, cutoffs: Mapping[st
     best = {name: _first_best(merit) for name, merit in merits.items()}
     values = torch.tensor([variant.value for variant in line], dtype=torch.float64)
     chosen = values[best[overall.name]]
+    single = int(_first_best(merits[overall.name].mean(1, keepdim=True)))
     return Choice(
         line[0].axis,
         line[0].series,
         overall,
         tuple(chosen.tolist()),
-        float(values[_first_best(merits[overall.name].mean(1, keepdim=True))]),
+        float(values[single]),
+        mean_and_error(columns[single][overall.name]),
         tuple(_gain(by, judge, merits) for by, judge in ((overall, overall), *permutations(plain, 2))),
         {
             (first.name, second.name): correlation(values[best[first.name]], values[best[second.name]])
@@ -149,10 +167,17 @@ def _relation(chosen: Tensor, column: Sequence[float]) -> Correlation:
 
 def _gain(by: Score, judge: Score, merits: Mapping[str, Tensor]) -> Gain:
     chooser, judged = merits[by.name], merits[judge.name]
-    own = judged.gather(0, _first_best(chooser)[None])[0]
-    common = judged[int(_first_best(chooser.mean(1, keepdim=True)))]
-    interval = bootstrap_interval((own - common)[:, None], CONFIDENCE)
-    return Gain(by, judge, paired_difference(own, common), _ends(interval))
+    dealt = judged[_first_best(chooser)]  # by whose choice, by which image
+    count = len(dealt)
+    own = dealt.diagonal()
+    single = judged[int(_first_best(chooser.mean(1, keepdim=True)))]
+    others = (dealt.sum(0) - own) / (count - 1) if count > 1 else own
+    return Gain(by, judge, _difference(own, single), _difference(own, others))
+
+
+def _difference(own: Tensor, other: Tensor) -> Difference:
+    interval = bootstrap_interval((own - other)[:, None], CONFIDENCE)
+    return Difference(paired_difference(own, other), _ends(interval))
 
 
 def correlation(a: Tensor, b: Tensor) -> Correlation:
@@ -221,13 +246,14 @@ def choices_json(choices: Sequence[Choice], cutoffs: Mapping[str, Sequence[float
                 "series": choice.series,
                 "chosen_by": choice.chosen_by.name,
                 "best_for_all": choice.single,
+                "score_of_best_for_all": vars(choice.score),
                 "best": list(choice.best),
                 "gains": [
                     {
                         "chosen_by": gain.chosen_by.name,
                         "judged_by": gain.judged_by.name,
-                        "better_by": vars(gain.better_by),
-                        "interval": gain.interval,
+                        "over_single": {**vars(gain.over_single.estimate), "interval": gain.over_single.interval},
+                        "over_dealt": {**vars(gain.over_dealt.estimate), "interval": gain.over_dealt.interval},
                     }
                     for gain in choice.gains
                 ],
@@ -245,13 +271,17 @@ def choices_rows(choices: Sequence[Choice], tau: float) -> list[list[str]]:
     rows = [
         ["chosen per image", *map(line_name, choices)],
         ["best for all images", *(f"{choice.single:g}" for choice in choices)],
+        [f"{choices[0].chosen_by.title} of that", *(_estimate_text(choice.score) for choice in choices)],
         ["best per image, quartiles", *map(_quartiles, choices)],
     ]
     for k, gain in enumerate(choices[0].gains):
         note = " (optimistic)" if gain.judged_by is gain.chosen_by else ""
         head = f"{gain.judged_by.title} better by, chosen by {gain.chosen_by.title}{note}"
-        gains = [choice.gains[k] for choice in choices]
-        rows.append([head, *(_interval_text(gain.better_by.mean, gain.interval) for gain in gains)])
+        rows.append([head, *(_difference_text(choice.gains[k].over_single) for choice in choices)])
+        if not note:
+            rows.append(
+                ["… than dealt to other images", *(_difference_text(choice.gains[k].over_dealt) for choice in choices)]
+            )
     for names in choices[0].agreements:
         head = f"rank correlation of the choices by {' and by '.join(titles[name] for name in names)}"
         rows.append([head, *(correlation_text(choice.agreements[names]) for choice in choices)])
@@ -268,7 +298,9 @@ def choices_table(choices: Sequence[Choice], tau: float) -> str:
     intro = (
         f"The value chosen for each of the {count} images by itself, against the one best for their mean; in brackets "
         f"{CONFIDENCE:.0%} bootstrap intervals over images. Better by: above 0 the images' own choices win. Judged by "
-        "the score that chose, this is optimistic: the best of several noisy scores is picked."
+        "the score that chose, this is optimistic: the best of several noisy scores is picked. Than dealt to other "
+        "images: against the same values given to images at random, so above 0 only where images differ in what suits "
+        "them."
     )
     return "\n".join([intro, "", head, "|---" * (len(choices) + 1) + "|", *others]) + "\n"
 
@@ -281,6 +313,14 @@ def line_name(choice: Choice) -> str:
 def correlation_text(found: Correlation) -> str:
     """Write a correlation with its interval."""
     return "not defined: one is constant" if found.value is None else _interval_text(found.value, found.interval, 2)
+
+
+def _difference_text(found: Difference) -> str:
+    return _interval_text(found.estimate.mean, found.interval)
+
+
+def _estimate_text(found: Estimate) -> str:
+    return f"{found.mean:.3f}" + ("" if found.standard_error is None else f" ± {found.standard_error:.3f}")
 
 
 def _interval_text(value: float, interval: tuple[float, float] | None, digits: int = 3) -> str:

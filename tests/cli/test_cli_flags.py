@@ -33,7 +33,9 @@ def help_of(command: str) -> str:
     return " ".join(parser_of(command).format_help().split())
 
 
-COMMANDS = ["demo", "explain", "evaluate", "tune", "calibrate", "study", "occlude", "attack", "defend", "doctor"]
+COMMANDS = [
+    "demo", "explain", "evaluate", "tune", "calibrate", "study", "occlude", "spectra", "attack", "defend", "doctor",
+]  # fmt: skip
 
 
 def flags_of(command: str) -> set[str]:

@@ -58,14 +58,18 @@ def test_the_best_of_each_image_and_its_gain() -> None:
     assert choice.single == 0.0  # means 0.35, 0.375, 0.275
     optimistic, by_insertion, by_deletion = choice.gains
     assert optimistic.judged_by is optimistic.chosen_by is choice.chosen_by
-    assert optimistic.better_by.mean == pytest.approx(0.4 / 4)  # image 2 alone: 0.4 for 0
+    assert optimistic.over_single.estimate.mean == pytest.approx(0.4 / 4)  # image 2 alone: 0.4 for 0
     # Insertion chooses 0, 0, 1, 0 against 0 for all; image 2 has deletion 0.4 for 0.1, which is worse.
     assert (by_insertion.chosen_by.name, by_insertion.judged_by.name) == ("insertion", "deletion")
-    assert by_insertion.better_by.mean == pytest.approx(-0.3 / 4)
+    assert by_insertion.over_single.estimate.mean == pytest.approx(-0.3 / 4)
     # Deletion is best at 0.5 on average, chosen per image 0, 0.5, 0, 0: insertion 0.5 0.2 0.1 0.6 for 0.5 0.2 0.5 0.6.
-    assert by_deletion.better_by.mean == pytest.approx(-0.4 / 4)
-    low, high = by_deletion.interval
-    assert low < by_deletion.better_by.mean < high <= 0
+    assert by_deletion.over_single.estimate.mean == pytest.approx(-0.4 / 4)
+    low, high = by_deletion.over_single.interval
+    assert low < by_deletion.over_single.estimate.mean < high <= 0
+    # Insertion's 0, 0, 1, 0 dealt out: image 0 gets 0, 1, 0 from the others, all of deletion 0.1; image 1 gets 0.3, 0.1
+    # and 0.3 for 0.3; image 2 0.1 three times for 0.4; image 3 0.1 for 0.1.
+    assert by_insertion.over_dealt.estimate.mean == pytest.approx((0 - (0.3 - 0.7 / 3) - 0.3 + 0) / 4)
+    assert (choice.score.mean, choice.score.n) == (pytest.approx(0.375), 4)
 
 
 def test_what_only_looks_like_a_gain_is_told_by_the_other_score() -> None:
@@ -73,10 +77,11 @@ def test_what_only_looks_like_a_gain_is_told_by_the_other_score() -> None:
     noise = np.random.default_rng(3).normal(0.5, 0.1, (2, 3, 400))
     (choice,) = choices_of(*study_of(*noise.tolist()), {})
     optimistic, *honest = choice.gains
-    assert optimistic.interval[0] > 0.08
+    assert optimistic.over_single.interval[0] > 0.08
     for gain in honest:
-        assert gain.interval[0] < 0 < gain.interval[1]
-        assert abs(gain.better_by.mean) < 0.02
+        for found in (gain.over_single, gain.over_dealt):
+            assert found.interval[0] < 0 < found.interval[1]
+            assert abs(found.estimate.mean) < 0.02
     low, high = choice.agreements["insertion", "deletion"].interval
     assert low < 0 < high
 
@@ -92,12 +97,33 @@ def test_a_choice_that_images_do_have_is_found_by_either_score() -> None:
         {"follows": np.asarray(VALUES)[own].tolist(), "does not": rng.permutation(200).tolist()},
     )
     for gain in choice.gains[1:]:
-        assert gain.better_by.mean == pytest.approx(0.2, abs=0.03)
-        assert gain.interval[0] > 0.15
+        assert gain.over_single.estimate.mean == pytest.approx(0.2, abs=0.03)
+        assert gain.over_dealt.estimate.mean == pytest.approx(0.2, abs=0.03)
+        assert min(gain.over_single.interval[0], gain.over_dealt.interval[0]) > 0.15
     assert choice.agreements["insertion", "deletion"].value > 0.9
     assert choice.relations["follows"].interval[0] > 0.9
     low, high = choice.relations["does not"].interval
     assert low < 0 < high
+
+
+def test_what_the_values_differ_in_is_not_taken_for_the_images() -> None:
+    """Insertion prefers a value with bad deletion, by a hair: any other choice is better, whoever's it is."""
+    rng = np.random.default_rng(5)
+    insertion = rng.normal(0.5, 0.1, (3, 400)) + np.array([[0.0], [0.0], [0.02]])
+    deletion = rng.normal(0.1, 0.01, (3, 400)) + np.array([[0.0], [0.0], [0.2]])
+    (choice,) = choices_of(*study_of(insertion.tolist(), deletion.tolist()), {})
+    by_insertion = choice.gains[1]
+    assert by_insertion.over_single.interval[0] > 0.1
+    low, high = by_insertion.over_dealt.interval
+    assert low < 0 < high
+
+
+def test_one_image_has_no_intervals() -> None:
+    (choice,) = choices_of(*study_of([[0.1], [0.2], [0.3]], [[0.1], [0.1], [0.1]]), {"a": [3.0]})
+    assert choice.best == (choice.single,) == (1.0,)
+    assert all(gain.over_dealt.interval is gain.over_single.interval is None for gain in choice.gains)
+    assert choice.relations["a"].value is None
+    assert choices_rows([choice], 0.9)[2] == ["insertion − deletion of that", "0.200"]
 
 
 def test_other_metrics_choose_where_insertion_is_not_measured() -> None:
@@ -172,10 +198,13 @@ def test_the_report_has_the_choices(tmp_path: Path) -> None:
     table = (out / "table.md").read_text()
     assert choices_table(result.choices, 0.9) in table
     assert "| chosen per image | alpha, mix | alpha, modulate |" in table
-    assert [row[0] for row in choices_rows(result.choices, 0.9)][3:7] == [
+    assert [row[0] for row in choices_rows(result.choices, 0.9)][3:10] == [
+        "best per image, quartiles",
         "insertion − deletion better by, chosen by insertion − deletion (optimistic)",
         "deletion better by, chosen by insertion",
+        "… than dealt to other images",
         "insertion better by, chosen by deletion",
+        "… than dealt to other images",
         "rank correlation of the choices by insertion and by deletion",
     ]
     again = run_study(study, classifier, find_images([photos]), out, measurement=Measurement(options=options))
