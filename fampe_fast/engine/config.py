@@ -268,25 +268,31 @@ class FAMPEConfig(PathConfig):
 
     @staticmethod
     def budget(passes: int) -> dict[str, int]:
-        """Split a number of passes over views, steps and samples, as measured best (``docs/results.md``).
+        """Split a number of passes over views, steps and samples, all of them.
 
-        One pass is the image's own, the second its mirror image's, and from four on the others go to the path: ten
-        steps, or as many as give each two samples. 10 passes are two views, T = 4 and N = 2.
+        One pass is the image's own, the second its mirror image's, and from three on the path has its part of them: of
+        one or two views, those beside which the rest makes more steps, of at least two samples each and ten steps at
+        most. 10 passes are two views, T = 4 and N = 2, and 200 are two views, T = 9 and N = 22.
 
         Args:
             passes: forward and backward passes per image, at least 1.
 
         Returns:
-            ``views``, ``steps`` and ``samples``, of at most so many passes together.
+            ``views``, ``steps`` and ``samples``, of so many passes together.
 
         Raises:
             TypeError, ValueError: no whole number of at least 1.
         """
         passes = check_count("passes", passes)
-        views = min(passes, 2)
-        rest = passes - views
-        steps = min(_MOST_STEPS, rest // 2)
-        return {"views": views, "steps": steps, "samples": rest // steps if steps else 2}
+        if passes <= 2:
+            return {"views": passes, "steps": 0, "samples": 2}
+        steps, views = max(
+            (steps, views)
+            for views in (1, 2)
+            for steps in range(1, _MOST_STEPS + 1)
+            if (passes - views) % steps == 0 and passes - views >= 2 * steps
+        )
+        return {"views": views, "steps": steps, "samples": (passes - views) // steps}
 
     @classmethod
     def published(
