@@ -176,9 +176,10 @@ ATTACK_DEFAULTS: Mapping[str, object] = {
 }  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
 
-NOT_OF_ATTACKS: tuple[str, ...] = (
-    "direction", "area_cutoff", "views", "layers", "pixel_weight", "layer_weights", "gate_floor",
-)  # fmt: skip
+DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
+"""What path methods make of the depths, and a calibration sets; without views there are none."""
+
+NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff", "views", *DEPTH_OPTIONS)
 """The attack sets the first, and has no map for the others."""
 
 

@@ -188,6 +188,7 @@ def test_an_option_goes_to_the_methods_that_have_it() -> None:
         ("explain {photo} --views 3", "views must be 0, 1 (the image) or 2 (its mirror image as well), got 3"),
         ("attack {folder} --gradients fampe --steps 0", "steps must be at least 1, got 0"),
         ("study alpha {folder} --gain 0", "gain must be in (0, "),
+        ("study alpha {folder} --gate-floor 1", "no variant of the study 'alpha' looks at depths: give views=1"),
         ("occlude {folder} --bands 0", "bands must be at least 1, got 0"),
         ("attack {folder} --gradients fampe --sigma=-1", "sigma must be in [0, "),
     ],

@@ -52,7 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "options of every variant",
         "each is held by the variants that do not vary it; AttEXplore's have the first three",
     )
-    options = method_options("fampe")
+    # A number of passes is what some variants vary, and the others have the first two.
+    options = [option for option in method_options("fampe") if option.name != "passes"]
     add_flags(group, "method", sorted(options, key=lambda option: option.name not in SHARED))
     parser.set_defaults(run=run)
 
