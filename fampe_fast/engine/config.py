@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from ..catalog import DEPTH_OPTIONS
 from ..checks import (
     LARGEST,
     LARGEST_CUTOFF,
@@ -184,6 +185,8 @@ class PathConfig:
             raise ValueError(
                 "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)"
             )
+        defaults = {field.name: field.default for field in fields(PathConfig)}
+        self.check_depths(*(name for name in DEPTH_OPTIONS if getattr(self, name) != defaults[name]))
         pixels = self.steps if self.pixel_weight is None else self.pixel_weight
         if self.layer_weights is not None and not any(self.summed_weights) and not pixels:
             raise ValueError("pixel_weight and all of layer_weights are 0, and a map needs evidence that is summed")
@@ -202,6 +205,18 @@ class PathConfig:
     def passes(self) -> int:
         """Forward and backward passes per image: the views, and steps times samples."""
         return self.views + self.steps * self.samples
+
+    def check_depths(self, *names: str) -> None:
+        """Refuse options of the depths where no view collects any.
+
+        Args:
+            *names: of the options that are given.
+
+        Raises:
+            ValueError: there are some, and no views.
+        """
+        if names and not self.views:
+            raise ValueError(f"views=0 leaves out the depths: give views=1 or 2, or leave out {', '.join(names)}")
 
     def _check_arithmetic(self) -> None:
         """Refuse numbers that are right one by one, and together leave what float32 can hold."""

@@ -211,11 +211,23 @@ def test_a_number_of_passes_that_is_none_is_refused(passes: Any) -> None:
         ({"gate_floor": float("nan")}, "gate_floor"),
         ({"layers": ""}, "layers must be names"),
         ({"layers": "a,a"}, "layers must be names"),
+        (
+            {"views": 0, "steps": 1, "layers": "a", "pixel_weight": 0.5, "layer_weights": "1,0", "gate_floor": 0.2},
+            "views=0 leaves out the depths: .* leave out layers, pixel_weight, layer_weights, gate_floor$",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         FAMPEConfig(**options)
+
+
+@pytest.mark.parametrize("make", [FAMPE.published, AttEXplore])
+def test_weights_of_depths_are_refused_where_there_are_none(make: Any) -> None:
+    assert make(Net(), gate_floor=0.1).config.views == 0
+    assert make(Net(), gate_floor=0.2, views=1).config.gate_floor == 0.2
+    with pytest.raises(ValueError, match="views=0 leaves out the depths: give views=1 or 2, or leave out gate_floor$"):
+        make(Net(), gate_floor=0.2)
 
 
 def test_layers_may_be_given_in_any_order() -> None:

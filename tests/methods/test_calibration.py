@@ -356,6 +356,12 @@ def test_files_of_others_are_left_alone(found: DepthCalibration, tmp_path: Path)
             ValueError,
             "one size",
         ),
+        (lambda m, x: FAMPE(m, views=0, steps=1, calibration=3), ValueError, "or leave out calibration$"),
+        (
+            lambda m, x: create_method("fampe", m, views=0, steps=1, calibration=calibrated(m, x)),
+            ValueError,
+            "or leave out calibration$",
+        ),
         (lambda m, x: FAMPE(m, calibration=3), TypeError, "must be a file or a DepthCalibration, got int"),
     ],
 )
