@@ -42,7 +42,8 @@ class FAMPE(PathMethod[FAMPEConfig]):
         passes: forward and backward passes per image, 1, 10 or 200 say, split over views, steps and samples
             (``FAMPEConfig.budget``); a field that is given as well holds.
         calibration: weights of the depths that were found for this model: a ``DepthCalibration``, or a file of them.
-            They replace those of ``config``; a field that is given as well holds.
+            They replace those of ``config``; a field that is given as well holds. Warns (``FampeWarning``)
+            where they were found with another number of passes.
         **overrides: single fields of the configuration, as ``FAMPE(model, alpha=0.3, samples=10)``.
 
     Raises:
@@ -71,9 +72,9 @@ class FAMPE(PathMethod[FAMPEConfig]):
         super().__init__(model, config, explorer=explorer, **budget | overrides)
         if calibration is not None:
             self.config.check_depths("calibration")
-            from .calibration import calibrated_options  # with it comes all that reads models, which few need
+            from .calibration import fitting_calibration  # with it comes all that reads models, which few need
 
-            found = calibrated_options(calibration, model, self.config.layer_names)
+            found = fitting_calibration(calibration, model, self.config.layer_names, self.passes).options
             self.config = replace(self.config, **{name: found[name] for name in found.keys() - overrides.keys()})
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, DepthCalibration, FAMPEConfig, calibrate_depths, create_method
+from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.base import PathMethod
 from fampe_fast.methods.depth_search import DepthWeights, Remembered, search_in_parts, search_weights
 from fampe_fast.metrics import Estimate, insertion_deletion
@@ -291,6 +292,17 @@ def test_fampe_takes_a_calibration_and_what_is_given_beside_it_holds(found: Dept
     assert FAMPE(model, calibration=found, layers="coarse,rolled,unrolled").config.layer_weights == found.layer_weights
     filtered = create_method("forgrad_fampe", model, passes=1, calibration=file)
     assert filtered.describe()["filtered"] == methods[0].describe()
+
+
+@pytest.mark.parametrize("options", [{"passes": 10}, {"views": 2}, {"config": FAMPEConfig(steps=4)}], ids=str)
+def test_a_calibration_of_another_number_of_passes_is_used_and_said_to_be(
+    options: dict[str, Any], found: DepthCalibration
+) -> None:
+    passes = FAMPE(Rolled.misled(), **options).passes
+    with pytest.warns(FampeWarning, match=rf"found with 1 pass\(es\) per image and is used with {passes}:") as warned:
+        method = FAMPE(Rolled.misled(), calibration=found, **options)
+    assert len(warned) == 1
+    assert method.config.layer_weights == found.layer_weights
 
 
 @pytest.mark.parametrize("options", [{"layers": "rolled,coarse"}, {"config": FAMPEConfig(layers="coarse")}])

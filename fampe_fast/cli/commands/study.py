@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ...engine.config import FAMPEConfig
-    from ...methods.calibration import calibrated_options
+    from ...methods.calibration import fitting_calibration
     from ...methods.registry import check_options
     from ...runs.study import report_files, run_study, study_outputs
     from ...runs.study_definitions import Budget, define_study
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     if calibration is not None:
         # Every variant with depths gets them: those of FAMPE's published numbers read no file.
         layers = FAMPEConfig(layers=options.get("layers")).layer_names
-        options = {**calibrated_options(calibration, classifier, layers), **options}
+        options = {**fitting_calibration(calibration, classifier, layers).options, **options}
         study = defined()
     explorer = other_classifier_of(arguments, "explorer")
     targets = images.targets(classifier)
