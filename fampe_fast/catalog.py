@@ -225,6 +225,7 @@ class MetricRow:
         scores: what it gives for an image.
         only: the options that a run may set.
         prefix: of the options' flags on the command line.
+        options: the function whose arguments these are and that describes them; default: ``home``.
         unprefixed: options whose flags have no prefix.
         choices: the words that an option takes where its type does not say.
         explains: whether it has the method explain other images.
@@ -237,6 +238,7 @@ class MetricRow:
     scores: tuple[Score, ...]
     only: tuple[str, ...]
     prefix: str
+    options: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     explains: bool = False
     named: bool = True
@@ -260,7 +262,7 @@ METRICS: dict[str, MetricRow] = {
         ),
         ("protocol", "steps", "passes"),
         "metric-",
-        {"protocol": tuple(PROTOCOLS)},
+        choices={"protocol": tuple(PROTOCOLS)},
         named=False,
         unprefixed=("protocol",),
     ),
@@ -272,7 +274,8 @@ METRICS: dict[str, MetricRow] = {
         ),
         ("protocol", "steps", "passes"),
         "centre-gain-",
-        {"protocol": tuple(PROTOCOLS)},
+        f"{_PACKAGE}.metrics.insertion_deletion:insertion_deletion",
+        choices={"protocol": tuple(PROTOCOLS)},
         named=False,
         reading="centre: a Gaussian in the middle, in place of the map; above 0 is better than that",
     ),
@@ -316,7 +319,7 @@ def metric_options(metric: str) -> tuple[Option, ...]:
     row = METRICS[metric]
     return tuple(
         replace(option, kind="choice", choices=row.choices[option.name]) if option.name in row.choices else option
-        for option in read_options(row.home, row.only)
+        for option in read_options(row.options or row.home, row.only)
     )
 
 
