@@ -176,9 +176,10 @@ ATTACK_DEFAULTS: Mapping[str, object] = {
 }  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
 
-NOT_OF_ATTACKS: tuple[str, ...] = (
-    "direction", "area_cutoff", "views", "layers", "pixel_weight", "layer_weights", "gate_floor",
-)  # fmt: skip
+DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
+"""What path methods make of the depths, and a calibration sets; without views there are none."""
+
+NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff", "views", *DEPTH_OPTIONS)
 """The attack sets the first, and has no map for the others."""
 
 
@@ -224,6 +225,7 @@ class MetricRow:
         scores: what it gives for an image.
         only: the options that a run may set.
         prefix: of the options' flags on the command line.
+        options: the function whose arguments these are and that describes them; default: ``home``.
         unprefixed: options whose flags have no prefix.
         choices: the words that an option takes where its type does not say.
         explains: whether it has the method explain other images.
@@ -236,6 +238,7 @@ class MetricRow:
     scores: tuple[Score, ...]
     only: tuple[str, ...]
     prefix: str
+    options: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     explains: bool = False
     named: bool = True
@@ -259,7 +262,7 @@ METRICS: dict[str, MetricRow] = {
         ),
         ("protocol", "steps", "passes"),
         "metric-",
-        {"protocol": tuple(PROTOCOLS)},
+        choices={"protocol": tuple(PROTOCOLS)},
         named=False,
         unprefixed=("protocol",),
     ),
@@ -271,7 +274,8 @@ METRICS: dict[str, MetricRow] = {
         ),
         ("protocol", "steps", "passes"),
         "centre-gain-",
-        {"protocol": tuple(PROTOCOLS)},
+        f"{_PACKAGE}.metrics.insertion_deletion:insertion_deletion",
+        choices={"protocol": tuple(PROTOCOLS)},
         named=False,
         reading="centre: a Gaussian in the middle, in place of the map; above 0 is better than that",
     ),
@@ -315,7 +319,7 @@ def metric_options(metric: str) -> tuple[Option, ...]:
     row = METRICS[metric]
     return tuple(
         replace(option, kind="choice", choices=row.choices[option.name]) if option.name in row.choices else option
-        for option in read_options(row.home, row.only)
+        for option in read_options(row.options or row.home, row.only)
     )
 
 

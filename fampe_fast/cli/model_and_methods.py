@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..catalog import METRICS, method_options
+from ..catalog import DEPTH_OPTIONS, METRICS, method_options
 from ..checks import check_size
 from ..errors import first_line
 from ..files import Output, check_outputs, read_text
@@ -129,8 +129,14 @@ def options_by_method(
         ValueError: an option that none of the methods has, or a value out of range.
         TypeError: a value of a wrong type.
     """
-    known = {method: {option.name for option in method_options(method)} for method in methods}
+    defaults = {method: {option.name: option.default for option in method_options(method)} for method in methods}
+    known = {method: set(own) for method, own in defaults.items()}
     options = given(arguments, "method")
+    # Beside a method with views, those that look at no depths have none of their options.
+    if "views" not in options and any(own.get("views") for own in defaults.values()):
+        known = {
+            method: own if defaults[method].get("views") else own - set(DEPTH_OPTIONS) for method, own in known.items()
+        }
     if measurement is not None and any("seed" in found for found in measurement.options.values()):
         known["the metrics"] = {"seed"}
     found = shared_out(options, known)

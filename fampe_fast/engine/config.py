@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from ..catalog import DEPTH_OPTIONS
 from ..checks import (
     LARGEST,
     LARGEST_CUTOFF,
@@ -184,6 +185,8 @@ class PathConfig:
             raise ValueError(
                 "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)"
             )
+        defaults = {field.name: field.default for field in fields(PathConfig)}
+        self.check_depths(*(name for name in DEPTH_OPTIONS if getattr(self, name) != defaults[name]))
         pixels = self.steps if self.pixel_weight is None else self.pixel_weight
         if self.layer_weights is not None and not any(self.summed_weights) and not pixels:
             raise ValueError("pixel_weight and all of layer_weights are 0, and a map needs evidence that is summed")
@@ -202,6 +205,18 @@ class PathConfig:
     def passes(self) -> int:
         """Forward and backward passes per image: the views, and steps times samples."""
         return self.views + self.steps * self.samples
+
+    def check_depths(self, *names: str) -> None:
+        """Refuse options of the depths where no view collects any.
+
+        Args:
+            *names: of the options that are given.
+
+        Raises:
+            ValueError: there are some, and no views.
+        """
+        if names and not self.views:
+            raise ValueError(f"views=0 leaves out the depths: give views=1 or 2, or leave out {', '.join(names)}")
 
     def _check_arithmetic(self) -> None:
         """Refuse numbers that are right one by one, and together leave what float32 can hold."""
@@ -268,25 +283,31 @@ class FAMPEConfig(PathConfig):
 
     @staticmethod
     def budget(passes: int) -> dict[str, int]:
-        """Split a number of passes over views, steps and samples, as measured best (``docs/results.md``).
+        """Split a number of passes over views, steps and samples, all of them.
 
-        One pass is the image's own, the second its mirror image's, and from four on the others go to the path: ten
-        steps, or as many as give each two samples. 10 passes are two views, T = 4 and N = 2.
+        One pass is the image's own, the second its mirror image's, and from three on the path has its part of them: of
+        one or two views, those beside which the rest makes more steps, of at least two samples each and ten steps at
+        most. 10 passes are two views, T = 4 and N = 2, and 200 are two views, T = 9 and N = 22.
 
         Args:
             passes: forward and backward passes per image, at least 1.
 
         Returns:
-            ``views``, ``steps`` and ``samples``, of at most so many passes together.
+            ``views``, ``steps`` and ``samples``, of so many passes together.
 
         Raises:
             TypeError, ValueError: no whole number of at least 1.
         """
         passes = check_count("passes", passes)
-        views = min(passes, 2)
-        rest = passes - views
-        steps = min(_MOST_STEPS, rest // 2)
-        return {"views": views, "steps": steps, "samples": rest // steps if steps else 2}
+        if passes <= 2:
+            return {"views": passes, "steps": 0, "samples": 2}
+        steps, views = max(
+            (steps, views)
+            for views in (1, 2)
+            for steps in range(1, _MOST_STEPS + 1)
+            if (passes - views) % steps == 0 and passes - views >= 2 * steps
+        )
+        return {"views": views, "steps": steps, "samples": (passes - views) // steps}
 
     @classmethod
     def published(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import warn
 from ..files import MARK, Output, check_outputs, json_content, read_text, write_atomically
 from ..metrics.summary import Estimate
 from ..models.identity import identity_of
@@ -117,15 +118,18 @@ def read_calibrations(path: Path) -> dict[str, DepthCalibration]:
         raise ValueError(f"{path} is not a file of calibrations: {error}") from error
 
 
-def calibrated_options(
-    calibration: str | Path | DepthCalibration, model: Model, layers: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Give the fields of the configuration that a calibration sets for a model.
+def fitting_calibration(
+    calibration: str | Path | DepthCalibration, model: Model, layers: Sequence[str] = (), passes: int | None = None
+) -> DepthCalibration:
+    """Give the calibration of a model.
+
+    Warns (``FampeWarning``) where it was found with another number of passes.
 
     Args:
         calibration: one, or the file that it is in.
         model: that is explained.
         layers: names of the layers that are asked for; none where the calibration's are as good as any.
+        passes: of the method that will use it; None where that is not known.
 
     Raises:
         TypeError: something else.
@@ -146,7 +150,12 @@ def calibrated_options(
         raise ValueError(
             f"the calibration is of the layers {', '.join(found.layers)}, and those asked for are {', '.join(layers)}"
         )
-    return found.options
+    if passes not in (None, found.passes):
+        warn(
+            f"the calibration was found with {found.passes} pass(es) per image and is used with {passes}: a path's "
+            "pixels are worth another weight than a plain gradient's, so calibrate with as many passes"
+        )
+    return found
 
 
 def _read(entry: dict[str, Any]) -> DepthCalibration:

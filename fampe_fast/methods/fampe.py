@@ -42,13 +42,15 @@ class FAMPE(PathMethod[FAMPEConfig]):
         passes: forward and backward passes per image, 1, 10 or 200 say, split over views, steps and samples
             (``FAMPEConfig.budget``); a field that is given as well holds.
         calibration: weights of the depths that were found for this model: a ``DepthCalibration``, or a file of them.
-            They replace those of ``config``; a field that is given as well holds. Without views they change nothing.
+            They replace those of ``config``; a field that is given as well holds. Warns (``FampeWarning``)
+            where they were found with another number of passes.
         **overrides: single fields of the configuration, as ``FAMPE(model, alpha=0.3, samples=10)``.
 
     Raises:
         TypeError: an unknown field, or a value of a wrong type.
-        ValueError: a value out of range, or a calibration of another model or of other layers; from ``attribute`` also
-            a model without activations that have places, which takes ``layers`` or ``views=0``.
+        ValueError: a value out of range, weights of depths or a calibration with ``views=0``, or a calibration of
+            another model or of other layers; from ``attribute`` also a model without activations that have places,
+            which takes ``layers`` or ``views=0``.
 
     Example:
         >>> maps = FAMPE(load_classifier("resnet50")).attribute(images, target=labels)
@@ -69,9 +71,10 @@ class FAMPE(PathMethod[FAMPEConfig]):
         budget = {} if passes is None else FAMPEConfig.budget(passes)
         super().__init__(model, config, explorer=explorer, **budget | overrides)
         if calibration is not None:
-            from .calibration import calibrated_options  # with it comes all that reads models, which few need
+            self.config.check_depths("calibration")
+            from .calibration import fitting_calibration  # with it comes all that reads models, which few need
 
-            found = calibrated_options(calibration, model, self.config.layer_names)
+            found = fitting_calibration(calibration, model, self.config.layer_names, self.passes).options
             self.config = replace(self.config, **{name: found[name] for name in found.keys() - overrides.keys()})
 
     @classmethod

@@ -47,7 +47,9 @@ def check_options(name: str, **options: Any) -> None:
         own = {key: value for key, value in options.items() if key not in ("map_cutoff", "explorer", *row.own)}
         split = {key: own.pop(key) for key in row.split if own.get(key) is not None}
         kind: Any = configuration
-        kind(**({**kind.budget(**split), **own} if split else own))
+        config = kind(**({**kind.budget(**split), **own} if split else own))
+        if options.get("calibration") is not None:
+            config.check_depths("calibration")
 
 
 def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:

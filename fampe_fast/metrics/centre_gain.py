@@ -49,26 +49,10 @@ def centre_gain(
     well. What a map has beyond that is its own merit. The prior's curves depend on the image alone, and are measured
     again in every call: twice the passes of ``insertion_deletion``.
 
-    Args:
-        model: classifier in pixel space, in evaluation mode; gives (P, classes).
-        images: (B, C, H, W) floating-point in [0, 1], any size, on the model's device.
-        maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; may be signed. Only the order of the values counts.
-        targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        protocol: "rise", "attexplore", "per_pixel", "per_element", or a `Protocol`. Scores of different ones are
-            not comparable.
-        steps: at most this many steps of equal size, in place of the protocol's own step: coarser and faster, and
-            another quantity, whose steps show other images.
-        passes: evaluate at most this many steps of each curve, chosen where it moves most, the two ends among them; at
-            least 2.
-        mean: as of ``insertion_deletion``.
-        internal_batch_size: images per model pass.
-        compile: as of ``insertion_deletion``.
+    Arguments and errors are those of ``insertion_deletion``.
 
     Returns:
         `CentreGain`, on the images' device.
-
-    Raises:
-        TypeError, ValueError, torch.OutOfMemoryError: as of ``insertion_deletion``.
     """
     measure = partial(
         insertion_deletion,

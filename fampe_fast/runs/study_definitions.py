@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..catalog import STUDIES, load
+from ..catalog import DEPTH_OPTIONS, STUDIES, load
 from ..engine.config import FAMPEConfig
 from .study_design import Study, Variant
 
@@ -35,7 +35,7 @@ class Budget:
 
     def fampe_in(self, passes: int) -> Variant:
         """Make the variant of FAMPE as it is used with a number of passes."""
-        options = {**FAMPEConfig.budget(passes), "seed": self.seed, **self.options}
+        options = {**self.options, "seed": self.seed, **FAMPEConfig.budget(passes)}
         return Variant(f"fampe, {passes} {'pass' if passes == 1 else 'passes'}", "fampe", options)
 
     def baseline(self) -> Variant:
@@ -186,9 +186,21 @@ def define_study(name: str, budget: Budget | None = None) -> Study:
         budget: steps, samples, seed and options that its variants share; default: AttEXplore's T = 10, N = 20.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or options of depths for variants that look at none.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known are {', '.join(STUDIES)}")
-    study: Study = load(STUDIES[name].home)(budget or Budget())
-    return study
+    budget = budget or Budget()
+    study: Study = load(STUDIES[name].home)(budget)
+    given = [option for option in DEPTH_OPTIONS if option in budget.options]
+    if given and not any(variant.options.get("views") for variant in study.variants):
+        raise ValueError(
+            f"no variant of the study {name!r} looks at depths: give views=1 or 2, or leave out {', '.join(given)}"
+        )
+    return replace(study, variants=tuple(_without_idle_options(variant) for variant in study.variants))
+
+
+def _without_idle_options(variant: Variant) -> Variant:
+    """Leave a variant without views no option of depths."""
+    idle = () if variant.options.get("views") else DEPTH_OPTIONS
+    return replace(variant, options={name: value for name, value in variant.options.items() if name not in idle})

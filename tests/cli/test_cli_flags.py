@@ -171,6 +171,16 @@ def test_an_option_goes_to_the_methods_that_have_it() -> None:
         options_by_method(arguments, ["attexplore"])
 
 
+def test_options_of_depths_go_to_the_methods_that_look_at_depths() -> None:
+    from fampe_fast.cli.model_and_methods import options_by_method
+
+    names, given = ["fampe", "attexplore", "fampe_published"], {"gate_floor": 0.5, "layers": "a"}
+    words = ["evaluate", "x", "--gate-floor", "0.5", "--layers", "a"]
+    assert options_by_method(parse(words), names) == {"fampe": given, "attexplore": {}, "fampe_published": {}}
+    found = options_by_method(parse([*words, "--views", "1"]), names)
+    assert found == {name: {**given, "views": 1} for name in names}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -187,9 +197,12 @@ def test_an_option_goes_to_the_methods_that_have_it() -> None:
         ),
         ("explain {photo} --method attexplore --steps 0", "steps and views are both 0"),
         ("explain {photo} --passes 0", "passes must be at least 1, got 0"),
+        ("explain {photo} --views 0 --steps 1 --layers a", "give views=1 or 2, or leave out layers"),
+        ("explain {photo} --method attexplore --gate-floor 1", "give views=1 or 2, or leave out gate_floor"),
         ("explain {photo} --views 3", "views must be 0, 1 (the image) or 2 (its mirror image as well), got 3"),
         ("attack {folder} --gradients fampe --steps 0", "steps must be at least 1, got 0"),
         ("study alpha {folder} --gain 0", "gain must be in (0, "),
+        ("study alpha {folder} --gate-floor 1", "no variant of the study 'alpha' looks at depths: give views=1"),
         ("occlude {folder} --bands 0", "bands must be at least 1, got 0"),
         ("attack {folder} --gradients fampe --sigma=-1", "sigma must be in [0, "),
     ],

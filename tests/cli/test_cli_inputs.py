@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import io
 import json
 import os
 import shlex
@@ -298,7 +299,7 @@ def test_labels_that_lack_an_image_are_said_before_the_model_is_loaded(
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_a_name_that_cannot_be_printed_loses_nothing(
-    encoding: str, photos: Path, model_file: Path, tmp_path: Path
+    encoding: str, photos: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does a file's name that is no text at all."""
     (tmp_path / "names.txt").write_text("".join(f"\u732b \u00e9 {k}\n" for k in range(8)), encoding="utf-8")
@@ -309,17 +310,20 @@ def test_a_name_that_cannot_be_printed_loses_nothing(
         (photos / strange).write_bytes(image)
     except OSError:  # a file system of Unicode names
         strange = ""
-    command = [sys.executable, "-m", "fampe_fast", "explain", str(photos), "--model", str(model_file), *QUICK]
-    command += ["--class-names", str(tmp_path / "names.txt"), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert done.returncode == DONE, done.stderr
-    table = done.stdout.decode(encoding)
+    words = ["explain", str(photos), "--model", str(model_file), *QUICK]
+    words += ["--class-names", str(tmp_path / "names.txt"), "--out", str(tmp_path / "out")]
+    printed, errors = io.BytesIO(), io.BytesIO()
+    with monkeypatch.context() as terminal:  # as Python opens both on a terminal of this encoding
+        terminal.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding, errors="strict"))
+        terminal.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding=encoding, errors="backslashreplace"))
+        code = main(words)
+        table, said = printed.getvalue().decode(encoding), errors.getvalue()
+    assert code == DONE, said
     assert "object_0.png" in table
     assert "object_1.png" in table
     assert ("\u732b" in table) == (encoding == "utf-8")
     assert ("\\u732b" in table) == (encoding != "utf-8")
-    assert b"Traceback" not in done.stderr
+    assert b"Traceback" not in said
     assert len(list((tmp_path / "out").glob("*.npz"))) == 3 + bool(strange)
 
 

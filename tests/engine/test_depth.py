@@ -166,13 +166,34 @@ def test_attexplore_takes_depths_as_well() -> None:
 
 @pytest.mark.parametrize(
     ("passes", "expected"),
-    [(1, (1, 0, 2)), (2, (2, 0, 2)), (3, (2, 0, 2)), (4, (2, 1, 2)), (10, (2, 4, 2)), (200, (2, 10, 19))],
+    [
+        (1, (1, 0, 2)),
+        (2, (2, 0, 2)),
+        (3, (1, 1, 2)),
+        (4, (2, 1, 2)),
+        (10, (2, 4, 2)),
+        (13, (1, 6, 2)),
+        (39, (1, 2, 19)),
+        (200, (2, 9, 22)),
+        (202, (2, 10, 20)),
+    ],
 )
 def test_a_number_of_passes_is_split(passes: int, expected: tuple[int, int, int]) -> None:
     method = FAMPE(Net(), passes=passes)
     assert (method.config.views, method.config.steps, method.config.samples) == expected
-    assert method.passes <= passes
+    assert method.passes == passes
     assert FAMPE(Net(), passes=passes, samples=3).config.samples == 3
+
+
+def test_every_number_of_passes_is_split_exactly_and_over_as_many_steps_as_can_be() -> None:
+    for passes in range(3, 301):
+        found = FAMPEConfig.budget(passes)
+        views, steps, samples = found["views"], found["steps"], found["samples"]
+        assert FAMPEConfig(**found).passes == passes
+        assert views in (1, 2)
+        assert samples >= 2
+        able = [t for t in range(1, 11) for rest in (passes - 1, passes - 2) if rest in range(2 * t, rest + 1, t)]
+        assert steps == max(able)
 
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, "ten"])
@@ -190,11 +211,23 @@ def test_a_number_of_passes_that_is_none_is_refused(passes: Any) -> None:
         ({"gate_floor": float("nan")}, "gate_floor"),
         ({"layers": ""}, "layers must be names"),
         ({"layers": "a,a"}, "layers must be names"),
+        (
+            {"views": 0, "steps": 1, "layers": "a", "pixel_weight": 0.5, "layer_weights": "1,0", "gate_floor": 0.2},
+            "views=0 leaves out the depths: .* leave out layers, pixel_weight, layer_weights, gate_floor$",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         FAMPEConfig(**options)
+
+
+@pytest.mark.parametrize("make", [FAMPE.published, AttEXplore])
+def test_weights_of_depths_are_refused_where_there_are_none(make: Any) -> None:
+    assert make(Net(), gate_floor=0.1).config.views == 0
+    assert make(Net(), gate_floor=0.2, views=1).config.gate_floor == 0.2
+    with pytest.raises(ValueError, match="views=0 leaves out the depths: give views=1 or 2, or leave out gate_floor$"):
+        make(Net(), gate_floor=0.2)
 
 
 def test_layers_may_be_given_in_any_order() -> None:

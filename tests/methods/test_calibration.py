@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import FAMPE, AttEXplore, DepthCalibration, FAMPEConfig, calibrate_depths, create_method
+from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.base import PathMethod
 from fampe_fast.methods.depth_search import DepthWeights, Remembered, search_in_parts, search_weights
 from fampe_fast.metrics import Estimate, insertion_deletion
@@ -293,6 +294,17 @@ def test_fampe_takes_a_calibration_and_what_is_given_beside_it_holds(found: Dept
     assert filtered.describe()["filtered"] == methods[0].describe()
 
 
+@pytest.mark.parametrize("options", [{"passes": 10}, {"views": 2}, {"config": FAMPEConfig(steps=4)}], ids=str)
+def test_a_calibration_of_another_number_of_passes_is_used_and_said_to_be(
+    options: dict[str, Any], found: DepthCalibration
+) -> None:
+    passes = FAMPE(Rolled.misled(), **options).passes
+    with pytest.warns(FampeWarning, match=rf"found with 1 pass\(es\) per image and is used with {passes}:") as warned:
+        method = FAMPE(Rolled.misled(), calibration=found, **options)
+    assert len(warned) == 1
+    assert method.config.layer_weights == found.layer_weights
+
+
 @pytest.mark.parametrize("options", [{"layers": "rolled,coarse"}, {"config": FAMPEConfig(layers="coarse")}])
 def test_a_calibration_of_other_layers_is_refused(options: dict[str, Any], found: DepthCalibration) -> None:
     with pytest.raises(ValueError, match=r"is of the layers rolled, unrolled, coarse, and those asked for are \w+"):
@@ -355,6 +367,12 @@ def test_files_of_others_are_left_alone(found: DepthCalibration, tmp_path: Path)
             lambda m, x: calibrate_depths(m, [(x, zeros(x)), (some_images(1), zeros(x[:1]))], one_pass(m)),
             ValueError,
             "one size",
+        ),
+        (lambda m, x: FAMPE(m, views=0, steps=1, calibration=3), ValueError, "or leave out calibration$"),
+        (
+            lambda m, x: create_method("fampe", m, views=0, steps=1, calibration=calibrated(m, x)),
+            ValueError,
+            "or leave out calibration$",
         ),
         (lambda m, x: FAMPE(m, calibration=3), TypeError, "must be a file or a DepthCalibration, got int"),
     ],

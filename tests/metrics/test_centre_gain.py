@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,12 @@ class OnePixel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         score = 1000 * pixels[:, 0, self.place[0], self.place[1]]
         return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+def test_its_arguments_are_those_of_the_metric_that_describes_them() -> None:
+    own, other = (inspect.signature(metric).parameters for metric in (centre_gain, insertion_deletion))
+    assert own.items() <= other.items()
+    assert other.keys() - own.keys() == {"tolerance", "show_progress"}
 
 
 def area(early: bool) -> float:

@@ -377,6 +377,7 @@ def test_evaluate_and_study_take_the_file(
 ) -> None:
     file = tmp_path / "calibrations.json"
     found = a_calibration(model, file)
+    replace(found, passes=2).save(file)  # what evaluate makes: a view, and a path of one sample
     rest = [*model, "--calibration", str(file), "--metric-steps", "2", "--limit", "2"]
     words = ["evaluate", str(photos), *rest, "--method", "fampe,attexplore", "--passes", "1", "--pixel-weight", "3"]
     assert main([*words, "--steps", "1", "--samples", "1", "--out", str(tmp_path / "e")]) == DONE

@@ -264,6 +264,27 @@ def test_a_number_of_passes_is_no_variant_twice() -> None:
     assert labels[1:4] == ["fampe, 1 pass", "fampe, 2 passes", "fampe, 10 passes"]
 
 
+def test_fampe_as_it_is_used_has_its_own_views(classifier) -> None:
+    """What every variant is given is held by those that do not vary it."""
+    for variant in define_study("peers", Budget(5, 2, options={"views": 0, "alpha": 0.3})).variants[1:4]:
+        method = create_method(variant.method, classifier, **variant.options)
+        assert variant.label == f"fampe, {method.passes} {'pass' if method.passes == 1 else 'passes'}"
+        assert method.config.views
+        assert method.config.alpha == 0.3
+
+
+def test_options_of_depths_are_for_variants_with_depths(classifier) -> None:
+    variants = define_study("methods", Budget(1, 2, options={"gate_floor": 0.7, "layers": "a,b"})).variants
+    configs = [create_method(variant.method, classifier, **variant.options).config for variant in variants]
+    for config in configs:
+        assert (config.gate_floor, config.layer_names) == ((0.7, ("a", "b")) if config.views else (0.1, ()))
+    assert sum(bool(config.views) for config in configs) == 1
+    with pytest.raises(ValueError, match="of the study 'alpha' looks at depths.* leave out layers, gate_floor"):
+        define_study("alpha", Budget(options={"gate_floor": 0.7, "layers": "a"}))
+    _, *others = define_study("alpha", Budget(options={"gate_floor": 0.7, "views": 2})).variants
+    assert all(variant.options["gate_floor"] == 0.7 for variant in others)
+
+
 def test_bad_definitions_are_named() -> None:
     with pytest.raises(ValueError, match="unknown study 'beta'; known are methods"):
         define_study("beta")

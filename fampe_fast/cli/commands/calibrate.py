@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...catalog import method_options, metric_options
+from ...catalog import DEPTH_OPTIONS, method_options, metric_options
 from ...options import read_options
 from ..arguments import add_batches, add_folder, add_images, add_model, add_out, option_words
 from ..flags import add_flags, given
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ...engine.config import PathConfig
     from ...methods.calibration import DepthCalibration
     from ...runs.batches import Failure
-
-FOUND = ("layers", "pixel_weight", "layer_weights", "gate_floor")
-"""The options of a method that a calibration sets."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -145,6 +142,8 @@ def usage(arguments: argparse.Namespace, file: Path) -> str:
     add_model(parser)
     add_batches(parser)
     add_flags(parser, "method", method_options("fampe"))
-    known = {name: value for name, value in vars(arguments).items() if name.removeprefix("method:") not in FOUND}
+    known = {
+        name: value for name, value in vars(arguments).items() if name.removeprefix("method:") not in DEPTH_OPTIONS
+    }
     words = ["fampe-fast", "explain", str(arguments.images), "--method", "fampe"]
     return shlex.join(words + option_words(parser, {**known, "method:calibration": file}))

@@ -52,7 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "options of every variant",
         "each is held by the variants that do not vary it; AttEXplore's have the first three",
     )
-    options = method_options("fampe")
+    # A number of passes is what some variants vary, and the others have the first two.
+    options = [option for option in method_options("fampe") if option.name != "passes"]
     add_flags(group, "method", sorted(options, key=lambda option: option.name not in SHARED))
     parser.set_defaults(run=run)
 
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ...engine.config import FAMPEConfig
-    from ...methods.calibration import calibrated_options
+    from ...methods.calibration import fitting_calibration
     from ...methods.registry import check_options
     from ...runs.study import report_files, run_study, study_outputs
     from ...runs.study_choices import choices_rows, tau_of
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     if calibration is not None:
         # Every variant with depths gets them: those of FAMPE's published numbers read no file.
         layers = FAMPEConfig(layers=options.get("layers")).layer_names
-        options = {**calibrated_options(calibration, classifier, layers), **options}
+        options = {**fitting_calibration(calibration, classifier, layers).options, **options}
         study = defined()
     explorer = other_classifier_of(arguments, "explorer")
     targets = images.targets(classifier)
