@@ -97,8 +97,9 @@ def test_no_pass_is_wasted(
     explainer = method(model, steps=steps, samples=samples, views=views, input_diversity=diversity)
     explainer.attribute(some_images(batch, height=16, width=16), target=1, internal_batch_size=chunk)
     assert explainer.passes == steps * samples + views
-    asked = views > 0  # an image, for the layers; its gradient ends at them
-    assert sum(model.backward_images.values()) == explainer.passes * batch
+    asked = views > 0  # an image, for the layers; its gradient ends at them, as those of the views do
+    assert sum(model.backward_images.values()) == steps * samples * batch
+    assert sum(model.begun_images.values()) == explainer.passes * batch + asked
     # The first call shows the model an image, alone and beside another: how many classes are there, how much memory
     # does a pass take, is it in evaluation mode? And one in a larger frame of input diversity.
     assert sum(model.forward_images.values()) == explainer.passes * batch + asked + 3 + diversity

@@ -26,7 +26,8 @@ class Counted(nn.Module):
 
     Attributes:
         forward_images: forward passes.
-        backward_images: backward passes.
+        backward_images: backward passes that reach the image.
+        begun_images: backward passes, whether they reach it or end on the way.
         batches: (images, height, width) of every forward pass, in their order.
     """
 
@@ -35,6 +36,7 @@ class Counted(nn.Module):
         self.model = model
         self.forward_images: Counter[tuple[int, int]] = Counter()
         self.backward_images: Counter[tuple[int, int]] = Counter()
+        self.begun_images: Counter[tuple[int, int]] = Counter()
         self.batches: list[tuple[int, int, int]] = []
         self.eval()
 
@@ -46,6 +48,8 @@ class Counted(nn.Module):
         if pixels.requires_grad:
             pixels = _CountBackward.apply(pixels, self)
         found: Tensor = self.model(pixels)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: self.begun_images.update({size: len(gradient)}))  # type: ignore[no-untyped-call]
         return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import warn
 from ..frequency.two_scale import two_scale_map
-from ..runtime.activations import Activation, Tap, capture, uncompiled
+from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
 from ..runtime.chunking import even_parts
 from ..runtime.compilation import Compiled, resolve_compile
 from ..runtime.model import Model, frozen_parameters
@@ -31,7 +32,7 @@ class DepthEvidence(NamedTuple):
     """The evidence of an image's pixels and of its layers, none of it negative.
 
     Attributes:
-        pixels: (B, H, W) float32: absolute gradient, summed over the channels, on two scales.
+        pixels: (B, H, W) float32: absolute gradient, summed over the channels, on two scales; zero where nobody asked.
         layers: (B, K) float32: the layers' evidence from fine to coarse, each row by row.
         sizes: h and w of every layer; K is the sum of their products.
         names: of the layers.
@@ -44,9 +45,14 @@ class DepthEvidence(NamedTuple):
 
 
 def collect_depths(
-    request: Request, config: PathConfig, on_step: Callable[[int], None] = lambda done: None
+    request: Request,
+    config: PathConfig,
+    on_step: Callable[[int], None] = lambda done: None,
+    with_pixels: bool = True,
 ) -> DepthEvidence:
     """Explain views of the images by one pass each: their pixels' gradients, and activation times gradient per layer.
+
+    A pass's graph begins at the first layer where the pixels' evidence is not collected.
 
     At a layer ``relu(-sum_c dloss/da * a)``: HiResCAM's product (Draelos & Carin, arXiv 2011.08891), place by place as
     LayerCAM takes shallow layers (Jiang et al., IEEE TIP 2021). The evidence of two views is divided by its mean, and
@@ -56,9 +62,11 @@ def collect_depths(
         request: images, targets, and the model that is explained, its first one.
         config: views, layers, loss and precision.
         on_step: called with the number of views, once they are done.
+        with_pixels: collect the pixels' evidence also where the map is made without it.
 
     Returns:
-        The evidence. Warns (``FampeWarning``) of images without any, and of those where it was not finite.
+        The evidence. Warns (``FampeWarning``) of images without any that enters the map, and of those where that was
+        not finite: all of theirs is zero.
 
     Raises:
         TypeError, ValueError: as ``levels_of``.
@@ -69,6 +77,8 @@ def collect_depths(
         return DepthEvidence(images.new_zeros(0, *images.shape[-2:]), images.new_zeros(0, 0), (), ())
     model, probed = request.models[0], request.probed[0]
     levels = levels_of(model, images, probed, config.layer_names)
+    entering = pixels_enter([level.name for level in levels], config)
+    pixels = entering or with_pixels
     form = form_of(model, probed, config)
     with (
         torch.no_grad(),
@@ -82,7 +92,7 @@ def collect_depths(
         def collect(chunk_size: int) -> list[Tensor]:
             rows = torch.arange(len(shown), device=images.device)
             parts = [
-                _evidence(request, config, form, levels, shown[part], part.div(views, rounding_mode="floor"))
+                _evidence(request, config, form, levels, shown[part], part.div(views, rounding_mode="floor"), pixels)
                 for part in rows.chunk(even_parts(len(rows), chunk_size))
             ]
             return [torch.cat(level) for level in zip(*parts, strict=True)]
@@ -91,13 +101,11 @@ def collect_depths(
         if views > 1:
             found = [_average(level) for level in found]
     on_step(views)
-    pixels, layers = found[0], torch.cat([level.flatten(1) for level in found[1:]], 1)
-    usable = pixels.flatten(1).isfinite().all(1) & layers.isfinite().all(1)
-    _warn_of_unusable(pixels, layers, usable, request.image_ids)
-    pixels = torch.where(usable[:, None, None], pixels, torch.zeros_like(pixels))
-    layers = torch.where(usable[:, None], layers, torch.zeros_like(layers))
+    own = found.pop(0) if pixels else images.new_zeros(()).expand(len(images), *images.shape[-2:])
+    layers = torch.cat([level.flatten(1) for level in found], 1)
     sizes = tuple(side for level in levels for side in level.size)
-    return DepthEvidence(pixels, layers, sizes, tuple(level.name for level in levels))
+    evidence = DepthEvidence(own, layers, sizes, tuple(level.name for level in levels))
+    return _usable(evidence, pixels, entering, request.image_ids)
 
 
 def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> Tensor:
@@ -116,11 +124,7 @@ def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> T
     Raises:
         ValueError: weights for another number of layers.
     """
-    count = len(depths.names)
-    weights = [pixel_weight_of(config), *layer_weights_of(depths.names, config)]
-    gates = [0.0] * count + [1.0]
-    if not any(weights):  # of one layer, the pixels are all the detail there is
-        weights[0] = 1.0
+    weights, gates = _weights(depths.names, config), [0.0] * len(depths.names) + [1.0]
     found = ops.combine_layers(pixels, depths.layers, list(depths.sizes), weights, gates, config.gate_floor)
     return found[:, None]
 
@@ -130,6 +134,15 @@ def pixel_weight_of(config: PathConfig) -> float:
     if config.pixel_weight is not None:
         return config.pixel_weight
     return _PATH_WEIGHT if config.steps else 0.0
+
+
+def pixels_enter(names: Sequence[str], config: PathConfig) -> bool:
+    """Tell whether the evidence that these layers' passes give of the pixels enters the map; a path gives its own.
+
+    Raises:
+        ValueError: the configuration's weights are for another number of layers.
+    """
+    return _weights(names, config)[0] > 0 and not config.steps
 
 
 def layer_weights_of(names: Sequence[str], config: PathConfig) -> tuple[float, ...]:
@@ -147,6 +160,14 @@ def layer_weights_of(names: Sequence[str], config: PathConfig) -> tuple[float, .
         raise ValueError(
             f"layer_weights must be {count} numbers, one for each of the layers {', '.join(names)}; got {len(weights)}"
         )
+    return weights
+
+
+def _weights(names: Sequence[str], config: PathConfig) -> list[float]:
+    """Give the weights of the pixels and of these layers in the sum."""
+    weights = [pixel_weight_of(config), *layer_weights_of(names, config)]
+    if not any(weights):  # of one layer, the pixels are all the detail there is
+        weights[0] = 1.0
     return weights
 
 
@@ -171,56 +192,67 @@ def _evidence(
     levels: Sequence[Activation],
     images: Tensor,
     index: Tensor,
+    pixels: bool,
 ) -> list[Tensor]:
-    """Make one pass of images (P, C, H, W) with the targets of ``index``: (P, H, W), and (P, h, w) of every layer."""
+    """Make one pass of images (P, C, H, W) with the targets of ``index``.
+
+    Returns:
+        (P, H, W) of the pixels, where they are asked for, and (P, h, w) of every layer.
+    """
     model, classes = request.models[0], request.targets.classes[index]
     compiled = resolve_compile(config.compile, images.device) != "off" and not holds_compiled(model)
     if compiled and len(images) == 1 < request.chunks.size:  # a compiler takes a size of one for a constant
-        pair = _evidence(request, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2))
+        pair = _evidence(request, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2), pixels)
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
-    leaf = images.contiguous(memory_format=layout).detach().requires_grad_(True)
+    shown = images.contiguous(memory_format=layout).detach()
+    shown.requires_grad_(pixels or not all(level.begins for level in levels))
+    behind: Sequence[Any]
     with torch.enable_grad():
         if not compiled:
-            output, activations = _watched_pass(model, leaf, form, config.precision, levels)
-            behind = activations
+            output, activations, behind = _watched_pass(model, shown, form, config.precision, levels)
         else:
             body, tap = _compiled_pass(model, config, levels)
-            zeros = tap.zeros(leaf)
-            for tensor in (leaf, *zeros):
+            zeros = tap.zeros(shown)
+            for tensor in (shown, *zeros):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             with tap.hooked():
-                output, activations, tapped = body(model, leaf, zeros, tap, form, config.precision)
-            behind = zeros if tapped else activations
+                output, activations, edges = body(model, shown, zeros, tap, form, config.precision)
+            behind = edges or zeros
         value, _ = objective(request.targets.logits(output, index), classes, config, form.reading)
-        own, *gradients = torch.autograd.grad(value, [leaf, *behind], allow_unused=True)
-    if own is None:
+        leaves = [shown] if pixels else []
+        gradients: Sequence[Tensor | None] = [None]
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, [*leaves, *behind], allow_unused=True)
+    if not value.requires_grad or (pixels and gradients[0] is None):
         raise ValueError("the model's output has no gradient with respect to the image: it detaches on the way")
     found = [
-        ops.layer_evidence(level.spatial(activation.detach()), level.spatial(_reached(level, gradient)))
-        for level, activation, gradient in zip(levels, activations, gradients, strict=True)
+        ops.layer_evidence(level.spatial(activation.detach()), level.spatial(_reached(level, gradient))).float()
+        for level, activation, gradient in zip(levels, activations, gradients[len(leaves) :], strict=True)
     ]
-    return [on_two_scales(own.abs(), config).float(), *(level.float() for level in found)]
+    own = gradients[0]
+    return [on_two_scales(own.abs(), config).float(), *found] if pixels and own is not None else found
 
 
 def _watched_pass(
     model: Model, images: Tensor, form: ModelForm, precision: Precision, levels: Sequence[Activation]
-) -> tuple[Tensor, list[Tensor]]:
-    """Give the model's output and its levels' activations."""
+) -> tuple[Tensor, list[Tensor], list[Any]]:
+    """Give the model's output, its levels' activations, and where these lie in autograd's graph."""
     with capture(levels) as captured:
         output = shown_to(model, images, form, precision)
-    return output, [_captured(level, kept) for level, kept in zip(levels, captured.outputs, strict=True)]
+    kept = [_captured(level, one) for level, one in zip(levels, captured.found, strict=True)]
+    return output, [one.output for one in kept], [one.edge for one in kept]
 
 
 def _tapped_pass(
     model: Model, images: Tensor, zeros: list[Tensor], tap: Tap, form: ModelForm, precision: Precision
-) -> tuple[Tensor, list[Tensor], bool]:
-    """Do the same for the compiler, and say that it did: gradients are then those of the zeros."""
+) -> tuple[Tensor, list[Tensor], list[Any]]:
+    """Do the same for the compiler, without places in a graph: gradients are then those of the zeros."""
     if not torch.compiler.is_dynamo_compiling():  # is_compiling is true for every thread while one compiles
-        return *_watched_pass(model, images, form, precision, tap.activations), False
+        return _watched_pass(model, images, form, precision, tap.activations)
     tap.start(zeros)
     output = shown_to(model, images, form, precision)
-    return output, tap.finish(), True
+    return output, tap.finish(), []
 
 
 def _compiled_pass(model: Model, config: PathConfig, levels: Sequence[Activation]) -> tuple[Compiled, Tap]:
@@ -241,22 +273,48 @@ def _reached(level: Activation, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def _captured(level: Activation, output: Tensor | None) -> Tensor:
-    if output is None or not output.requires_grad:
+def _captured(level: Activation, found: Captured | None) -> Captured:
+    if found is None:
         raise ValueError(
             f"the layer {level.name!r} did not run, or without a gradient, in a pass of other images than the first: "
             "name layers that always run, layers=(...)"
         )
-    return output
+    if found.overwritten:
+        raise ValueError(
+            f"the layer {level.name!r} was changed in place in a pass of other images than the first: name layers that "
+            "the model always leaves as they are, layers=(...)"
+        )
+    return found
 
 
-def _warn_of_unusable(pixels: Tensor, layers: Tensor, usable: Tensor, image_ids: Tensor) -> None:
-    nothing = (pixels.flatten(1) == 0).all(1) & (layers == 0).all(1)
-    if not bool((nothing | ~usable).any()):
-        return
+def _usable(evidence: DepthEvidence, collected: bool, entering: bool, image_ids: Tensor) -> DepthEvidence:
+    """Warn of images without evidence, and clear those where it is not finite.
+
+    Args:
+        evidence: none of it negative.
+        collected: whether the pixels' is there.
+        entering: whether it enters the map; where it does not, it is judged by itself.
+        image_ids: to name the images by.
+    """
+    pixels, layers = evidence.pixels, evidence.layers
+    peaks = layers.amax(1)  # NaN where a value is
+    usable = clean = peaks < math.inf
+    if collected:
+        own = pixels.amax((1, 2))
+        clean = usable & (own < math.inf)
+        if entering:
+            peaks, usable = torch.maximum(peaks, own), clean
+    if bool((clean & (peaks > 0)).all()):
+        return evidence
+    where = "in every layer and at every pixel" if entering else "in every layer"
     for flags, what in (
-        (nothing & usable, "is zero in every layer and at every pixel: it adds nothing to the map"),
+        (peaks == 0, f"is zero {where}: it adds nothing to the map"),
         (~usable, "was NaN or infinite: it is left out of the map"),
+        (usable & ~clean, "was NaN or infinite at pixels, which do not enter the map: these are taken for zero"),
     ):
         if bool(flags.any()):
             warn(f"the evidence of image(s) {image_ids[flags].tolist()[:5]} {what}")
+    return evidence._replace(
+        pixels=torch.where(clean[:, None, None], pixels, torch.zeros_like(pixels)),
+        layers=torch.where(usable[:, None], layers, torch.zeros_like(layers)),
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, Ty
 from torch import Tensor
 
 from ..engine.config import PathConfig
-from ..engine.depth import DepthEvidence, collect_depths, combined_map, layer_weights_of, on_two_scales
+from ..engine.depth import DepthEvidence, collect_depths, combined_map, on_two_scales
 from ..engine.path import PathDetails, follow_path
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
@@ -253,8 +253,7 @@ class PathMethod(Generic[Config]):
             depths, details = None, None
             with progress(config.steps + config.views, self.name, show_progress) as advance:
                 if config.views:
-                    depths = collect_depths(request, config, advance)
-                    layer_weights_of(depths.names, config)  # refused before the path's passes
+                    depths = collect_depths(request, config, advance, with_pixels=return_details)
                 if config.steps or return_details:
                     details = follow_path(request, config, advance)
             maps = self._map(request.images, depths, details)

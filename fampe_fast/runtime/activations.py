@@ -8,15 +8,16 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook
 
-from .autograd_graph import cut_nodes
+from .autograd_graph import Node, cut_nodes, nodes_between
 from .model import Model, frozen_parameters, input_dtype
 from .model_probe import ModelInfo, call, holds_compiled, probe
 from .per_model import cache_of
@@ -39,6 +40,9 @@ class Activation:
         size: (h, w), places.
         channels: C.
         module: the module, weakly held.
+        overwritten: whether the model then changes the output in place.
+        begins: whether a graph that begins at the output has all that is computed of it: nothing of that was computed
+            before the module returned it, and it is not overwritten.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Activation:
     size: tuple[int, int]
     channels: int
     module: ref[nn.Module]
+    overwritten: bool = False
+    begins: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,13 +131,15 @@ def _remembered(
     names: tuple[str, ...],
     choose: Callable[[_Pass], tuple[Activation, ...]],
 ) -> tuple[Activation, ...]:
-    module = isinstance(model, nn.Module)
-    known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations") if module else {}
-    parts = tuple(parameter.shape for parameter in model.parameters()) if isinstance(model, nn.Module) else ()
-    key = images.device, input_dtype(model), images.shape[1:], parts, names
+    probed = probe(model, images) if probed is None else probed
+    known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations")
+    # Of other callables than modules the modules tell that ran when they were probed, as they are in every call.
+    modules = [model] if isinstance(model, nn.Module) else [hidden() for hidden in probed.hidden]
+    parts = tuple(parameter.shape for module in modules if module is not None for parameter in module.parameters())
+    key = images.device, input_dtype(model), images.shape[1:], parts, names, probed.hidden
     if key in known:
         return known[key]
-    found = choose(_Pass(model, images[:1], probe(model, images) if probed is None else probed))
+    found = choose(_Pass(model, images[:1], probed))
     if found:  # a black image's gradient may be zero everywhere, and another one's not
         known[key] = found
     return found
@@ -154,17 +162,37 @@ def _wanted_calls(activations: Sequence[Activation]) -> dict[int, _Wanted]:
     return wanted
 
 
-class Captured:
-    """The outputs of some modules in one pass.
+class Captured(NamedTuple):
+    """An activation in one pass.
 
     Attributes:
-        outputs: by the activation's place in the list; None until its module has run.
+        output: of the module, as it returned it; the model may have it changed since, unless it was known to.
+        edge: where the output lies in autograd's graph; ``torch.autograd.grad`` takes it in place of the output.
+        version: of the output when the module returned it.
+    """
+
+    output: Tensor
+    edge: GradientEdge
+    version: int
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model has changed the output in place."""
+        return self.output._version != self.version
+
+
+class Capture:
+    """The activations of one pass.
+
+    Attributes:
+        found: by the activation's place in the list; None until its module has run, and given a tensor in a graph.
         wanted: as of ``_wanted_calls``.
     """
 
     def __init__(self, activations: Sequence[Activation]) -> None:
-        self.outputs: list[Tensor | None] = [None] * len(activations)
+        self.found: list[Captured | None] = [None] * len(activations)
         self.wanted = _wanted_calls(activations)
+        self._activations = activations
         self._calls = dict.fromkeys(self.wanted, 0)
         self._thread = threading.get_ident()
 
@@ -175,14 +203,25 @@ class Captured:
         key = id(module)
         place = self.wanted[key].places.get(self._calls[key])
         self._calls[key] += 1
-        if place is not None:
-            self.outputs[place] = _tensor_in(output)
+        tensor = None if place is None else _tensor_in(output)
+        if place is None or tensor is None:
+            return
+        activation = self._activations[place]
+        if activation.begins and not tensor.requires_grad:
+            tensor.requires_grad_(True)
+        if tensor.requires_grad:
+            kept = tensor.detach().clone() if activation.overwritten else tensor
+            self.found[place] = Captured(kept, get_gradient_edge(tensor), kept._version)
 
 
 @contextmanager
-def capture(activations: Sequence[Activation]) -> Iterator[Captured]:
-    """Capture the activations of the one pass that is made inside, in this thread; no hook stays behind."""
-    captured = Captured(activations)
+def capture(activations: Sequence[Activation]) -> Iterator[Capture]:
+    """Capture the activations of the one pass that is made inside, in this thread; no hook stays behind.
+
+    Where the images and the parameters need no gradient, autograd's graph begins at the activations that ``begins``
+    says so of: what the model computes before them is neither kept nor differentiated.
+    """
+    captured = Capture(activations)
     with ExitStack() as hooks:
         for one in captured.wanted.values():
             hooks.callback(one.module.register_forward_hook(captured.see).remove)
@@ -252,8 +291,9 @@ class Tap:
             if number not in places:
                 return None
             first = output[0] if isinstance(output, (tuple, list)) else output
-            tapped = first + self._zeros[places[number]].to(first.dtype)
-            self._outputs[places[number]] = tapped
+            place = places[number]
+            tapped = first + self._zeros[place].to(first.dtype)
+            self._outputs[place] = tapped.clone() if self.activations[place].overwritten else tapped
             return (tapped, *output[1:]) if isinstance(output, (tuple, list)) else tapped
 
         return see
@@ -289,9 +329,19 @@ _STANCES: list[Any] = []
 
 
 class _Call(NamedTuple):
+    """A module's call: its output, where this lay in the graph when it was returned, and which node was the next."""
+
     module: nn.Module
     number: int
     output: Tensor
+    edge: GradientEdge
+    version: int
+    next_node: int
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the output was changed in place since."""
+        return self.output._version != self.version
 
 
 class _Pass:
@@ -308,8 +358,9 @@ class _Pass:
             number = numbers.get(id(module), 0)
             numbers[id(module)] = number + 1
             tensor = _tensor_in(output)
-            if tensor is not None:
-                self.calls.append(_Call(module, number, tensor))
+            if tensor is not None and tensor.grad_fn is not None:
+                edge, next_node = get_gradient_edge(tensor), torch._C._autograd._get_sequence_nr()
+                self.calls.append(_Call(module, number, tensor, edge, tensor._version, next_node))
 
         # A program has no hooks; a module alone may hold others where they are not registered.
         own = [module for _, module in _modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
@@ -334,29 +385,45 @@ class _Pass:
         }
         return sorted(sizes, key=math.prod)
 
-    def gradients(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    @cached_property
+    def first_uses(self) -> dict[Node, int]:
+        """The number in autograd's sequence of the first node that used what a node made; of those to the output."""
+        first: dict[Node, int] = {}
+        for node, befores in nodes_between(self.output, self.leaf).items():
+            for before in befores:
+                first[before] = min(node._sequence_nr(), first.get(before, node._sequence_nr()))
+        return first
+
+    def activation(self, one: _Call, name: str) -> Activation | None:
+        """Describe the output of a call; None where it has no places in the image."""
+        shape = _shape_of(one.output, self.image, self.grids)
+        if shape is None:
+            return None
+        begins = not one.overwritten and self.first_uses.get(one.edge.node, one.next_node) >= one.next_node
+        return Activation(name, one.number, *shape, ref(one.module), one.overwritten, begins)
+
+    def gradients(self, edges: Sequence[GradientEdge]) -> tuple[Tensor | None, ...]:
         """Compute the gradients of all classes together, with unequal weights: one class alone may be constant."""
-        if not tensors:
+        if not edges:
             return ()
         with torch.enable_grad():
             scores = self.output.flatten()
             score = (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
-        return torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)
+        return torch.autograd.grad(score, edges, allow_unused=True, retain_graph=True)
 
 
 def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
     cut = {node: place for place, node in enumerate(cut_nodes(seen.output, seen.leaf))}
     names = {module: name for name, module in _modules_of(seen.model)}
-    found: dict[int, tuple[Activation, Tensor]] = {}
+    found: dict[int, tuple[Activation, GradientEdge]] = {}
     for one in seen.calls:
-        place = cut.get(one.output.grad_fn)
-        shape = None if place is None else _shape_of(one.output, seen.image, seen.grids)
-        if place is not None and shape is not None:
-            name = names.get(one.module, type(one.module).__name__)
+        place = cut.get(one.edge.node)
+        activation = None if place is None else seen.activation(one, names.get(one.module, type(one.module).__name__))
+        if place is not None and activation is not None:
             # An outer module's hook runs after those of the modules inside, so that it takes their place.
-            found[place] = Activation(name, one.number, *shape, ref(one.module)), one.output
+            found[place] = activation, one.edge
     ordered = [found[place] for place in sorted(found, reverse=True)]
-    gradients = seen.gradients([tensor for _, tensor in ordered])
+    gradients = seen.gradients([edge for _, edge in ordered])
     return tuple(
         activation
         for (activation, _), gradient in zip(ordered, gradients, strict=True)
@@ -381,14 +448,13 @@ def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
                 f"the layer {own!r} runs {len(calls)} times in a pass: say which, {own}#0 to {own}#{len(calls) - 1}"
             )
         place, one = calls[0]
-        shape = _shape_of(one.output, seen.image, seen.grids)
-        if shape is None:
+        activation = seen.activation(one, name)
+        if activation is None:
             raise ValueError(
                 f"the layer {own!r} gives {tuple(one.output.shape)} for an image, which has no places in it: name one "
                 "with places, (1, C, h, w), (1, h, w, C) or (1, tokens, C), more than 1 x 1 of them"
             )
-        activation = Activation(name, one.number, *shape, ref(module))
-        (gradient,) = seen.gradients([one.output]) if one.output.requires_grad else (None,)
+        (gradient,) = seen.gradients([one.edge])
         if gradient is None or not bool((activation.spatial(gradient) != 0).any()):
             raise ValueError(
                 f"the layer {own!r} has no gradient at the places of the image (behind a class token's head, the last "
@@ -406,7 +472,7 @@ def _tensor_in(output: object) -> Tensor | None:
     """Take the tensor out of a module's output; a tuple may hold it first, as those of Hugging Face's layers do."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
-    return output if isinstance(output, Tensor) and output.grad_fn is not None else None
+    return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
 def _shape_of(

@@ -296,6 +296,150 @@ def test_images_without_evidence_are_named_and_the_others_are_as_alone() -> None
     torch.testing.assert_close(maps[3:], FAMPE(net, passes=1).attribute(x[3:], 1), rtol=1e-4, atol=1e-5)
 
 
+class _NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        return pixels.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError("asked for the image's gradient")
+
+
+class NoWayBack(Net):
+    """Whoever asks for the image's gradient is told so."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(_NoWayBack.apply(pixels))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_image_s_gradient_is_asked_for_only_where_it_is_used(passes: int) -> None:
+    net, x = NoWayBack(), images()
+    maps = FAMPE(net, passes=passes).attribute(x, 1)
+    torch.testing.assert_close(maps, FAMPE(Net(), passes=passes).attribute(x, 1), rtol=0, atol=0)
+    for options in ({"pixel_weight": 0.5}, {"layers": "coarse"}):  # beside one layer, the pixels are all the detail
+        with pytest.raises(RuntimeError, match="asked for the image's gradient"):
+            FAMPE(net, passes=passes, **options).attribute(x, 1)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="asked for the image's gradient"):
+        FAMPE(net, passes=passes).attribute(x, 1, return_details=True)
+
+
+def test_details_change_no_bit_of_a_map() -> None:
+    net, x = Net(), images()
+    maps, details = FAMPE(net, passes=1).attribute(x, 1, return_details=True)
+    assert torch.equal(maps, FAMPE(net, passes=1).attribute(x, 1))
+    assert details.depths is not None
+    assert details.depths.pixels.flatten(1).any(1).all()
+
+
+class Rooted(Net):
+    """The gradient of a black pixel is infinite."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.sqrt())
+
+
+def test_pixels_that_do_not_enter_a_map_do_not_clear_it() -> None:
+    net, x = Rooted(), images()
+    x[1, :, 3, 4] = 0
+    expected = FAMPE(Net(), passes=1).attribute(x.sqrt(), 1)
+    torch.testing.assert_close(FAMPE(net, passes=1).attribute(x, 1), expected, rtol=0, atol=0)
+    with pytest.warns(FampeWarning, match=r"image\(s\) \[1\] was NaN or infinite at pixels, which do not enter"):
+        maps, details = FAMPE(net, passes=1).attribute(x, 1, return_details=True)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0)
+    assert details.depths is not None
+    assert details.depths.pixels.flatten(1).any(1).tolist() == [True, False, True]
+    with pytest.warns(FampeWarning, match=r"image\(s\) \[1\] was NaN or infinite: it is left out"):
+        maps = FAMPE(net, passes=1, pixel_weight=1.0).attribute(x, 1)
+    assert maps.flatten(1).any(1).tolist() == [True, False, True]
+
+
+class Shifted(Net):
+    """What follows a layer changes it, in place or not."""
+
+    def __init__(self, after: tuple[str, ...], *, in_place: bool) -> None:
+        super().__init__()
+        self.after, self.in_place = after, in_place
+        self.fine, self.middle, self.coarse = self.fine[0], self.middle[0], self.coarse[0]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels
+        for name in ("fine", "middle", "coarse"):
+            x = getattr(self, name)(x)
+            if name in self.after:
+                x = x.add_(0.5) if self.in_place else x + 0.5
+            x = F.softplus(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("after", [("fine",), ("middle", "coarse")])
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("names", [None, "fine,middle,coarse"])
+def test_a_layer_is_taken_as_it_was_returned(after: tuple[str, ...], compiled: Any, names: str | None) -> None:
+    x = images()
+    expected = FAMPE(Shifted(after, in_place=False), passes=1, layers="fine,middle,coarse").attribute(x, 1)
+    net = Shifted(after, in_place=True)
+    maps, details = FAMPE(net, passes=1, layers=names, compile=compiled).attribute(x, 1, return_details=True)
+    assert details.depths is not None
+    assert details.depths.names == ("fine", "middle", "coarse")
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(FAMPE(net, passes=1, layers=names).attribute(x, 1), expected, rtol=1e-5, atol=1e-6)
+
+
+class Early(Net):
+    """A part of what the first layer gives is computed before the module that hands it on returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.same = nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.Identity()
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        fine = self.fine(pixels)
+        side = self.side(fine)
+        return self.head(self.coarse(self.middle(self.same(fine)) + side.tanh()).mean((2, 3)))
+
+
+def test_a_layer_has_the_gradient_of_all_that_is_computed_of_it() -> None:
+    torch.manual_seed(0)
+    net, x = Early(), images()
+    _, details = FAMPE(net, passes=1).attribute(x, 1, return_details=True)
+    assert details.depths is not None
+    assert details.depths.names[0] == "same"
+    fine = net.fine(x)
+    later = net.coarse(net.middle(fine) + net.side(fine).tanh())
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net.head(later.mean((2, 3))), torch.ones(3).long()), fine)
+    maps = FAMPE(net, passes=1).attribute(x, 1)
+    _, again = FAMPE(net, passes=1, pixel_weight=0.0).attribute(x, 1, return_details=True)
+    assert again.depths is not None
+    expected = (-3 * (gradient * fine).sum(1)).clamp(min=0).flatten(1)
+    torch.testing.assert_close(again.depths.layers[:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps, FAMPE(net, passes=1, layers="fine,coarse").attribute(x, 1), rtol=1e-4, atol=1e-5)
+
+
+class Sometimes(Net):
+    """Cuts the image off where it is bright, or leaves a layer out."""
+
+    def __init__(self, leaves_out: bool) -> None:
+        super().__init__()
+        self.leaves_out = leaves_out
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        bright = float(pixels.detach().mean()) > 0.9
+        fine = self.fine[1](self.fine[0](pixels)) if bright and self.leaves_out else self.fine(pixels)
+        logits = self.head(self.coarse(self.middle(fine)).mean((2, 3)))
+        return logits.detach() if bright else logits
+
+
+@pytest.mark.parametrize(("leaves_out", "said"), [(False, "it detaches on the way"), (True, "'fine' did not run")])
+def test_a_pass_that_is_unlike_the_first_one_is_refused(leaves_out: bool, said: str) -> None:
+    x = images(2)
+    x[1] = 0.95 + 0.05 * x[1]
+    with pytest.raises(ValueError, match=said):
+        FAMPE(Sometimes(leaves_out), passes=1).attribute(x, 1, internal_batch_size=1)
+
+
 def test_channels_last_and_lower_precision_move_a_map_by_rounding() -> None:
     net, x = Net(), images()
     maps = FAMPE(net, passes=1).attribute(x, 1)
@@ -346,6 +490,23 @@ def test_a_function_around_a_model_is_explained_as_the_model() -> None:
     wrapped = FAMPE(lambda pixels: net((pixels - 0.5) / 0.25), passes=2).attribute(x, 1)
     expected = FAMPE(Classifier(net, mean=0.5, std=0.25, input_size=(64, 80)), passes=2).attribute(x, 1)
     torch.testing.assert_close(wrapped, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_function_s_layers_are_looked_for_once_and_again_where_it_runs_others() -> None:
+    nets, shown, x = [Net(0), Net(1)], [], images()
+
+    def function(pixels: Tensor) -> Tensor:
+        shown.append(len(pixels))
+        return nets[0](pixels)
+
+    first = FAMPE(function, passes=1).attribute(x, 1)
+    torch.testing.assert_close(first, FAMPE(nets[0], passes=1).attribute(x, 1), rtol=0, atol=0)
+    shown.clear()
+    assert torch.equal(FAMPE(function, passes=1).attribute(x, 1), first)
+    assert shown == [1, 3]  # what is it like, in every call, and the images
+    nets.reverse()
+    other = FAMPE(function, passes=1).attribute(x, 1)
+    torch.testing.assert_close(other, FAMPE(nets[0], passes=1).attribute(x, 1), rtol=0, atol=0)
 
 
 def test_the_user_s_model_is_left_as_it_was() -> None:

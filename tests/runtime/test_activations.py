@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fampe_fast.runtime.activations import capture, find_activations, named_activations, uncompiled
+from fampe_fast.runtime.activations import Capture, capture, find_activations, named_activations, uncompiled
 from fampe_fast.runtime.autograd_graph import cut_nodes, nodes_between
 
 
@@ -29,6 +29,13 @@ class Net(nn.Module):
         x = self.act(self.second(self.act(self.first(x))))
         x = x + self.branch(x)
         return self.head(self.act(x).mean((2, 3)))
+
+
+def outputs_of(captured: Capture) -> list[Tensor]:
+    """All that was captured; it must be all that was wanted."""
+    found = [one.output for one in captured.found if one is not None]
+    assert len(found) == len(captured.found)
+    return found
 
 
 def test_ways_meet_at_cut_nodes() -> None:
@@ -71,8 +78,9 @@ def test_captured_outputs_are_those_of_the_pass() -> None:
     with capture(found) as captured:
         net(images)
     x = net.act(net.second(net.act(net.first(images))))
-    torch.testing.assert_close(captured.outputs[3], x)
-    torch.testing.assert_close(captured.outputs[4], net.act(x + net.branch(x)))
+    outputs = outputs_of(captured)
+    torch.testing.assert_close(outputs[3], x)
+    torch.testing.assert_close(outputs[4], net.act(x + net.branch(x)))
     assert not any(module._forward_hooks for module in net.modules())
 
 
@@ -92,9 +100,9 @@ def test_another_threads_pass_is_not_captured() -> None:
         thread = threading.Thread(target=net, args=(others,))
         thread.start()
         thread.join()
-        assert captured.outputs == [None] * len(found)
+        assert captured.found == [None] * len(found)
         net(own)
-    torch.testing.assert_close(captured.outputs[0], net.first(own))
+    torch.testing.assert_close(outputs_of(captured)[0], net.first(own))
 
 
 def test_a_function_of_modules_is_seen_into() -> None:
@@ -137,8 +145,7 @@ def test_layouts_are_read_from_the_shape(layout: str, prefix: int, back: object,
     expected = net.conv(images) * (1 if prefix else 2)
     with capture([found["seen"]]) as captured:
         net(images)
-    output = captured.outputs[0]
-    assert output is not None
+    (output,) = outputs_of(captured)
     torch.testing.assert_close(found["seen"].spatial(output), expected)
 
 
@@ -195,7 +202,7 @@ def test_layers_by_name_may_lie_beside_a_shortcut() -> None:
     with capture(found) as captured:
         net(images)
     x = net.act(net.second(net.act(net.first(images))))
-    torch.testing.assert_close(captured.outputs, [net.first(images), x, net.branch(x)])
+    torch.testing.assert_close(outputs_of(captured), [net.first(images), x, net.branch(x)])
 
 
 def test_activations_are_found_where_the_caller_asks_for_no_gradients() -> None:
@@ -244,7 +251,7 @@ def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
     assert [one.call for one in found] == [0, 0, 0, 1, 2]
     with capture(found) as captured, uncompiled(compiled):
         compiled(images)
-    torch.testing.assert_close(captured.outputs[0], net.first(images))
+    torch.testing.assert_close(outputs_of(captured)[0], net.first(images))
 
 
 class Patches(nn.Module):
