@@ -346,5 +346,6 @@ STUDIES: dict[str, StudyRow] = {
     "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
     "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),
     "noise": StudyRow(f"{_DEFINITIONS}:noise_study", "sigma and rho"),
+    "shapes": StudyRow(f"{_DEFINITIONS}:shapes_study", "the shape of the mask between the bands"),
     "explorer": StudyRow(f"{_DEFINITIONS}:explorer_study", "the model that decides the steps"),
 }

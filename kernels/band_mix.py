@@ -24,11 +24,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import check_choice
+from ..reference.radial_mask import SHAPES
 from .launch import block_of, deal_rows, launch, widest
 from .packing import pack, unpack
 from .philox import LOW_BYTE, UNIT, philox4x32, split_seed, to_integer
-from .radial_mask import low_pass
-from .radius import on_edge, signed_frequency, squared_radius
+from .radial_mask import low_pass, mask_radius
+from .radius import on_edge, signed_frequency
 
 
 @triton.jit(
@@ -58,6 +60,7 @@ def _band_mix(
     row_scale,  # short / H
     column_scale,  # short / W
     SHARED: tl.constexpr,
+    SHAPE: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -81,7 +84,8 @@ def _band_mix(
     index = (tl.where(mirrored, height - row, row) * half + column).to(tl.uint32)
     scale_re = tl.where(own_conjugate, own_scale, noise_scale) * UNIT
     scale_im = tl.where(own_conjugate, 0.0, tl.where(mirrored, -noise_scale, noise_scale)) * UNIT
-    squared = squared_radius(signed_frequency(row, height), column, row_scale, column_scale)
+    frequency = signed_frequency(row, height)
+    squared = mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE)
     # Scalars.
     k0, k1 = split_seed(tl.load(seed_ptr))
     step = tl.load(step_ptr).to(tl.uint32)
@@ -111,7 +115,7 @@ def _band_mix(
             plane = spectrum_ptr + (where * channels + channel) * count
             # [GROUP, BLOCK // GROUP]
             x_re, x_im = unpack(tl.load(plane + k, mask=inside, other=0))
-            low = low_pass(squared, tl.load(cutoff_ptr + where))
+            low = low_pass(squared, tl.load(cutoff_ptr + where), height, width, SHAPE)
             high = 1 - low
             weights = weights_ptr + where * weight_stride
             base = tl.load(weights) + low * tl.load(weights + 1) + high * tl.load(weights + 3)
@@ -147,6 +151,7 @@ def band_mix(
     step: Tensor,
     width: int,
     shared_multiplier: bool = False,
+    shape: str = "gaussian",
     *,
     block: int | None = None,
     run: int | None = None,
@@ -157,7 +162,7 @@ def band_mix(
 
     Args:
         spectrum: X, (B, C, H, W//2+1), complex64, unscaled ``rfft2`` of the current images.
-        cutoff: (B,) float32, radius of the Gaussian L in cycles over the shorter side, 1e-15 to 1e15.
+        cutoff: (B,) float32, cut-off of the mask L in cycles over the shorter side, 1e-15 to 1e15.
         weights: (B, 6) float32, g0, aL, bL, aH, bH, sigma.
         image_ids: (B,) int64 in [0, 2^32): the images' names in the random stream.
         image_index: (P,) int64 in [0, B): the image of each row.
@@ -166,6 +171,7 @@ def band_mix(
         step: () int64 in [0, 2^32).
         width: W of the images.
         shared_multiplier: use xiL for both bands (mode ``allpass``).
+        shape: of L, as of ``radial_mask``.
         block: coefficients per program; changes no bit of the result.
         run: rows per program; changes no bit of the result.
 
@@ -174,7 +180,9 @@ def band_mix(
 
     Raises:
         TypeError: ``spectrum`` is not complex64, or ``cutoff`` or ``weights`` not float32.
+        ValueError: an unknown shape.
     """
+    check_choice("shape", shape, SHAPES)
     if spectrum.dtype != torch.complex64 or cutoff.dtype != torch.float32 or weights.dtype != torch.float32:
         raise TypeError(
             "the Triton kernel band_mix takes a complex64 spectrum and float32 cut-offs and weights, "
@@ -219,6 +227,7 @@ def band_mix(
         like=spectrum,
         warps=4,
         SHARED=shared_multiplier,
+        SHAPE=shape,
         GROUP=group,
         BLOCK=block,
     )

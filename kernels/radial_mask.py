@@ -1,4 +1,4 @@
-"""Compute radial Gaussian masks: in a device function for the mix, and in a kernel of its own."""
+"""Compute radial masks: in device functions for the mix, and in a kernel of its own."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -8,21 +8,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import check_choice
+from ..reference.radial_mask import SHAPES
 from .launch import block_of, launch, run_length, widest
-from .radius import signed_frequency, squared_radius
+from .radius import scaled_radius, signed_frequency, squared_radius
 
 
 @triton.jit
-def low_pass(squared, cutoff):
-    """Compute ``exp(-squared / (2 cutoff^2))``, cutoff a scalar: one multiplication and one exp2 for each squared.
+def mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE: tl.constexpr):
+    """Compute the squared radius as ``low_pass`` takes it: for a disc times long^2, in float64."""
+    if SHAPE == "disc":
+        squared = scaled_radius(frequency, column, height, width)
+    else:
+        squared = squared_radius(frequency, column, row_scale, column_scale)
+    return squared
 
-    2^x instead of e^x saves a multiplication; the reference divides each squared radius, here the scalar is divided, so
-    the exponent x carries one more rounding. That moves L by at most x * e^-x * 2^-24 < 2^-25.
+
+@triton.jit
+def low_pass(squared, cutoff, height, width, SHAPE: tl.constexpr):
+    """Compute the mask of a squared radius (see ``mask_radius``) and a scalar cut-off.
+
+    Disc and Butterworth, whose operations are all rounded exactly, are the reference's to the bit.
+
+    The Gaussian is one multiplication and one exp2 for each squared: 2^x instead of e^x saves a multiplication; the
+    reference divides each squared radius, here the scalar is divided, so the exponent x carries one more rounding. That
+    moves L by at most x * e^-x * 2^-24 < 2^-25.
 
     NVIDIA's exp2 may be off by 2 ulp, also above 1: cut off there, L and 1 - L stay within [0, 1].
     """
-    low = tl.exp2(squared * tl.div_rn(-0.7213475204444817, cutoff * cutoff))  # -log2(e) / 2
-    return tl.minimum(low, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    if SHAPE == "disc":
+        reach = cutoff.to(tl.float64) * tl.maximum(height, width)
+        low = (squared <= reach * reach).to(tl.float32)
+    elif SHAPE == "butterworth":
+        ratio = tl.div_rn(squared, cutoff * cutoff)
+        low = tl.div_rn(1.0, 1 + ratio * ratio)
+    else:
+        low = tl.exp2(squared * tl.div_rn(-0.7213475204444817, cutoff * cutoff))  # -log2(e) / 2
+        low = tl.minimum(low, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return low
 
 
 @triton.jit(do_not_specialize=["batch", "run", "height", "width", "groups"])
@@ -37,6 +60,7 @@ def _radial_mask(
     groups,  # K / GROUP
     row_scale,  # short / H
     column_scale,  # short / W
+    SHAPE: tl.constexpr,
     GROUP: tl.constexpr,  # consecutive coefficients per thread: as many as are surely aligned, 4 at most
     BLOCK: tl.constexpr,
 ):
@@ -52,21 +76,25 @@ def _radial_mask(
     k = program % blocks * BLOCK + lane
     inside = k < count
     row = k // half
-    squared = squared_radius(signed_frequency(row, height), k - row * half, row_scale, column_scale)
+    frequency = signed_frequency(row, height)
+    squared = mask_radius(frequency, k - row * half, height, width, row_scale, column_scale, SHAPE)
     for image in range(first, tl.minimum(first + run, batch)):
-        low = low_pass(squared, tl.load(cutoff_ptr + image))  # [GROUP, BLOCK // GROUP]
+        low = low_pass(squared, tl.load(cutoff_ptr + image), height, width, SHAPE)  # [GROUP, BLOCK // GROUP]
         plane = count.to(tl.int64) * image
         tl.store(low_ptr + plane + k, low, mask=inside)
         tl.store(high_ptr + plane + k, 1 - low, mask=inside)
 
 
-def radial_mask(cutoff: Tensor, height: int, width: int, *, block: int | None = None) -> tuple[Tensor, Tensor]:
-    """Compute ``L = exp(-r^2 / (2 cutoff^2))`` and ``Hi = 1 - L`` for a batch of cut-offs.
+def radial_mask(
+    cutoff: Tensor, height: int, width: int, shape: str = "gaussian", *, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute L, of one of the reference's shapes, and ``Hi = 1 - L`` for a batch of cut-offs.
 
     Args:
         cutoff: (B,), float32, cycles over the shorter side, 1e-15 to 1e15: float32 holds their squares.
         height: H, pixels.
         width: W, pixels.
+        shape: one of ``SHAPES``.
         block: coefficients per program; changes no bit of the result.
 
     Returns:
@@ -74,7 +102,9 @@ def radial_mask(cutoff: Tensor, height: int, width: int, *, block: int | None = 
 
     Raises:
         TypeError: ``cutoff`` is not float32.
+        ValueError: an unknown shape.
     """
+    check_choice("shape", shape, SHAPES)
     if cutoff.dtype != torch.float32:
         raise TypeError(f"the Triton kernel radial_mask takes float32 cut-offs, got {cutoff.dtype}")
     batch, half = len(cutoff), width // 2 + 1
@@ -100,6 +130,7 @@ def radial_mask(cutoff: Tensor, height: int, width: int, *, block: int | None = 
         short / width,
         like=cutoff,
         warps=4,
+        SHAPE=shape,
         GROUP=group,
         BLOCK=block,
     )

@@ -21,6 +21,14 @@ def squared_radius(frequency, column, row_scale, column_scale):
 
 
 @triton.jit
+def scaled_radius(frequency, column, height, width):
+    """Compute ``r^2 * long^2`` in float64, a whole number, as the reference's ``inside_radius``."""
+    down = (frequency * width).to(tl.float64)
+    across = (column * height).to(tl.float64)
+    return down * down + across * across
+
+
+@triton.jit
 def shell_index(frequency, column, height, width):
     """Compute ``ceil(r)`` exactly, int32: a rounded root as guess, decided in 64-bit integers, sides up to 32768.
 

@@ -23,12 +23,13 @@ def band_mix(
     step: Tensor,
     width: int,
     shared_multiplier: bool = False,
+    shape: str = "gaussian",
 ) -> Tensor:
     """Compute ``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, (image, sample) pairs.
 
     Args:
         spectrum: X, (B, C, H, W//2+1), complex64 or complex128, unscaled ``rfft2`` of the current images.
-        cutoff: (B,), radius of the Gaussian L in cycles over the shorter side, 1e-15 to 1e15.
+        cutoff: (B,), cut-off of the mask L in cycles over the shorter side, 1e-15 to 1e15.
         weights: (B, 6), the five numbers of the mode and sigma, in the order of ``WEIGHTS``.
         image_ids: (B,) int64 in [0, 2^32): the images' names in the random stream.
         image_index: (P,) int64 in [0, B): the image of each row.
@@ -37,13 +38,17 @@ def band_mix(
         step: () int64 in [0, 2^32).
         width: W of the images.
         shared_multiplier: use xiL for both bands (mode ``allpass``).
+        shape: of L, as of ``radial_mask``.
 
     Returns:
         Y, (P, C, H, W//2+1), in the dtype of ``spectrum``; its ``irfft2`` is the perturbed images.
+
+    Raises:
+        ValueError: an unknown shape.
     """
     height = spectrum.shape[-2]
     parts = torch.view_as_real(spectrum.resolve_conj()).flatten(2, 3)  # (B, C, K, 2)
-    low, _ = radial_mask(cutoff.to(parts.dtype), height, width)
+    low, _ = radial_mask(cutoff.to(parts.dtype), height, width, shape)
     real, imaginary = mix_rows(
         parts[image_index],
         low.flatten(1)[image_index],

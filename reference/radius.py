@@ -22,6 +22,17 @@ def squared_radius(
     return (rows.to(dtype) * (shorter / height)) ** 2 + (columns.to(dtype) * (shorter / width)) ** 2
 
 
+def inside_radius(radius: Tensor, height: int, width: int) -> Tensor:
+    """Say which coefficients have ``r <= radius``, bool (B, H, W//2+1), for radii (B,) in cycles over the shorter side.
+
+    ``r^2 * long^2 = (fu*W)^2 + (fv*H)^2`` is a whole number, which float64 holds for sides up to 8192, as it does
+    ``radius * long`` of a float32 radius: no coefficient on the radius changes sides by rounding.
+    """
+    rows, columns = signed_frequencies(height, width, radius.device)
+    scaled = (rows.double() * width) ** 2 + (columns.double() * height) ** 2
+    return scaled <= (radius.double()[:, None, None] * max(height, width)) ** 2
+
+
 def shell_index(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Compute ``ceil(r)`` exactly, int64 (H, W//2+1): the smallest k with ``k^2 >= r^2``, decided in integers.
 

@@ -264,7 +264,7 @@ def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def radial_mask(cutoff: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def radial_mask(cutoff: torch.Tensor, height: int, width: int, shape: str) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append((height, width))
         return cutoff.clone(), cutoff.clone()
 

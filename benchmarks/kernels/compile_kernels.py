@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported: compiled, not
 
 import torch
 import triton
+
+from fampe_fast.reference.radial_mask import SHAPES
 
 from .floors import H200, LaunchWork
 from .launches import TARGETS, Launch, compiling_for, obstacle, record
@@ -97,6 +100,10 @@ def _without_smoothing(arguments: Arguments) -> Arguments:
     return {**arguments, "kernel": arguments["kernel"][:0]}
 
 
+def _in_shape(shape: str, arguments: Arguments) -> Arguments:
+    return {**arguments, "shape": shape}
+
+
 def _three_taps(arguments: Arguments) -> Arguments:
     return {**arguments, "kernel": arguments["kernel"][:3]}
 
@@ -121,6 +128,7 @@ def variants() -> list[Problem]:
     return [
         Problem(primitive("band_mix"), odd, "225 x 224, 8-byte accesses"),
         Problem(primitive("band_mix"), USUAL, "shared multiplier", lambda a: {**a, "shared_multiplier": True}),
+        *(Problem(primitive("band_mix"), USUAL, shape, partial(_in_shape, shape)) for shape in SHAPES[1:]),
         Problem(primitive("combine_layers"), Size(32, 20, 299, 299), "299 x 299"),
         Problem(primitive("energy_cutoff"), USUAL, "without DC", lambda a: {**a, "include_dc": False}),
         Problem(primitive("energy_cutoff"), Size(32, 20, 2048, 2048), "2048 x 2048"),
@@ -130,6 +138,7 @@ def variants() -> list[Problem]:
         Problem(primitive("layer_evidence"), Size(32, 0, 7, 7, 2048), "7 x 7, 2048 channels"),
         Problem(primitive("pixel_mask"), USUAL, "channels last, bfloat16", _channels_last_bfloat16),
         Problem(primitive("radial_mask"), odd, "225 x 224"),
+        *(Problem(primitive("radial_mask"), USUAL, shape, partial(_in_shape, shape)) for shape in SHAPES[1:]),
     ]
 
 

@@ -19,6 +19,7 @@ from ..checks import (
     check_number,
     check_seed,
 )
+from ..reference.radial_mask import Shape
 from ..runtime.compilation import Compile
 
 Mode = Literal["mix", "modulate", "allpass"]
@@ -249,6 +250,8 @@ class FAMPEConfig(PathConfig):
         tau: share of the spectral energy inside the cut-off, in (0, 1].
         include_dc: count the mean of the image as energy.
         cutoff: a fixed cut-off in cycles over the shorter side, 1e-15 to 1e15, in place of the one tau gives.
+        mask_shape: of the low-pass that splits the bands: ``gaussian``, a hard ``disc``, or ``butterworth`` (order 2);
+            at the cut-off they let through 0.61, 1 and 0.5.
         gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
     """
 
@@ -264,6 +267,7 @@ class FAMPEConfig(PathConfig):
     tau: float = 0.9
     include_dc: bool = True
     cutoff: float | None = None
+    mask_shape: Shape = "gaussian"
     gain: float = 1.0
 
     def __post_init__(self) -> None:
@@ -276,6 +280,7 @@ class FAMPEConfig(PathConfig):
             sigma=check_number("sigma", self.sigma, 0, largest=LARGEST),
             tau=check_number("tau", self.tau, 0, 1, open_low=True),
             include_dc=check_flag("include_dc", self.include_dc),
+            mask_shape=check_choice("mask_shape", self.mask_shape, get_args(Shape)),
             gain=check_number("gain", self.gain, 0, open_low=True, largest=LARGEST),
         )
         if self.cutoff is not None:
@@ -330,7 +335,7 @@ class FAMPEConfig(PathConfig):
         """
         # All of the path's numbers by name, so that a default of FAMPE's that measures better changes none of them.
         attexplore = {field.name: field.default for field in fields(PathConfig)} | {"rho": 0.5, "sigma": 16 / 255}
-        known = {"samples": 20, "alpha": 0.1, "tau": 0.9, "cutoff": None, "gain": 1.0}
+        known = {"samples": 20, "alpha": 0.1, "tau": 0.9, "cutoff": None, "mask_shape": "gaussian", "gain": 1.0}
         return cls(**{**attexplore, **known, "mode": mode, "include_dc": include_dc, **overrides})
 
     def band_weights(self) -> tuple[float, float, float, float, float]:

@@ -110,8 +110,8 @@ class BandMixSampler:
 
     @property
     def kind(self) -> Hashable:
-        """The sampler's name, and whether both bands share their multipliers."""
-        return "band_mix", self._shared_multiplier
+        """The sampler's name, whether both bands share their multipliers, and the mask's shape."""
+        return "band_mix", self._shared_multiplier, self._config.mask_shape
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
         """Compute the mode's numbers, and the energy cut-off of each image or the fixed one."""
@@ -144,6 +144,7 @@ class BandMixSampler:
             batch.step,
             batch.width,
             self._shared_multiplier,
+            self._config.mask_shape,
         )
         return ops.irfft2(mixed, batch.width)
 

@@ -100,6 +100,7 @@ def band_mix(
     step: Tensor,
     width: int,
     shared_multiplier: bool = False,
+    shape: str = "gaussian",
 ) -> Tensor:
     """Compute ``fampe_fast.reference.band_mix.band_mix``, complex64 on the CPU."""
     channels, height, half = spectrum.shape[1:]
@@ -110,7 +111,7 @@ def band_mix(
     mix = _shared_mix if shared_multiplier else _mix
     for row, image in enumerate(image_index.tolist()):
         if image not in of_image:
-            low = _own(radial_mask(cutoff[image : image + 1], height, width)[0].flatten(1))
+            low = _own(radial_mask(cutoff[image : image + 1], height, width, shape)[0].flatten(1))
             of_image[image] = _one(parts, image), low, _one(weights, image), _one(image_ids, image)
         values, low, numbers, name = of_image[image]
         real, imaginary = mix(values, low, numbers, grid, name, _one(samples, row), seed, step)

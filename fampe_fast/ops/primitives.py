@@ -64,11 +64,16 @@ def _add_rows(rows: Tensor, image_index: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _mask_gradient(saved: Saved, shape: torch.Size, low_gradient: Tensor, high_gradient: Tensor) -> Tensor:
-    """Apply ``dL/dcutoff = L * r^2 / cutoff^3``, and ``dHi = -dL``."""
+    """Apply ``dL/dcutoff = L * r^2 / cutoff^3``, of Butterworth ``4 L (1-L) / cutoff``, 0 of a disc; ``dHi = -dL``."""
     cutoff: Tensor = saved["cutoff"]
-    low, _ = radial_mask(cutoff, saved["height"], saved["width"])
+    if saved["shape"] == "disc":
+        return torch.zeros_like(cutoff)
+    low, high = radial_mask(cutoff, saved["height"], saved["width"], saved["shape"])
+    change = low_gradient - high_gradient
+    if saved["shape"] == "butterworth":
+        return 4 * (change * low * high).sum((1, 2)) / cutoff
     squared = squared_radius(saved["height"], saved["width"], cutoff.device, cutoff.dtype)
-    return ((low_gradient - high_gradient) * low * squared).sum((1, 2)) / cutoff**3
+    return (change * low * squared).sum((1, 2)) / cutoff**3
 
 
 def _band_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ def _changed(saved: Saved) -> Tensor:
 
 radial_mask = primitive(
     _radial_mask,
-    lambda cutoff, height, width: tuple(cutoff.new_empty((len(cutoff), height, width // 2 + 1)) for _ in range(2)),
+    lambda cutoff, height, width, **_: tuple(cutoff.new_empty((len(cutoff), height, width // 2 + 1)) for _ in range(2)),
     gradients={"cutoff": _mask_gradient},
     saves=("cutoff",),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..catalog import DEPTH_OPTIONS, STUDIES, load
 from ..engine.config import FAMPEConfig
+from ..reference.radial_mask import SHAPES
 from .study_design import Study, Variant
 
 _BYTE = 1 / 255
@@ -176,6 +177,16 @@ def noise_study(budget: Budget) -> Study:
     ]
     rhos = [budget.fampe(f"rho={rho:g}", "rho", rho, "rho", rho=rho) for rho in (0.0, 0.25, 0.5, 0.75, 1.0)]
     return Study("noise", "How strong should the perturbations be?", (budget.baseline(), *sigmas, *rhos))
+
+
+def shapes_study(budget: Budget) -> Study:
+    """Vary the shape of the mask between the bands, in both readings of what the bands' weights multiply."""
+    variants = [
+        budget.fampe(f"{shape}, {mode}", mode=mode, mask_shape=shape)
+        for mode in ("mix", "modulate")
+        for shape in SHAPES
+    ]
+    return Study("shapes", "How should the bands be parted: softly or sharply?", (budget.baseline(), *variants))
 
 
 def define_study(name: str, budget: Budget | None = None) -> Study:

@@ -30,6 +30,7 @@ class Case:
         channels: C.
         rows: P, of the primitives that take (image, sample) or (image, step) pairs.
         mode: of the band mix, a key of ``fampe_fast.testing.arguments.MODES``.
+        mask: the radial mask's shape.
         taps: length of the smoothing kernel, 0 for none.
         gpu: too large for a CPU, or for an interpreter.
     """
@@ -40,6 +41,7 @@ class Case:
     channels: int = 2
     rows: int = 3
     mode: str = "mix"
+    mask: str = "gaussian"
     taps: int = 0
     gpu: bool = False
 
@@ -56,7 +58,8 @@ class Case:
             for name in ("batch", "channels", "rows", "taps")
             if (value := getattr(self, name)) != getattr(plain, name)
         ]
-        return "-".join([f"{self.height}x{self.width}", *([self.mode] * (self.mode != plain.mode)), *extra])
+        words = [word for word, usual in ((self.mode, plain.mode), (self.mask, plain.mask)) if word != usual]
+        return "-".join([f"{self.height}x{self.width}", *words, *extra])
 
 
 def stride_variants(tensor: Tensor) -> dict[str, Tensor]:

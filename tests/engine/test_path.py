@@ -20,6 +20,7 @@ from fampe_fast.engine.targets import Targets
 from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
+from fampe_fast.reference.radial_mask import SHAPES
 
 from ..models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 
@@ -167,6 +168,8 @@ SAMPLERS = [
     BandMixSampler(FAMPEConfig(mode="mix")),
     BandMixSampler(FAMPEConfig(mode="modulate")),
     BandMixSampler(FAMPEConfig(mode="allpass")),
+    BandMixSampler(FAMPEConfig(mask_shape="disc")),
+    BandMixSampler(FAMPEConfig(mode="mix", mask_shape="butterworth")),
     DCTSampler(AttEXploreConfig()),
 ]
 
@@ -195,7 +198,7 @@ def draw(
     return drawn
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["mix", "modulate", "allpass", "dct"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["mix", "modulate", "allpass", "disc", "butterworth", "dct"])
 @pytest.mark.parametrize("size", [(32, 32), (31, 45), (96, 128)])
 def test_samples_are_the_same_to_the_bit_however_they_are_batched(sampler, size: tuple[int, int], backend: str) -> None:
     images = some_images(5, 3, *size)
@@ -224,6 +227,19 @@ def test_the_two_cpu_backends_give_the_same_samples_to_the_bit(monkeypatch: pyte
             monkeypatch.setenv("FAMPE_FAST_BACKEND", name)
             drawn.append(draw(sampler, images, [0, 1], [(0, 0), (1, 5)], 2))
         assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_parts_the_bands_of_an_image(shape: str, backend: str) -> None:
+    """Mixed without randomness at alpha = 1 and gain 1, samples are the image's low band, by the formula."""
+    images = some_images(2, 3, 20, 30)
+    config = FAMPEConfig(mode="mix", alpha=1, rho=0, sigma=0, cutoff=3, mask_shape=shape)
+    drawn = draw(BandMixSampler(config), images, [0, 1], [(0, 0), (1, 0)], 2)
+    down, across = torch.meshgrid(torch.fft.fftfreq(20, 1 / 20), torch.fft.fftfreq(30, 1 / 20), indexing="ij")
+    ratio = torch.hypot(down.double(), across.double()) / 3
+    low = {"gaussian": (-(ratio**2) / 2).exp(), "disc": ratio < 1.001, "butterworth": 1 / (1 + ratio**4)}[shape]
+    expected = torch.fft.ifft2(torch.fft.fft2(images.double()) * low).real
+    torch.testing.assert_close(torch.stack([drawn[0, 0], drawn[1, 0]]).double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("diversity", [False, True])
@@ -490,6 +506,7 @@ BAD_NUMBERS = [
     ({"cutoff": 0}, ValueError, "cutoff"),
     ({"gain": 0}, ValueError, "gain"),
     ({"mode": "mixed"}, ValueError, "mode must be one of mix, modulate, allpass; got 'mixed'"),
+    ({"mask_shape": "box"}, ValueError, "mask_shape must be one of gaussian, disc, butterworth; got 'box'"),
     ({"direction": "down"}, ValueError, "direction"),
     ({"loss": "mse"}, ValueError, "loss"),
     ({"precision": "fp8"}, ValueError, "precision"),
@@ -700,6 +717,7 @@ def test_the_readings_of_the_published_text_are_selectable(mode: str, include_dc
 def test_the_published_numbers_have_a_name() -> None:
     config = FAMPEConfig.published(steps=3)
     assert (config.mode, config.alpha, config.rho, config.tau) == ("mix", 0.1, 0.5, 0.9)
+    assert config.mask_shape == "gaussian"
     assert config.include_dc
     assert config.input_diversity
     assert config.area_cutoff is None

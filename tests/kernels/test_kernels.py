@@ -200,13 +200,29 @@ def test_division_by_multiplication_is_exact(device: torch.device) -> None:
 # Blocks, grids and tiles ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", reference_masks.SHAPES)
 @pytest.mark.parametrize("size", [(8, 9), (3, 40)])
-def test_masks_are_right_to_the_ends_of_the_cutoffs_that_are_taken(size: tuple[int, int], device: torch.device) -> None:
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, in the interpreter
+def test_masks_are_right_to_the_ends_of_the_cutoffs_that_are_taken(
+    size: tuple[int, int], shape: str, device: torch.device
+) -> None:
     cutoff = torch.tensor([SMALLEST_CUTOFF, 1e-12, 1e12, LARGEST_CUTOFF])
-    low, high = radial_mask(cutoff.to(device), *size)
-    expected, _ = reference_masks.radial_mask(cutoff.double(), *size)
+    low, high = radial_mask(cutoff.to(device), *size, shape)
+    expected, _ = reference_masks.radial_mask(cutoff.double(), *size, shape)
     assert torch.equal(low.cpu().double(), expected.round(decimals=12))
     assert torch.equal(high, 1 - low)
+
+
+@pytest.mark.parametrize("shape", ["disc", "butterworth"])
+@pytest.mark.parametrize("size", [(8, 8), (14, 26), (225, 30)])
+def test_masks_without_an_exponential_are_the_reference_s_to_the_bit(
+    size: tuple[int, int], shape: str, device: torch.device
+) -> None:
+    cutoff = torch.tensor([1e-7, 0.7, 1, 2.5, 4, 13, 1e9])
+    for got, expected in zip(
+        radial_mask(cutoff.to(device), *size, shape), reference_masks.radial_mask(cutoff, *size, shape), strict=True
+    ):
+        assert torch.equal(got.cpu(), expected)
 
 
 def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:
@@ -226,12 +242,13 @@ def test_the_mix_does_not_depend_on_blocks_or_grid(size: tuple[int, int], device
             assert torch.equal(band_mix(**arguments, block=block, run=run), whole), (block, run)
 
 
-def test_the_mix_masks_are_those_of_radial_mask(device: torch.device) -> None:
+@pytest.mark.parametrize("shape", reference_masks.SHAPES)
+def test_the_mix_masks_are_those_of_radial_mask(shape: str, device: torch.device) -> None:
     """One device function serves both: with one low weight and nothing else the mix of ones is L, bit for bit."""
-    arguments = example_arguments("band_mix", Case(21, 10, channels=1), device)
+    arguments = example_arguments("band_mix", Case(21, 10, channels=1, mask=shape), device)
     arguments["spectrum"] = torch.ones_like(arguments["spectrum"])
     arguments["weights"] = torch.tensor([(0, 1, 0, 0, 0, 0)] * 2, dtype=torch.float32, device=device)
-    low, _ = radial_mask(arguments["cutoff"], 21, 10)
+    low, _ = radial_mask(arguments["cutoff"], 21, 10, shape)
     assert torch.equal(band_mix(**arguments).real, low[arguments["image_index"]][:, None])
 
 
@@ -300,6 +317,10 @@ def test_wrong_types_are_named(device: torch.device) -> None:
         energy_cutoff(spectra(Case(8, 8)).to(device, torch.complex128), 8)
     with pytest.raises(TypeError, match="complex128"):
         band_mix(**moved(exactly(example_arguments("band_mix", Case(8, 8), device)), device))
+    with pytest.raises(ValueError, match="shape must be one of gaussian, disc, butterworth; got 'box'"):
+        radial_mask(torch.ones(1, device=device), 8, 8, "box")
+    with pytest.raises(ValueError, match="shape must be one of gaussian, disc, butterworth; got 'box'"):
+        band_mix(**example_arguments("band_mix", Case(8, 8), device, shape="box"))
     with pytest.raises(TypeError, match="float16"):
         gradient_step(
             **example_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,11 @@ SPECTRUM = torch.fft.rfft2(random(2, 1, 8, 9))
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     **{op: (op, example_arguments(op, CASE, "cpu")) for op in OPS},
     "diversify channels last": ("diversify", example_arguments("diversify", CASE, "cpu", channels_last=True)),
+    **{
+        f"{op} of a {shape}": (op, example_arguments(op, replace(CASE, mask=shape), "cpu"))
+        for op in ("radial_mask", "band_mix")
+        for shape in ("disc", "butterworth")
+    },
     "energy_cutoff without DC": ("energy_cutoff", example_arguments("energy_cutoff", CASE, "cpu", include_dc=False)),
     "pixel_mask channels last": ("pixel_mask", in_channels_last(example_arguments("pixel_mask", COLOUR, "cpu"))),
     "layer_evidence of halves": (
@@ -58,6 +64,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Operator and arguments."""
+DIFFERENTIATED = [
+    name for name, (op, _) in EXAMPLES.items() if op in DIFFERENTIABLE and name != "radial_mask of a disc"
+]
+"""What has a gradient to compare, which a step has not."""
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -72,11 +82,11 @@ def test_the_smooth_primitives_have_gradients() -> None:
     assert smooth <= set(DIFFERENTIABLE)
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_gradcheck(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact to float64's finite differences, so on the reference, which takes float64."""
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
-    arguments = exactly(EXAMPLES[op][1])
+    op, arguments = EXAMPLES[name][0], exactly(EXAMPLES[name][1])
     leaves = [arguments[name].clone().requires_grad_() for name in DIFFERENTIABLE[op]]
 
     def call(*values: Tensor) -> Any:
@@ -85,9 +95,11 @@ def test_gradcheck(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.autograd.gradcheck(call, leaves)
 
 
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_gradients_are_those_of_the_reference(op: str, device: torch.device) -> None:
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_gradients_are_those_of_the_reference(name: str, device: torch.device) -> None:
     """Against autograd through the plain reference in float64, which knows nothing of our backward formulas."""
+
+    op = EXAMPLES[name][0]
 
     def gradients(function: Any, arguments: dict[str, Any]) -> list[Tensor]:
         leaves = {name: arguments[name].detach().clone().requires_grad_() for name in DIFFERENTIABLE[op]}
@@ -98,12 +110,28 @@ def test_gradients_are_those_of_the_reference(op: str, device: torch.device) -> 
             total = total + (values * random(*values.shape, seed=k).to(values)).sum()
         return list(torch.autograd.grad(total, list(leaves.values())))
 
-    arguments = moved(EXAMPLES[op][1], device)
+    arguments = moved(EXAMPLES[name][1], device)
     exactly_known = gradients(load_primitives("reference", "cpu")[op], exactly(arguments))
     for got, exact in zip(gradients(getattr(ops, op), arguments), exactly_known, strict=True):
         scale = exact.abs().max()
         assert scale > 0
         assert (got.cpu().to(exact.dtype) - exact).abs().max() < 1e-5 * scale
+
+
+def test_a_disc_does_not_move_with_its_cutoff(device: torch.device) -> None:
+    cutoff = torch.tensor([2.5, 4.0], device=device, requires_grad=True)
+    low, high = ops.radial_mask(cutoff, 8, 9, "disc")
+    (gradient,) = torch.autograd.grad((low * 2 + high).sum(), cutoff)
+    assert gradient.tolist() == [0, 0]
+
+
+def test_an_unknown_shape_is_named(device: torch.device) -> None:
+    for call in (
+        lambda: ops.radial_mask(torch.ones(1, device=device), 8, 9, "box"),
+        lambda: ops.band_mix(**example_arguments("band_mix", CASE, device, shape="box")),
+    ):
+        with pytest.raises(ValueError, match="shape must be one of gaussian, disc, butterworth; got 'box'"):
+            call()
 
 
 def test_what_has_no_gradient_says_so(device: torch.device) -> None:

@@ -134,6 +134,38 @@ def test_masks_are_the_gaussian_and_its_complement(size: tuple[int, int]) -> Non
             assert low[b, u, v].item() == pytest.approx(math.exp(-(float(radius[u, v]) ** 2) / (2 * cf**2)), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_masks_are_the_disc_and_the_butterworth(size: tuple[int, int]) -> None:
+    cutoff = torch.tensor([1.0, 3.5, 4.0], dtype=torch.float64)
+    disc, outside = radial_mask(cutoff, *size, "disc")
+    smooth, rest = radial_mask(cutoff, *size, "butterworth")
+    assert disc.dtype == smooth.dtype == torch.float64
+    for low, high in ((disc, outside), (smooth, rest)):
+        assert torch.equal(high, 1 - low)
+        assert (low[:, 0, 0] == 1).all()
+    shells = shell_index(*size)
+    radius = squared_radius(*size, dtype=torch.float64).sqrt()
+    for b, cf in enumerate(cutoff.tolist()):
+        if cf.is_integer():
+            assert torch.equal(disc[b], (shells <= cf).double())
+        for u, v in ((0, 1), (1, 0), (size[0] - 1, 2)):
+            ratio = float(radius[u, v]) / cf
+            assert smooth[b, u, v].item() == pytest.approx(1 / (1 + ratio**4), rel=1e-12)
+            assert disc[b, u, v].item() == (ratio < 1 + 1e-12)
+
+
+def test_the_disc_of_the_energy_cutoff_holds_the_energy() -> None:
+    """The disc's edge and the energy's are one: tau of the energy is inside, less is inside the next smaller disc."""
+    images = torch.rand(4, 2, 21, 14, generator=torch.Generator().manual_seed(2))
+    spectrum = torch.fft.rfft2(images.double())
+    energy = spectrum.abs().square().sum(1) * multiplicity(14)
+    cutoff = energy_cutoff(spectrum, 14, 0.9)
+    assert (cutoff > 1).all()
+    held = [(energy * radial_mask(c, 21, 14, "disc")[0]).sum((1, 2)) / energy.sum((1, 2)) for c in (cutoff, cutoff - 1)]
+    assert (held[0] >= 0.9).all()
+    assert (held[1] < 0.9).all()
+
+
 def draw(size: tuple[int, int], rows: int, channels: int = 2, seed: int = 3, dtype: torch.dtype = torch.float64):
     grid = hermitian_grid(*size, dtype=dtype)
     return spectral_draw(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -227,7 +229,7 @@ def test_the_plot_shows_the_points(tmp_path: Path) -> None:
         study_figure([], title="t")
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "shapes"])
 def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> None:
     study = define_study(name, Budget(3, 4, 5, {"eps": 0.05}))
     reference, *others = study.variants
@@ -257,6 +259,17 @@ def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> N
         elif variant.axis in vars(config):
             assert variant.value == getattr(config, variant.axis)
     assert len({(v.axis, v.series, v.value) for v in others}) == len(others)
+
+
+def test_the_shapes_are_compared_in_both_readings(classifier) -> None:
+    reference, *others = define_study("shapes", Budget(3, 4, 5, {"eps": 0.05})).variants
+    assert reference.method == "attexplore"
+    plain = create_method("fampe", classifier, steps=3, samples=4, views=0, seed=5, eps=0.05).config
+    compared = product(("mix", "modulate"), ("gaussian", "disc", "butterworth"))
+    for variant, (mode, shape) in zip(others, compared, strict=True):
+        config = create_method(variant.method, classifier, **variant.options).config
+        assert config == replace(plain, mode=mode, mask_shape=shape)
+        assert variant.label == f"{shape}, {mode}"
 
 
 def test_a_number_of_passes_is_no_variant_twice() -> None:

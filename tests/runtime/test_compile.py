@@ -13,6 +13,7 @@ import pickle
 import threading
 import warnings
 import weakref
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from torch._dynamo.utils import counters
 
 from fampe_fast import FAMPE, AttEXplore
 from fampe_fast.errors import FampeWarning
+from fampe_fast.reference.radial_mask import SHAPES
 
 from ..models_for_tests import Smooth, published, some_images
 
@@ -74,6 +76,8 @@ def test_rows_one_by_one_have_a_graph_of_their_own() -> None:
         {"mode": "modulate", "input_diversity": False},
         {"area_cutoff": 6.0},
         {"mode": "allpass"},
+        {"mask_shape": "disc"},
+        {"mask_shape": "butterworth"},
         {"loss": "softmax_twice"},
         {"precision": "bf16"},
         {"direction": "ascend"},
@@ -86,6 +90,20 @@ def test_every_option_is_compiled(options: dict[str, str]) -> None:
     expected = published(model, compile="off", steps=2, samples=4, **options).attribute(images, target=2)
     assert graphs() > 0
     assert pearson(maps, expected) > (0.99 if options.get("precision") else 0.9999)
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_a_model_s_graphs_keep_the_shapes_apart() -> None:
+    """One model, one shape after the other: what was compiled for the first one is not used for the others."""
+    model, images = Smooth(), some_images(2)
+    options = {"steps": 1, "samples": 2, "input_diversity": False, "alpha": 1.0, "cutoff": 2.0}
+    plain, compiled = (
+        [published(model, compile=mode, mask_shape=shape, **options).attribute(images, target=2) for shape in SHAPES]
+        for mode in ("off", "on")
+    )
+    apart = min(float((one - other).norm()) for one, other in combinations(plain, 2))
+    assert apart > 0
+    assert all(float((one - other).norm()) < 0.1 * apart for one, other in zip(plain, compiled, strict=True))
 
 
 @pytest.mark.usefixtures("traced_only")

@@ -24,6 +24,7 @@ from fampe_fast.reference import radial_mask as mask_file
 from fampe_fast.reference import spectral_noise as noise_file
 from fampe_fast.reference.energy_cutoff import shell_energy
 from fampe_fast.reference.gradient_step import StepResult
+from fampe_fast.reference.radius import inside_radius, squared_radius
 from fampe_fast.testing import (
     Case,
     Primitives,
@@ -123,6 +124,40 @@ def above(held: Tensor, tau: float) -> Tensor:
 def short_sums(spectrum: Tensor, width: int, tau: float = 0.9, include_dc: bool = True) -> Tensor:
     held = shell_energy(spectrum, width, include_dc).bfloat16().cumsum(1)
     return at_least(held, tau).long().argmax(1).clamp(min=1).float()
+
+
+def open_disc(radius: Tensor, height: int, width: int) -> Tensor:
+    return inside_radius(torch.nextafter(radius, torch.zeros_like(radius)), height, width)
+
+
+def rounded_disc(radius: Tensor, height: int, width: int) -> Tensor:
+    return squared_radius(height, width) <= radius[:, None, None] ** 2
+
+
+def butterworth(low: Callable[[Tensor], Tensor]) -> Fault:
+    """Masks whose Butterworth is a function of r^2 / c^2."""
+
+    def run(cutoff: Tensor, height: int, width: int, shape: str = "gaussian") -> tuple[Tensor, Tensor]:
+        if shape != "butterworth":
+            return REFERENCE["radial_mask"](cutoff, height, width, shape)
+        mask = low(squared_radius(height, width) / cutoff[:, None, None] ** 2)
+        return mask, 1 - mask
+
+    return run
+
+
+def mix_of(masks: Fault) -> Fault:
+    """The mix with other masks."""
+    return patched("band_mix", mix_file, "radial_mask", masks)
+
+
+def shape_ignored(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "shape": "gaussian"}
+
+
+def shapes_exchanged(arguments: dict[str, Any]) -> dict[str, Any]:
+    other = {"disc": "butterworth", "butterworth": "disc"}
+    return {**arguments, "shape": other.get(arguments.get("shape", "gaussian"), "gaussian")}
 
 
 # Rounding, order, memory ----------------------------------------------------------------------------------------------
@@ -397,6 +432,12 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         "radial_mask",
         patched("radial_mask", mask_file, "squared_radius", wrong_fold),
     ),
+    "mask: shape ignored": ("radial_mask", changed("radial_mask", shape_ignored)),
+    "mask: disc and Butterworth exchanged": ("radial_mask", changed("radial_mask", shapes_exchanged)),
+    "mask: disc with < instead of <=": ("radial_mask", patched("radial_mask", mask_file, "inside_radius", open_disc)),
+    "mask: disc in float32": ("radial_mask", patched("radial_mask", mask_file, "inside_radius", rounded_disc)),
+    "mask: Butterworth of order 1": ("radial_mask", butterworth(lambda ratio: 1 / (1 + ratio))),
+    "mask: Butterworth of half the power": ("radial_mask", butterworth(lambda ratio: (1 + ratio**2).rsqrt())),
     "mask: tf32": ("radial_mask", after("radial_mask", ten_bits)),
     "mask: last row unwritten": ("radial_mask", after("radial_mask", unwritten(-2))),
     "cut-off: radius off by one": ("energy_cutoff", cutoff(at_least, offset=1)),
@@ -408,6 +449,10 @@ FAULTS: dict[str, tuple[str, Fault]] = {
         "band_mix",
         patched("band_mix", mask_file, "squared_radius", wrong_fold),
     ),
+    "mix: shape ignored": ("band_mix", changed("band_mix", shape_ignored)),
+    "mix: disc and Butterworth exchanged": ("band_mix", changed("band_mix", shapes_exchanged)),
+    "mix: disc with < instead of <=": ("band_mix", patched("band_mix", mask_file, "inside_radius", open_disc)),
+    "mix: Butterworth of order 1": ("band_mix", mix_of(butterworth(lambda ratio: 1 / (1 + ratio)))),
     "mix: no conjugates": ("band_mix", patched("band_mix", mix_file, "hermitian_grid", without_conjugates)),
     "mix: mirrored rows draw their own words": (
         "band_mix",
@@ -538,13 +583,23 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 
 # The checks made for a fault: they must catch it on their own, whatever others do.
 CATCHERS: dict[str, str] = {
-    "mask: negative frequencies begin a row late": "radial_mask_falls_to_the_gaussian_s_values",
+    "mask: negative frequencies begin a row late": "radial_mask_falls_to_its_shape_s_values",
+    "mask: shape ignored": "radial_mask_falls_to_its_shape_s_values",
+    "mask: disc and Butterworth exchanged": "radial_mask_falls_to_its_shape_s_values",
+    "mask: disc with < instead of <=": "radial_mask_decides_on_the_edge_of_a_disc_without_rounding",
+    "mask: disc in float32": "radial_mask_decides_on_the_edge_of_a_disc_without_rounding",
+    "mask: Butterworth of order 1": "radial_mask_falls_to_its_shape_s_values",
+    "mask: Butterworth of half the power": "radial_mask_falls_to_its_shape_s_values",
     "mask: tf32": "radial_mask_is_as_accurate_as_the_reference",
     "cut-off: radius off by one": "energy_cutoff_finds_a_wave",
     "cut-off: radius one short": "energy_cutoff_finds_a_wave",
     "cut-off: DC counted though left out": "energy_cutoff_finds_a_wave",
     "cut-off: > instead of >=": "energy_cutoff_is_exact_at_ties",
     "cut-off: bfloat16 sums": "energy_cutoff_adds_whole_energies_without_rounding",
+    "mix: shape ignored": "band_mix_without_randomness_is_the_filter",
+    "mix: disc and Butterworth exchanged": "band_mix_without_randomness_is_the_filter",
+    "mix: disc with < instead of <=": "band_mix_without_randomness_is_the_filter",
+    "mix: Butterworth of order 1": "band_mix_without_randomness_is_the_filter",
     "mix: no conjugates": "band_mix_of_nothing_is_the_transform_of_real_noise",
     "mix: mirrored rows draw their own words": "band_mix_of_nothing_is_the_transform_of_real_noise",
     "mix: words of the bands exchanged": "band_mix_draws_the_published_words_at_dc",
@@ -744,8 +799,8 @@ from fampe_fast.reference.pixel_mask import pixel_mask
 from fampe_fast.reference.radial_mask import radial_mask
 
 def registered(name, factor):
-    def masks(cutoff, height, width):
-        low, high = radial_mask(cutoff, height, width)
+    def masks(cutoff, height, width, shape):
+        low, high = radial_mask(cutoff, height, width, shape)
         return low, high * factor
 
     own = {"radial_mask": masks, "pixel_mask": lambda *args, **kw: pixel_mask(*args, **kw)}

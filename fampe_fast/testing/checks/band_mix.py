@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...reference.band_mix import band_mix as reference
+from ...reference.radial_mask import SHAPES
 from ...reference.spectral_noise import hermitian_grid
 from ..arguments import MODES, call, cutoffs, makes_arguments, random, rows_of, single_and_exact, spectra
 from ..error_rule import assert_as_accurate, assert_same, assert_true
@@ -21,6 +22,7 @@ from ..statistics import assert_hermitian, assert_independent, assert_uniform, a
 from .common import (
     EDGES,
     LARGE,
+    OTHER_MASKS,
     SMALL,
     assert_accurate_and_fresh,
     assert_any_strides,
@@ -33,6 +35,11 @@ PER_IMAGE = ("spectrum", "cutoff", "weights", "image_ids")
 PER_ROW = ("samples",)
 
 MODE_CASES = tuple(Case(*size, mode=mode) for size in ((9, 9), (12, 20)) for mode in ("modulate", "allpass"))
+MASK_CASES = tuple(
+    Case(*size, mode=mode, mask=shape)
+    for shape in OTHER_MASKS
+    for size, mode in (((9, 8), "mix"), ((12, 20), "modulate"), ((21, 10), "mix"))
+)
 ONE_IMAGE = (Case(13, 17, batch=1, channels=1), Case(13, 17, batch=1, channels=3))
 LARGE_MIXES = tuple(
     Case(case.height, case.width, batch=3, channels=3, rows=8, mode=mode, gpu=True)
@@ -51,6 +58,7 @@ def _arguments(case: Case) -> dict[str, Any]:
         **rows_of(case),
         "width": case.width,
         "shared_multiplier": shared,
+        "shape": case.mask,
     }
 
 
@@ -58,7 +66,7 @@ def _weights(*numbers: tuple[float, ...]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)
 
 
-@check("band_mix", cases=(*SMALL, *EDGES, *MODE_CASES, *ONE_IMAGE, *LARGE_MIXES))
+@check("band_mix", cases=(*SMALL, *EDGES, *MODE_CASES, *MASK_CASES, *ONE_IMAGE, *LARGE_MIXES))
 def check_band_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torch.device, case: Case) -> None:
     """Apply the error rule in every mode, dtype, shape and layout, in poisoned memory."""
     arguments = _arguments(case, device)
@@ -127,19 +135,27 @@ def check_band_mix_of_nothing_is_the_transform_of_real_noise(ops: Primitives, de
     assert_true(worst <= 1e-5 * mixed.abs().max().item(), f"rfft2(irfft2(noise)) is off by {worst:.3g}")
 
 
-@check("band_mix", cases=(Case(8, 8), Case(9, 12)))
+@check("band_mix", cases=(*(Case(*size, mask=shape) for shape in SHAPES for size in ((8, 8), (9, 12))),))
 def check_band_mix_without_randomness_is_the_filter(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Halve the image at alpha = 1/2, leave it at g0 = 1, and filter the full plane with unequal weights."""
+    """Halve the image at alpha = 1/2, leave it at g0 = 1, and filter the full plane with unequal weights.
+
+    Of 9 x 12 the coefficient (2, 2) lies on the cut-off, 2.5, and so on the edge of the disc.
+    """
     images = random(2, 1, *case.size, seed=9)
     u, v = (torch.fft.fftfreq(n, dtype=torch.float64) for n in case.size)
-    low = torch.exp(-(min(case.size) ** 2) * (u[:, None] ** 2 + v**2) / (2 * 2.5**2))
+    squared = min(case.size) ** 2 * (u[:, None] ** 2 + v**2) / 2.5**2
+    low = {
+        "gaussian": torch.exp(-squared / 2),
+        "disc": (squared < 1 + 1e-9).double(),
+        "butterworth": 1 / (1 + squared**2),
+    }[case.mask]
     for numbers, gain in (
         ((0, 0.5, 0, 0.5, 0, 0), torch.full_like(low, 0.5)),
         ((1, 0, 0, 0, 0, 0), torch.ones_like(low)),
         ((0, 0.25, 0, 0.75, 0, 0), 0.25 * low + 0.75 * (1 - low)),
     ):
         changes = {"cutoff": torch.full((2,), 2.5), "weights": _weights(numbers, numbers)}
-        one = Case(case.height, case.width, channels=1, rows=2)
+        one = Case(case.height, case.width, channels=1, rows=2, mask=case.mask)
         arguments = _arguments(one, device, spectrum=torch.fft.rfft2(images), **changes)
         got = torch.fft.irfft2(ops.band_mix(**arguments).cpu(), s=case.size)
         expected = torch.fft.ifft2(torch.fft.fft2(images.double()) * gain).real

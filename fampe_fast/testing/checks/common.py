@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...reference.radial_mask import SHAPES
 from ..arguments import call
 from ..error_rule import assert_as_accurate, assert_same, assert_true
 from ..shapes import EDGE_SIZES, LARGE_SIZES, SIZES, Case, stride_variants
@@ -16,6 +17,8 @@ from ..shapes import EDGE_SIZES, LARGE_SIZES, SIZES, Case, stride_variants
 SMALL = tuple(Case(*size) for size in SIZES)
 EDGES = tuple(Case(*size) for size in EDGE_SIZES)
 LARGE = tuple(Case(*size, channels=3, gpu=True) for size in LARGE_SIZES)
+OTHER_MASKS = SHAPES[1:]
+"""The radial mask's shapes but the default."""
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
