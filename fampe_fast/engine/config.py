@@ -104,7 +104,7 @@ class PathConfig:
             image and its mirror image; 0 leaves the depths out.
         layers: the layers whose evidence is collected, by their modules' names with commas between them, in place of
             those found without names, "layer2,layer3,layer4"; "act#1" is the second call of "act" in a pass.
-        pixel_weight: weight of the pixels' evidence beside a layer's, 0 or more; None is 0.5 for a path's and 0 for a
+        pixel_weight: weight of the pixels' evidence beside a layer's, 0 or more; None is 4 for a path's and 0 for a
             plain gradient's.
         layer_weights: weights of the layers in the sum, one for each, from fine to coarse with commas between them, 0
             or more, "1,1,0"; None is 1 for all but the last, which is the gate, and 0 for that one.
@@ -119,9 +119,9 @@ class PathConfig:
         gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
             side, 0 to 1e15; None keeps all. The disc of FORGrad (arXiv 2307.09591) on signed gradients, channel by
             channel: its authors' public code filters finished maps without signs, as ``FORGrad`` does.
-        area_cutoff: rank the map's peaks first and then the area they lie in (``frequency.two_scale_map``), which is
-            its Gaussian low-pass with this cut-off in cycles over the shorter side, 1e-15 to 1e15; None leaves the
-            attribution as the path collects it.
+        area_cutoff: rank the peaks of a map without depths first and then the area they lie in
+            (``frequency.two_scale_map``), which is its Gaussian low-pass with this cut-off in cycles over the shorter
+            side, 1e-15 to 1e15; None leaves the attribution as the path collects it.
         direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
         loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as in AttEXplore's
             public code.
@@ -140,7 +140,7 @@ class PathConfig:
     layers: str | tuple[str, ...] | None = None
     pixel_weight: float | None = None
     layer_weights: str | tuple[float, ...] | None = None
-    gate_floor: float = 0.1
+    gate_floor: float = 0.5
     eps: float = 16 / 255
     decay: float = 1.0
     smoothing: bool = True

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import warn
-from ..frequency.two_scale import two_scale_map
 from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
 from ..runtime.chunking import even_parts
 from ..runtime.compilation import Compiled, resolve_compile
@@ -25,14 +24,14 @@ from .precision import matrix_precision
 from .request import Request
 
 # Of the pixels' evidence where a path has collected it; that of one gradient is noise beside the finest layer.
-_PATH_WEIGHT = 0.5
+_PATH_WEIGHT = 4.0
 
 
 class DepthEvidence(NamedTuple):
     """The evidence of an image's pixels and of its layers, none of it negative.
 
     Attributes:
-        pixels: (B, H, W) float32: absolute gradient, summed over the channels, on two scales; zero where nobody asked.
+        pixels: (B, H, W) float32: absolute gradient, summed over the channels; zero where nobody asked.
         layers: (B, K) float32: the layers' evidence from fine to coarse, each row by row.
         sizes: h and w of every layer; K is the sum of their products.
         names: of the layers.
@@ -113,7 +112,7 @@ def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> T
 
     ``(w p + sum of the other layers) * (floor + the last layer)``, each part divided by its mean: fine layers say
     where, the last one of what class. A product of a fine and a coarse map is Guided Grad-CAM's (Selvaraju et al., ICCV
-    2017) and Poly-CAM's (Englebert et al., arXiv 2204.13359) idea; sum, floor and two scales were measured
+    2017) and Poly-CAM's (Englebert et al., arXiv 2204.13359) idea; sum, floor and weights were measured
     (``docs/results.md``).
 
     Args:
@@ -171,11 +170,9 @@ def _weights(names: Sequence[str], config: PathConfig) -> list[float]:
     return weights
 
 
-def on_two_scales(evidence: Tensor, config: PathConfig) -> Tensor:
-    """Make the pixels' evidence (B, H, W), not negative, of signed evidence (B, C, H, W)."""
-    if config.area_cutoff is None:
-        return evidence.sum(1).clamp(min=0)
-    return two_scale_map(evidence, config.area_cutoff)[:, 0].clamp(min=0)
+def evidence_of_pixels(attribution: Tensor) -> Tensor:
+    """Make the pixels' evidence (B, H, W), not negative, of an attribution (B, C, H, W): the areas are the layers'."""
+    return attribution.sum(1).clamp(min=0)
 
 
 def _average(level: Tensor) -> Tensor:
@@ -231,7 +228,7 @@ def _evidence(
         for level, activation, gradient in zip(levels, activations, gradients[len(leaves) :], strict=True)
     ]
     own = gradients[0]
-    return [on_two_scales(own.abs(), config).float(), *found] if pixels and own is not None else found
+    return [evidence_of_pixels(own.abs()).float(), *found] if pixels and own is not None else found
 
 
 def _watched_pass(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypedDict, Ty
 from torch import Tensor
 
 from ..engine.config import PathConfig
-from ..engine.depth import DepthEvidence, collect_depths, combined_map, on_two_scales
+from ..engine.depth import DepthEvidence, collect_depths, combined_map, evidence_of_pixels
 from ..engine.path import PathDetails, follow_path
 from ..engine.request import Request, prepared
 from ..engine.targets import Target
@@ -273,7 +273,7 @@ class PathMethod(Generic[Config]):
         elif details is None or not config.steps:
             maps = combined_map(depths, depths.pixels, config)
         else:
-            maps = combined_map(depths, on_two_scales(details.attribution, config), config)
+            maps = combined_map(depths, evidence_of_pixels(details.attribution), config)
         return maps.expand_as(images).contiguous()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_flag
 from ..engine.config import PathConfig
-from ..engine.depth import DepthEvidence, combined_map, layer_weights_of, on_two_scales, pixel_weight_of
+from ..engine.depth import DepthEvidence, combined_map, evidence_of_pixels, layer_weights_of, pixel_weight_of
 from ..metrics import Estimate, mean_and_error, paired_difference
 from ..models.identity import identity_of
 from ..progress import UpTo, progress
@@ -22,9 +22,9 @@ from .calibration import DepthCalibration
 from .fampe import FAMPE
 from .tuning import Faithfulness
 
-PIXEL_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+PIXEL_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 LAYER_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
-GATE_FLOORS = (0.03, 0.1, 0.3, 1.0)
+GATE_FLOORS = (0.1, 0.25, 0.5, 1.0, 3.0)
 ROUNDS = 2
 LEAST = 2
 """Images that a search needs: one has no standard error."""
@@ -216,7 +216,7 @@ def collect_evidence(
         images, targets, image_ids=image_ids, internal_batch_size=internal_batch_size, return_details=True
     )
     assert details.depths is not None  # it takes views
-    pixels = on_two_scales(details.attribution, method.config) if method.config.steps else details.depths.pixels
+    pixels = evidence_of_pixels(details.attribution) if method.config.steps else details.depths.pixels
     return details.depths._replace(pixels=pixels)
 
 
@@ -247,7 +247,7 @@ def calibrate_depths(
     """Search the weights of a model's depths by the mean faithfulness of the maps that they make.
 
     The evidence is collected once and combined many times. From the method's own weights on, each layer's (0, 0.5, 1,
-    2), the pixels' (0, 0.25, 0.5, 1, 2) and the gate's floor (0.03, 0.1, 0.3, 1) are tried in turn, twice at most, and
+    2), the pixels' (0, 0.5, 1, 2, 4) and the gate's floor (0.1, 0.25, 0.5, 1, 3) are tried in turn, twice at most, and
     a change is kept only where it gains more than its paired standard error: some 30 combinations at
     ``2 (metric_steps + 1)`` forward passes per image each.
 

@@ -99,12 +99,12 @@ def test_where_every_layer_is_right_the_defaults_stay() -> None:
     """Every combination ranks what counts before what does not, and what counts counts alike."""
     images = torch.linspace(0.3, 0.9, 6)[:, None, None, None].expand(-1, 3, 64, 64).contiguous()
     got = calibrated(Rolled.right(), images)
-    assert (got.pixel_weight, got.layer_weights, got.gate_floor) == (0.0, (1.0, 1.0, 0.0), 0.1)
+    assert (got.pixel_weight, got.layer_weights, got.gate_floor) == (0.0, (1.0, 1.0, 0.0), 0.5)
     assert got.score == got.default_score
     assert got.held_out == Estimate(0.0, 0.0, 6)
     assert got.score.mean > 0.3
     # One round: the default, and what differs from it in one number. Nothing was better, so there is no second.
-    assert got.evaluations == 1 + 3 * 3 + 4 + 3
+    assert got.evaluations == 1 + 3 * 3 + 4 + 4
 
 
 def test_the_evidence_is_collected_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_gain_smaller_than_its_error_is_not_kept() -> None:
 
 def test_the_best_of_those_that_are_clear_is_taken() -> None:
     def judged(weights: DepthWeights) -> list[float]:
-        gain = {0.0: [0.9, -0.1], 0.25: [0.2, 0.2], 1.0: [0.3, 0.3], 2.0: [0.1, 0.1]}.get(weights.pixels, [0.0, 0.0])
+        gain = {0.0: [0.9, -0.1], 4.0: [0.2, 0.2], 1.0: [0.3, 0.3], 2.0: [0.1, 0.1]}.get(weights.pixels, [0.0, 0.0])
         return [0.1 + one for one in gain]
 
     assert search_weights(scored(judged), START) == START._replace(pixels=1.0)
@@ -175,7 +175,7 @@ def test_held_out_images_are_scored_with_what_fits_the_others() -> None:
     def likes(floor: float, other: float) -> Callable[[DepthWeights], list[float]]:
         return lambda weights: [1.0 * (weights.floor == floor) - 0.5 * (weights.floor == other)] * 2
 
-    halves = [scored(likes(1.0, 0.3)), scored(likes(0.3, 1.0))]
+    halves = [scored(likes(1.0, 0.25)), scored(likes(0.25, 1.0))]
     best, held_out = search_in_parts(halves, START)
     assert held_out == Estimate(-0.5, 0.0, 4)
     assert best == START  # a gain of 0.25 ± 0.43

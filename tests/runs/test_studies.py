@@ -290,7 +290,7 @@ def test_options_of_depths_are_for_variants_with_depths(classifier) -> None:
     variants = define_study("methods", Budget(1, 2, options={"gate_floor": 0.7, "layers": "a,b"})).variants
     configs = [create_method(variant.method, classifier, **variant.options).config for variant in variants]
     for config in configs:
-        assert (config.gate_floor, config.layer_names) == ((0.7, ("a", "b")) if config.views else (0.1, ()))
+        assert (config.gate_floor, config.layer_names) == ((0.7, ("a", "b")) if config.views else (0.5, ()))
     assert sum(bool(config.views) for config in configs) == 1
     with pytest.raises(ValueError, match="of the study 'alpha' looks at depths.* leave out layers, gate_floor"):
         define_study("alpha", Budget(options={"gate_floor": 0.7, "layers": "a"}))
