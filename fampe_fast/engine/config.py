@@ -250,8 +250,8 @@ class FAMPEConfig(PathConfig):
         tau: share of the spectral energy inside the cut-off, in (0, 1].
         include_dc: count the mean of the image as energy.
         cutoff: a fixed cut-off in cycles over the shorter side, 1e-15 to 1e15, in place of the one tau gives.
-        mask_shape: of the low-pass that splits the bands: ``gaussian``, a hard ``disc``, or ``butterworth`` (order 2);
-            at the cut-off they let through 0.61, 1 and 0.5.
+        mask_shape: shape of the low-pass that splits the bands: ``gaussian``, a hard ``disc``, or ``butterworth`` of
+            order 2; at the cut-off they let through 0.61, 1 and 0.5.
         gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
     """
 
