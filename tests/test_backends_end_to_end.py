@@ -25,7 +25,9 @@ SEED = 8  # two samples at two steps: three without input diversity and one with
 @pytest.fixture(scope="module")
 def scene(device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
     clf = load_embedded_classifier().to(device)
-    images = generate([0, 5], seed=7).images if device.type != "cpu" else generate([5], seed=7, size=64).images
+    images = generate([0, 5], seed=7).images
+    if device.type == "cpu":  # for the interpreter the middle of a small one, which no power of two divides
+        images = generate([5], seed=7, size=64).images[..., 12:52, 10:54].contiguous()
     images = images.to(device)
     return clf, images, clf(images).argmax(1)
 

@@ -115,6 +115,22 @@ def hidden(out: Path) -> list[Path]:
     return [path for path in out.rglob(".*") if path.is_file()]
 
 
+ONE_BY_ONE = ["--limit", "3", "--batch-size", "1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give the folder of a command's quick run that nothing disturbs; each command runs once for all tests."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @functools.cache
+    def results_of(command: str) -> Path:
+        assert main(quick(command, photos, model_file, folder / command, *ONE_BY_ONE)) == DONE
+        return folder / command
+
+    return results_of
+
+
 # Killed ---------------------------------------------------------------------------------------------------------------
 
 
@@ -186,18 +202,17 @@ def test_a_finished_run_is_not_done_again(
 
 @pytest.mark.parametrize("command", RECORDED)
 def test_half_a_line_is_dropped_and_spoils_nothing_that_follows(
-    command: str, photos: Path, model_file: Path, tmp_path: Path
+    command: str, photos: Path, model_file: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
 ) -> None:
     _, grows, leaves = COMMANDS[command]
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert main(quick(command, photos, model_file, whole, "--limit", "3", "--batch-size", "1")) == DONE
+    whole, out = undisturbed(command), tmp_path / "out"
     shutil.copytree(whole, out)
     for name in leaves:
         (out / name).unlink()
     lines = (out / grows).read_bytes().split(b"\n")
     keep = max(2, len(lines) // 2)  # of which the last one is cut
     (out / grows).write_bytes(b"\n".join(lines[:keep]) + b"\n" + lines[keep][: len(lines[keep]) // 2])
-    assert main(quick(command, photos, model_file, out, "--limit", "3", "--batch-size", "1")) == DONE
+    assert main(quick(command, photos, model_file, out, *ONE_BY_ONE)) == DONE
     assert len(results(out / grows)) == len(results(whole / grows))
     for line in (out / grows).read_text().splitlines():
         json.loads(line)
@@ -286,12 +301,11 @@ def test_a_terminal_that_is_gone_takes_nothing_with_it(photos: Path, model_file:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_ends_with_one_line_and_keeps_what_is_finished(
     command: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[[str], Path],
 ) -> None:  # fmt: skip
     """Half of a write goes through, and from then on nothing does, until there is room again."""
     _, grows, leaves = COMMANDS[command]
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert main(quick(command, photos, model_file, whole, "--batch-size", "1")) == DONE
+    whole, out = undisturbed(command), tmp_path / "out"
     capsys.readouterr()
     real_write, real_sync, room = os.write, os.fsync, [6 if command in ("explain", "attack") else 3]
 
@@ -316,7 +330,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", write)
         patch.setattr(os, "fsync", sync)
-        assert main(quick(command, photos, model_file, out, "--batch-size", "1")) == UNUSABLE
+        assert main(quick(command, photos, model_file, out, *ONE_BY_ONE)) == UNUSABLE
     errors = capsys.readouterr().err
     assert errors.count("fampe-fast: ") == 1
     assert "No space left on device" in errors
@@ -330,7 +344,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_is_finished(
         assert (out / grows).read_bytes().endswith(b"\n")
     for path in out.rglob("*.npz"):
         assert np.load(path)["map"].size
-    assert main(quick(command, photos, model_file, out, "--batch-size", "1")) == DONE
+    assert main(quick(command, photos, model_file, out, *ONE_BY_ONE)) == DONE
     for name in leaves:
         if name.endswith(".json"):
             assert without_times(out / name) == without_times(whole / name)
