@@ -90,10 +90,11 @@ def collect_depths(
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
 
         def collect(chunk_size: int) -> list[Tensor]:
-            rows = torch.arange(len(shown), device=images.device)
+            count, rows = even_parts(len(shown), chunk_size), torch.arange(len(shown), device=images.device)
+            of_image = rows.div(views, rounding_mode="floor")
             parts = [
-                _evidence(request, config, form, levels, shown[part], part.div(views, rounding_mode="floor"), pixels)
-                for part in rows.chunk(even_parts(len(rows), chunk_size))
+                _evidence(request, config, form, levels, part, index, pixels)
+                for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
             ]
             return [torch.cat(level) for level in zip(*parts, strict=True)]
 
