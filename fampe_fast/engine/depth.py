@@ -207,7 +207,9 @@ def _evidence(
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     shown = images.contiguous(memory_format=layout).detach()
-    shown.requires_grad_(pixels or not all(level.begins for level in levels))
+    # Those that were found all lie behind the first one; named ones may lie side by side.
+    first = levels if config.layer_names else levels[:1]
+    shown.requires_grad_(pixels or not all(level.begins for level in first))
     behind: Sequence[Any]
     with torch.enable_grad():
         if not compiled:
