@@ -60,7 +60,7 @@ def _blocks(activation: Tensor) -> Iterator[tuple[slice, slice]]:
 def _sum_channels(products: Tensor) -> Tensor:
     """Sum (B, C, H, W) over the channels."""
     count = running_sums(products.shape[1])
-    first, *others = products.split(count, 1)
+    first, *others = torch.split(products, count, 1)
     sums = F.pad(first, (0, 0, 0, 0, 0, count - first.shape[1]))
     for other in others:
         sums[:, : other.shape[1]] += other
