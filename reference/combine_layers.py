@@ -48,14 +48,24 @@ def combine_layers(
     """
     layers = layer_sizes(pixels, evidence, sizes, weights, gates)
     batch, *size = pixels.shape
-    level = _over_mean(pixels)
-    total, gate = weights[0] * level, floor + gates[0] * level
     parts = torch.split(evidence, [height * width for height, width in layers], 1)
-    for part, layer, weight, share in zip(parts, layers, weights[1:], gates[1:], strict=True):
-        small = _over_mean(part.reshape(batch, *layer))
-        level = F.interpolate(small[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        total.add_(level, alpha=weight)
-        gate.add_(level, alpha=share)
+    levels = [pixels, *(part.reshape(batch, *layer) for part, layer in zip(parts, layers, strict=True))]
+    scales = [_scales_of(level) for level in levels]
+    unused = [
+        0 * factor  # or NaN
+        for (_, factor), weight, share in zip(scales, weights, gates, strict=True)
+        if not weight and not share
+    ]
+    total = sum(unused, pixels.new_zeros(batch, 1, 1))
+    total, gate = total.expand(pixels.shape).clone(), pixels.new_full(pixels.shape, floor)
+    for level, (power, factor), weight, share in zip(levels, scales, weights, gates, strict=True):
+        if weight or share:
+            level = (level * power).mul_(factor)
+            if level.shape[1:] != total.shape[1:]:
+                level = F.interpolate(level[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            for part, number in ((total, weight), (gate, share)):
+                if number:
+                    part.add_(level, alpha=number)
     return total.mul_(gate)
 
 
@@ -93,16 +103,15 @@ def layer_sizes(
     return layers
 
 
-def _over_mean(level: Tensor) -> Tensor:
-    """Divide every image of (B, h, w) by its mean; where that is 0 it stays 0, where it is not finite it is NaN.
+def _scales_of(level: Tensor) -> tuple[Tensor, Tensor]:
+    """Find two numbers for every image of a level (B, h, w) whose product divides it by its mean, each (B, 1, 1).
 
-    The sum is formed in float64, which holds any; a row first, so that no thread's share depends on the batch. A power
-    of two moves level and sum to where factor and quotient are normal numbers: it loses cells below 2^-80 of the mean.
+    The second is 0 where the mean is 0, and NaN where that is not finite. The sum is formed in float64, which holds
+    any; a row first, so that no thread's share depends on the batch. The first is a power of two that moves level and
+    sum to where factor and quotient are normal numbers: it loses cells below 2^-80 of the mean.
     """
     cells = level.shape[1] * level.shape[2]
-    level = level.contiguous()
-    total = level.sum(2, dtype=torch.float64).sum(1)
+    total = level.contiguous().sum(2, dtype=torch.float64).sum(1)
     power = torch.ones_like(total).masked_fill_(total < SMALL, 1 / MOVE).masked_fill_(total > 1 / SMALL, MOVE)
     factor = (cells / (total * power)).masked_fill_(total == 0, 0.0).masked_fill_(~total.isfinite(), math.nan)
-    power, factor = (scale.to(level.dtype)[:, None, None] for scale in (power, factor))
-    return (level * power).mul_(factor)
+    return power.to(level.dtype)[:, None, None], factor.to(level.dtype)[:, None, None]

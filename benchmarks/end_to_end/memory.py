@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..common.timing import Call
 from .cases import Case, ModelSpec, Way
 from .contestants import Models, build, in_precision, load_images
 
@@ -32,16 +33,30 @@ def measure_peak(request: dict[str, Any]) -> dict[str, Any]:
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     call = build(way, case, models, request["chunk"], images, targets, warm=True)
     call = in_precision(call, way.precision, device)
+    return peak_of(call, device, before)
+
+
+def peak_of(call: Call, device: torch.device, before: int | None = None) -> dict[str, Any]:
+    """Measure the peak memory of a call's second run: ``peak_bytes`` and ``peak_is`` as of ``measure_peak``.
+
+    Args:
+        call: what is run.
+        device: that it works on.
+        before: bytes that a GPU had handed out before the call was built; None for those of now.
+    """
+    gpu = device.type == "cuda"
+    if before is None:
+        before = torch.cuda.memory_allocated(device) if gpu else 0
     call()
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) - before
-        return {"peak_bytes": peak, "peak_is": "allocated on the GPU above model and images"}
-    return resident_growth(call)
+    if not gpu:
+        return resident_growth(call)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    return {"peak_bytes": peak, "peak_is": "allocated on the GPU above model and images"}
 
 
 def resident_growth(call: Any) -> dict[str, Any]:

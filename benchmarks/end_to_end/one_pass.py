@@ -32,7 +32,7 @@ from ..common.results import table, write
 from ..common.timing import Call, Spread, in_turns, seconds_of
 from .cases import ModelSpec
 from .contestants import Models
-from .memory import resident_growth
+from .memory import peak_of
 
 MODELS = ("mobilenetv2_100", "resnet50", "vit_tiny_patch16_224")
 FAMPE_1, FAMPE_2, GRAD_CAM, BARE = "FAMPE, 1 pass", "FAMPE, 2 passes", "Grad-CAM (pytorch-grad-cam)", "bare pass"
@@ -119,21 +119,14 @@ def _bare(model: nn.Module, images: Tensor) -> None:
         torch.autograd.grad(model(leaf).logsumexp(1).sum(), leaf)
 
 
-def peak_of(request: dict[str, Any]) -> float | None:
+def _peak_here(request: dict[str, Any]) -> float | None:
     """Measure one way's peak memory in this process, in MB."""
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
     (call,) = calls_of(
         ModelSpec(request["model"]), request["batch"], device, request["options"], [request["way"]]
     ).values()
-    call()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    peak = resident_growth(call)["peak_bytes"]
+    peak = peak_of(call, device)["peak_bytes"]
     return None if peak is None else peak / 2**20
 
 
@@ -141,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parser()
     found = command.parse_args(arguments)
     if found.peak_of:
-        print(json.dumps(peak_of(json.loads(found.peak_of))))
+        print(json.dumps(_peak_here(json.loads(found.peak_of))))
         return 0
     out = output_folder(command, found)
     if found.dry_run:

@@ -89,10 +89,11 @@ def collect_depths(
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
 
         def collect(chunk_size: int) -> list[Tensor]:
-            rows = torch.arange(len(shown), device=images.device)
+            count, rows = even_parts(len(shown), chunk_size), torch.arange(len(shown), device=images.device)
+            of_image = rows.div(views, rounding_mode="floor")
             parts = [
-                _evidence(request, config, form, levels, shown[part], part.div(views, rounding_mode="floor"), pixels)
-                for part in rows.chunk(even_parts(len(rows), chunk_size))
+                _evidence(request, config, form, levels, part, index, pixels)
+                for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
             ]
             return [torch.cat(level) for level in zip(*parts, strict=True)]
 
@@ -203,7 +204,9 @@ def _evidence(
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     shown = images.contiguous(memory_format=layout).detach()
-    shown.requires_grad_(pixels or not all(level.begins for level in levels))
+    # Those that were found all lie behind the first one; named ones may lie side by side.
+    first = levels if config.layer_names else levels[:1]
+    shown.requires_grad_(pixels or not all(level.begins for level in first))
     behind: Sequence[Any]
     with torch.enable_grad():
         if not compiled:

@@ -24,10 +24,11 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
 
     In evaluation mode a batch normalisation is a factor and an offset per channel, which the convolution before it can
     carry itself. Forward and backward passes then read and write the feature maps once less for each: on a CPU
-    MobileNetV2's passes take 40 % less time, ResNet-50's 25 %. One pass of the example shows which follow which; pairs
-    that could not be folded exactly (a convolution whose output is used or kept elsewhere, too, that is called twice or
-    standardises its own weight; modules with hooks) stay as they are. The copy is for inference and
-    gradients with respect to the image; it cannot be trained on as the original could.
+    MobileNetV2's passes take 40 % less time, ResNet-50's 25 %. In-place activations whose input autograd copies first
+    (ReLU6, SiLU, Hardswish...) write to new memory. One pass of the example shows which follow which; pairs that could
+    not be folded exactly (a convolution whose output is used or kept elsewhere, too, that is called twice or
+    standardises its own weight; modules with hooks) stay as they are. The copy is for inference and gradients with
+    respect to the image; it cannot be trained on as the original could.
 
     One pass does not show what another input would do. So nothing is folded unless it is proven that every input takes
     the same way: all modules are torch's, torchvision's or timm's, as they were made, or torch.fx can trace the model
@@ -77,9 +78,16 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         for convolution, norm in pairs:
             _replace(folded, names[convolution], _fused(convolution, norm))
             _replace(folded, names[norm], _what_remains(norm))
+        for module in folded.modules():
+            if type(module) in _COPIED and not has_hooks(module):
+                module.inplace = False  # type: ignore[assignment]
         if not pairs or not agree(folded(example), expected):
             return model
     return folded.eval()
+
+
+# Of these autograd keeps the input, and so copies it before they write to it.
+_COPIED = (nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
 
 
 class _Observed(TorchFunctionMode):

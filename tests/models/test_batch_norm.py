@@ -41,6 +41,16 @@ def head(*body: nn.Module, channels: int = 4) -> nn.Sequential:
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 5))
 
 
+def test_activations_that_autograd_would_copy_the_input_of_write_to_new_memory() -> None:
+    kinds = [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish]
+    parts = [(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), kind(inplace=True)) for kind in kinds]
+    model = used(head(*(module for part in parts for module in part), channels=3))
+    folded = fold_batch_norm(model, X[:1])
+    in_place = [[m.inplace for m in whole.modules() if type(m) in kinds] for whole in (model, folded)]
+    assert in_place == [[True] * 4, [True, False, False, False]]
+    torch.testing.assert_close(folded(X), model(X))
+
+
 def test_the_copy_is_the_same_function_with_the_same_gradient() -> None:
     torch.manual_seed(0)
     model = used(
