@@ -102,6 +102,9 @@ PLAIN_METHODS: dict[str, MethodRow] = {
     "attention_rollout": _attention("attention_rollout"),
     "attention_gradient": _attention("attention_gradient"),
     "rise": MethodRow(f"{_PACKAGE}.methods.rise:RISE", f"{_PACKAGE}.methods.rise:RISEConfig"),
+    "spectral_ig": MethodRow(
+        f"{_PACKAGE}.methods.spectral_ig:SpectralIG", f"{_PACKAGE}.methods.spectral_ig:SpectralIGConfig"
+    ),
     "centre_prior": _floor("CentrePrior"),
     "random_map": _floor("RandomMap", "seed"),
 }

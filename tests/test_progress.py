@@ -126,7 +126,10 @@ def test_a_bar_ends_at_its_total(name: str, bars: list[tuple[float, list[float]]
         assert max(stages) == total
 
 
-PEERS = ["integrated_gradients", "smoothgrad", "saliency", "gradcam", "fullgrad", "attention_gradient", "rise"]
+PEERS = [
+    "integrated_gradients", "spectral_ig", "smoothgrad", "saliency", "gradcam", "fullgrad", "attention_gradient",
+    "rise",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PEERS)

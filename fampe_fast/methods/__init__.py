@@ -11,6 +11,7 @@ from .forgrad import FORGrad, LowPassGradients
 from .grad_cam_methods import GradCAMMethod
 from .registry import create_method
 from .rise import RISE
+from .spectral_ig import SpectralIG
 
 __all__ = [
     "FAMPE",
@@ -25,5 +26,6 @@ __all__ = [
     "GradCAMMethod",
     "LowPassGradients",
     "RandomMap",
+    "SpectralIG",
     "create_method",
 ]

@@ -78,6 +78,7 @@ def peers_study(budget: Budget) -> Study:
                 Variant(f"{name}, {'absolute' if absolute else 'signed'}", name, {**options, "absolute": absolute})
                 for name, options in (
                     ("integrated_gradients", {"passes": passes}),
+                    ("spectral_ig", {"passes": passes}),
                     ("smoothgrad", {"passes": passes, "seed": budget.seed}),
                 )
                 for absolute in (True, False)
