@@ -49,6 +49,24 @@ def test_the_bare_package_does_not_even_load_torch() -> None:
     assert run("import sys, fampe_fast; print('torch' in sys.modules)").strip() == "False"
 
 
+@pytest.mark.parametrize("options", ["", "passes=10, compile='off'"])
+def test_a_map_on_a_cpu_loads_no_compiler(options: str) -> None:
+    """Which takes longer than the map; the reference mixes the samples, for the CPU's own backend is compiled."""
+    loaded = run(
+        f"""
+        import sys, torch
+        from fampe_fast import FAMPE, insertion_deletion
+        from fampe_fast.models.embedded import load_embedded_classifier
+        model, images, targets = load_embedded_classifier(), torch.rand(1, 3, 96, 96), torch.tensor([0])
+        maps = FAMPE(model, {options}).attribute(images, targets)
+        insertion_deletion(model, images, maps, targets, steps=2)
+        print("torch._dynamo" in sys.modules)
+        """,
+        FAMPE_FAST_BACKEND="reference" if options else "auto",
+    )
+    assert loaded.strip() == "False"
+
+
 def test_every_public_name_is_there() -> None:
     for name in fampe_fast.__all__:
         assert getattr(fampe_fast, name) is not None

@@ -1,17 +1,22 @@
-"""Turn functions into torch custom operators ``fampe_fast::...``, with schema, shapes without data and gradients.
+"""Turn functions into torch operators ``fampe_fast::...``, with schema, shapes without data and gradients.
 
 ``torch.compile`` traces the shapes alone: the operator is opaque to it, and chooses a backend when it runs.
+``torch.library.custom_op`` is not used: its operators import the compiler at their first call, which takes a second.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
-from torch.library import custom_op, infer_schema
+from torch._compile import _disable_dynamo
+from torch.autograd.graph import increment_version
+from torch.library import Library, infer_schema, register_autograd, register_fake
 
 from .backends import OPS, implementation
 
@@ -25,6 +30,8 @@ DIFFERENTIABLE: dict[str, tuple[str, ...]] = {}
 """By operator, the arguments that have gradients."""
 MUTATED: dict[str, tuple[str, ...]] = {}
 """By operator, the arguments that a call changes; such an operator returns nothing."""
+_LIBRARIES: dict[str, Library] = {}
+"""By operator, what registers it for as long as it lives; a module that is reloaded registers anew."""
 
 
 def primitive(
@@ -68,7 +75,7 @@ def operator(
     """Register the decorated function as an operator, computed by itself or by ``compute``; see ``primitive``."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function, eval_str=True)
+        name, signature = function.__name__, inspect.signature(function, eval_str=True)
         names = tuple(signature.parameters)
         body: Callable[..., Any] = compute or function
         kind: Any = signature.return_annotation
@@ -80,20 +87,30 @@ def operator(
             return (*args, *defaults[len(args) :])
 
         def run(*args: Any) -> Any:
+            if mutates:
+                return _change(body, whole(args), [names.index(argument) for argument in mutates])
             result = body(*whole(args))
+            _check_fresh(name, args, result)
             return tuple(result) if several else result
 
         if several:
             signature = signature.replace(return_annotation=tuple[(Tensor,) * len(kind._fields)])  # type: ignore[misc]
         run.__signature__ = signature  # type: ignore[attr-defined]
-        schema = infer_schema(run, mutates_args=tuple(mutates))
-        definition = custom_op(f"{NAMESPACE}::{function.__name__}", run, mutates_args=tuple(mutates), schema=schema)
-        definition.register_fake(lambda *args: fake(**dict(zip(names, whole(args), strict=True))))
+        _LIBRARIES.pop(name, None)
+        library: Any = Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+        _LIBRARIES[name] = library
+        library.define(name + infer_schema(run, mutates_args=tuple(mutates)), tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, _untraced(run), "CompositeExplicitAutograd")
+        definition = getattr(getattr(torch.ops, NAMESPACE), name).default
+        register_fake(definition, lambda *args: fake(**dict(zip(names, whole(args), strict=True))), lib=library)
         if mutates:
-            MUTATED[function.__name__] = tuple(mutates)
-        if gradients is not None:
-            DIFFERENTIABLE[function.__name__] = tuple(gradients)
-            _register_gradients(definition, function.__name__, names, gradients, saves)
+            MUTATED[name] = tuple(mutates)
+        elif gradients is None:
+            register_autograd(definition, partial(_refuse, name), lib=library)
+        else:
+            DIFFERENTIABLE[name] = tuple(gradients)
+            backward, remember = _gradient_functions(name, names, gradients, saves)
+            register_autograd(definition, backward, setup_context=remember, lib=library)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -106,9 +123,39 @@ def operator(
     return register
 
 
-def _register_gradients(
-    definition: Any, name: str, names: Sequence[str], gradients: Gradients, saves: Sequence[str]
-) -> None:
+def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the compiler out of a function, without importing it."""
+    hidden = _disable_dynamo(run)
+    return lambda *args: (hidden if "torch._dynamo" in sys.modules else run)(*args)
+
+
+def _change(body: Callable[..., Any], args: tuple[Any, ...], places: Sequence[int]) -> None:
+    """Call a function that changes some of its arguments, and let autograd know that they are no longer the same."""
+    with torch.no_grad():
+        body(*args)
+    for place in places:
+        if not args[place].is_inference():
+            increment_version(args[place])
+
+
+def _check_fresh(name: str, args: tuple[Any, ...], result: Any) -> None:
+    """Raise where a result shares memory with an argument or another result, as a backend's mistake may make it."""
+    taken = {id(tensor.untyped_storage()) for tensor in args if isinstance(tensor, Tensor)}
+    for tensor in result if isinstance(result, tuple) else (result,):
+        if id(tensor.untyped_storage()) in taken:
+            raise RuntimeError(f"{name} returned a tensor that shares memory with an argument or another result")
+        taken.add(id(tensor.untyped_storage()))
+
+
+def _refuse(name: str, ctx: Any, *results: Any) -> Any:
+    raise RuntimeError(f"{name} has no gradient, and autograd asks for one: detach its result")
+
+
+def _gradient_functions(
+    name: str, names: Sequence[str], gradients: Gradients, saves: Sequence[str]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Make what autograd calls for the gradients, and what it calls before to keep what they need."""
+
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         wanted = [argument for argument, needed in zip(names, ctx.needs_input_grad, strict=False) if needed]
         refused = [argument for argument in wanted if argument not in gradients]
@@ -130,4 +177,4 @@ def _register_gradients(
             for argument, needed in zip(names, ctx.needs_input_grad, strict=False)
         )
 
-    definition.register_autograd(backward, setup_context=remember)
+    return backward, remember

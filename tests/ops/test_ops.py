@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from fampe_fast import ops
 from fampe_fast.ops.backends import OPS
@@ -144,6 +145,48 @@ def test_what_has_no_gradient_says_so(device: torch.device) -> None:
     result = ops.gradient_step(**arguments)
     with pytest.raises(RuntimeError, match="autograd"):
         result.images.sum().backward()
+
+
+def test_autograd_knows_of_a_change(device: torch.device) -> None:
+    arguments = example_arguments("accumulate", CASE, device)
+    arguments = {**arguments, "total": arguments["total"].clone()}
+    before = arguments["total"]._version
+    ops.accumulate(**arguments)
+    assert arguments["total"]._version > before
+    with torch.inference_mode():
+        ops.accumulate(**{**arguments, "total": arguments["total"].clone()})
+
+
+def test_a_backend_that_returns_its_argument_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fampe_fast.ops.registration.implementation", lambda op, device: lambda first, *rest: first[:])
+    with pytest.raises(RuntimeError, match="layer_evidence returned a tensor that shares memory with an argument"):
+        ops.layer_evidence(**example_arguments("layer_evidence", CASE, "cpu"))
+
+
+def test_the_compiler_leaves_a_backend_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the call itself is not part of a graph."""
+    torch._dynamo.reset()
+    traced = []
+
+    def body(first: Tensor, *rest: Any) -> Tensor:
+        traced.append(torch.compiler.is_dynamo_compiling())
+        return first.sum(1)
+
+    monkeypatch.setattr("fampe_fast.ops.registration.implementation", lambda op, device: body)
+    arguments = tuple(example_arguments("layer_evidence", CASE, "cpu").values())
+    before = counters["stats"]["unique_graphs"]
+
+    @torch.compile(backend="eager")
+    def outer() -> Tensor:
+        return inner()
+
+    @torch.compiler.disable(recursive=False)
+    def inner() -> Tensor:
+        return torch.ops.fampe_fast.layer_evidence(*arguments)
+
+    outer()
+    assert traced == [False]
+    assert counters["stats"]["unique_graphs"] == before
 
 
 def test_a_user_can_differentiate_from_samples_to_the_image(device: torch.device) -> None:
