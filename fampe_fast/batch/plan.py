@@ -52,10 +52,19 @@ class Row(NamedTuple):
     target: int | None = None
 
     @property
+    def shown_uri(self) -> str:
+        """The ``uri`` without what is secret in a URL."""
+        return self.uri if self.container is not None else without_secrets(self.uri)
+
+    @property
+    def shown_container(self) -> str | None:
+        """The ``container`` without what is secret in a URL."""
+        return None if self.container is None else without_secrets(self.container)
+
+    @property
     def address(self) -> str:
-        """Where the image is, for people: nothing secret of a URL is in it."""
-        shown = without_secrets(self.uri)
-        return shown if self.container is None else f"{without_secrets(self.container)}::{shown}"
+        """Where the image is, for people, without what is secret in a URL."""
+        return self.shown_uri if self.container is None else f"{self.shown_container}::{self.uri}"
 
 
 @dataclass(frozen=True, kw_only=True)
