@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import warn
 from ..files import MARK, json_content, json_text
+from .extras import parquet_modules
 from .model_spec import ModelSpec
 from .storage import Storage
-from .urls import needs, without_secrets
+from .urls import without_secrets
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,17 +237,23 @@ def write_plan(dest: Storage, plan: Plan, rows: Iterable[Row]) -> Plan:
     remaining = iter(rows)
     digest = hashlib.sha256()
     images = 0
-    while piece := list(islice(remaining, plan.rows_per_piece)):
-        for row in piece:
-            digest.update(json.dumps(row[1:]).encode() + b"\n")
-        name = _piece(images // plan.rows_per_piece)
-        dest.write(name, _encoded(piece))
-        unfinished.discard(name)
-        images += len(piece)
-    if not images:
-        raise ValueError("there are no images in the sources")
-    for name in unfinished:
-        dest.remove(name)
+    try:
+        while piece := list(islice(remaining, plan.rows_per_piece)):
+            for row in piece:
+                digest.update(json.dumps(row[1:]).encode() + b"\n")
+            name = _piece(images // plan.rows_per_piece)
+            unfinished.add(name)
+            dest.write(name, _encoded(piece))
+            unfinished.remove(name)
+            images += len(piece)
+        if not images:
+            raise ValueError("there are no images in the sources")
+    except BaseException:
+        unfinished |= {_piece(number) for number in range(images // plan.rows_per_piece)}
+        raise
+    finally:
+        for name in unfinished:
+            dest.remove(name)
     whole = replace(plan, images=images, rows_sha256=digest.hexdigest())
     whole = replace(whole, key=_key_of(whole))
     dest.write(PLAN, json_content(KIND, {"format": FORMAT, **_values(whole)}).encode())
@@ -274,9 +281,7 @@ def _unfinished(dest: Storage) -> set[str]:
 
 
 def _is_piece(dest: Storage, name: str) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = parquet_modules()
     try:
         with dest.open(name) as file:
             found = pq.read_metadata(file).metadata or {}
@@ -286,7 +291,7 @@ def _is_piece(dest: Storage, name: str) -> bool:
 
 
 def _schema() -> pa.Schema:
-    pa = _pyarrow()
+    pa, _ = parquet_modules()
     columns = {
         "image_id": pa.uint32(),
         "uri": pa.string(),
@@ -299,21 +304,12 @@ def _schema() -> pa.Schema:
 
 
 def _encoded(rows: list[Row]) -> bytes:
-    import pyarrow.parquet as pq
-
+    pa, pq = parquet_modules()
     columns = list(zip(*rows, strict=True))[1:]
-    table = _pyarrow().table([list(column) for column in columns], schema=_schema())
+    table = pa.table([list(column) for column in columns], schema=_schema())
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     return buffer.getvalue()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise needs("batch", "pyarrow", "for data sets (batch)") from error
-    return pyarrow
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -375,9 +371,7 @@ def read_rows(dest: Storage, plan: Plan, shard: int) -> list[Row]:
 
 @lru_cache(maxsize=4)
 def _group(dest: Storage, rows_sha256: str, piece: int, group: int) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = parquet_modules()
     name = _piece(piece)
     try:
         with dest.open(name) as file:

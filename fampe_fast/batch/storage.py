@@ -42,20 +42,26 @@ class Storage:
         return bool(system.isfile(path))
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """List the names of the files in a folder of the storage and in its folders, sorted; hidden ones are left out.
+        """List the names of all files that begin with a text, sorted; hidden ones are left out.
 
         Args:
-            prefix: a folder's name; empty for the whole storage.
+            prefix: "maps/" for what is in a folder; empty for the whole storage.
         """
+        folder = prefix.rpartition("/")[0]
         if self.local_path is not None:
-            yield from _walk(self._local(prefix) if prefix else self.local_path, f"{prefix}/" if prefix else "")
-            return
-        system, path = self._remote(prefix)
-        root = self._remote("")[1].rstrip("/")
+            found = _walk(self._local(folder) if folder else self.local_path, f"{folder}/" if folder else "")
+        else:
+            found = self._found(folder)
+        yield from (name for name in found if name.startswith(prefix))
+
+    def _found(self, folder: str) -> Iterator[str]:
+        system, root = filesystem_of(self.address)
+        root = root.rstrip("/")
+        path = f"{root}/{_checked(folder)}" if folder else root
         with contextlib.suppress(FileNotFoundError):
             system.invalidate_cache(path)
-            for found in sorted(system.find(path)):
-                yield found[len(root) :].lstrip("/")
+            names = (found[len(root) :].lstrip("/") for found in system.find(path))
+            yield from sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
 
     def read(self, name: str) -> bytes:
         """Read a file.
@@ -120,7 +126,7 @@ class Storage:
 
     def _remote(self, name: str) -> tuple[Any, str]:
         system, root = filesystem_of(self.address)
-        return system, f"{root.rstrip('/')}/{_checked(name)}" if name else root
+        return system, f"{root.rstrip('/')}/{_checked(name)}"
 
 
 def open_storage(place: str | os.PathLike[str]) -> Storage:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .extras import needs
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::.*://)")
+_QUOTED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
 def is_url(text: str) -> bool:
@@ -38,6 +41,11 @@ def _without_secrets(part: str) -> str:
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def hide_secrets(message: str) -> str:
+    """Leave out of a message what is secret in the addresses that it quotes."""
+    return _QUOTED.sub(lambda found: without_secrets(found[0]), message)
 
 
 def check_url(text: str) -> None:
@@ -75,8 +83,3 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ValueError(f"{without_secrets(url)}: fsspec knows no such kind of address ({scheme}://)") from error
     return system, str(path)
-
-
-def needs(extra: str, package: str, purpose: str) -> ImportError:
-    """Say which package is missing, for what, and how to get it."""
-    return ImportError(f"{package} is needed {purpose}: pip install 'fampe_fast[{extra}]'", name=package)
