@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..models import load_classifier
+from ..models import load_classifier, load_embedded_classifier
 from ..models.checkpoints import file_kind
 from ..models.classifier import Classifier
+
+EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class ModelSpec:
     """The arguments of ``load_classifier``, as JSON takes them.
 
     Attributes:
-        source: name, absolute path of a file or folder, or "hf-hub:OWNER/NAME".
+        source: name, absolute path of a file or folder, "hf-hub:OWNER/NAME", or "embedded" for the package's own small
+            classifier.
         weights: absolute path of a local checkpoint.
         model_args: keyword arguments of the model's constructor.
         mean, std, input_size, interpolation, fold_batch_norm, output: as of ``load_classifier``.
@@ -66,5 +69,8 @@ class ModelSpec:
             ValueError: a program that is not trusted, or what ``load_classifier`` refuses.
         """
         self.check_trusted(trust_model)
+        if self.source == EMBEDDED:
+            classifier = load_embedded_classifier()
+            return classifier if device is None else classifier.to(device)
         arguments = {**asdict(self), "model_args": dict(self.model_args)}
         return load_classifier(arguments.pop("source"), device=device, **arguments)

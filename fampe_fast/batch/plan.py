@@ -26,6 +26,9 @@ PLAN = "plan.json"
 KIND = "batch plan"
 ROWS_PER_PIECE = 1_000_000
 """Rows in a file of the plan; a set of any size is planned in the memory of one of them."""
+MAX_PIXELS = 178_956_970
+"""The most that Pillow decodes, beyond which it suspects a decompression bomb."""
+MAX_BYTES = 2**28
 FORMAT = 1
 
 _ROWS_PER_GROUP = 8192  # read together, some 16 shards
@@ -121,8 +124,8 @@ class Plan:
     threads: int
     map_dtype: Literal["float16", "float32"] = "float16"
     overlay: bool = False
-    max_pixels: int
-    max_bytes: int
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
     shape: tuple[int, int, int]
     classes: int
     versions: Mapping[str, str]
