@@ -27,12 +27,13 @@ from ..files import (
 )
 from ..methods.base import AttributionMethod, describe
 from ..methods.explained import Explained, explain_batch
+from ..methods.settings import everything_of
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
 from .batches import Batch, Failure, check_run_ids, groups_of
 from .records import Item, digest_of_settings
-from .settings import everything_of, unique_names
+from .settings import unique_names
 
 MAP = "map"
 """The kind of the archives."""

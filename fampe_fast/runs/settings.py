@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..methods.settings import everything_of as everything_of
-
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """List file names without their endings; where several files share one, all but the first get a number.
