@@ -38,6 +38,17 @@ def absolute(source: str) -> str:
     return source if local is None else os.path.abspath(local)
 
 
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse sources that plainly are none, before there is any work.
+
+    Raises:
+        ValueError: one is empty, a URL with a name or password, or a local path where there is nothing.
+    """
+    for source in map(absolute, sources):
+        if not is_url(source) and not os.path.lexists(source) and not has_wildcards(source):
+            raise ValueError(f"there is no {source}; {_EXPECTED}")
+
+
 def list_rows(
     sources: Sequence[str],
     *,
@@ -92,6 +103,7 @@ def _drawn(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
 
 
 def _checked(sources: Sequence[str], target: Target, classes: int | None, note: Note) -> Iterator[Row]:
+    check_sources(sources)
     seen = _Ids()
     place = 0
     for source in sources:
@@ -117,16 +129,17 @@ class _Ids:
     """Ids that have been seen: a bit for each, so that a billion of them need 128 MB."""
 
     def __init__(self) -> None:
-        self._bits = bytearray()
+        self._parts: dict[int, bytearray] = {}
 
     def add(self, number: int) -> bool:
         """Add an id; False where it was there."""
-        byte, bit = number >> 3, 1 << (number & 7)
-        if byte >= len(self._bits):
-            self._bits.extend(bytes(max(byte + 1, 2 * len(self._bits)) - len(self._bits)))
-        if self._bits[byte] & bit:
+        part = self._parts.get(number >> 16)
+        if part is None:
+            part = self._parts[number >> 16] = bytearray(2**13)
+        byte, bit = number >> 3 & 2**13 - 1, 1 << (number & 7)
+        if part[byte] & bit:
             return False
-        self._bits[byte] |= bit
+        part[byte] |= bit
         return True
 
 
@@ -139,7 +152,6 @@ def _check_text(row: Row) -> None:
 
 
 def _images_of(source: str, note: Note, targets: bool) -> Iterator[Found]:
-    shown = without_secrets(source)
     if is_url(source):
         yield from _images_at(source, note, targets)
         return
@@ -148,11 +160,9 @@ def _images_of(source: str, note: Note, targets: bool) -> Iterator[Found]:
         yield from images_of_folder(source, note)
     elif os.path.lexists(path):
         yield from _images_in_file(source, note, targets)
-    elif has_wildcards(source):
+    else:
         for file in files_of_glob(source, note):
             yield from _images_in_file(file, note, targets)
-    else:
-        raise ValueError(f"there is no {shown}; {_EXPECTED}")
 
 
 def _images_at(source: str, note: Note, targets: bool) -> Iterator[Found]:
