@@ -36,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     for made in commands.choices.values():
         # The flags are many: the help lists them below, and an error need not.
         positional = [action for action in made._actions if not action.option_strings]
-        names = [str(action.metavar or action.dest) + (" ..." if action.nargs == "+" else "") for action in positional]
+        names = [
+            str(action.metavar or action.dest) + (" ..." if action.nargs in ("+", "*") else "") for action in positional
+        ]
         made.usage = " ".join(["%(prog)s", "[options]", *names])
     return parser

@@ -290,7 +290,6 @@ def test_what_cannot_be_begun_is_said_in_a_line_before_there_is_anything(
         ([], {"source": "names.csv"}, "has the columns name, age; expected a column uri"),
         ([], {"source": "high.csv"}, "the model has 10 classes"),
         (["--sample", "12"], {}, "fewer than the sample of 12"),
-        (["--method", "smoothgrad,saliency"], {}, "one method at a time"),
         (["--mode", "mix"], {}, "no such option(s): --mode"),
         (["--devices", "cpu,cpu"], {}, "--device and --devices say the same"),
         (["--max-pixels", "178956971"], {}, "178956970 at most"),
@@ -309,6 +308,8 @@ def test_what_cannot_be_begun_is_said_in_a_line_before_there_is_anything(
     [
         (["--part", "2/2"], "from 0 to N - 1"),
         (["--part", "x"], "expected I/N"),
+        (["--method", "smoothgrad,saliency"], "expected one method"),
+        (["--method", "magic"], "unknown method"),
         (["--target", "-1"], "0 or more"),
         (["--target", "cat"], "or model"),
         (["--rows-per-shard", "0"], "at least 1"),

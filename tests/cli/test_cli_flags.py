@@ -33,7 +33,19 @@ def help_of(command: str) -> str:
     return " ".join(parser_of(command).format_help().split())
 
 
-COMMANDS = ["demo", "explain", "evaluate", "tune", "calibrate", "study", "occlude", "attack", "defend", "doctor"]
+COMMANDS = [
+    "demo",
+    "explain",
+    "batch",
+    "evaluate",
+    "tune",
+    "calibrate",
+    "study",
+    "occlude",
+    "attack",
+    "defend",
+    "doctor",
+]
 
 
 def flags_of(command: str) -> set[str]:

@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import add_batches, add_method, add_model, option_words, positive
+from ...catalog import FILTERS, PLAIN_METHODS
+from ..arguments import add_batches, add_model, method_list, option_words, positive
 from ..flags import add_method_flags, given
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="fampe_batch", metavar="DEST", help="folder or URL of the results (default: %(default)s)"
     )
-    add_method(parser, "fampe")
+    parser.add_argument(
+        "--method",
+        type=_method,
+        default="fampe",
+        metavar="NAME",
+        help=f"one of: {', '.join(PLAIN_METHODS)}; {' or '.join(FILTERS)} before a name filters its maps (default: fampe)",
+    )
     group = parser.add_argument_group("images")
     group.add_argument(
         "--target",
@@ -56,20 +63,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-bytes", type=positive, metavar="N", help="refuse larger files (default: 268435456)")
     add_model(parser)
-    parser.add_argument_group("model").add_argument(
-        "--trust-model", action="store_true", help="load also a model that is a program (TorchScript, .pt2)"
-    )
     add_batches(parser)
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--rows-per-shard", type=positive, default=512, metavar="N", help="images in a file of maps (default: 512)"
     )
     group.add_argument(
-        "--map-dtype", choices=("float16", "float32"), default="float16", help="of the stored maps (default: float16)"
+        "--map-dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="type of a stored map's numbers (default: float16)",
     )
     group.add_argument("--overlay", action="store_true", help="store a picture of each map over its image as well")
     group.add_argument("--rows-per-plan-file", type=positive, default=1_000_000, help=argparse.SUPPRESS)
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--trust-model", action="store_true", help="load also a model that is a program (TorchScript, .pt2)"
+    )
     group.add_argument("--plan-only", action="store_true", help="list and freeze the images, and explain none")
     group.add_argument(
         "--part",
@@ -101,8 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import DONE
     from ..output import error_console
 
-    if len(arguments.method) > 1:
-        raise ValueError(f"--method: batch explains with one method at a time, got {', '.join(arguments.method)}")
     dest, errors = open_storage(arguments.out), error_console()
     plan, classifier = read_plan(dest), None
     devices = _devices(arguments, None if plan is None else plan.device)
@@ -149,7 +157,7 @@ def _plan(
     from ...batch.sources import check_sources, list_rows
     from ..model_and_methods import classifier_of
 
-    method = arguments.method[0]
+    method = arguments.method
     check_sources(arguments.sources)
     options, seed = _options(arguments, method)
     spec = _model_of(arguments)
@@ -316,6 +324,13 @@ def _say(errors: Console, line: str) -> None:
 
 
 # How the options are read ---------------------------------------------------------------------------------------------
+
+
+def _method(text: str) -> str:
+    names = method_list(text)
+    if len(names) > 1:
+        raise argparse.ArgumentTypeError(f"expected one method, got {', '.join(names)}")
+    return names[0]
 
 
 def _target(text: str) -> int | str:
