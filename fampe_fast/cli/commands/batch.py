@@ -42,12 +42,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="fampe_batch", metavar="DEST", help="folder or URL of the results (default: %(default)s)"
     )
+    known = f"{', '.join(PLAIN_METHODS)}; {' or '.join(FILTERS)} before a name filters its maps"
     parser.add_argument(
-        "--method",
-        type=_method,
-        default="fampe",
-        metavar="NAME",
-        help=f"one of: {', '.join(PLAIN_METHODS)}; {' or '.join(FILTERS)} before a name filters its maps (default: fampe)",
+        "--method", type=_method, default="fampe", metavar="NAME", help=f"one of: {known} (default: fampe)"
     )
     group = parser.add_argument_group("images")
     group.add_argument(
