@@ -119,6 +119,7 @@ class Decoders:
                 self.processes = 0
                 warn(f"the model's transform cannot be sent to processes that decode ahead: {first_line(error)}")
         self._pool: ProcessPoolExecutor | None = None
+        self._alone = _Alone(decoder)
 
     def here(self, rows: Sequence[Row]) -> list[Decoded]:
         """Decode some rows in this process."""
@@ -149,27 +150,21 @@ class Decoders:
             raise self._died(error) from error
 
     def _died(self, error: BaseException) -> DecoderDiedError:
-        self.close(kill=True)
+        self.close()
         return DecoderDiedError(first_line(error))
-
-    def close(self, *, kill: bool = False) -> None:
-        """End the processes, at once where ``kill`` says so."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        for process in processes if kill else ():
-            process.kill()
-        pool.shutdown(cancel_futures=True)
 
     def one_by_one(self, rows: Sequence[Row]) -> Iterator[Decoded]:
         """Decode in a process that does nothing else, a row at a time: one that kills it costs itself alone."""
-        alone = _Alone(self._decoder)
-        try:
-            for row in rows:
-                yield alone.decode(row)
-        finally:
-            alone.close()
+        return map(self._alone.decode, rows)
+
+    def close(self) -> None:
+        """End all processes, at once."""
+        self._alone.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.kill()
+            pool.shutdown(cancel_futures=True)
 
 
 _decoder: Decoder | None = None  # of a process that decodes
@@ -188,7 +183,7 @@ def _decode(rows: Sequence[Row]) -> list[Decoded]:
 
 
 class _Alone:
-    """A process that decodes one image after the other, and is started anew where one has killed it."""
+    """A process that decodes one image after the other, and is started where there is none or one has killed it."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder

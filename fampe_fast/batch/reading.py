@@ -46,17 +46,14 @@ def read_maps(
     """
     storage = open_storage(dest)
     for shard in sorted(finished_shards(storage)) if shards is None else shards:
-        content = storage.read(shard_name(shard))
         wanted = None if columns is None else {*columns, "error"}
         if wanted is not None and "map" in wanted:
-            wanted |= {"map_scale", "channels", "height", "width"}
+            wanted.add("map_scale")
         try:
-            table = decode_shard(content, None if wanted is None else sorted(wanted))
+            with storage.open(shard_name(shard)) as file:
+                table = decode_shard(file, None if wanted is None else sorted(wanted))
         except ValueError as error:
             raise ValueError(f"{storage}/{shard_name(shard)}: {error}") from error
-        for name in columns or ():
-            if name not in table.column_names:
-                raise ValueError(f"there is no column {name!r}; there are {', '.join(_names(content))}")
         if not errors:
             table = table.filter(table["error"].is_null())
         found = {name: _array(table, name) for name in (table.column_names if columns is None else columns)}
@@ -65,10 +62,6 @@ def read_maps(
 
             found = {name: torch.from_numpy(value) if value.dtype != object else value for name, value in found.items()}
         yield found
-
-
-def _names(content: bytes) -> list[str]:
-    return list(decode_shard(content, ["image_id", "error"]).schema.names)
 
 
 def _array(table: pa.Table, name: str) -> Any:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,19 +224,22 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def decode_shard(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard's rows, or some of their columns, from its bytes.
+def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard's rows, or some of their columns, from its bytes or its open file.
 
     Raises:
-        ValueError: they are no shard.
+        ValueError: they are no shard, or there is no such column.
     """
     pa, pq = parquet_modules()
     try:
-        table = pq.read_table(io.BytesIO(content), columns=None if columns is None else list(columns))
+        with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file:
+            _check_mark(file.schema_arrow.metadata)
+            for name in columns or ():
+                if name not in file.schema_arrow.names:
+                    raise ValueError(f"there is no column {name!r}; there are {', '.join(file.schema_arrow.names)}")
+            return file.read(columns=None if columns is None else list(columns))
     except pa.ArrowException as error:
         raise ValueError(f"not a whole file of maps: {error}") from error
-    _check_mark(table.schema.metadata)
-    return table
 
 
 def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Worker:
 
     def close(self) -> None:
         """End the processes that decode, and write the rest of the log."""
-        self._decoders.close(kill=True)
+        self._decoders.close()
         self._finisher.shutdown()
         self.log.flush()
 
