@@ -73,7 +73,8 @@ def list_rows(
 
     Raises:
         ValueError: a source that is not there or cannot be read as what it is, columns or cells that are none of the
-            expected, ids that are not unique, a target that is no class, or fewer images than are to be drawn.
+            expected, ids that are not unique, a target that is no class, an unknown kind of URL, or fewer images than
+            are to be drawn.
         ImportError: a package that a kind of source needs is not installed.
         OSError: a source cannot be read.
     """
@@ -105,6 +106,7 @@ def _drawn(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
 def _checked(sources: Sequence[str], target: Target, classes: int | None, note: Note) -> Iterator[Row]:
     check_sources(sources)
     seen = _Ids()
+    stores: set[str] = set()
     place = 0
     for source in sources:
         for found in _images_of(absolute(source), note, targets=target is None):
@@ -121,6 +123,9 @@ def _checked(sources: Sequence[str], target: Target, classes: int | None, note: 
                     "(--target model explains its own choices)"
                 )
             _check_text(row)
+            if is_url(row.uri) and (store := row.uri.partition("://")[0]) not in stores:
+                filesystem_of(row.uri)  # which may need a package that is not installed
+                stores.add(store)
             yield row
             place += 1
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fampe_fast.batch import found, image_bytes
+from fampe_fast.batch import found, image_bytes, sources
 from fampe_fast.batch.failures import PermanentError, TransientError
 from fampe_fast.batch.image_bytes import read_bytes
 from fampe_fast.batch.plan import Row
@@ -267,11 +267,19 @@ def test_csv_with_a_byte_order_mark_quotes_and_any_line_ends(tmp_path: Path) -> 
     assert [(row.target, row.image_id) for row in rows] == [(k, 10 + k) for k in range(6)]
 
 
-def test_a_tables_paths_are_relative_to_its_folder(tmp_path: Path, store: Callable[..., str]) -> None:
+def test_a_tables_paths_are_relative_to_its_folder(
+    tmp_path: Path, store: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = sources.filesystem_of
+    monkeypatch.setattr(
+        sources, "filesystem_of", lambda url: asked.append(url) or (real(url) if "mem" in url else None)
+    )
     lines = ["path", "a.png", "../b.png", "/abs/c.png", "s3://bucket/d.png", "file:///e.png", "https://h/f.png?t=1"]
     write(tmp_path / "tables" / "t.csv", "\n".join(lines))
     expected = [f"{tmp_path}/tables/a.png", f"{tmp_path}/b.png", "/abs/c.png", "s3://bucket/d.png", "/e.png"]
     assert uris(listed(tmp_path / "tables" / "t.csv")) == [*expected, "https://h/f.png?t=1"]
+    assert asked == ["s3://bucket/d.png", "https://h/f.png?t=1"]  # whether what they need is there
     address = store({"tables/t.csv": b"path\na.png\n../b.png\n", "tables/a.png": b"A", "b.png": b"B"})
     assert [read_bytes(row, 9) for row in listed(f"{address}/tables/t.csv")] == [b"A", b"B"]
 
@@ -299,6 +307,7 @@ def test_a_tables_paths_are_relative_to_its_folder(tmp_path: Path, store: Callab
         ("uri\ns3://me:password@b/a.png\n", "line 2: s3://b/a.png is given with a name or password"),
         (b"uri\n\xff.png\n", "not UTF-8"),
         ("uri\n" + "x" * 200_000 + "\n", "not CSV"),
+        ("uri\na.png\nnonsense://x/b.png\n", "no such kind of address"),
     ],
 )  # fmt: skip
 def test_bad_csv_is_refused_in_a_line(tmp_path: Path, content: str | bytes, reason: str) -> None:

@@ -102,8 +102,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan what is not planned yet, explain what is not explained yet, and say what came of it."""
-    from ...batch.plan import read_plan, warn_of_versions
-    from ...batch.planning import versions_now
+    from ...batch.plan import read_plan
     from ...batch.storage import open_storage
     from .. import DONE
     from ..output import error_console
@@ -122,7 +121,6 @@ def run(arguments: argparse.Namespace) -> int:
         plan, classifier = _plan(arguments, dest, plan, devices[0], errors)
     if arguments.plan_only:
         return DONE
-    warn_of_versions(plan, versions_now())
     return _explain(arguments, dest, plan, classifier if len(devices) == 1 else None, devices, errors)
 
 
