@@ -105,7 +105,7 @@ def _drawn(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
 
 def _checked(sources: Sequence[str], target: Target, classes: int | None, note: Note) -> Iterator[Row]:
     check_sources(sources)
-    seen = _Ids()
+    seen = SeenIds()
     stores: set[str] = set()
     place = 0
     for source in sources:
@@ -130,7 +130,7 @@ def _checked(sources: Sequence[str], target: Target, classes: int | None, note: 
             place += 1
 
 
-class _Ids:
+class SeenIds:
     """Ids that have been seen: a bit for each, so that a billion of them need 128 MB."""
 
     def __init__(self) -> None:

@@ -358,6 +358,21 @@ def test_a_request_to_end_says_how_to_go_on(
     assert given["classifier"] is not None
 
 
+def test_what_a_devices_process_says_of_its_end_is_said_in_a_line(
+    batch: Callable[..., int], photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(dest: object, **options: Any) -> RunReport:
+        raise RuntimeError("cpu: OSError: [Errno 28] No space left on device")
+
+    batch("--plan-only")
+    capsys.readouterr()
+    monkeypatch.setattr(local, "run_local", failing)
+    assert main(["batch", "--out", "out", "--devices", "cpu,cpu"]) == UNUSABLE
+    assert said(capsys) == (
+        "fampe-fast: cpu: OSError: [Errno 28] No space left on device; what was stored before is whole\n"
+    )
+
+
 # Progress -------------------------------------------------------------------------------------------------------------
 
 STAND = Progress(1, 3, 400, 1000, 2, 60.0, 6.667, 90.0, 0.954)

@@ -241,10 +241,10 @@ def test_ids_must_be_unique_over_all_sources(tmp_path: Path) -> None:
 
 
 def test_the_set_of_ids_is_that_of_a_set() -> None:
-    from fampe_fast.batch.sources import _Ids
+    from fampe_fast.batch.sources import SeenIds
 
     generator = random.Random(0)
-    ids, known = _Ids(), set()
+    ids, known = SeenIds(), set()
     for _ in range(3000):
         number = generator.choice([generator.randrange(500), generator.randrange(10**6)])
         assert ids.add(number) == (number not in known)

@@ -277,6 +277,7 @@ def _explain(
     errors: Console,
 ) -> int:
     from ...batch.local import run_local
+    from ...errors import first_line
     from ...batch.manifest import read_manifest
     from .. import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE
     from ..progress_lines import ProgressLines, duration_text, stand_text
@@ -284,18 +285,24 @@ def _explain(
     def stopping() -> None:
         _say(errors, "asked to end: the shard is finished first; a second request ends at once")
 
-    with ProgressLines(errors) as show:
-        report = run_local(
-            dest,
-            devices=devices,
-            part=arguments.part,
-            workers=arguments.decoders,
-            retry_errors=arguments.retry_errors,
-            trust_model=arguments.trust_model,
-            classifier=classifier,
-            on_progress=show,
-            on_stop=stopping,
-        )
+    try:
+        with ProgressLines(errors) as show:
+            report = run_local(
+                dest,
+                devices=devices,
+                part=arguments.part,
+                workers=arguments.decoders,
+                retry_errors=arguments.retry_errors,
+                trust_model=arguments.trust_model,
+                classifier=classifier,
+                on_progress=show,
+                on_stop=stopping,
+            )
+    except RuntimeError as error:
+        if len(devices) == 1:
+            raise
+        # Of another process, of which no more is known than it has said: a full disk, for example.
+        raise OSError(f"{first_line(error)}; what was stored before is whole") from error
     if show.last is not None:
         _say(errors, f"{stand_text(show.last)}; {report.shards} shards in {duration_text(report.seconds)}")
     failed, total = report.errors, report.rows
