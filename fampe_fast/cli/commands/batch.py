@@ -277,8 +277,8 @@ def _explain(
     errors: Console,
 ) -> int:
     from ...batch.local import run_local
-    from ...errors import first_line
     from ...batch.manifest import read_manifest
+    from ...errors import first_line
     from .. import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE
     from ..progress_lines import ProgressLines, duration_text, stand_text
 
