@@ -87,6 +87,10 @@ class Decoder:
             return RowError("the image does not fit into memory", "transient")
         except ValueError as error:  # the transform's refusal
             return RowError(same_words(first_line(error)), "permanent")
+        except ImportError:  # what an address needs is missing for every image of its kind
+            raise
+        except Exception as error:  # of a transform by other hands
+            return RowError(same_words(f"{type(error).__name__}: {first_line(error)}"), "permanent")
 
 
 def same_words(reason: str) -> str:
@@ -202,7 +206,8 @@ class _Alone:
             self._pipe.send(row)
             if not self._pipe.poll(PATIENCE_ALONE):
                 self.close()
-                return RowError(f"the decoder took more than {PATIENCE_ALONE:.0f} seconds", "permanent")
+                # It may have waited for a store.
+                return RowError(f"the decoder took more than {PATIENCE_ALONE:.0f} seconds", "transient")
             found: Decoded = self._pipe.recv()
             return found
         except (EOFError, OSError):

@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
+
 from ..errors import first_line
 from ..models.classifier import Classifier
 from . import attempts
@@ -108,8 +110,8 @@ def run_local(
     plan = read_back(dest)
     dest.remove_leftovers()
     todo = shards_to_do(dest, plan, range(index, plan.shards, count) if shards is None else shards, retry_errors)
-    tally = _Tally(plan, todo, len(devices))
-    with _stopping(on_stop) as stop:
+    tally = Tally(plan, todo, len(devices))
+    with stopping(on_stop) as stop:
         if len(devices) == 1:
             made = _here(dest, devices[0], todo, workers, trust_model, classifier, stop)
         else:
@@ -150,7 +152,7 @@ def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors:
     return sorted(missing, key=lambda shard: begun.get(shard, 0) > ALONE_FROM)
 
 
-class _Tally:
+class Tally:
     """Counts what is done."""
 
     def __init__(self, plan: Plan, todo: Sequence[int], devices: int) -> None:
@@ -192,7 +194,7 @@ class _Tally:
 
 
 @contextmanager
-def _stopping(on_stop: Callable[[], None] | None) -> Iterator[threading.Event]:
+def stopping(on_stop: Callable[[], None] | None) -> Iterator[threading.Event]:
     """Note the first request to end, and leave the second one to what was there before."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
@@ -323,6 +325,8 @@ def _serve_device(
 ) -> None:
     obey_parent_alone()
     try:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_device(device)
         count = usual_processes(device, devices) if workers is None else workers
         worker = Worker(dest, device=device, processes=count, trust_model=trust_model)
         try:

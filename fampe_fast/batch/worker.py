@@ -27,7 +27,7 @@ from . import attempts
 from .decoding import Decoded, Decoder, DecoderDiedError, Decoders, Pixels, same_words, usual_processes
 from .feed import Feed, ShardImages
 from .overlays import overlay_png
-from .plan import Row, read_back, warn_of_versions
+from .plan import Plan, Row, read_back, warn_of_versions
 from .planning import method_of, versions_now
 from .run_log import RunLog
 from .shards import Result, RowError, RowResult, encode_shard, scaled_map, shard_name
@@ -93,6 +93,7 @@ class Worker:
         classifier: Classifier | None = None,
         processes: int | None = None,
         trust_model: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         """Load the model, and compare it with the plan's.
 
@@ -102,13 +103,14 @@ class Worker:
             classifier: the plan's model, where it is loaded already.
             processes: that decode ahead; 0 decodes in this process, None chooses.
             trust_model: load also a model that is a program.
+            plan: instead of the one that is there, where it is to be carried out on another kind of device.
 
         Raises:
             ValueError: no plan, a device of another kind than the plan's, or another model or method than the plan's.
             ImportError: a package that the plan needs is not installed.
         """
         self._storage = storage
-        self.plan = plan = read_back(storage)
+        self.plan = plan = read_back(storage) if plan is None else plan
         device = device or plan.device
         if torch.device(device).type != plan.device:
             raise ValueError(f"the plan is for the device {plan.device!r}, got {device!r}: its maps would be others")
@@ -133,6 +135,21 @@ class Worker:
     def __call__(self, shard: int) -> ShardReport:
         """Make a shard; it is stored when this returns. Raises what ``work`` raises."""
         return next(self.work([shard]))
+
+    def batch(self, rows: Sequence[Row], chunk: int) -> list[Result]:
+        """Make the rows of a batch, as the plan cuts it, and store nothing.
+
+        Args:
+            rows: of the whole batch.
+            chunk: samples per model pass.
+
+        Raises:
+            OutOfMemoryError: the chunk does not fit.
+            RuntimeError: the device fails, or the method does not make the maps that the plan says.
+        """
+        self._set_threads()
+        decode = self._decoders.one_by_one if self._decoders.processes else self._decoders.here
+        return self._finish(self._explain(rows, list(decode(rows)), chunk))
 
     def close(self) -> None:
         """End the processes that decode, and write the rest of the log."""
@@ -175,7 +192,7 @@ class Worker:
         except (OSError, KeyboardInterrupt, GeneratorExit):
             # None of these is the shard's fault. Where the store is lost, its marks stay.
             with contextlib.suppress(OSError):
-                for number, attempt in self._begun.items():
+                for number, attempt in list(self._begun.items()):
                     attempts.take_back(self._storage, number, attempt)
             raise
 
@@ -228,7 +245,7 @@ class Worker:
         try:
             return self._answers(rows, images, chunk)
         except Exception as error:
-            if isinstance(error, (BackendUnavailableError, PlanMismatchError, ImportError)) or _is_of_device(error):
+            if isinstance(error, (BackendUnavailableError, PlanMismatchError, ImportError)) or is_of_device(error):
                 raise
             reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
             found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
@@ -347,7 +364,7 @@ class Worker:
             torch.set_num_threads(self.plan.threads)
 
 
-def _is_of_device(error: Exception) -> bool:
+def is_of_device(error: Exception) -> bool:
     """Tell whether the device is lost to this process, and every later image with it."""
     kind = getattr(torch, "AcceleratorError", None)
     return (kind is not None and isinstance(error, kind)) or str(error).startswith(("CUDA error", "HIP error"))

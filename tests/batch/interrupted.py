@@ -113,7 +113,7 @@ def parts(folder: Path, images: Path) -> dict[str, Any]:
 def deadly(folder: Path) -> dict[str, Any]:
     """An image of which the decoder dies, in a process that decodes itself and in one whose decoder is another."""
     images = draw(folder / "deadly images", 8)
-    Image.new("RGB", DEADLY).save(images / "006.png")
+    Image.new("RGB", DEADLY).save(images / "007.png")
     found: dict[str, Any] = {}
     for name, workers in (("here", 0), ("beside", 1)):
         storage = new(folder / name, images)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fampe_fast.batch.model_spec import ModelSpec
 from fampe_fast.batch.plan import Plan, write_plan
@@ -21,8 +21,6 @@ from fampe_fast.batch.storage import Storage, open_storage
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.models.transforms import PixelTransform, ResizeAndCrop
 
-from ..models_for_tests import Smooth
-
 DEADLY = (13, 17)
 """The size of an image that kills whoever transforms it."""
 WHITE = 0.99
@@ -31,15 +29,24 @@ WHITE = 0.99
 most_images = 10**9  # that the model takes in one pass, as a small memory would have it
 
 
-class Fragile(Smooth):
+class Fragile(nn.Module):
     """A small model that refuses white images, and more than ``most_images``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh())
+            self.head = nn.Linear(8, 5)
+            nn.init.normal_(self.head.weight, std=3)
 
     def forward(self, pixels: Tensor) -> Tensor:
         if len(pixels) > most_images:
             raise torch.OutOfMemoryError(f"tried to allocate {len(pixels)} images")
         if len(pixels) and float(pixels.detach().mean((1, 2, 3)).max()) > WHITE:
             raise ValueError("the model refuses white images")
-        return super().forward(pixels)
+        logits: Tensor = self.head(self.features(pixels).mean((2, 3)))
+        return logits
 
 
 class Deadly(PixelTransform):
