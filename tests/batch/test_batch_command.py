@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,14 @@ def test_options_of_a_plan_are_not_silently_left_aside(
         text = said(capsys)
         assert text.startswith(f"fampe-fast: {words[0]}: without a SOURCE")
         assert text.count("\n") == 1
+
+
+def test_a_missing_package_is_named_first(
+    batch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert batch(source="gone") == UNUSABLE
+    assert said(capsys) == "fampe-fast: pyarrow is needed for data sets: pip install 'fampe_fast[batch]'\n"
 
 
 def test_a_request_to_end_says_how_to_go_on(

@@ -102,11 +102,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan what is not planned yet, explain what is not explained yet, and say what came of it."""
+    from ...batch.extras import parquet_modules
     from ...batch.plan import read_plan
     from ...batch.storage import open_storage
     from .. import DONE
     from ..output import error_console
 
+    parquet_modules()  # without which there is nothing to begin
     dest, errors = open_storage(arguments.out), error_console()
     plan, classifier = read_plan(dest), None
     devices = _devices(arguments, None if plan is None else plan.device)
