@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..files import MARK
 from .extras import parquet_modules
@@ -40,15 +40,31 @@ def write_manifest(storage: Storage, plan: Plan) -> list[Entry]:
         OSError: a shard cannot be read, or the list not be written.
         ValueError: a file is no shard of this plan.
     """
-    known = {int(line["shard"]): line for line in logged(storage, "shard") if line.get("plan") == plan.key}
+    known = logged_entries(storage, plan)
     entries = [_entry(storage, plan, shard, known.get(shard)) for shard in sorted(finished_shards(storage))]
-    storage.write(MANIFEST, _encoded(plan, entries))
+    store_manifest(storage, plan, entries)
     return entries
 
 
-def _entry(storage: Storage, plan: Plan, shard: int, line: dict[str, Any] | None) -> Entry:
-    if line is not None and line["bytes"] == storage.size(shard_name(shard)):
-        return Entry(**{name: line[name] for name in Entry._fields})
+def store_manifest(storage: Storage, plan: Plan, entries: list[Entry]) -> None:
+    """Write a list of shards.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    storage.write(MANIFEST, _encoded(plan, entries))
+
+
+def logged_entries(storage: Storage, plan: Plan) -> dict[int, Entry]:
+    """Read what the processes have logged of each shard; of one that was made again, the last time."""
+    lines = [line for line in logged(storage, "shard") if line.get("plan") == plan.key]
+    lines.sort(key=lambda line: float(line["time"]))
+    return {int(line["shard"]): Entry(**{name: line[name] for name in Entry._fields}) for line in lines}
+
+
+def _entry(storage: Storage, plan: Plan, shard: int, known: Entry | None) -> Entry:
+    if known is not None and known.bytes == storage.size(shard_name(shard)):
+        return known
     described = shard_metadata(storage, shard)
     if described.get("plan") != plan.key:
         raise ValueError(f"{storage}/{shard_name(shard)} belongs to another plan")

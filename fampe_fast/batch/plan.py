@@ -392,6 +392,26 @@ def every_row(dest: Storage, plan: Plan) -> Iterator[Row]:
         yield from read_rows(dest, plan, shard)
 
 
+def position_of(dest: Storage, plan: Plan, image_id: int) -> int:
+    """Find the row of an image by its id; reads the plan's ids until it is found, and nothing else of its rows.
+
+    Raises:
+        ValueError: there is no such image.
+        OSError: the plan cannot be read.
+    """
+    pa, pq = parquet_modules()
+    import pyarrow.compute as pc
+
+    if 0 <= image_id < 2**32:
+        for piece in range(-(-plan.images // plan.rows_per_piece)):
+            with dest.open(_piece(piece)) as file:
+                ids = pq.ParquetFile(file).read(columns=["image_id"])["image_id"]
+            place = int(pc.index(ids, pa.scalar(image_id, pa.uint32())).as_py())
+            if place >= 0:
+                return piece * plan.rows_per_piece + place
+    raise ValueError(f"no image of the plan in {dest} has the id {image_id}")
+
+
 def check_rows(dest: Storage, plan: Plan) -> None:
     """Compare all rows with the plan's digest of them.
 

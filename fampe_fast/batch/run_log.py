@@ -52,7 +52,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Write what has not been written yet."""
-        if not self._lines:
+        if not self._lines or (not self._begun and len(self._lines) == 1):
             return
         content = "".join(f"{line}\n" for line in self._lines).encode()
         folder = self._storage.local_path

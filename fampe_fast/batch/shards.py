@@ -233,7 +233,7 @@ def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) 
     pa, pq = parquet_modules()
     try:
         with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file:
-            _check_mark(file.schema_arrow.metadata)
+            checked_metadata(file.schema_arrow.metadata)
             for name in columns or ():
                 if name not in file.schema_arrow.names:
                     raise ValueError(f"there is no column {name!r}; there are {', '.join(file.schema_arrow.names)}")
@@ -255,10 +255,15 @@ def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:
             found = pq.read_schema(file).metadata
     except pa.ArrowException as error:
         raise ValueError(f"{storage}/{shard_name(shard)} is not a whole file of maps: {error}") from error
-    return _check_mark(found)
+    return checked_metadata(found)
 
 
-def _check_mark(found: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+def checked_metadata(found: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Read what a shard says of itself from its schema's metadata.
+
+    Raises:
+        ValueError: it is no shard.
+    """
     if (found or {}).get(MARK.encode()) != KIND.encode():
         raise ValueError(f"not a file of maps that {MARK} wrote")
     assert found is not None
