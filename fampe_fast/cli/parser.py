@@ -6,10 +6,24 @@ import argparse
 from collections.abc import Sequence
 
 from .._version import __version__
-from .commands import attack, batch, calibrate, defend, demo, doctor, evaluate, explain, occlude, study, tune, verify
+from .commands import (
+    attack,
+    batch,
+    calibrate,
+    defend,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    occlude,
+    study,
+    tune,
+    verify,
+)
 
 # In the order of the help.
-_COMMANDS = (demo, explain, batch, verify, evaluate, tune, calibrate, study, occlude, attack, defend, doctor)
+_COMMANDS = (demo, explain, batch, verify, export, evaluate, tune, calibrate, study, occlude, attack, defend, doctor)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
