@@ -60,6 +60,8 @@ class RunReport(NamedTuple):
     """Whether it was asked to end before it was through."""
     missing: int
     """Shards of the whole plan that are not there yet."""
+    given_up: tuple[int, ...] = ()
+    """Those of them that ended every process that tried to make them."""
 
     @property
     def images(self) -> int:
@@ -124,6 +126,11 @@ def run_local(
         finally:
             made.close()
         stopped = stop.is_set() and tally.left > 0
+    return concluded(dest, plan, tally, stopped)
+
+
+def concluded(dest: Storage, plan: Plan, tally: Tally, stopped: bool) -> RunReport:
+    """Write the manifest where all shards are there, and report what a run has done."""
     missing = plan.shards - len(finished_shards(dest) & set(range(plan.shards)))
     if not missing:
         write_manifest(dest, plan)
@@ -168,6 +175,7 @@ class Tally:
         return self._shards - self._reports
 
     def add(self, report: ShardReport) -> Progress:
+        """Count a shard, and tell how far the run is."""
         self._reports += 1
         self._rows += report.rows
         self._errors += report.errors
@@ -187,6 +195,7 @@ class Tally:
         return self._explaining / self._taken if self._taken else 0.0
 
     def report(self, stopped: bool, missing: int) -> RunReport:
+        """Sum up."""
         seconds = time.monotonic() - self._began
         return RunReport(
             self._reports, self._rows, self._errors, self._transient, seconds, self._busy, stopped, missing

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,30 @@ from ..flags import add_method_flags, given
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ...batch.local import RunReport
     from ...batch.model_spec import ModelSpec
     from ...batch.plan import Plan
     from ...batch.storage import Storage
     from ...models.classifier import Classifier
 
+SHOWN = 20
+"""Shards named one by one."""
+
 # What a run may do otherwise than the one before; all else is in the plan.
-_OF_THE_RUN = ("sources", "out", "device", "devices", "decoders", "part", "retry_errors", "trust_model", "plan_only")
+_OF_A_CLUSTER = ("address", "workers", "gpus_per_worker")
+_OF_THE_RUN = (
+    "sources",
+    "out",
+    "device",
+    "devices",
+    "decoders",
+    "part",
+    "retry_errors",
+    "trust_model",
+    "plan_only",
+    "engine",
+    *_OF_A_CLUSTER,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +116,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-errors", action="store_true", help="make shards again in which images failed that may not fail twice"
     )
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="this machine, or a Ray cluster all of whose machines reach DEST and the sources (default: local)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster (default: RAY_ADDRESS, or else one that lives on this machine as long as the run)",
+    )
+    group.add_argument(
+        "--workers", type=positive, metavar="N", help="Ray actors (default: as many as the cluster has room for)"
+    )
+    group.add_argument(
+        "--gpus-per-worker", type=_gpus, metavar="X", help="GPUs of a Ray actor, or a share of one as 0.5 (default: 1)"
+    )
     add_method_flags(parser)
 
 
@@ -110,8 +147,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     parquet_modules()  # without which there is nothing to begin
     dest, errors = open_storage(arguments.out), error_console()
+    _check_engine(arguments)
     plan, classifier = read_plan(dest), None
-    devices = _devices(arguments, None if plan is None else plan.device)
+    # On a cluster, where the plan is made and carried out are two things: only the one that plans needs the device.
+    planned_for_ray = arguments.engine == "ray" and not arguments.sources
+    devices = [] if planned_for_ray else _devices(arguments, None if plan is None else plan.device)
     if not arguments.sources:
         plan = _planned(arguments, dest, plan)
     elif plan is None and arguments.part[1] > 1:
@@ -124,6 +164,26 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plan_only:
         return DONE
     return _explain(arguments, dest, plan, classifier if len(devices) == 1 else None, devices, errors)
+
+
+def _check_engine(arguments: argparse.Namespace) -> None:
+    """Refuse options of the other engine, and one that is not installed.
+
+    Raises:
+        ValueError: some are given.
+        ImportError: Ray is missing.
+    """
+    ray = arguments.engine == "ray"
+    given_ones = {name: getattr(arguments, name) is not None for name in (*_OF_A_CLUSTER, "devices")}
+    given_ones["part"] = arguments.part != (0, 1)
+    wrong = [name for name in (("devices", "part") if ray else _OF_A_CLUSTER) if given_ones[name]]
+    if wrong:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise ValueError(f"{flags}: not for --engine {arguments.engine}; leave it out")
+    if ray:
+        from ...batch.ray_engine import ray_module
+
+        ray_module()  # before anything is planned
 
 
 def _planned(arguments: argparse.Namespace, dest: Storage, plan: Plan | None) -> Plan:
@@ -278,7 +338,6 @@ def _explain(
     devices: list[str],
     errors: Console,
 ) -> int:
-    from ...batch.local import run_local
     from ...batch.manifest import read_manifest
     from ...errors import first_line
     from .. import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE
@@ -289,27 +348,21 @@ def _explain(
 
     try:
         with ProgressLines(errors) as show:
-            report = run_local(
-                dest,
-                devices=devices,
-                part=arguments.part,
-                workers=arguments.decoders,
-                retry_errors=arguments.retry_errors,
-                trust_model=arguments.trust_model,
-                classifier=classifier,
-                on_progress=show,
-                on_stop=stopping,
-            )
+            report = _engine(arguments, dest, devices, classifier)(on_progress=show, on_stop=stopping)
     except RuntimeError as error:
-        if len(devices) == 1:
+        if len(devices) == 1 and arguments.engine == "local":
             raise
         # Of another process, of which no more is known than it has said: a full disk, for example.
         raise OSError(f"{first_line(error)}; what was stored before is whole") from error
     if show.last is not None:
         _say(errors, f"{stand_text(show.last)}; {report.shards} shards in {duration_text(report.seconds)}")
-    failed, total = report.errors, report.rows
+    lost = sum(len(plan.rows_of(shard)) for shard in report.given_up)
+    failed, total = report.errors + lost, report.rows + lost
+    if report.given_up:
+        _say(errors, f"given up, as every worker that tried it died: {_shards_text(report.given_up)}")
     if report.missing:
-        going_on = shlex.join(["fampe-fast", "batch", "--out", str(dest)])
+        engine = [] if arguments.engine == "local" else ["--engine", arguments.engine]
+        going_on = shlex.join(["fampe-fast", "batch", "--out", str(dest), *engine])
         _say(errors, f"{plan.shards - report.missing} of {plan.shards} shards are there; go on with: {going_on}")
     else:
         entries = read_manifest(dest)
@@ -321,6 +374,26 @@ def _explain(
     if report.stopped:
         return INTERRUPTED
     return DONE if not failed else SOME_FAILED if failed < total else UNUSABLE
+
+
+def _engine(
+    arguments: argparse.Namespace, dest: Storage, devices: list[str], classifier: Classifier | None
+) -> Callable[..., RunReport]:
+    common = {"retry_errors": arguments.retry_errors, "trust_model": arguments.trust_model}
+    if arguments.engine == "ray":
+        from ...batch.ray_engine import run_ray
+
+        cluster = {name: getattr(arguments, name) for name in _OF_A_CLUSTER}
+        return partial(run_ray, dest, decoders=arguments.decoders, **cluster, **common)
+    from ...batch.local import run_local
+
+    own = {"devices": devices, "part": arguments.part, "workers": arguments.decoders, "classifier": classifier}
+    return partial(run_local, dest, **own, **common)
+
+
+def _shards_text(shards: Sequence[int]) -> str:
+    some = ", ".join(map(str, shards[:SHOWN])) + (f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else "")
+    return f"shard{'s' if len(shards) > 1 else ''} {some}"
 
 
 def _say(errors: Console, line: str) -> None:
@@ -354,6 +427,13 @@ def _part(text: str) -> tuple[int, int]:
     if not (separator and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, as 0/4, got {text!r}")
     return int(index), int(count)
+
+
+def _gpus(text: str) -> float:
+    value = float(text)
+    if not (0 < value <= 1 or (value > 1 and value == int(value))):
+        raise argparse.ArgumentTypeError(f"expected a share of a GPU, as 0.5, or a whole number, got {text}")
+    return value
 
 
 def _words(text: str) -> list[str]:
