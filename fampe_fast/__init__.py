@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .batch.reading import read_maps as read_maps
     from .engine.config import AttEXploreConfig as AttEXploreConfig
     from .engine.config import FAMPEConfig as FAMPEConfig
     from .errors import BackendUnavailableError as BackendUnavailableError
@@ -93,6 +94,7 @@ _HOMES = {
     "load_embedded_classifier": "models",
     "mu_fidelity": "metrics",
     "parameter_randomisation": "metrics",
+    "read_maps": "batch.reading",
     "register_backend": "ops.backends",
     "stability": "metrics",
     "transfer_rates": "robustness",

@@ -34,8 +34,8 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         ValueError: a device that cannot be used, another number of class names than the model has classes, or what
             ``load_classifier`` refuses.
     """
-    device = _device_of(arguments)
-    names = None if arguments.class_names is None else _class_names(arguments.class_names)
+    device = device_of(arguments.device)
+    names = None if arguments.class_names is None else class_names_in(arguments.class_names)
     classifier = load_classifier(
         arguments.model,
         weights=arguments.weights,
@@ -80,9 +80,9 @@ def _ask(classifier: Classifier) -> ModelInfo:
         raise ValueError(f"{classifier.name} fails on an image of {height} x {width}: {first_line(error)}") from error
 
 
-def _device_of(arguments: argparse.Namespace) -> str:
+def device_of(given: str | None) -> str:
     """Choose the device; one that cannot compute, or has no backend that runs, ends the command and not every image."""
-    device: str = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         float(torch.zeros(1, device=device) + 1)
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ImportError, by device
@@ -91,7 +91,8 @@ def _device_of(arguments: argparse.Namespace) -> str:
     return device
 
 
-def _class_names(path: Path) -> list[str]:
+def class_names_in(path: Path) -> list[str]:
+    """Read class names, one a line."""
     names = read_text(path, "class names").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     while names and not names[-1].strip():
         names.pop()

@@ -6,10 +6,27 @@ import argparse
 from collections.abc import Sequence
 
 from .._version import __version__
-from .commands import attack, calibrate, defend, demo, doctor, evaluate, explain, occlude, spectra, study, tune
+from .commands import (
+    attack,
+    batch,
+    calibrate,
+    defend,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    occlude,
+    spectra,
+    study,
+    tune,
+    verify,
+)
 
 # In the order of the help.
-_COMMANDS = (demo, explain, evaluate, tune, calibrate, study, occlude, spectra, attack, defend, doctor)
+_COMMANDS = (
+    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, occlude, spectra, attack, defend, doctor,
+)  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     for made in commands.choices.values():
         # The flags are many: the help lists them below, and an error need not.
         positional = [action for action in made._actions if not action.option_strings]
-        names = [str(action.metavar or action.dest) + (" ..." if action.nargs == "+" else "") for action in positional]
+        names = [
+            str(action.metavar or action.dest) + (" ..." if action.nargs in ("+", "*") else "") for action in positional
+        ]
         made.usage = " ".join(["%(prog)s", "[options]", *names])
     return parser

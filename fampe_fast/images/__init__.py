@@ -1,6 +1,15 @@
 """Image files to PIL images and to tensors."""
 
-from .reading import IMAGE_EXTENSIONS, FoundImages, find_images, load_images, read_image, survey_images, to_rgb
+from .reading import (
+    IMAGE_EXTENSIONS,
+    FoundImages,
+    find_images,
+    load_images,
+    read_image,
+    read_image_bytes,
+    survey_images,
+    to_rgb,
+)
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -8,6 +17,7 @@ __all__ = [
     "find_images",
     "load_images",
     "read_image",
+    "read_image_bytes",
     "survey_images",
     "to_rgb",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +65,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
-    try:
+    with _said_in_words(path):
         info = os.stat(path)
         if stat.S_ISDIR(info.st_mode):
             raise ImageReadError(path, "is a directory, not an image file")
@@ -73,14 +76,40 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         # An own handle: Pillow's is left open by some plugins when decoding fails.
         with open(path, "rb") as stream:
             return _decode(stream, path)
+
+
+def read_image_bytes(data: bytes, name: str | os.PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
+    """Read the bytes of a file as ``read_image`` reads a file.
+
+    Args:
+        data: what is in the file.
+        name: what the image is called in messages.
+        max_pixels: the most it may have; None for Pillow's limit, which holds in any case.
+
+    Returns:
+        An image of mode RGB, decoded completely.
+
+    Raises:
+        ImageReadError: the bytes are none, not an image, truncated or damaged, have too many pixels, or hold values of
+            no known range.
+    """
+    with _said_in_words(name):
+        if not data:
+            raise ImageReadError(name, "the file is empty (0 bytes)")
+        return _decode(io.BytesIO(data), name, max_pixels)
+
+
+@contextmanager
+def _said_in_words(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise an ``ImageReadError`` with a reason in words for whatever reading and decoding raise."""
+    try:
+        yield
     except (ImageReadError, FampeWarning):
         raise
     except FileNotFoundError as error:
         raise ImageReadError(path, "no such file") from error
     except PermissionError as error:
         raise ImageReadError(path, "permission denied") from error
-    except UnidentifiedImageError as error:
-        raise ImageReadError(path, _not_an_image(path)) from error
     except Image.DecompressionBombError as error:
         raise ImageReadError(path, f"too many pixels, may be a decompression bomb ({error})") from error
     except MemoryError as error:
@@ -91,8 +120,15 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageReadError(path, f"the image is {word} ({text})") from error
 
 
-def _decode(stream: object, path: str | os.PathLike[str]) -> Image.Image:
-    with Image.open(stream) as image:  # type: ignore[arg-type]
+def _decode(stream: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None = None) -> Image.Image:
+    try:
+        opened = Image.open(stream)
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        raise ImageReadError(path, _not_an_image(path, stream.read(8))) from error
+    with opened as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ImageReadError(path, f"too many pixels ({image.width} x {image.height}; at most {max_pixels})")
         if image.format in _VECTOR_FORMATS:
             raise ImageReadError(path, f"{image.format} is a vector format; render it to PNG")
         deep_colour = _is_deep_colour(image)
@@ -154,12 +190,11 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _not_an_image(path: str | os.PathLike[str]) -> str:
+def _not_an_image(path: str | os.PathLike[str], start: bytes) -> str:
     hint = _HINTS.get(Path(path).suffix.lower())
     if hint is not None:
         return hint
-    with open(path, "rb") as stream:
-        return f"not an image in a format that Pillow reads (the file begins with {stream.read(8)!r})"
+    return f"not an image in a format that Pillow reads (the file begins with {start!r})"
 
 
 def to_rgb(image: Image.Image, *, white: int = 65535) -> Image.Image:

@@ -320,6 +320,17 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
     return _from_module(load_program(path, kind), request, name=path.stem, origin="file")
 
 
+def absolute_source(source: str) -> str:
+    """Write a model's source so that it means the same in every folder: paths become absolute, names stay."""
+    if torchvision_name(source) is not None or source.startswith(("hf-hub:", "hf_hub:", "timm/")):
+        return source
+    if source.startswith("local-dir:"):
+        return f"local-dir:{os.path.abspath(source.removeprefix('local-dir:'))}"
+    if _looks_like_a_name(source) and (_in_timm(source) or not Path(source).exists()):
+        return source
+    return os.path.abspath(source)
+
+
 def _looks_like_a_name(source: str) -> bool:
     known = (".pt", ".pth", ".pt2", ".ts", ".bin", ".safetensors", ".onnx", ".tar", ".ckpt")
     return not any(c in source for c in "/\\:~") and not source.lower().endswith(known)

@@ -71,13 +71,6 @@ def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int
     return found
 
 
-def check_targets(targets: Tensor, outputs: Tensor) -> None:
-    """Refuse targets (B,) that are no classes of outputs (B, classes, ...), with a ValueError that names the first."""
-    wrong = targets[(targets < 0) | (targets >= outputs.shape[1])].tolist()
-    if wrong:
-        raise ValueError(f"the target {wrong[0]} is out of range: the model has {outputs.shape[1]} classes")
-
-
 def check_same_task(classifier: Classifier, other: Classifier, what: str) -> None:
     """Refuse another model of other classes, or for images of other channels; what is not known is let through.
 

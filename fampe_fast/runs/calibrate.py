@@ -25,6 +25,7 @@ from ..methods.depth_search import (
     most_evaluations,
     outcome_of,
 )
+from ..methods.settings import everything_of
 from ..methods.tuning import Faithfulness
 from ..metrics.protocols import resolve_protocol
 from ..models.classifier import Classifier
@@ -33,7 +34,6 @@ from ..progress import UpTo
 from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
-from .settings import everything_of
 
 CALIBRATIONS_FILE = "calibrations.json"
 _RECORDS_FILE, _EVIDENCE = "calibrations.jsonl", "evidence"

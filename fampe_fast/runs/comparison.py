@@ -18,16 +18,17 @@ from torch import Tensor
 
 from ..files import remove_leftovers
 from ..methods.base import AttributionMethod, describe, passes_of
+from ..methods.explained import check_targets
+from ..methods.settings import everything_of
 from ..metrics import Estimate, Partners, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..runtime.model_probe import probabilities_of
-from .batches import Batch, Failure, Group, check_run_ids, check_targets, device_of, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, device_of, groups_of
 from .map_store import MapStore
 from .measurement import Measurement, Scores
 from .partners import partners_of_run
 from .records import Item, Records
-from .settings import everything_of
 
 SCORES_FILE, MAPS_FOLDER = "scores.jsonl", "maps"
 """What a comparison keeps in its folder, so that it can be resumed."""

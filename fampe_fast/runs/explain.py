@@ -25,14 +25,15 @@ from ..files import (
     remove_leftovers,
     write_atomically,
 )
-from ..methods.base import AttributionMethod, PathMethod, describe
+from ..methods.base import AttributionMethod, describe
+from ..methods.explained import Explained, explain_batch
+from ..methods.settings import everything_of
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import explanation_figure, save_figure
-from ..runtime.model_probe import probabilities_of
-from .batches import Batch, Failure, check_run_ids, check_targets, groups_of
+from .batches import Batch, Failure, check_run_ids, groups_of
 from .records import Item, digest_of_settings
-from .settings import everything_of, unique_names
+from .settings import unique_names
 
 MAP = "map"
 """The kind of the archives."""
@@ -144,39 +145,27 @@ def explain_files(
         done[item.position] = result
         on_result(result)
 
-    def work(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]:
+    def work(batch: Batch) -> tuple[Explained, list[str], float]:
         began = time.perf_counter()
-        probabilities = probabilities_of(classifier, batch.images)
-        chosen = probabilities.argmax(1)
-        if targets is not None:
-            chosen = torch.tensor([targets[position] for position in batch.positions], device=chosen.device)
-            check_targets(chosen, probabilities)
-        ids, chunk = batch.ids, internal_batch_size
-        cutoff: Tensor | None = None
-        if isinstance(method, PathMethod):
-            maps, details = method.attribute(
-                batch.images, chosen, image_ids=ids, internal_batch_size=chunk, return_details=True
-            )
-            cutoff = details.cutoff
-        else:
-            maps = method.attribute(batch.images, chosen, image_ids=ids, internal_batch_size=chunk)
-        class_names = [classifier.class_name(target) for target in chosen.tolist()]
-        return maps, probabilities, chosen, cutoff, class_names, (time.perf_counter() - began) / len(batch.paths)
+        chosen = None if targets is None else [targets[position] for position in batch.positions]
+        found = explain_batch(
+            method, classifier, batch.images, chosen, image_ids=batch.ids, internal_batch_size=internal_batch_size
+        )
+        class_names = [classifier.class_name(target) for target in found.targets.tolist()]
+        return found, class_names, (time.perf_counter() - began) / len(batch.paths)
 
-    def keep(
-        batch: Batch, items: list[Item], found: tuple[Tensor, Tensor, Tensor, Tensor | None, list[str], float]
-    ) -> None:
-        maps, probabilities, targets, cutoffs, class_names, seconds = found
+    def keep(batch: Batch, items: list[Item], done_with: tuple[Explained, list[str], float]) -> None:
+        (maps, probabilities, chosen, cutoffs), class_names, seconds = done_with
         results = []
         for k, item in enumerate(items):
-            chosen = int(targets[k])
+            target = int(chosen[k])
             picture, archive = (out / f"{names[item.position]}.{ending}" for ending in ("png", "npz"))
             results.append(
                 Explanation(
                     item.path,
-                    chosen,
+                    target,
                     class_names[k],
-                    float(probabilities[k, chosen]),
+                    float(probabilities[k, target]),
                     int(probabilities[k].argmax()),
                     None if cutoffs is None else float(cutoffs[k]),
                     seconds,

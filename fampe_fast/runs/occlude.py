@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checks import check_seed
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, remove_leftovers, write_atomically
 from ..frequency.bands import equal_width_bands
+from ..methods.settings import never_twice
 from ..metrics.summary import RESAMPLES, bootstrap_interval
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
@@ -20,7 +21,7 @@ from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
 from ..robustness.occluded_frequency import OccludedFrequency
 from .batches import Batch, Failure, Group, check_run_ids, groups_of
-from .records import RECORDS, Item, Records, never_twice
+from .records import RECORDS, Item, Records
 
 OCCLUSION = "occluded frequency"
 """The kind of ``occluded_frequency.json``."""

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,8 +286,3 @@ class Records:
 def digest_of_settings(settings: Mapping[str, Any]) -> str:
     """Name settings by 16 hexadecimal digits."""
     return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def never_twice() -> str:
-    """Make a value that no other run has: results that depend on something unknown are not used again."""
-    return secrets.token_hex(8)

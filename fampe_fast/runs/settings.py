@@ -1,39 +1,10 @@
-"""Describe a method and its model for a record, and name files."""
+"""Name the files of a run."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from ..methods.base import AttributionMethod, describe
-from ..models.classifier import Classifier
-from ..models.identity import identity_of
-from .records import never_twice
-
-
-def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str, object]:
-    """Describe all that a method's maps of this classifier depend on; what cannot be known equals nothing else.
-
-    The methods of this package say what they are set to; of others nobody knows what is the same the next time.
-    """
-    settings: dict[str, object] = describe(method)
-    inner: Any = method
-    own = True
-    while own:
-        own = type(inner).__module__.partition(".")[0] == __name__.partition(".")[0]
-        if not callable(getattr(getattr(inner, "method", None), "attribute", None)):
-            break
-        inner = inner.method
-    explorer = getattr(inner, "explorer", None)
-    if isinstance(explorer, Classifier):
-        settings["explorer"] = identity_of(explorer)
-    elif explorer is not None:
-        own = False
-    if not own or getattr(inner, "forward_func", None) is not classifier:
-        settings["unknown"] = never_twice()
-    return settings
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks import check_count, check_flag
 from ..files import FIGURE, FOLDER, Output, check_outputs, remove_leftovers
 from ..methods.base import AttributionMethod
+from ..methods.settings import everything_of
 from ..methods.tuning import (
     CUTOFFS,
     Faithfulness,
@@ -33,7 +34,6 @@ from ..progress import UpTo
 from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
-from .settings import everything_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

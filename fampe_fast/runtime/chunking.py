@@ -1,10 +1,11 @@
-"""Choose the images per model pass, and halve them once after an out-of-memory error."""
+"""Choose the images per model pass, and halve them once after an out-of-memory error, unless they are pinned."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,22 @@ _SHARE = 0.8
 _BESIDE = 2
 # Spectrum, sample, gradient and their like, in units of a sample.
 _OWN = 8
+
+_pinned: ContextVar[bool] = ContextVar("pinned", default=False)
+
+
+@contextmanager
+def pinned_chunks() -> Iterator[None]:
+    """Take every size that is asked for as it is, for results that may not depend on the memory that was free.
+
+    Raises:
+        torch.OutOfMemoryError: a call runs out of memory; it is not made again with a smaller size.
+    """
+    before = _pinned.set(True)
+    try:
+        yield
+    finally:
+        _pinned.reset(before)
 
 
 class ChunkSize:
@@ -47,8 +64,9 @@ class ChunkSize:
         self._images = tuple(images.shape)
         self._device = images.device
         self._key = images.device, self._images[1:], kind
-        self._halved = False
-        self.size = min([size, *(known[self._key] for known in self._known() if self._key in known)])
+        self._halved = _pinned.get()
+        fitted = [] if self._halved else [known[self._key] for known in self._known() if self._key in known]
+        self.size = min([size, *fitted])
 
     @classmethod
     def for_gradients(

@@ -166,12 +166,13 @@ def outputs(model: Model, images: Tensor, chunk: int, probed: ModelInfo | None =
         return torch.cat([call(model, images[k : k + chunk], probed) for k in range(0, len(images), chunk)])
 
 
-def probabilities_of(model: Model, images: Tensor) -> Tensor:
+def probabilities_of(model: Model, images: Tensor, chunk: int | None = None) -> Tensor:
     """Compute the model's probability of every class, as its output is read.
 
     Args:
         model: gives (B, classes).
-        images: (B, C, H, W), B at least 1, one model pass.
+        images: (B, C, H, W), B at least 1.
+        chunk: images per model pass; None for one pass of all.
 
     Returns:
         (B, classes) in [0, 1].
@@ -180,8 +181,7 @@ def probabilities_of(model: Model, images: Tensor) -> Tensor:
         TypeError, ValueError: as ``probe``.
     """
     probed = probe(model, images)
-    with torch.no_grad():
-        return probabilities(call(model, images, probed), probed.reading)
+    return probabilities(outputs(model, images, chunk or len(images), probed), probed.reading)
 
 
 def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]) -> ModelInfo:

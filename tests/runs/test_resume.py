@@ -24,12 +24,12 @@ from fampe_fast import FAMPE
 from fampe_fast.cli import DONE, INTERRUPTED, UNUSABLE, main
 from fampe_fast.files import mark_of
 from fampe_fast.methods import create_method
+from fampe_fast.methods.settings import everything_of
 from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.runs.evaluate import evaluate_files
 from fampe_fast.runs.explain import explain_files
 from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.records import Item, Journal, Records
-from fampe_fast.runs.settings import everything_of
 
 from ..images_for_tests import draw
 

@@ -1,0 +1,104 @@
+"""Describe one stored map so that it can be checked later, by itself: the record of an audit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import MARK, json_text, read_text
+from .plan import Plan, Row
+from .shards import Result, RowError
+
+KIND = "audit record"
+_OF_THE_MODEL = "model_fingerprint"
+
+
+def record_of(plan: Plan, row: Row, stored: Result, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a map and all that it was made from, in values that JSON has.
+
+    Args:
+        plan: the run's.
+        row: the image.
+        stored: its result.
+        described: the metadata of its shard.
+    """
+    record: dict[str, Any] = {
+        "plan": plan.key,
+        "image_id": row.image_id,
+        "uri": row.shown_uri,
+        "container": row.shown_container,
+        "model": plan.identity["model"],
+        _OF_THE_MODEL: plan.identity["fingerprint"],
+        "method": plan.method,
+        "configuration": plan.everything,
+        "seed": plan.seed,
+        "precision": plan.precision,
+        "backend": plan.backend,
+        "device": plan.device,
+        "threads": plan.threads,
+        "batch_size": plan.batch_size,
+        "internal_batch_size": described.get("chunk"),
+        "versions": described.get("versions"),
+        **result_values(stored),
+    }
+    return json.loads(json_text(record))  # type: ignore[no-any-return]
+
+
+def result_values(result: Result) -> dict[str, Any]:
+    """Describe what was found of an image; the map by the SHA-256 of its stored numbers."""
+    if isinstance(result, RowError):
+        return {"error": result.reason, "error_kind": result.kind}
+    little = result.map.astype(result.map.dtype.newbyteorder("<"))
+    return {
+        "target": result.target,
+        "class": result.class_name,
+        "probability": float(f"{result.probability:.6g}"),
+        "predicted": result.predicted,
+        "cutoff": None if result.cutoff is None else float(f"{result.cutoff:.6g}"),
+        "map_scale": result.scale,
+        "map_dtype": str(result.map.dtype),
+        "map_shape": list(result.map.shape),
+        "map_sha256": hashlib.sha256(little.tobytes()).hexdigest(),
+    }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record from a file.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    try:
+        found = json.loads(read_text(path, "record"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no audit record: {error}") from error
+    image_id = found.get("image_id") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.get(MARK) != KIND or isinstance(image_id, bool):
+        raise ValueError(f"{path} is no audit record, which is JSON that {MARK} calls {KIND!r}")
+    if not isinstance(image_id, int):
+        raise ValueError(f"{path} is no audit record: it has no image_id")
+    return found
+
+
+def record_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compare the values that two records share, as "seed: 0 in the record, 7 here".
+
+    Raises:
+        ValueError: they are of two models.
+    """
+    theirs, ours = record.get(_OF_THE_MODEL), now[_OF_THE_MODEL]
+    if theirs != ours:
+        raise ValueError(f"the record is of another model: its fingerprint is {theirs}, and {ours} in the plan")
+    return [
+        f"{name}: {_short(record[name])} in the record, {_short(value)} here"
+        for name, value in now.items()
+        if name in record and record[name] != value
+    ]
+
+
+def _short(value: object) -> str:
+    text = json_text(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,252 @@
+"""Decode images ahead of the model in processes of their own: one that dies of an image does not take the model along.
+
+A pool of the standard library serves, and not torch's ``DataLoader``: that raises the death of a decoder in the middle
+of whatever the main thread computes, and hands tensors over in ``/dev/shm``, which is small in containers and kills who
+writes into a full one.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLongError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ImageReadError, first_line, warn
+from ..images import read_image_bytes
+from .failures import PermanentError, TransientError
+from .image_bytes import read_bytes
+from .plan import Plan, Row
+from .processes import obey_parent_alone, spawning
+from .shards import RowError
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+Decoded = Pixels | RowError
+"""An image (C, H, W), in bytes, or in [0, 1] where its transform gives what bytes do not hold; or why there is none."""
+
+PATIENCE = 600.0
+"""Seconds after which a process that does not answer counts as dead; slow stores are waited for."""
+PATIENCE_ALONE = 180.0
+"""Likewise, of one image in a process of its own."""
+
+_ADDRESS = re.compile(r" ?\bat 0x[0-9a-fA-F]+")
+
+
+class DecoderDiedError(Exception):
+    """A process that decodes images died or hangs, and nobody knows of which image."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """From a row to pixels at the model's size; it raises nothing that an image is to blame for.
+
+    Attributes:
+        transform: the classifier's.
+        max_pixels: as of the plan.
+        max_bytes: likewise.
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    max_pixels: int
+    max_bytes: int
+
+    @classmethod
+    def of(cls, plan: Plan, transform: Callable[[Image.Image], Tensor]) -> Decoder:
+        """Make the decoder of a plan."""
+        return cls(transform, plan.max_pixels, plan.max_bytes)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Decoded]:
+        """Decode some rows, in order."""
+        return [self._decode(row) for row in rows]
+
+    def _decode(self, row: Row) -> Decoded:
+        try:
+            image = read_image_bytes(read_bytes(row, self.max_bytes), row.address, max_pixels=self.max_pixels)
+            return _in_bytes(self.transform(image))
+        except PermanentError as error:
+            return RowError(first_line(error), "permanent")
+        except TransientError as error:
+            return RowError(first_line(error), "transient")
+        except ImageReadError as error:
+            kind = "transient" if isinstance(error.__cause__, MemoryError) else "permanent"
+            return RowError(same_words(error.reason), kind)  # type: ignore[arg-type]
+        except MemoryError:
+            return RowError("the image does not fit into memory", "transient")
+        except ValueError as error:  # the transform's refusal
+            return RowError(same_words(first_line(error)), "permanent")
+        except ImportError:  # what an address needs is missing for every image of its kind
+            raise
+        except Exception as error:  # of a transform by other hands
+            return RowError(same_words(f"{type(error).__name__}: {first_line(error)}"), "permanent")
+
+
+def same_words(reason: str) -> str:
+    """Leave out of an error's words what differs from run to run: the places of objects in memory."""
+    return _ADDRESS.sub("", reason)
+
+
+def _in_bytes(pixels: Tensor) -> Pixels:
+    whole = pixels.mul(255).round().to(torch.uint8)
+    found: Pixels = (whole if torch.equal(whole.to(torch.float32).div(255), pixels) else pixels).numpy()
+    return found
+
+
+class Decoders:
+    """Processes that decode; or none, and it is done where it is asked for."""
+
+    def __init__(self, decoder: Decoder, processes: int) -> None:
+        """Start nothing yet.
+
+        Args:
+            decoder: what they run.
+            processes: how many; 0 decodes in this process, when an image is needed.
+        """
+        self._decoder = decoder
+        self.processes = processes
+        if processes:
+            try:
+                pickle.dumps(decoder)
+            except Exception as error:  # what cannot be pickled raises anything
+                self.processes = 0
+                warn(f"the model's transform cannot be sent to processes that decode ahead: {first_line(error)}")
+        self._pool: ProcessPoolExecutor | None = None
+        self._alone = _Alone(decoder)
+
+    def here(self, rows: Sequence[Row]) -> list[Decoded]:
+        """Decode some rows in this process."""
+        return self._decoder(rows)
+
+    def submit(self, rows: Sequence[Row]) -> Future[list[Decoded]]:
+        """Ask the processes for some rows.
+
+        Raises:
+            DecoderDiedError: as ``result``.
+        """
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.processes, spawning(), _begin, (self._decoder,))
+        try:
+            return self._pool.submit(_decode, tuple(rows))
+        except BrokenProcessPool as error:
+            raise self._died(error) from error
+
+    def result(self, asked: Future[list[Decoded]]) -> list[Decoded]:
+        """Wait for what was asked.
+
+        Raises:
+            DecoderDiedError: a process died or hangs; all that was asked is lost, and the next one gets new processes.
+        """
+        try:
+            return asked.result(PATIENCE)
+        except (BrokenProcessPool, TookTooLongError) as error:
+            raise self._died(error) from error
+
+    def _died(self, error: BaseException) -> DecoderDiedError:
+        self.close()
+        return DecoderDiedError(first_line(error))
+
+    def one_by_one(self, rows: Sequence[Row]) -> Iterator[Decoded]:
+        """Decode in a process that does nothing else, a row at a time: one that kills it costs itself alone."""
+        return map(self._alone.decode, rows)
+
+    def close(self) -> None:
+        """End all processes, at once."""
+        self._alone.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.kill()
+            pool.shutdown(cancel_futures=True)
+
+
+_decoder: Decoder | None = None  # of a process that decodes
+
+
+def _begin(decoder: Decoder) -> None:
+    global _decoder
+    obey_parent_alone()
+    torch.set_num_threads(1)
+    _decoder = decoder
+
+
+def _decode(rows: Sequence[Row]) -> list[Decoded]:
+    assert _decoder is not None
+    return _decoder(rows)
+
+
+class _Alone:
+    """A process that decodes one image after the other, and is started where there is none or one has killed it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def decode(self, row: Row) -> Decoded:
+        if self._process is None:
+            context = spawning()
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self._decoder, theirs), daemon=True)
+            self._process.start()
+            theirs.close()
+        assert self._pipe is not None
+        try:
+            self._pipe.send(row)
+            if not self._pipe.poll(PATIENCE_ALONE):
+                self.close()
+                # It may have waited for a store.
+                return RowError(f"the decoder took more than {PATIENCE_ALONE:.0f} seconds", "transient")
+            found: Decoded = self._pipe.recv()
+            return found
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            self.close()
+            return _of_death(code)
+
+    def close(self) -> None:
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.kill()
+            process.join()
+
+
+def _serve(decoder: Decoder, pipe: Connection) -> None:
+    _begin(decoder)
+    try:
+        while True:
+            pipe.send(decoder([pipe.recv()])[0])
+    except (EOFError, OSError):  # the parent has what it wants
+        return
+
+
+def _of_death(code: int) -> RowError:
+    """Say of what a decoder died; what the system kills for want of memory may live another time."""
+    if code >= 0:
+        return RowError(f"the decoder died, exit code {code}", "permanent")
+    name = f"signal {-code}"
+    if -code == getattr(signal, "SIGKILL", 9):
+        return RowError(f"the decoder died, {name} (out of memory, or killed by hand)", "transient")
+    return RowError(f"the decoder died, {name}", "permanent")
+
+
+def usual_processes(device: str, devices: int = 1) -> int:
+    """Choose how many processes decode for a device: one beside a CPU's model, else a share of the cores up to 8."""
+    if device.startswith("cpu"):
+        return 1
+    return max(1, min(8, (os.cpu_count() or 2) // devices))

@@ -1,0 +1,61 @@
+"""Say what a source holds, before it has its place in a plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from .urls import filesystem_of, is_url
+
+Note = Callable[[str], None]
+"""Told in a line of what is left out."""
+
+
+class Found(NamedTuple):
+    """An image in a source; fields as of ``plan.Row``.
+
+    ``image_id`` is None where the source brings none.
+    """
+
+    uri: str
+    container: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    target: int | None = None
+    image_id: int | None = None
+
+
+def open_file(place: str) -> BinaryIO:
+    """Open a source's file for reading at any place in it.
+
+    Args:
+        place: absolute path or URL.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not is_url(place):
+        return Path(place).open("rb")
+    system, path = filesystem_of(place)
+    return cast(BinaryIO, system.open(path, "rb"))
+
+
+def suffix_of(place: str) -> str:
+    """Return the ending of a path's or an address's name, in lower case: ".png"."""
+    if is_url(place) and place.lower().startswith(("http://", "https://")):
+        place = place.partition("?")[0]
+    return os.path.splitext(place.rpartition("/")[2])[1].lower()
+
+
+def whole_number(value: Any, low: int, high: int) -> int | None:
+    """Read a whole number in [low, high] from what a table holds; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            return None
+    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers beside missing ones
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None

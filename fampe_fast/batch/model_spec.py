@@ -1,0 +1,76 @@
+"""Say in plain values which model a plan explains, so that every process and machine loads the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..models import load_classifier, load_embedded_classifier
+from ..models.checkpoints import file_kind
+from ..models.classifier import Classifier
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The arguments of ``load_classifier``, as JSON takes them.
+
+    Attributes:
+        source: name, absolute path of a file or folder, "hf-hub:OWNER/NAME", or "embedded" for the package's own small
+            classifier.
+        weights: absolute path of a local checkpoint.
+        model_args: keyword arguments of the model's constructor.
+        mean, std, input_size, interpolation, fold_batch_norm, output: as of ``load_classifier``.
+        class_names: one per class.
+    """
+
+    source: str
+    weights: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
+    input_size: tuple[int, int] | int | None = None
+    interpolation: str | None = None
+    fold_batch_norm: bool | None = None
+    output: str | None = None
+    class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Read what ``dataclasses.asdict`` gave, through JSON: lists are tuples again."""
+        known = {entry.name for entry in fields(cls)}
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**arguments)
+
+    def check_trusted(self, trust_model: bool) -> None:
+        """Refuse a model that is a program, unless it is trusted: loading it may run any code.
+
+        Raises:
+            ValueError: the source is a TorchScript or torch.export file.
+        """
+        path = Path(self.source)
+        if not trust_model and path.is_file() and file_kind(path) in ("TorchScript", "torch.export"):
+            raise ValueError(
+                f"{self.source} is a program ({file_kind(path)}), which may do anything on this machine once it is "
+                "loaded: if you trust where it comes from, say --trust-model (trust_model=True)"
+            )
+
+    def load(self, device: str | None = None, *, trust_model: bool = False) -> Classifier:
+        """Load the classifier.
+
+        Args:
+            device: where to put it.
+            trust_model: load also a program.
+
+        Raises:
+            ValueError: a program that is not trusted, or what ``load_classifier`` refuses.
+        """
+        self.check_trusted(trust_model)
+        if self.source == EMBEDDED:
+            classifier = load_embedded_classifier()
+            return classifier if device is None else classifier.to(device)
+        arguments = {**asdict(self), "model_args": dict(self.model_args)}
+        return load_classifier(arguments.pop("source"), device=device, **arguments)

@@ -1,0 +1,434 @@
+"""Freeze what a run explains and how: every later run and every worker reads it, and lists nothing again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ..errors import warn
+from ..files import MARK, json_content, json_text
+from .extras import parquet_modules
+from .model_spec import ModelSpec
+from .storage import Storage
+from .urls import without_secrets
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PLAN = "plan.json"
+"""The file that makes a plan whole: it is written after all of its rows."""
+KIND = "batch plan"
+ROWS_PER_PIECE = 1_000_000
+"""Rows in a file of the plan; a set of any size is planned in the memory of one of them."""
+MAX_PIXELS = 178_956_970
+"""The most that Pillow decodes, beyond which it suspects a decompression bomb."""
+MAX_BYTES = 2**28
+FORMAT = 1
+
+_ROWS_PER_GROUP = 8192  # read together, some 16 shards
+
+
+class Row(NamedTuple):
+    """An image of a plan.
+
+    Attributes:
+        position: its place in the plan, 0 to ``Plan.images`` - 1.
+        image_id: what names it in the random stream, 0 to 2^32 - 2.
+        uri: absolute path or URL; of an image inside a file: the member's name, or "row 7".
+        container: the tar or Parquet file that holds it; None for an image file.
+        offset: of its bytes in a tar; of a Parquet file's image, the row in the file; else None.
+        size: of its bytes in a tar; else None.
+        target: the class to explain; None for the model's own choice.
+    """
+
+    position: int
+    image_id: int
+    uri: str
+    container: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    target: int | None = None
+
+    @property
+    def shown_uri(self) -> str:
+        """The ``uri`` without what is secret in a URL."""
+        return self.uri if self.container is not None else without_secrets(self.uri)
+
+    @property
+    def shown_container(self) -> str | None:
+        """The ``container`` without what is secret in a URL."""
+        return None if self.container is None else without_secrets(self.container)
+
+    @property
+    def address(self) -> str:
+        """Where the image is, for people, without what is secret in a URL."""
+        return self.shown_uri if self.container is None else f"{self.shown_container}::{self.uri}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that the bytes of a run's shards depend on, and what else a worker must know.
+
+    Attributes:
+        sources: as they were given; local ones absolute, without what is secret in a URL.
+        target: the one class of every image; "model" for its own choice; None for the sources' targets, where there
+            are any.
+        sample: images drawn at random from the sources; None for all.
+        seed: of the methods' random stream and of the sample.
+        rows_per_shard: rows of a file of maps.
+        batch_size: rows explained together.
+        internal_batch_size: samples per model pass.
+        method: its name.
+        options: of ``create_method``, in plain values.
+        model: what to load.
+        identity: the model's name and fingerprint, as of ``identity_of``.
+        everything: all that the method's maps depend on besides, as of ``everything_of``.
+        device: its kind, "cpu" or "cuda".
+        precision: of the model's passes.
+        backend: of the primitives.
+        threads: that torch computes with on a CPU.
+        map_dtype: of the stored maps, "float16" or "float32".
+        overlay: whether a picture of each map is stored.
+        max_pixels: of an image; larger ones are refused.
+        max_bytes: of an image file; larger ones are refused.
+        shape: (C, H, W) of the stored maps.
+        classes: that the model tells apart.
+        versions: of the software that made the plan.
+        images: rows of the plan.
+        rows_per_piece: rows of a file of the plan.
+        rows_sha256: over all rows.
+        key: 16 hexadecimal digits of all that the shards' bytes depend on.
+    """
+
+    sources: tuple[str, ...]
+    target: int | Literal["model"] | None = None
+    sample: int | None = None
+    seed: int = 0
+    rows_per_shard: int = 512
+    batch_size: int = 8
+    internal_batch_size: int = 8
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelSpec
+    identity: Mapping[str, Any]
+    everything: Mapping[str, Any]
+    device: str
+    precision: str
+    backend: str
+    threads: int
+    map_dtype: Literal["float16", "float32"] = "float16"
+    overlay: bool = False
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+    shape: tuple[int, int, int]
+    classes: int
+    versions: Mapping[str, str]
+    images: int = 0
+    rows_per_piece: int = ROWS_PER_PIECE
+    rows_sha256: str = ""
+    key: str = ""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.images // self.rows_per_shard)
+
+    def rows_of(self, shard: int) -> range:
+        """Return the positions of a shard's rows.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"there is no shard {shard}: the plan has {self.shards}")
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.images))
+
+
+# What differs between two plans of one set of maps without changing a byte of them, or is decided by the rest.
+_UNCOMPARED = ("options", "model", "identity", "threads", "versions", "images", "rows_per_piece", "rows_sha256", "key")
+# What the shards' bytes do not depend on: where the rows come from is in the rows, how it is cut in the files' names.
+_UNKEYED = (
+    "sources",
+    "target",
+    "sample",
+    "options",
+    "model",
+    "identity",
+    "versions",
+    "images",
+    "rows_per_piece",
+    "key",
+)
+
+
+def differences(plan: Plan, other: Plan) -> list[str]:
+    """List what two plans differ in that their maps depend on, as "seed: 0 there, 7 now".
+
+    Args:
+        plan: the one that is there.
+        other: the one that is asked for.
+    """
+    there, now = (_flat(_compared(one)) for one in (plan, other))
+    return [
+        f"{name}: {_shown(there.get(name))} there, {_shown(now.get(name))} now"
+        for name in dict.fromkeys((*there, *now))
+        if there.get(name) != now.get(name)
+    ]
+
+
+def _compared(plan: Plan) -> dict[str, Any]:
+    values = _values(plan)
+    names = plan.model.class_names
+    return {
+        **{name: value for name, value in values.items() if name not in _UNCOMPARED},
+        "model": plan.identity.get("fingerprint"),
+        "class_names": None if names is None else hashlib.sha256(json_text(names).encode()).hexdigest()[:16],
+    }
+
+
+def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Write nested values as one level, "everything.config.steps"."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{start}{name}.") if isinstance(value, Mapping) else {f"{start}{name}": value}
+    return found
+
+
+def _shown(value: object) -> str:
+    text = json_text(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _values(plan: Plan) -> dict[str, Any]:
+    """Give a plan's values as JSON has them."""
+    values: dict[str, Any] = json.loads(json_text(asdict(plan)))
+    return values
+
+
+def _key_of(plan: Plan) -> str:
+    keyed = {name: value for name, value in _values(plan).items() if name not in _UNKEYED}
+    keyed |= {"model": plan.identity.get("fingerprint"), "class_names": plan.model.class_names}
+    return hashlib.sha256(json_text(keyed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def write_plan(dest: Storage, plan: Plan, rows: Iterable[Row]) -> Plan:
+    """Write a plan: its rows in pieces, as they come, and ``plan.json`` last, which makes it whole.
+
+    Args:
+        dest: where there is nothing yet, or what a planning that was killed has left.
+        plan: without what only the rows tell.
+        rows: in order, ``position`` counting from 0.
+
+    Returns:
+        The plan, with ``images``, ``rows_sha256`` and ``key``.
+
+    Raises:
+        ValueError: there is something else, or there are no rows.
+        OSError: it cannot be written.
+    """
+    unfinished = _unfinished(dest)
+    remaining = iter(rows)
+    digest = hashlib.sha256()
+    images = 0
+    try:
+        while piece := list(islice(remaining, plan.rows_per_piece)):
+            for row in piece:
+                digest.update(json.dumps(row[1:]).encode() + b"\n")
+            name = _piece(images // plan.rows_per_piece)
+            unfinished.add(name)
+            dest.write(name, _encoded(piece))
+            unfinished.remove(name)
+            images += len(piece)
+        if not images:
+            raise ValueError("there are no images in the sources")
+    except BaseException:
+        unfinished |= {_piece(number) for number in range(images // plan.rows_per_piece)}
+        raise
+    finally:
+        for name in unfinished:
+            dest.remove(name)
+    whole = replace(plan, images=images, rows_sha256=digest.hexdigest())
+    whole = replace(whole, key=_key_of(whole))
+    dest.write(PLAN, json_content(KIND, {"format": FORMAT, **_values(whole)}).encode())
+    return read_back(dest)
+
+
+def _piece(number: int) -> str:
+    return f"plan/{number:05d}.parquet"
+
+
+def _unfinished(dest: Storage) -> set[str]:
+    """List the rows that a planning has left which did not come to its end.
+
+    Raises:
+        ValueError: there is anything else.
+    """
+    found = set()
+    for name in dest.names():
+        if not (name.startswith("plan/") and _is_piece(dest, name)):
+            raise ValueError(
+                f"{dest} holds something else ({name}) and no {PLAN}: choose an empty place for the results (--out)"
+            )
+        found.add(name)
+    return found
+
+
+def _is_piece(dest: Storage, name: str) -> bool:
+    pa, pq = parquet_modules()
+    try:
+        with dest.open(name) as file:
+            found = pq.read_metadata(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    return bool(found.get(MARK.encode()) == KIND.encode())
+
+
+def _schema() -> pa.Schema:
+    pa, _ = parquet_modules()
+    columns = {
+        "image_id": pa.uint32(),
+        "uri": pa.string(),
+        "container": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "target": pa.int32(),
+    }
+    return pa.schema(list(columns.items()), metadata={MARK: KIND})
+
+
+def _encoded(rows: list[Row]) -> bytes:
+    pa, pq = parquet_modules()
+    columns = list(zip(*rows, strict=True))[1:]
+    table = pa.table([list(column) for column in columns], schema=_schema())
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    return buffer.getvalue()
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_plan(dest: Storage) -> Plan | None:
+    """Read the plan; None where there is none, and nothing that is in the way of one.
+
+    Raises:
+        ValueError: there is something else, or a plan that a newer version has made.
+        OSError: it cannot be read.
+    """
+    if not dest.exists(PLAN):
+        _unfinished(dest)
+        return None
+    return read_back(dest)
+
+
+def read_back(dest: Storage) -> Plan:
+    """Read the plan that is there.
+
+    Raises:
+        ValueError: the file is not a plan, or a newer version has made it.
+        OSError: it is not there or cannot be read.
+    """
+    try:
+        found = json.loads(dest.read(PLAN))
+        if not isinstance(found, dict) or found.get(MARK) != KIND:
+            raise ValueError(f"expected what {MARK} calls {KIND!r}")
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']}, and this version reads {FORMAT}")
+        values = {entry.name: found[entry.name] for entry in fields(Plan)}
+        values |= {"model": ModelSpec.from_json(found["model"])}
+        values |= {name: tuple(found[name]) for name in ("sources", "shape")}
+        return Plan(**values)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{dest}/{PLAN} is not a plan of a batch run: {error}") from error
+
+
+def read_rows(dest: Storage, plan: Plan, shard: int) -> list[Row]:
+    """Read the rows of a shard, and no more of the plan than holds them.
+
+    Raises:
+        IndexError: there is no such shard.
+        OSError, ValueError: the plan's rows cannot be read.
+    """
+    positions = plan.rows_of(shard)
+    found: list[Row] = []
+    position = positions.start
+    while position < positions.stop:
+        piece, inside = divmod(position, plan.rows_per_piece)
+        group, first = divmod(inside, _ROWS_PER_GROUP)
+        columns = _group(dest, plan.rows_sha256, piece, group).slice(first, positions.stop - position)
+        values = zip(*(column.to_pylist() for column in columns.columns), strict=True)
+        found += [Row(position + k, *row) for k, row in enumerate(values)]
+        position += columns.num_rows
+    return found
+
+
+@lru_cache(maxsize=4)
+def _group(dest: Storage, rows_sha256: str, piece: int, group: int) -> pa.Table:
+    pa, pq = parquet_modules()
+    name = _piece(piece)
+    try:
+        with dest.open(name) as file:
+            table = pq.ParquetFile(file).read_row_group(group, columns=_schema().names)
+    except pa.ArrowException as error:
+        raise ValueError(f"{dest}/{name} is damaged: {error}") from error
+    if table.num_rows == 0:
+        raise ValueError(f"{dest}/{name} is damaged: it has fewer rows than the plan")
+    return table
+
+
+def every_row(dest: Storage, plan: Plan) -> Iterator[Row]:
+    """Read all rows of a plan, shard by shard."""
+    for shard in range(plan.shards):
+        yield from read_rows(dest, plan, shard)
+
+
+def position_of(dest: Storage, plan: Plan, image_id: int) -> int:
+    """Find the row of an image by its id; reads the plan's ids until it is found, and nothing else of its rows.
+
+    Raises:
+        ValueError: there is no such image.
+        OSError: the plan cannot be read.
+    """
+    pa, pq = parquet_modules()
+    import pyarrow.compute as pc
+
+    if 0 <= image_id < 2**32:
+        for piece in range(-(-plan.images // plan.rows_per_piece)):
+            with dest.open(_piece(piece)) as file:
+                ids = pq.ParquetFile(file).read(columns=["image_id"])["image_id"]
+            place = int(pc.index(ids, pa.scalar(image_id, pa.uint32())).as_py())
+            if place >= 0:
+                return piece * plan.rows_per_piece + place
+    raise ValueError(f"no image of the plan in {dest} has the id {image_id}")
+
+
+def check_rows(dest: Storage, plan: Plan) -> None:
+    """Compare all rows with the plan's digest of them.
+
+    Raises:
+        ValueError: they are others.
+    """
+    digest = hashlib.sha256()
+    for row in every_row(dest, plan):
+        digest.update(json.dumps(row[1:]).encode() + b"\n")
+    if digest.hexdigest() != plan.rows_sha256:
+        raise ValueError(f"the rows in {dest}/plan are not those that the plan was made with")
+
+
+def warn_of_versions(plan: Plan, now: Mapping[str, str]) -> None:
+    """Warn where this process has other versions than the plan was made with."""
+    changed = [
+        f"{name} {old} there, {now.get(name)} now" for name, old in plan.versions.items() if now.get(name) != old
+    ]
+    if changed:
+        warn(f"the plan was made with other versions, which may change the maps' last bits: {'; '.join(changed)}")

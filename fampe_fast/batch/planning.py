@@ -1,0 +1,166 @@
+"""Make a plan for a model and a method, and find the method of a plan again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..checks import check_choice, check_count
+from ..engine.config import PathConfig
+from ..errors import first_line
+from ..files import json_text
+from ..methods.base import AttributionMethod
+from ..methods.registry import create_method
+from ..methods.settings import everything_of
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from ..ops.backends import choice
+from ..runtime.chunking import ChunkSize
+from ..runtime.model_probe import probe
+from ..runtime.out_of_memory import is_out_of_memory
+from .model_spec import ModelSpec
+from .plan import MAX_PIXELS, Plan, differences
+from .sources import absolute
+from .urls import without_secrets
+
+_COUNTS = ("sample", "rows_per_shard", "batch_size", "threads", "max_pixels", "max_bytes", "rows_per_piece")
+_PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "captum", "grad-cam")
+
+
+def make_plan(
+    classifier: Classifier,
+    model: ModelSpec,
+    method: str,
+    options: Mapping[str, Any],
+    sources: Sequence[str],
+    *,
+    internal_batch_size: int | None = None,
+    **settings: Any,
+) -> Plan:
+    """Make a plan without its rows; an image of noise is explained, to see whether it can be and what its map is like.
+
+    Args:
+        classifier: the model, on its device.
+        model: what ``classifier`` was loaded from.
+        method: its name.
+        options: of ``create_method``.
+        sources: as of ``list_rows``.
+        internal_batch_size: samples per model pass; None for 8 on a CPU, and what fits into the free memory elsewhere.
+        **settings: the fields of ``Plan`` that are to be others than their defaults: ``target``, ``sample``, ``seed``,
+            ``rows_per_shard``, ``batch_size``, ``threads`` (default: as many as torch has now), ``map_dtype``,
+            ``overlay``, ``max_pixels``, ``max_bytes``, ``rows_per_piece``.
+
+    Raises:
+        ValueError, TypeError: a number out of range, or a method or model that cannot be used.
+        ImportError: a package that the method needs is not installed.
+    """
+    settings = {"threads": torch.get_num_threads(), **settings}
+    for name in _COUNTS:
+        if settings.get(name) is not None:
+            settings[name] = check_count(name, settings[name])
+    if settings.get("max_pixels", 0) > MAX_PIXELS:
+        raise ValueError(
+            f"max_pixels must be {MAX_PIXELS} at most, beyond which Pillow refuses images; got {settings['max_pixels']}"
+        )
+    if "map_dtype" in settings:
+        check_choice("map_dtype", settings["map_dtype"], ("float16", "float32"))
+    maker = create_method(method, classifier, **options)
+    noise = _noise(classifier)
+    info = probe(classifier, noise)
+    precision = _precision_of(maker)
+    chunk = internal_batch_size
+    if chunk is None:
+        chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info]).size
+    maps = _explained(maker, classifier, noise, chunk)
+    return Plan(
+        sources=tuple(without_secrets(absolute(source)) for source in sources),
+        internal_batch_size=check_count("internal_batch_size", chunk),
+        method=method,
+        options=json.loads(json_text(options)),
+        model=model,
+        identity=identity_of(classifier),
+        everything=json.loads(json_text(everything_of(maker, classifier))),
+        device=noise.device.type,
+        precision=precision,
+        backend=choice(noise.device)[0],
+        shape=_stored_shape(maps),
+        classes=info.shape[0],
+        versions=versions_now(),
+        **settings,
+    )
+
+
+def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
+    """Make the method of a plan for its model.
+
+    Args:
+        plan: what is to be explained.
+        classifier: loaded from ``plan.model``.
+
+    Raises:
+        ValueError: the model is another than the plan was made with, or the method's settings are, as where a file of
+            calibrations has changed; the message names both.
+    """
+    identity = identity_of(classifier)
+    if identity["fingerprint"] != plan.identity["fingerprint"]:
+        raise ValueError(
+            f"the model is not the one that was planned: {plan.identity['model']} has the fingerprint "
+            f"{plan.identity['fingerprint']} in the plan, and {identity['model']} has {identity['fingerprint']} now"
+        )
+    method = create_method(plan.method, classifier, **plan.options)
+    now = json.loads(json_text(everything_of(method, classifier)))
+    if now != plan.everything:
+        changed = differences(plan, replace(plan, everything=now))
+        raise ValueError(f"the method's settings are not those that were planned: {'; '.join(changed)}")
+    return method
+
+
+def versions_now() -> dict[str, str]:
+    """Read the versions of this package, of Python and of the installed packages that maps depend on."""
+    found = {"fampe_fast": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _noise(classifier: Classifier) -> Tensor:
+    shape = (1, classifier.channels, *classifier.input_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
+
+
+def _explained(method: AttributionMethod, classifier: Classifier, noise: Tensor, chunk: int) -> Tensor:
+    try:
+        return method.attribute(noise, internal_batch_size=chunk)
+    except (ValueError, TypeError, ImportError):
+        raise
+    except Exception as error:  # of foreign code
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{method.name} fails on {classifier.name}: {first_line(error)}") from error
+
+
+def _stored_shape(maps: Tensor) -> tuple[int, int, int]:
+    """Take the shape of a map, with one channel where all channels are one, to the bit."""
+    _, channels, height, width = maps.shape
+    same = bool((maps == maps[:, :1]).all()) and bool(maps.any())
+    return (1 if same else channels), height, width
+
+
+def _precision_of(method: Any) -> str:
+    """Read the precision of the passes; of a filter's, that of the method that it filters."""
+    while not isinstance(getattr(method, "config", None), PathConfig):
+        if not hasattr(method, "method"):
+            return "fp32"
+        method = method.method
+    return str(method.config.precision)

@@ -1,0 +1,98 @@
+"""Read the maps of a batch run back, shard by shard, as NumPy arrays or as torch's tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .shards import decode_shard, finished_shards, shard_name
+from .storage import open_storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_maps(
+    dest: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    shards: Sequence[int] | None = None,
+    as_torch: bool = False,
+    errors: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """Read the maps of a batch run, a shard at a time.
+
+    Args:
+        dest: the run's folder or its URL.
+        columns: some of the columns; None for all. A column that is left out is not read: without ``map`` a shard
+            costs next to nothing.
+        shards: some of the finished ones; None for all, in order.
+        as_torch: give tensors where a column holds numbers.
+        errors: whether rows without a map are among them.
+
+    Yields:
+        For each shard its columns, by name. ``map`` is float32 (rows, C, H, W), the attribution itself: the stored
+        numbers times ``map_scale``. Of a row without a map it is NaN, as every other fraction is; its whole numbers are
+        -1, and its texts None.
+
+    Raises:
+        ValueError: a column that there is none of, or a file that is no shard.
+        OSError: a shard that is not there or cannot be read.
+        ImportError: pyarrow, or what a URL needs, is not installed.
+    """
+    storage = open_storage(dest)
+    for shard in sorted(finished_shards(storage)) if shards is None else shards:
+        wanted = None if columns is None else {*columns, "error"}
+        if wanted is not None and "map" in wanted:
+            wanted.add("map_scale")
+        try:
+            with storage.open(shard_name(shard)) as file:
+                table = decode_shard(file, None if wanted is None else sorted(wanted))
+        except ValueError as error:
+            raise ValueError(f"{storage}/{shard_name(shard)}: {error}") from error
+        if not errors:
+            table = table.filter(table["error"].is_null())
+        found = {name: _array(table, name) for name in (table.column_names if columns is None else columns)}
+        if as_torch:
+            import torch
+
+            found = {name: torch.from_numpy(value) if value.dtype != object else value for name, value in found.items()}
+        yield found
+
+
+def _array(table: pa.Table, name: str) -> Any:
+    import pyarrow as pa
+
+    column = table[name].combine_chunks()
+    if name == "map":
+        return _attributions(table)
+    if pa.types.is_floating(column.type):
+        return column.fill_null(float("nan")).to_numpy(zero_copy_only=False).copy()
+    if pa.types.is_integer(column.type):
+        # torch has no unsigned 32-bit numbers to compute with.
+        return column.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False).copy()
+    return np.array([*column.to_pylist(), None], dtype=object)[:-1]
+
+
+def _attributions(table: pa.Table) -> Any:
+    """Take the maps with their scale, (rows, C, H, W) float32."""
+    import pyarrow as pa
+
+    column: Any = table["map"].combine_chunks()
+    shape = shape_of(table)
+    maps = np.full((len(column), *shape), np.nan, np.float32)
+    there = ~np.asarray(column.is_null())
+    values = column.filter(pa.array(there)).flatten().to_numpy(zero_copy_only=False)
+    scale = np.asarray(table["map_scale"].combine_chunks().fill_null(1.0))[there]
+    maps[there] = values.reshape(-1, *shape).astype(np.float32) * scale[:, None, None, None]
+    return maps
+
+
+def shape_of(table: pa.Table) -> tuple[int, int, int]:
+    """Read the shape (C, H, W) of a shard's maps."""
+    channels, height, width = json.loads(table.schema.metadata[b"shape"])
+    return channels, height, width

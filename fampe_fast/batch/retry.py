@@ -1,0 +1,62 @@
+"""Try again after a failure that may pass, with growing pauses."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .failures import TransientError
+
+Result = TypeVar("Result")
+
+
+class Retry:
+    """Call functions again after a ``TransientError``, each time after a longer pause.
+
+    Pauses double from ``base`` up to ``longest`` and are shortened by up to a half at random, so that workers that were
+    refused together do not come back together.
+    """
+
+    def __init__(
+        self,
+        attempts: int = 4,
+        base: float = 0.5,
+        longest: float = 30.0,
+        *,
+        seed: int | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take how often and how patiently.
+
+        Args:
+            attempts: calls in all, at least 1.
+            base: seconds before the second call.
+            longest: seconds before any call.
+            seed: of the pauses' random part; None takes another one in every process.
+            sleep: waits for seconds.
+        """
+        self._attempts, self._base, self._longest, self._sleep = attempts, base, longest, sleep
+        self._random = random.Random(seed)
+
+    def call(self, function: Callable[[], Result], on_retry: Callable[[TransientError], None] | None = None) -> Result:
+        """Call a function until it answers.
+
+        Args:
+            function: without arguments.
+            on_retry: told of every failure after which it is called again.
+
+        Raises:
+            TransientError: of the last attempt; any other error at once.
+        """
+        for attempt in range(self._attempts):
+            try:
+                return function()
+            except TransientError as error:
+                if attempt == self._attempts - 1:
+                    raise
+                if on_retry is not None:
+                    on_retry(error)
+            self._sleep(min(self._longest, self._base * 2**attempt) * (1 - self._random.random() / 2))
+        raise ValueError(f"attempts must be at least 1, got {self._attempts}")

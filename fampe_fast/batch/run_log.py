@@ -1,0 +1,84 @@
+"""Keep what differs from run to run out of the shards: JSON lines in a file for each process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..files import json_content, json_text
+from .storage import Storage
+
+FOLDER = "log"
+KIND = "batch log"
+EVERY = 60.0
+"""Seconds between two writings of a log in an object store, where a file cannot grow."""
+
+
+class RunLog:
+    """The log of a process: a line for each event, with the seconds since the epoch.
+
+    In a local folder a line is there at once; in an object store the file is written whole, now and then and at the
+    end, so that a process that is killed loses the last minute of its log and nothing else.
+    """
+
+    def __init__(self, storage: Storage, **head: Any) -> None:
+        """Name the file; it is made with the first line.
+
+        Args:
+            storage: of the run.
+            **head: what the first line says.
+        """
+        host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()).strip("-") or "host"
+        self.name = f"{FOLDER}/{host}-{os.getpid()}-{int(time.time() * 1000)}.jsonl"
+        self._storage = storage
+        self._lines = [json_content(KIND, {"time": _now(), "host": host, "process": os.getpid(), **head}, indent=None)]
+        self._begun = False
+        self._written = 0.0
+
+    def write(self, event: str, **values: Any) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._lines.append(json_text({"time": _now(), "event": event, **values}))
+        if self._storage.local_path is not None or time.monotonic() - self._written > EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has not been written yet."""
+        if not self._lines or (not self._begun and len(self._lines) == 1):
+            return
+        content = "".join(f"{line}\n" for line in self._lines).encode()
+        folder = self._storage.local_path
+        if folder is None:
+            self._storage.write(self.name, content)
+        elif self._begun:
+            with open(folder / self.name, "ab") as file:
+                file.write(content)
+        else:
+            self._storage.write(self.name, content)
+        if folder is not None:
+            self._lines.clear()
+        self._begun, self._written = True, time.monotonic()
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def logged(storage: Storage, event: str) -> Iterator[dict[str, Any]]:
+    """Read the lines of one event from the logs of all processes; a line that was cut off is left out."""
+    for name in storage.names(FOLDER):
+        for line in storage.read(name).splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict) and found.get("event") == event:
+                yield found

@@ -1,0 +1,272 @@
+"""Encode the rows of a shard as one Parquet file, and decode it: a function of the plan, to the byte.
+
+The map is a plain fixed-size list of numbers, which pandas, polars, DuckDB, Hugging Face's data sets and pyarrow read
+as such: Arrow's tensor type is unknown to some of them, and a split of half precision numbers into bytes to others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import MARK, json_text
+from .extras import parquet_modules
+from .plan import Plan, Row
+from .storage import Storage
+from .summaries import FloatArray, Summary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KIND = "maps"
+FOLDER = "maps"
+ROWS_PER_GROUP = 32  # the least that a reader of one map has to decode
+
+_NAME = re.compile(FOLDER + r"/\d{3,}/(\d{6,})\.parquet")
+_SHARDS_PER_FOLDER = 1000
+
+ErrorKind = Literal["permanent", "transient"]
+
+
+class RowError(NamedTuple):
+    """Why a row has no map."""
+
+    reason: str
+    """In words; a function of the image where the kind is permanent."""
+    kind: ErrorKind
+    """``permanent`` where another try would find the same; ``transient`` where ``--retry-errors`` may heal it."""
+
+
+class RowResult(NamedTuple):
+    """What was found of a row."""
+
+    target: int
+    """The class explained."""
+    class_name: str
+    probability: float
+    """The model's of that class."""
+    predicted: int
+    """The model's own first choice."""
+    cutoff: float | None
+    """In cycles over the shorter side; None for methods without one."""
+    scale: float
+    """A power of two: the attribution is ``map * scale``."""
+    map: NDArray[np.floating[Any]]
+    """(C, H, W), in the plan's dtype and shape."""
+    summary: Summary
+    overlay: bytes | None = None
+    """A PNG."""
+
+
+Result = RowResult | RowError
+
+
+def shard_name(shard: int) -> str:
+    """Name the file of a shard: the folders keep thousands of files from lying in one."""
+    return f"{FOLDER}/{shard // _SHARDS_PER_FOLDER:03d}/{shard:06d}.parquet"
+
+
+def finished_shards(storage: Storage) -> set[int]:
+    """List the shards whose file is there."""
+    return {int(found[1]) for name in storage.names(FOLDER) if (found := _NAME.fullmatch(name))}
+
+
+def scaled_map(attribution: FloatArray, dtype: str) -> tuple[NDArray[np.floating[Any]], float]:
+    """Bring a map into the dtype that it is stored in.
+
+    In half precision it is divided by a power of two, which is exact, so that its largest magnitude lies in [1/2, 1):
+    evidence near 1e-6 would else be lost, and a sum over the stored numbers does not overflow. Single precision is
+    stored as it is.
+
+    Args:
+        attribution: float32; NaN and infinity stay what they are.
+        dtype: "float16" or "float32".
+
+    Returns:
+        The stored map and the power of two.
+    """
+    if dtype == "float32":
+        return attribution.astype(np.float32), 1.0
+    finite = attribution[np.isfinite(attribution)]
+    peak = float(np.abs(finite).max()) if finite.size else 0.0
+    # 2^128 is no float32; up to 2 instead of 1 does no harm.
+    scale = 2.0 ** min(math.frexp(peak)[1], 127) if peak else 1.0
+    return (attribution.astype(np.float64) / scale).astype(np.float16), scale
+
+
+def schema_of(plan: Plan) -> pa.Schema:
+    """Give the columns of a shard; all but the first three are null in a row with an error."""
+    pa, _ = parquet_modules()
+    number = pa.float16() if plan.map_dtype == "float16" else pa.float32()
+    return pa.schema(
+        [
+            pa.field("image_id", pa.uint32(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("container", pa.string()),
+            pa.field("target", pa.int32()),
+            pa.field("class", pa.string()),
+            pa.field("probability", pa.float32()),
+            pa.field("predicted", pa.int32()),
+            pa.field("cutoff", pa.float32()),
+            pa.field("passes", pa.int32()),
+            pa.field("error", pa.string()),
+            pa.field("error_kind", pa.string()),
+            pa.field("channels", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            *(pa.field(name, pa.float32()) for name in Summary._fields),
+            pa.field("map_scale", pa.float32()),
+            pa.field("map", pa.list_(number, math.prod(plan.shape))),
+            pa.field("overlay", pa.binary()),
+        ]
+    )
+
+
+def encode_shard(
+    plan: Plan, shard: int, rows: Sequence[Row], results: Sequence[Result], metadata: Mapping[str, Any]
+) -> bytes:
+    """Encode a shard's rows; equal arguments give equal bytes.
+
+    Args:
+        plan: whose shard it is.
+        shard: its number.
+        rows: all of them, in order.
+        results: of each row.
+        metadata: what else the file says of itself, in plain values; no time, host or place.
+
+    Raises:
+        ValueError: not a result for each row, or a map of another shape or dtype than the plan's.
+    """
+    pa, pq = parquet_modules()
+    if len(rows) != len(plan.rows_of(shard)) or len(results) != len(rows):
+        raise ValueError(
+            f"shard {shard} has {len(plan.rows_of(shard))} rows, got {len(rows)} and {len(results)} results"
+        )
+    found = [result if isinstance(result, RowResult) else None for result in results]
+    errors = [result if isinstance(result, RowError) else None for result in results]
+
+    def each(name: str) -> list[Any]:
+        return [None if one is None else getattr(one, name) for one in found]
+
+    def there(value: Any) -> list[Any]:
+        return [None if one is None else value for one in found]
+
+    channels, height, width = plan.shape
+    summaries = [None if one is None else one.summary for one in found]
+    schema = schema_of(plan)
+    columns: dict[str, Any] = {
+        "image_id": [row.image_id for row in rows],
+        "uri": [row.shown_uri for row in rows],
+        "container": [row.shown_container for row in rows],
+        "target": each("target"),
+        "class": each("class_name"),
+        "probability": each("probability"),
+        "predicted": each("predicted"),
+        "cutoff": each("cutoff"),
+        "passes": there(metadata.get("passes")),
+        "error": [None if error is None else error.reason for error in errors],
+        "error_kind": [None if error is None else error.kind for error in errors],
+        "channels": there(channels),
+        "height": there(height),
+        "width": there(width),
+        **{
+            name: [None if one is None else _or_none(getattr(one, name)) for one in summaries]
+            for name in Summary._fields
+        },
+        "map_scale": each("scale"),
+        "overlay": each("overlay"),
+    }
+    arrays = [
+        _maps(plan, found, field.type) if field.name == "map" else pa.array(columns[field.name], field.type)
+        for field in schema
+    ]
+    counts = {"rows": len(rows), "errors": len(rows) - sum(one is not None for one in found)}
+    counts |= {"transient": sum(error is not None and error.kind == "transient" for error in errors)}
+    described = {"plan": plan.key, "shard": shard, **counts, "shape": plan.shape, **metadata}
+    table = pa.Table.from_arrays(
+        arrays, schema=schema.with_metadata({MARK: KIND, **{key: json_text(value) for key, value in described.items()}})
+    )
+    buffer = io.BytesIO()
+    words = ["container", "class", "error", "error_kind"]  # in any other column a dictionary is a second copy
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=ROWS_PER_GROUP,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=words,
+        write_statistics=["image_id", "target", "class", "probability", "predicted", *words[2:]],
+    )
+    return buffer.getvalue()
+
+
+def _maps(plan: Plan, found: Sequence[RowResult | None], kind: Any) -> Any:
+    pa, _ = parquet_modules()
+    dtype = np.dtype(plan.map_dtype)
+    values = np.zeros((len(found), *plan.shape), dtype)
+    for k, one in enumerate(found):
+        if one is not None:
+            if one.map.shape != plan.shape or one.map.dtype != dtype:
+                raise ValueError(f"expected a map {plan.shape} of {dtype}, got {one.map.shape} of {one.map.dtype}")
+            values[k] = one.map
+    missing = pa.array([one is None for one in found])
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind, mask=missing)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard's rows, or some of their columns, from its bytes or its open file.
+
+    Raises:
+        ValueError: they are no shard, or there is no such column.
+    """
+    pa, pq = parquet_modules()
+    try:
+        with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file:
+            checked_metadata(file.schema_arrow.metadata)
+            for name in columns or ():
+                if name not in file.schema_arrow.names:
+                    raise ValueError(f"there is no column {name!r}; there are {', '.join(file.schema_arrow.names)}")
+            return file.read(columns=None if columns is None else list(columns))
+    except pa.ArrowException as error:
+        raise ValueError(f"not a whole file of maps: {error}") from error
+
+
+def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:
+    """Read what a shard's file says of itself, from its end alone.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+        ValueError: it is no shard.
+    """
+    pa, pq = parquet_modules()
+    try:
+        with storage.open(shard_name(shard)) as file:
+            found = pq.read_schema(file).metadata
+    except pa.ArrowException as error:
+        raise ValueError(f"{storage}/{shard_name(shard)} is not a whole file of maps: {error}") from error
+    return checked_metadata(found)
+
+
+def checked_metadata(found: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Read what a shard says of itself from its schema's metadata.
+
+    Raises:
+        ValueError: it is no shard.
+    """
+    if (found or {}).get(MARK.encode()) != KIND.encode():
+        raise ValueError(f"not a file of maps that {MARK} wrote")
+    assert found is not None
+    return {
+        key.decode(): json.loads(value) for key, value in found.items() if key not in (MARK.encode(), b"ARROW:schema")
+    }

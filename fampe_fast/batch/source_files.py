@@ -1,0 +1,132 @@
+"""List the image files of folders, globs and addresses."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..files import IMAGE, mark_of
+from ..images import IMAGE_EXTENSIONS
+from .found import Found, Note, suffix_of
+from .urls import filesystem_of, is_url, without_secrets
+
+_WILD = "*?["
+TABLES, TARS = (".csv", ".parquet", ".pq"), (".tar",)
+"""The endings of the other kinds of source."""
+
+
+def has_wildcards(source: str) -> bool:
+    """Tell whether a source is a pattern, which web addresses cannot be."""
+    return any(sign in source for sign in _WILD) and not source.lower().startswith(("http://", "https://"))
+
+
+def files_of_glob(pattern: str, note: Note) -> list[str]:
+    """List the files that a pattern matches and that are of a kind that can be a source, sorted by name.
+
+    Args:
+        pattern: absolute path or URL, with ``*``, ``?``, ``[...]`` or ``**`` in it.
+        note: told of what is left out.
+
+    Raises:
+        ValueError: it matches no such files.
+    """
+    if is_url(pattern):
+        system, path = filesystem_of(pattern)
+        matched = [_address(system, name) for name, info in system.glob(path, detail=True).items() if _is_file(info)]
+    else:
+        matched = [name for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name)]
+    kinds = (*IMAGE_EXTENSIONS, *TABLES, *TARS)
+    found = [name for name in matched if suffix_of(name) in kinds and not name.rpartition("/")[2].startswith(".")]
+    shown = without_secrets(pattern)
+    if not found:
+        raise ValueError(f"{shown} matches no files of images, no tables and no tar files" + _said(_kinds(matched)))
+    left_out = _kinds(name for name in matched if suffix_of(name) not in kinds)
+    if left_out:
+        note(f"left out of {shown}: {_counted(left_out)}")
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def images_of_folder(folder: str, note: Note) -> Iterator[Found]:
+    """List the image files in a folder and in all of its folders, sorted by name.
+
+    Hidden files and folders are left out, and so are the figures that this package writes.
+
+    Args:
+        folder: absolute path or URL.
+        note: told of what is left out.
+
+    Raises:
+        ValueError: there are none.
+        OSError: a folder in it cannot be read.
+    """
+    left_out: Counter[str] = Counter()
+    some = False
+    for name in _files_at(folder) if is_url(folder) else _files_in(Path(folder), ()):
+        if suffix_of(name) not in IMAGE_EXTENSIONS:
+            left_out[suffix_of(name) or "without an ending"] += 1
+        elif not is_url(name) and _is_figure(name):
+            left_out["figures of this package"] += 1
+        else:
+            some = True
+            yield Found(name)
+    shown = without_secrets(folder)
+    if not some:
+        hint = next((kind for kind in (*TABLES, *TARS) if left_out[kind]), None)
+        told = "" if hint is None else f": name them as sources ('{shown.rstrip('/')}/*{hint}')"
+        raise ValueError(f"there are no images in {shown}" + _said(left_out) + told)
+    if left_out:
+        note(f"left out of {shown}: {_counted(left_out)}")
+
+
+def _files_in(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """List files depth first, so that a folder of any size needs the memory of its largest part."""
+    info = os.stat(folder)
+    place = (info.st_dev, info.st_ino)
+    if place in parents:  # a link to a folder around it
+        return
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files_in(Path(entry.path), (*parents, place))
+        elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is a row that says so
+            yield entry.path
+
+
+def _files_at(folder: str) -> list[str]:
+    system, path = filesystem_of(folder)
+    start = len(path.rstrip("/")) + 1
+    inside = [name for name in system.find(path) if not any(part[:1] == "." for part in name[start:].split("/"))]
+    return [_address(system, name) for name in sorted(inside, key=lambda name: name.split("/"))]
+
+
+def _address(system: Any, name: str) -> str:
+    return str(system.unstrip_protocol(name))
+
+
+def _is_file(info: dict[str, Any]) -> bool:
+    return info.get("type") == "file"
+
+
+def _is_figure(path: str) -> bool:
+    """Tell a figure of this package; only PNG files carry the mark of one, and others need not be opened."""
+    mark = mark_of(path) if suffix_of(path) == ".png" else None
+    return mark is not None and mark.kind != IMAGE
+
+
+def _kinds(names: Iterator[str] | list[str]) -> Counter[str]:
+    return Counter(suffix_of(name) or "without an ending" for name in names)
+
+
+def _counted(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+
+
+def _said(left_out: Counter[str]) -> str:
+    return f" (found: {_counted(left_out)})" if left_out else ""

@@ -1,0 +1,202 @@
+"""List the images of a run's sources, each with its place, id and class."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ..images import IMAGE_EXTENSIONS
+from .found import Found, Note, suffix_of
+from .plan import Row
+from .source_files import TABLES, TARS, files_of_glob, has_wildcards, images_of_folder
+from .source_table import images_of_csv, images_of_parquet
+from .source_tar import images_of_tar
+from .urls import check_url, filesystem_of, is_url, local_path_of, without_secrets
+
+Target = int | Literal["model"] | None
+"""The one class of every image; "model" for its own choice; None for the sources' targets, where there are any."""
+
+_LARGEST_ID = 2**32 - 2
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+_EXPECTED = "expected a folder, a glob, images, .csv, .parquet or .tar"
+
+
+def absolute(source: str) -> str:
+    """Write a source so that it means the same in every folder and process.
+
+    Raises:
+        ValueError: it is empty, or a URL with a name or password.
+    """
+    if not source:
+        raise ValueError(f"a source is empty; {_EXPECTED}")
+    check_url(source)
+    local = local_path_of(source)
+    return source if local is None else os.path.abspath(local)
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse sources that plainly are none, before there is any work.
+
+    Raises:
+        ValueError: one is empty, a URL with a name or password, or a local path where there is nothing.
+    """
+    for source in map(absolute, sources):
+        if not is_url(source) and not os.path.lexists(source) and not has_wildcards(source):
+            raise ValueError(f"there is no {source}; {_EXPECTED}")
+
+
+def list_rows(
+    sources: Sequence[str],
+    *,
+    target: Target = None,
+    sample: int | None = None,
+    seed: int = 0,
+    classes: int | None = None,
+    note: Note = lambda line: None,
+) -> Iterator[Row]:
+    """List the images of sources, in order.
+
+    An image's id is the one that its table gives, else its place among all images of the sources, and the same in a
+    sample as in the whole.
+
+    Args:
+        sources: folders (with all in them), globs, image files, CSV and Parquet tables, tar files; paths or URLs.
+        target: see ``Target``.
+        sample: how many to draw at random, each set of so many being as likely; None for all.
+        seed: of the drawing.
+        classes: that the model tells apart; None does not look whether it has the targets.
+        note: told in a line of what is left out.
+
+    Raises:
+        ValueError: a source that is not there or cannot be read as what it is, columns or cells that are none of the
+            expected, ids that are not unique, a target that is no class, an unknown kind of URL, or fewer images than
+            are to be drawn.
+        ImportError: a package that a kind of source needs is not installed.
+        OSError: a source cannot be read.
+    """
+    rows = _checked(sources, target, classes, note)
+    if sample is None:
+        yield from (row._replace(position=k) for k, row in enumerate(rows))
+        return
+    drawn = _drawn(rows, sample, seed)
+    yield from (row._replace(position=k) for k, row in enumerate(drawn))
+
+
+def _drawn(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
+    """Draw rows: those whose places have the smallest random numbers."""
+    kept: list[tuple[int, Row]] = []  # the largest first, as a heap of their negatives
+    total = 0
+    for row in rows:
+        total += 1
+        number = hashlib.blake2b(f"{seed} {row.position}".encode(), digest_size=8).digest()
+        entry = (-int.from_bytes(number, "big"), row)
+        if len(kept) < count:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    if total < count:
+        raise ValueError(f"there are {total} images in the sources, fewer than the sample of {count}")
+    return sorted((row for _, row in kept), key=lambda row: row.position)
+
+
+def _checked(sources: Sequence[str], target: Target, classes: int | None, note: Note) -> Iterator[Row]:
+    check_sources(sources)
+    seen = SeenIds()
+    stores: set[str] = set()
+    place = 0
+    for source in sources:
+        for found in _images_of(absolute(source), note, targets=target is None):
+            image_id = place if found.image_id is None else found.image_id
+            chosen = found.target if target is None else None if target == "model" else target
+            row = Row(place, image_id, found.uri, found.container, found.offset, found.size, chosen)
+            if image_id > _LARGEST_ID:
+                raise ValueError(f"{row.address} is image {image_id}; a plan has 2^32 - 1 at most")
+            if not seen.add(image_id):
+                raise ValueError(f"image ids must be unique; {row.address} has {image_id}, as an earlier image has")
+            if chosen is not None and not 0 <= chosen < (classes or chosen + 1):
+                raise ValueError(
+                    f"the target {chosen} of {row.address} is out of range: the model has {classes} classes "
+                    "(--target model explains its own choices)"
+                )
+            _check_text(row)
+            if is_url(row.uri) and (store := row.uri.partition("://")[0]) not in stores:
+                filesystem_of(row.uri)  # which may need a package that is not installed
+                stores.add(store)
+            yield row
+            place += 1
+
+
+class SeenIds:
+    """Ids that have been seen: a bit for each, so that a billion of them need 128 MB."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, bytearray] = {}
+
+    def add(self, number: int) -> bool:
+        """Add an id; False where it was there."""
+        part = self._parts.get(number >> 16)
+        if part is None:
+            part = self._parts[number >> 16] = bytearray(2**13)
+        byte, bit = number >> 3 & 2**13 - 1, 1 << (number & 7)
+        if part[byte] & bit:
+            return False
+        part[byte] |= bit
+        return True
+
+
+def _check_text(row: Row) -> None:
+    try:
+        row.uri.encode()
+        (row.container or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{row.address!r} is not a name in UTF-8: rename the file") from error
+
+
+def _images_of(source: str, note: Note, targets: bool) -> Iterator[Found]:
+    if is_url(source):
+        yield from _images_at(source, note, targets)
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from images_of_folder(source, note)
+    elif os.path.lexists(path):
+        yield from _images_in_file(source, note, targets)
+    else:
+        for file in files_of_glob(source, note):
+            yield from _images_in_file(file, note, targets)
+
+
+def _images_at(source: str, note: Note, targets: bool) -> Iterator[Found]:
+    web, chained = source.lower().startswith(("http://", "https://")), "::" in source
+    system, path = filesystem_of(source)
+    if has_wildcards(source) and not chained:
+        for file in files_of_glob(source, note):
+            yield from _images_in_file(file, note, targets)
+    elif web or chained or system.isfile(path):
+        yield from _images_in_file(source, note, targets)
+    elif system.isdir(path):
+        yield from images_of_folder(source, note)
+    else:
+        raise ValueError(f"there is no {without_secrets(source)}; {_EXPECTED}")
+
+
+def _images_in_file(file: str, note: Note, targets: bool) -> Iterator[Found]:
+    suffix = suffix_of(file)
+    if suffix in IMAGE_EXTENSIONS:
+        yield Found(file)
+    elif suffix == ".csv":
+        yield from images_of_csv(file, note, targets)
+    elif suffix in TABLES:
+        yield from images_of_parquet(file, note, targets)
+    elif suffix in TARS:
+        yield from images_of_tar(file, note)
+    elif suffix in _COMPRESSED:
+        raise ValueError(
+            f"{without_secrets(file)} is compressed, so that its images cannot be read in place: unpack it"
+        )
+    else:
+        raise ValueError(f"{without_secrets(file)} is of no kind that can be read; {_EXPECTED}")

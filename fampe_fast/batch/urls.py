@@ -1,0 +1,85 @@
+"""Tell addresses of stores from local paths, find their file systems, and show them without secrets."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .extras import needs
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::.*://)")
+_QUOTED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text is an address that fsspec reads, and not a local path."""
+    return _URL.match(text) is not None
+
+
+def local_path_of(text: str) -> str | None:
+    """Take the local path that a text stands for, ``file://`` seen through; None for another address."""
+    if not is_url(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    return rest if scheme.lower() in ("file", "local") else None
+
+
+def without_secrets(text: str) -> str:
+    """Leave out of an address the name and password before a host, and what follows ``?`` or ``#`` of a web address.
+
+    Args:
+        text: an address, also one that leads through others (``zip://a.png::https://...``); a path stays as it is.
+    """
+    return "::".join(map(_without_secrets, text.split("::"))) if is_url(text) else text
+
+
+def _without_secrets(part: str) -> str:
+    scheme, separator, rest = part.partition("://")
+    if not separator:
+        return part
+    if scheme.lower() in ("http", "https"):
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def hide_secrets(message: str) -> str:
+    """Leave out of a message what is secret in the addresses that it quotes."""
+    return _QUOTED.sub(lambda found: without_secrets(found[0]), message)
+
+
+def check_url(text: str) -> None:
+    """Refuse an address that holds a name or a password: it would be written into the plan.
+
+    Raises:
+        ValueError: it does; the message shows it without them.
+    """
+    if is_url(text) and any("@" in part.partition("://")[2].partition("/")[0] for part in text.split("::")):
+        raise ValueError(
+            f"{without_secrets(text)} is given with a name or password, which would be stored in the plan: give them "
+            "to fsspec by its own configuration or environment variables"
+        )
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """Find fsspec's file system for an address, and the path in it.
+
+    Raises:
+        ImportError: fsspec or what it needs for this kind of address is not installed; the message says what to do.
+        ValueError: an unknown kind of address.
+    """
+    try:
+        import fsspec
+    except ImportError as error:
+        raise needs("batch", "fsspec", f"to read {without_secrets(url)}") from error
+    scheme = url.partition("://")[0].lower()
+    extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(scheme)
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        if extra is not None:
+            raise needs(extra, "s3fs" if extra == "s3" else "gcsfs", f"to read {without_secrets(url)}") from error
+        raise ImportError(f"{without_secrets(url)}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{without_secrets(url)}: fsspec knows no such kind of address ({scheme}://)") from error
+    return system, str(path)

@@ -1,0 +1,370 @@
+"""Make one shard after the other: the one piece of work that every engine has done, on whatever machine."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import BackendUnavailableError, first_line
+from ..methods.base import passes_of
+from ..methods.explained import explain_batch
+from ..models.classifier import Classifier
+from ..ops.backends import VARIABLE
+from ..runtime.chunking import pinned_chunks
+from ..runtime.out_of_memory import is_out_of_memory
+from . import attempts
+from .decoding import Decoded, Decoder, DecoderDiedError, Decoders, Pixels, same_words, usual_processes
+from .feed import Feed, ShardImages
+from .overlays import overlay_png
+from .plan import Plan, Row, read_back, warn_of_versions
+from .planning import method_of, versions_now
+from .run_log import RunLog
+from .shards import Result, RowError, RowResult, encode_shard, scaled_map, shard_name
+from .storage import Storage
+from .summaries import FloatArray, summarise
+
+ALONE_FROM = 3
+"""The attempt from which a shard's images are decoded one by one, in a process that does nothing else."""
+
+
+class ShardReport(NamedTuple):
+    """What became of a shard."""
+
+    shard: int
+    rows: int
+    errors: int
+    """Rows without a map."""
+    transient: int
+    """Those of them that another try may heal."""
+    bytes: int
+    sha256: str
+    chunk: int
+    """Samples per model pass: the plan's, or what was left of it where the memory did not suffice."""
+    attempt: int
+    """Which attempt this was, from 1."""
+    seconds: float
+    """That it took, from the moment at which the last shard was through."""
+    explaining: float
+    """Seconds of them in which the device explained it."""
+    waiting: float
+    """Seconds of them in which the device waited for its images."""
+    storing: float
+    """Seconds that it took to encode and store, beside the next shard."""
+
+
+class OutOfMemoryError(Exception):
+    """The chunk does not fit: the shard is to be made again with a smaller one."""
+
+
+class PlanMismatchError(RuntimeError):
+    """The method makes other maps than the plan says, which no image is to blame for."""
+
+
+class _Answer(NamedTuple):
+    """What the device found of a row."""
+
+    target: int
+    probability: float
+    predicted: int
+    cutoff: float | None
+    attribution: FloatArray
+    pixels: Pixels
+
+
+class Worker:
+    """Makes shards of a plan on one device: call it with a shard's number, or have it ``work`` through many."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        device: str | None = None,
+        classifier: Classifier | None = None,
+        processes: int | None = None,
+        trust_model: bool = False,
+        plan: Plan | None = None,
+    ) -> None:
+        """Load the model, and compare it with the plan's.
+
+        Args:
+            storage: where the plan is, and the shards will be.
+            device: of the plan's kind; None for the first one of it.
+            classifier: the plan's model, where it is loaded already.
+            processes: that decode ahead; 0 decodes in this process, None chooses.
+            trust_model: load also a model that is a program.
+            plan: instead of the one that is there, where it is to be carried out on another kind of device.
+
+        Raises:
+            ValueError: no plan, a device of another kind than the plan's, or another model or method than the plan's.
+            ImportError: a package that the plan needs is not installed.
+        """
+        self._storage = storage
+        self.plan = plan = read_back(storage) if plan is None else plan
+        device = device or plan.device
+        if torch.device(device).type != plan.device:
+            raise ValueError(f"the plan is for the device {plan.device!r}, got {device!r}: its maps would be others")
+        versions = versions_now()
+        warn_of_versions(plan, versions)
+        os.environ[VARIABLE] = plan.backend
+        self._set_threads()
+        self._device = torch.device(device)
+        self._classifier = plan.model.load(device, trust_model=trust_model) if classifier is None else classifier
+        self._method = method_of(plan, self._classifier)
+        processes = usual_processes(device) if processes is None else processes
+        self._decoders = Decoders(Decoder.of(plan, self._classifier.transform), processes)
+        # Divided here: a GPU multiplies by the reciprocal, which gives other bits.
+        self._levels = (torch.arange(256, dtype=torch.float32) / 255).to(self._device)
+        shape = (self._classifier.channels, *self._classifier.input_size)
+        self._placeholder: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        self._described = {"passes": passes_of(self._method), "versions": versions}
+        self._finisher = ThreadPoolExecutor(1, "finish shards")
+        self._begun: dict[int, int] = {}
+        self.log = RunLog(storage, plan=plan.key, device=device, processes=processes, versions=versions)
+
+    def __call__(self, shard: int) -> ShardReport:
+        """Make a shard; it is stored when this returns. Raises what ``work`` raises."""
+        return next(self.work([shard]))
+
+    def batch(self, rows: Sequence[Row], chunk: int) -> list[Result]:
+        """Make the rows of a batch, as the plan cuts it, and store nothing.
+
+        Args:
+            rows: of the whole batch.
+            chunk: samples per model pass.
+
+        Raises:
+            OutOfMemoryError: the chunk does not fit.
+            RuntimeError: the device fails, or the method does not make the maps that the plan says.
+        """
+        self._set_threads()
+        decode = self._decoders.one_by_one if self._decoders.processes else self._decoders.here
+        return self._finish(self._explain(rows, list(decode(rows)), chunk))
+
+    def close(self) -> None:
+        """End the processes that decode, and write the rest of the log."""
+        self._decoders.close()
+        self._finisher.shutdown()
+        self.log.flush()
+
+    def work(
+        self, shards: Iterable[int], stop: Callable[[], bool] = lambda: False
+    ) -> Generator[ShardReport, None, None]:
+        """Make shards in order: while one is explained, the next is decoded and the last is stored.
+
+        Args:
+            shards: their numbers; asked for the next one some batches before it is begun.
+            stop: whether to begin no other.
+
+        Yields:
+            A report of each shard that is stored.
+
+        Raises:
+            OSError: the results cannot be stored; what was stored before is whole.
+            RuntimeError: the device fails, or the method does not make the maps that the plan says.
+        """
+        self._set_threads()
+        feed = Feed(self._storage, self.plan, self._decoders, shards)
+        storing: Future[ShardReport] | None = None
+        through = time.monotonic()
+        try:
+            while not stop() and (shard := feed.begin()) is not None:
+                self._begun[shard.number] = attempts.begin(self._storage, shard.number)
+                parts, chunk, explaining, waiting = self._make(feed, shard)
+                if storing is not None:
+                    yield storing.result()
+                before, through = through, time.monotonic()
+                storing = self._finisher.submit(
+                    self._store, shard, parts, chunk, (through - before, explaining, waiting)
+                )
+            if storing is not None:
+                yield storing.result()
+        except (OSError, KeyboardInterrupt, GeneratorExit):
+            # None of these is the shard's fault. Where the store is lost, its marks stay.
+            with contextlib.suppress(OSError):
+                for number, attempt in list(self._begun.items()):
+                    attempts.take_back(self._storage, number, attempt)
+            raise
+
+    def _make(self, feed: Feed, shard: ShardImages) -> tuple[list[Future[list[Result]]], int, float, float]:
+        """Explain a shard, anew with half the chunk where the memory does not suffice for all of it."""
+        chunk, explaining, waiting = self.plan.internal_batch_size, 0.0, 0.0
+        size = self.plan.batch_size
+        if self._begun[shard.number] >= ALONE_FROM:
+            feed.again(one_by_one=True)
+        while True:
+            parts: list[Future[list[Result]]] = []
+            try:
+                for first in range(0, len(shard.rows), size):
+                    began = time.monotonic()
+                    images = self._images(feed, shard, first, min(first + size, len(shard.rows)))
+                    came = time.monotonic()
+                    answers = self._explain(shard.rows[first : first + size], images, chunk)
+                    explaining, waiting = explaining + time.monotonic() - came, waiting + came - began
+                    parts.append(self._finisher.submit(self._finish, answers))
+                return parts, chunk, explaining, waiting
+            except OutOfMemoryError as error:
+                self.log.write("out of memory", shard=shard.number, chunk=chunk, reason=str(error))
+                explaining += time.monotonic() - came
+                chunk //= 2
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _images(self, feed: Feed, shard: ShardImages, first: int, last: int) -> list[Decoded]:
+        while True:
+            try:
+                return feed.images(first, last)
+            except DecoderDiedError as error:
+                attempt = self._begun[shard.number]
+                self.log.write("decoder died", shard=shard.number, attempt=attempt, reason=str(error))
+                self._begun[shard.number] = attempts.begin(self._storage, shard.number)
+                feed.again(one_by_one=attempt + 1 >= ALONE_FROM)
+
+    # On the device ----------------------------------------------------------------------------------------------------
+
+    def _explain(self, rows: Sequence[Row], images: Sequence[Decoded], chunk: int) -> list[_Answer | RowError]:
+        """Explain a batch, and where that fails its images one by one.
+
+        Raises:
+            OutOfMemoryError: the chunk does not fit.
+            RuntimeError: what is no image's fault.
+        """
+        if all(isinstance(image, RowError) for image in images):
+            return [image for image in images if isinstance(image, RowError)]
+        try:
+            return self._answers(rows, images, chunk)
+        except Exception as error:
+            if isinstance(error, (BackendUnavailableError, PlanMismatchError, ImportError)) or is_of_device(error):
+                raise
+            reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
+            found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
+        # Out here the traceback, which holds the call's tensors, is gone.
+        if full:
+            if chunk > 1:
+                raise OutOfMemoryError(reason)
+            found = RowError("out of memory", "transient")
+        if full or len(rows) == 1:
+            return [image if isinstance(image, RowError) else found for image in images]
+        return [self._explain([row], [image], chunk)[0] for row, image in zip(rows, images, strict=True)]
+
+    def _answers(self, rows: Sequence[Row], images: Sequence[Decoded], chunk: int) -> list[_Answer | RowError]:
+        """Explain a batch as the plan cuts it: what cannot be read keeps its place, so that the others keep theirs."""
+        there = [not isinstance(image, RowError) for image in images]
+        targets = [row.target if here else None for row, here in zip(rows, there, strict=True)]
+        with pinned_chunks():
+            found = explain_batch(
+                self._method,
+                self._classifier,
+                self._on_device([self._placeholder if isinstance(image, RowError) else image for image in images]),
+                targets,
+                image_ids=[row.image_id for row in rows],
+                internal_batch_size=chunk,
+            )
+        maps = self._stored_channels(found.maps)
+        chosen, probabilities = found.targets.cpu(), found.probabilities.cpu()
+        cutoffs = None if found.cutoffs is None else found.cutoffs.tolist()
+        return [
+            image
+            if isinstance(image, RowError)
+            else _Answer(
+                target := int(chosen[k]),
+                float(probabilities[k, target]),
+                int(probabilities[k].argmax()),
+                None if cutoffs is None else cutoffs[k],
+                maps[k].numpy(),
+                image,
+            )
+            for k, image in enumerate(images)
+        ]
+
+    def _on_device(self, pixels: Sequence[Pixels]) -> Tensor:
+        if all(one.dtype == np.uint8 for one in pixels):
+            return self._levels[torch.from_numpy(np.stack(pixels)).to(self._device).long()]
+        whole = [one.astype(np.float32) / np.float32(255) if one.dtype == np.uint8 else one for one in pixels]
+        return torch.from_numpy(np.stack(whole)).to(self._device)
+
+    def _stored_channels(self, maps: Tensor) -> Tensor:
+        """Take the maps' channels that are stored, on the CPU.
+
+        Raises:
+            PlanMismatchError: they are not what the plan says.
+        """
+        shape = self.plan.shape
+        if shape[0] == 1 and maps.shape[1] > 1:
+            bits = maps.contiguous().view(torch.int32)
+            if not torch.equal(bits, bits[:, :1].expand_as(bits)):
+                raise PlanMismatchError("the plan says that a map's channels are one, and they differ in this one")
+            maps = maps[:, :1]
+        if tuple(maps.shape[1:]) != shape:
+            raise PlanMismatchError(f"the plan says that maps are {shape}, and this one is {tuple(maps.shape[1:])}")
+        return maps.cpu()
+
+    # Beside the device ------------------------------------------------------------------------------------------------
+
+    def _finish(self, answers: Sequence[_Answer | RowError]) -> list[Result]:
+        """Bring the answers into the form that is stored."""
+        return [answer if isinstance(answer, RowError) else self._finished(answer) for answer in answers]
+
+    def _finished(self, answer: _Answer) -> RowResult:
+        stored, scale = scaled_map(answer.attribution, self.plan.map_dtype)
+        return RowResult(
+            answer.target,
+            self._classifier.class_name(answer.target),
+            answer.probability,
+            answer.predicted,
+            answer.cutoff,
+            scale,
+            stored,
+            summarise(answer.attribution),
+            overlay_png(answer.pixels, answer.attribution) if self.plan.overlay else None,
+        )
+
+    def _store(
+        self,
+        shard: ShardImages,
+        parts: Sequence[Future[list[Result]]],
+        chunk: int,
+        took: tuple[float, float, float],
+    ) -> ShardReport:
+        began = time.monotonic()
+        results = [result for part in parts for result in part.result()]
+        content = encode_shard(self.plan, shard.number, shard.rows, results, {"chunk": chunk, **self._described})
+        self._storage.write(shard_name(shard.number), content)
+        attempt = self._begun.pop(shard.number)
+        attempts.clear(self._storage, shard.number)
+        errors = [result for result in results if isinstance(result, RowError)]
+        report = ShardReport(
+            shard.number,
+            len(results),
+            len(errors),
+            sum(error.kind == "transient" for error in errors),
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+            chunk,
+            attempt,
+            *(round(value, 4) for value in (*took, time.monotonic() - began)),
+        )
+        self.log.write("shard", plan=self.plan.key, **report._asdict())
+        return report
+
+    def _set_threads(self) -> None:
+        # Of the thread that calls: engines may call from another one than they made the worker in.
+        if self.plan.device == "cpu":
+            torch.set_num_threads(self.plan.threads)
+
+
+def is_of_device(error: Exception) -> bool:
+    """Tell whether the device is lost to this process, and every later image with it."""
+    kind = getattr(torch, "AcceleratorError", None)
+    return (kind is not None and isinstance(error, kind)) or str(error).startswith(("CUDA error", "HIP error"))

@@ -1,0 +1,119 @@
+"""Reading maps back: with this package, and with the libraries that people have."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fampe_fast
+from fampe_fast.batch.reading import read_maps
+from fampe_fast.batch.shards import encode_shard, shard_name
+from fampe_fast.batch.storage import Storage, open_storage
+
+from .test_shards import ROWS, SHAPE, attributions, results, shape_plan
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(params=["float16", "float32"])
+def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Storage, str]:
+    storage = open_storage(tmp_path)
+    plan = shape_plan(images=10, map_dtype=request.param)
+    for shard in (0, 1):
+        rows = [row._replace(image_id=row.image_id + 100 * shard) for row in ROWS]
+        storage.write(shard_name(shard), encode_shard(plan, shard, rows, results(request.param), {"passes": 3}))
+    return storage, request.param
+
+
+def test_maps_come_back_as_attributions(written: tuple[Storage, str]) -> None:
+    storage, dtype = written
+    parts = list(read_maps(storage.address))
+    assert [part["image_id"].tolist() for part in parts] == [[40, 41, 42, 43, 44], [140, 141, 142, 143, 144]]
+    for part in parts:
+        assert part["map"].shape == (5, *SHAPE)
+        assert part["map"].dtype == np.float32
+        for k, attribution in enumerate(attributions()):
+            if k == 3:
+                assert np.isnan(part["map"][k]).all()
+            elif dtype == "float32":
+                np.testing.assert_array_equal(part["map"][k], attribution)
+            else:
+                np.testing.assert_allclose(
+                    part["map"][k], attribution, rtol=2.0**-11, atol=float(np.abs(attribution).max()) * 2.0**-24
+                )
+        assert part["target"].tolist() == [0, 1, 2, -1, 4]
+        assert part["class"].tolist() == ["class 0", "class 1", "class 2", None, "class 4"]
+        assert np.isnan(part["cutoff"]).tolist() == [True, False, False, True, False]
+        assert part["overlay"].tolist() == [b"png", b"png", b"png", None, b"png"]
+
+
+def test_columns_shards_and_rows_can_be_chosen(written: tuple[Storage, str]) -> None:
+    storage, _ = written
+    (part,) = read_maps(storage.address, columns=["probability", "map"], shards=[1], errors=False)
+    assert list(part) == ["probability", "map"]
+    assert part["map"].shape == (4, *SHAPE)
+    assert not np.isnan(part["map"]).any()
+    with pytest.raises(ValueError, match=r"there is no column 'maps'; there are image_id, uri, .*map.*overlay"):
+        list(read_maps(storage.address, columns=["maps"]))
+
+
+def test_numbers_come_as_tensors_that_own_their_memory(written: tuple[Storage, str]) -> None:
+    storage, _ = written
+    part = next(read_maps(storage.address, as_torch=True))
+    assert isinstance(part["map"], torch.Tensor)
+    assert part["image_id"].dtype == torch.int64
+    part["map"] += 1
+    part["probability"] += 1
+    assert part["uri"][1] == "/photos/1.png"
+
+
+def test_a_damaged_shard_is_named(written: tuple[Storage, str]) -> None:
+    storage, _ = written
+    storage.write(shard_name(1), storage.read(shard_name(1))[:-100])
+    with pytest.raises(ValueError, match=r"maps/000/000001.parquet: not a whole file of maps"):
+        list(read_maps(storage.address))
+
+
+def test_it_is_a_public_name() -> None:
+    assert fampe_fast.read_maps is read_maps
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "duckdb", "pyarrow.parquet", "datasets"])
+def test_others_read_the_map_as_numbers(written: tuple[Storage, str], library: str, tmp_path: Path) -> None:
+    storage, _ = written
+    module = pytest.importorskip(library)
+    file = str(tmp_path / shard_name(0))
+    if library == "pandas":
+        frame = module.read_parquet(file)
+        maps, scales, errors = list(frame["map"]), list(frame["map_scale"]), list(frame["error"])
+    elif library == "polars":
+        frame = module.read_parquet(file)
+        maps, scales, errors = frame["map"].to_list(), frame["map_scale"].to_list(), frame["error"].to_list()
+    elif library == "duckdb":
+        rows = module.sql(f"SELECT map, map_scale, error FROM '{file}'").fetchall()
+        maps, scales, errors = map(list, zip(*rows, strict=True))
+    elif library == "pyarrow.parquet":
+        table = module.read_table(file)
+        maps, scales, errors = (table[name].to_pylist() for name in ("map", "map_scale", "error"))
+    else:
+        found = module.Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache"))
+        maps, scales, errors = found["map"], found["map_scale"], found["error"]
+    assert list(errors)[3] == "the file is empty (0 bytes)"
+    for k, part in enumerate(next(read_maps(storage.address))["map"]):
+        if k == 3:
+            assert maps[k] is None
+            continue
+        values = np.asarray(maps[k], np.float64)
+        assert values.shape == (int(np.prod(SHAPE)),)
+        np.testing.assert_array_equal((values * scales[k]).astype(np.float32), part.ravel())
+
+
+def test_without_pyarrow_it_says_what_to_install(written: tuple[Storage, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, _ = written
+    monkeypatch.setitem(importlib.sys.modules, "pyarrow", None)  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match=r"pip install 'fampe_fast\[batch\]'"):
+        next(read_maps(storage.address))

@@ -1,0 +1,183 @@
+"""Shards: what they hold, to the bit, and who reads them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fampe_fast.batch.plan import Plan, Row
+from fampe_fast.batch.shards import (
+    Result,
+    RowError,
+    RowResult,
+    decode_shard,
+    encode_shard,
+    finished_shards,
+    scaled_map,
+    shard_metadata,
+    shard_name,
+)
+from fampe_fast.batch.storage import open_storage
+from fampe_fast.batch.summaries import HIGH, LOW, summarise
+
+from .test_plan import a_plan
+
+pa = pytest.importorskip("pyarrow")
+
+SHAPE = (2, 6, 7)
+ROWS = [Row(k, 40 + k, f"/photos/{k}.png", None if k else "/tars/a.tar", 1, 2, 3) for k in range(5)]
+
+
+def shape_plan(**changes: Any) -> Plan:
+    return a_plan(**{"shape": SHAPE, "images": 5, "rows_per_shard": 5, "key": "00ff", **changes})
+
+
+def attributions() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(SHAPE).astype(np.float32) * 10.0**power for power in (-9, -3, 0, 3, 9)]
+
+
+def results(dtype: str = "float16") -> list[Result]:
+    found: list[Result] = []
+    for k, attribution in enumerate(attributions()):
+        stored, scale = scaled_map(attribution, dtype)
+        found.append(
+            RowResult(k, f"class {k}", 0.5, k, 1.5 if k else None, scale, stored, summarise(attribution), b"png")
+        )
+    found[3] = RowError("the file is empty (0 bytes)", "permanent")
+    return found
+
+
+def test_a_map_in_half_precision_is_divided_by_a_power_of_two_and_by_nothing_else() -> None:
+    for attribution in attributions():
+        stored, scale = scaled_map(attribution, "float16")
+        assert stored.dtype == np.float16
+        assert math.frexp(scale)[0] == 0.5
+        assert 0.5 <= float(np.abs(stored).max()) <= 1
+        # Half precision has 11 bits, down to 2^-14; below, its steps are 2^-24.
+        error = np.abs(stored.astype(np.float64) * scale - attribution)
+        assert (error <= np.maximum(np.abs(attribution) * 2.0**-11, scale * 2.0**-25)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, 2.0**-130, 1.0, 2.0**127, 3.4e38])
+def test_maps_at_the_ends_of_single_precision_come_back(value: float) -> None:
+    attribution = np.full(SHAPE, value, np.float32)
+    stored, scale = scaled_map(attribution, "float16")
+    assert np.float32(scale) == scale
+    back = stored.astype(np.float64) * scale
+    np.testing.assert_allclose(back, attribution, rtol=2.0**-11)
+
+
+def test_what_is_not_finite_stays() -> None:
+    attribution = np.ones(SHAPE, np.float32) * 3
+    attribution[0, 0, :3] = [np.nan, np.inf, -np.inf]
+    stored, scale = scaled_map(attribution, "float16")
+    np.testing.assert_array_equal(stored.astype(np.float32) * scale, attribution)
+
+
+def test_single_precision_is_stored_as_it_is() -> None:
+    plan = shape_plan(map_dtype="float32")
+    table = decode_shard(encode_shard(plan, 0, ROWS, results("float32"), {}))
+    for k, attribution in enumerate(attributions()):
+        assert table["map_scale"][k].as_py() == (None if k == 3 else 1.0)
+        if k != 3:
+            np.testing.assert_array_equal(np.array(table["map"][k].as_py(), np.float32), attribution.ravel())
+
+
+def test_a_shard_holds_every_row_and_says_what_it_is(tmp_path: Path) -> None:
+    content = encode_shard(shape_plan(), 0, ROWS, results(), {"chunk": 2, "passes": 10})
+    table = decode_shard(content)
+    assert table["image_id"].to_pylist() == [40, 41, 42, 43, 44]
+    assert table["error"].to_pylist() == [None] * 3 + ["the file is empty (0 bytes)", None]
+    assert table["error_kind"].to_pylist() == [None] * 3 + ["permanent", None]
+    for name in set(table.column_names) - {"image_id", "uri", "container", "error", "error_kind"}:
+        assert table[name].to_pylist()[3] is None, name
+    assert table["cutoff"].to_pylist() == [None, 1.5, 1.5, None, 1.5]
+    assert (table["channels"][0].as_py(), table["height"][0].as_py(), table["width"][0].as_py()) == SHAPE
+    assert table["passes"][0].as_py() == 10
+    storage = open_storage(tmp_path)
+    storage.write(shard_name(0), content)
+    said = {"plan": "00ff", "shard": 0, "rows": 5, "errors": 1, "transient": 0, "chunk": 2, "passes": 10}
+    assert shard_metadata(storage, 0) == said | {"shape": list(SHAPE)}
+
+
+def test_equal_rows_give_equal_bytes_without_a_trace_of_time_or_place() -> None:
+    first = encode_shard(shape_plan(), 0, ROWS, results(), {"chunk": 2})
+    assert encode_shard(shape_plan(), 0, ROWS, results(), {"chunk": 2}) == first
+    assert encode_shard(shape_plan(), 0, ROWS, results(), {"chunk": 1}) != first
+
+
+def test_reading_a_column_of_words_does_not_read_the_maps() -> None:
+    table = decode_shard(encode_shard(shape_plan(), 0, ROWS, results(), {}), ["class", "error"])
+    assert table.column_names == ["class", "error"]
+
+
+def test_maps_and_rows_that_are_not_the_plans_are_refused() -> None:
+    plan = shape_plan()
+    with pytest.raises(ValueError, match=r"shard 0 has 5 rows, got 4 and 5 results"):
+        encode_shard(plan, 0, ROWS[:4], results(), {})
+    with pytest.raises(ValueError, match=r"expected a map \(2, 6, 7\) of float16, got \(2, 6, 7\) of float32"):
+        encode_shard(plan, 0, ROWS, results("float32"), {})
+
+
+def test_what_is_no_shard_is_refused() -> None:
+    content = encode_shard(shape_plan(), 0, ROWS, results(), {})
+    with pytest.raises(ValueError, match="not a whole file of maps"):
+        decode_shard(content[:-10])
+    import io
+
+    other = io.BytesIO()
+    pa.parquet.write_table(pa.table({"a": [1]}), other)
+    with pytest.raises(ValueError, match="not a file of maps that fampe_fast wrote"):
+        decode_shard(other.getvalue())
+
+
+def test_shards_are_found_by_their_names(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    assert finished_shards(storage) == set()
+    for shard in (0, 7, 1000, 1_234_567):
+        storage.write(shard_name(shard), b"x")
+    storage.write("maps/000/notes.txt", b"x")
+    assert shard_name(1000) == "maps/001/001000.parquet"
+    assert finished_shards(storage) == {0, 7, 1000, 1_234_567}
+
+
+# Summaries ------------------------------------------------------------------------------------------------------------
+
+
+def wave(radius: float, size: int = 128) -> np.ndarray:
+    place = np.arange(size) / size
+    return np.cos(2 * np.pi * radius * place)[None, None, :].repeat(size, 1).astype(np.float32)
+
+
+def test_a_waves_energy_is_in_the_band_of_its_frequency() -> None:
+    for radius, band in ((LOW, 0), (LOW + 1, 1), (HIGH, 1), (HIGH + 1, 2)):
+        shares = summarise(wave(radius))[:3]
+        assert shares[band] == pytest.approx(1, abs=1e-6), radius
+    mixed = summarise(np.concatenate([wave(2), 2 * wave(40)]))
+    assert (mixed.energy_low, mixed.energy_high) == pytest.approx((0.2, 0.8), abs=1e-6)
+
+
+def test_a_pixel_and_an_even_map_have_the_centre_and_entropy_of_their_kind() -> None:
+    point = np.zeros((1, 10, 20), np.float32)
+    point[0, 2, 14] = 1e-30
+    found = summarise(point)
+    assert (found.centre_row, found.centre_column) == pytest.approx((0.25, 0.725))
+    assert found.entropy == 0
+    even = summarise(np.ones((3, 10, 20), np.float32))
+    assert (even.centre_row, even.centre_column) == pytest.approx((0.5, 0.5))
+    assert even.entropy == pytest.approx(math.log(200))
+    assert all(math.isnan(share) for share in even[:3])
+
+
+def test_evidence_against_a_class_has_no_place_and_a_map_without_any_no_summary() -> None:
+    mixed = np.zeros((1, 10, 10), np.float32)
+    mixed[0, 0, 0], mixed[0, 9, 9] = -5, 1
+    assert summarise(mixed).centre_row == pytest.approx(0.95)
+    assert all(math.isnan(value) for value in summarise(np.zeros((1, 8, 8), np.float32)))
+    assert all(math.isnan(value) for value in summarise(np.full((1, 8, 8), np.nan, np.float32)))
+    assert math.isnan(summarise(-np.ones((1, 8, 8), np.float32)).entropy)
