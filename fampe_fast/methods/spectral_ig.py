@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..checks import check_bounds, check_choice, check_count, check_flag, check_number
+from ..checks import check_bounds, check_choice, check_count, check_number
 from ..engine.request import Request
 from ..metrics.scorer import Score
 from ..progress import progress
@@ -32,21 +32,24 @@ class SpectralIGConfig:
             once, and the path is the straight line of integrated gradients.
         score: what is explained: the target's probability, as in the authors' runs, or its logit.
         bounds: smallest and largest pixel value; the path starts at an image of the smallest.
-        absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign.
+        absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign; None
+            is False.
     """
 
     passes: int = 50
     overlap: float = 0.4
     score: Score = "probability"
     bounds: tuple[float, float] = (0.0, 1.0)
-    absolute: bool = False
+    absolute: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", check_count("passes", self.passes))
         object.__setattr__(self, "overlap", check_number("overlap", self.overlap, 0, 1, open_low=True))
         object.__setattr__(self, "score", check_choice("score", self.score, get_args(Score)))
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
-        object.__setattr__(self, "absolute", check_flag("absolute", self.absolute))
+        if not isinstance(self.absolute, bool | None):
+            raise TypeError(f"absolute must be True, False or None, got {self.absolute!r}")
+        object.__setattr__(self, "absolute", bool(self.absolute))
 
 
 class SpectralIG(RequestMethod):
@@ -82,7 +85,7 @@ class SpectralIG(RequestMethod):
     @property
     def absolute(self) -> bool:
         """Whether pixels are ranked by magnitude."""
-        return self.config.absolute
+        return bool(self.config.absolute)
 
     def describe(self) -> dict[str, object]:
         """Describe what the maps depend on besides the model."""

@@ -200,7 +200,7 @@ def test_a_gradient_that_is_not_finite_comes_with_a_warning() -> None:
         ({"overlap": 0}, ValueError, r"overlap must be in \(0, 1\], got 0"),
         ({"overlap": 1.5}, ValueError, r"overlap must be in \(0, 1\], got 1.5"),
         ({"score": "loss"}, ValueError, "score must be one of probability, logit; got 'loss'"),
-        ({"absolute": None}, TypeError, "absolute must be True or False, got None"),
+        ({"absolute": "yes"}, TypeError, "absolute must be True, False or None, got 'yes'"),
         ({"bounds": (1, 0)}, ValueError, "bounds must be"),
         ({"baseline": 0}, TypeError, r"method 'spectral_ig' has no option\(s\) baseline"),
     ],
