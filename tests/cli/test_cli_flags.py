@@ -37,6 +37,8 @@ COMMANDS = [
     "demo",
     "explain",
     "batch",
+    "verify",
+    "export",
     "evaluate",
     "tune",
     "calibrate",

@@ -30,7 +30,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="rows to compute again, each with its batch; 0 loads no model (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="that draws the sample (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed that draws the sample (default: %(default)s)"
+    )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--image-id", type=_count, metavar="N", help="compute the map of this image again, and no other")
     one.add_argument(
