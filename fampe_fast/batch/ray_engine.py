@@ -14,7 +14,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from ..errors import first_line
@@ -210,11 +210,11 @@ def _reports(
     failures: list[str] = []
     try:
         with _settings(ray):
-            rows = ray.data.from_items([{"shards": block} for block in blocks], override_num_blocks=len(blocks))
+            items = ray.data.from_items([{"shards": block} for block in blocks], override_num_blocks=len(blocks))
             with warnings.catch_warnings():
                 # Both limits have no other way in; Ray 2.64 is to take this one away, which the requirement leaves out.
                 warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-                reports = rows.flat_map(
+                reports = items.flat_map(
                     ShardMaker,
                     fn_constructor_kwargs={**arguments, "stop": stop},
                     # Where a second task waited at an actor, a death would cost that one an attempt, too. As none
@@ -224,13 +224,14 @@ def _reports(
                     max_task_retries=RETRIES,
                     **options,
                 )
-            for row in reports.iter_rows():
-                if row["report"]:
-                    yield ShardReport(**json.loads(row["report"]))
-                    continue
-                failures.append(row["failure"])
-                if len(failures) == FAILURES:
-                    ray.get(stop.set.remote())
+            with closing(iter(reports.iter_rows())) as rows:  # closed, the actors go, whatever still refers to it
+                for row in rows:
+                    if row["report"]:
+                        yield ShardReport(**json.loads(row["report"]))
+                        continue
+                    failures.append(row["failure"])
+                    if len(failures) == FAILURES:
+                        ray.get(stop.set.remote())
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"workers died too often: {first_line(error)}") from error
     finally:

@@ -37,7 +37,7 @@ from .small_runs import DEADLY, a_classifier, digest_of, draw, draw_with_errors,
 pytest.importorskip("pyarrow")
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 240
+PATIENCE = 600
 """Seconds after which a test fails, where the cluster hangs."""
 
 
