@@ -458,3 +458,13 @@ def test_spans() -> None:
     assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert spans(range(0, 40, 2)) == "0, 2, 4, 6, 8, 10, 12, 14, ..."
     assert verify.spans([]) == ""
+
+
+def test_a_run_of_a_gpu_is_compared_on_a_cpu(run: Storage) -> None:
+    plan = replace(plan_of(run), device="cuda", backend="triton")
+    again = Recomputer(run, plan, device="cpu", classifier=a_classifier(), processes=0)
+    assert again.differences_of([0]) == [
+        "device cuda then, cpu now",
+        f"backend triton then, {plan_of(run).backend} now",
+    ]
+    assert [found.comparison.outcome for found in again.rows(0, [0, 1, 2, 3])] == ["same"] * 4

@@ -17,12 +17,10 @@ from fampe_fast.methods.spectral_ig import SpectralIG, SpectralIGConfig
 
 from ..models_for_tests import Smooth, some_images
 
-captum_attr = pytest.importorskip("captum.attr")
-
 
 def straight(model: nn.Module, images: Tensor, target: int, steps: int, black: float = 0.0) -> Tensor:
     """Captum's integrated gradients of the logit, the gradient taken at the beginning of each step."""
-    method = captum_attr.IntegratedGradients(model)
+    method = pytest.importorskip("captum.attr").IntegratedGradients(model)
     found: Tensor = method.attribute(images, black, target, n_steps=steps, method="riemann_left")
     return found.float()
 

@@ -126,7 +126,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="address of a Ray cluster (default: RAY_ADDRESS, or one that lives on this machine as long as the run)",
+        help="the Ray cluster to use (default: RAY_ADDRESS, or else one of this machine that lives as long as the run)",
     )
     group.add_argument(
         "--workers", type=positive, metavar="N", help="Ray actors (default: as many as the cluster has room for)"
