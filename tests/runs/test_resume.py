@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.records import Item, Journal, Records
 
 from ..images_for_tests import draw
+from .forked import start
 
 COUNT = 4
 PATH = ["--views", "0"]  # the model file, a program, has no layers
@@ -77,22 +79,11 @@ def words(command: str, photos: Path, model: Path, out: Path, *more: str, batch:
     ]  # fmt: skip
 
 
-def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fampe_fast", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **options,
-    )
-
-
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], bool], process: BaseProcess, errors: Path) -> None:
     deadline = time.monotonic() + 240
-    while not there() and process.poll() is None and time.monotonic() < deadline:
+    while not there() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr and process.stderr.read()
+    assert process.is_alive(), errors.read_text()
 
 
 def results(path: Path) -> list[str]:
@@ -142,13 +133,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     _, grows, leaves = COMMANDS[command]
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main(words(command, photos, model_file, whole)) == DONE
-    process = start(words(command, photos, model_file, out))
+    process = start(words(command, photos, model_file, out), tmp_path / "errors")
     if command == "explain":
-        wait_for((out / "object_1.npz").exists, process)
+        wait_for((out / "object_1.npz").exists, process, tmp_path / "errors")
     else:
-        wait_for(lambda: len(results(out / grows)) >= 2, process)
+        wait_for(lambda: len(results(out / grows)) >= 2, process, tmp_path / "errors")
     process.kill()
-    process.communicate(timeout=60)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     before = (out / grows).read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.npz")}
     assert not any((out / name).exists() for name in leaves)
@@ -229,13 +221,16 @@ def test_a_hangup_sums_up_what_is_finished(command: str, photos: Path, model_fil
     _, grows, leaves = COMMANDS[command]
     out = tmp_path / "out"
     process = start(
-        words(command, photos, model_file, out), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        words(command, photos, model_file, out),
+        tmp_path / "errors",
+        functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
     )
     enough = 6 if command == "study" else 3  # every variant has an image, and the model has answered for it
-    wait_for(lambda: len(results(out / grows)) >= enough, process)
-    process.send_signal(signal.SIGHUP)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, errors
+    wait_for(lambda: len(results(out / grows)) >= enough, process, tmp_path / "errors")
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(120)
+    errors = (tmp_path / "errors").read_text()
+    assert process.exitcode == INTERRUPTED, errors
     assert "interrupted; completed results were saved" in errors
     assert "Traceback" not in errors
     for name in leaves:
@@ -249,12 +244,14 @@ def test_a_hangup_sums_up_what_is_finished(command: str, photos: Path, model_fil
 def test_a_hangup_that_nohup_ignores_stays_ignored(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(
-        words("occlude", photos, model_file, out), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        words("occlude", photos, model_file, out),
+        tmp_path / "errors",
+        functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN),
     )
-    wait_for(lambda: len(results(out / "occluded_frequency.jsonl")) >= 1, process)
-    process.send_signal(signal.SIGHUP)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == DONE, errors
+    wait_for(lambda: len(results(out / "occluded_frequency.jsonl")) >= 1, process, tmp_path / "errors")
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(120)
+    assert process.exitcode == DONE, (tmp_path / "errors").read_text()
     assert len(json.loads((out / "occluded_frequency.json").read_text())["images"]) == COUNT
 
 
@@ -359,10 +356,12 @@ def test_a_limit_on_files_is_a_full_disk(photos: Path, model_file: Path, tmp_pat
     out = tmp_path / "out"
     process = start(
         words("explain", photos, model_file, out, "--steps", "1", "--samples", "1"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        tmp_path / "errors",
+        functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == UNUSABLE
+    process.join(240)
+    errors = (tmp_path / "errors").read_text()
+    assert process.exitcode == UNUSABLE
     assert errors.count("\n") == 1
     assert "cannot write the file: File too large" in errors
     assert "object_0.npz" in errors
