@@ -26,7 +26,7 @@ SCORES = 0.02
 @pytest.fixture(scope="module")
 def plain(mobilenet, published_mobilenet, photographs, device):
     """Images, targets, both models, and the plain path's maps and scores."""
-    images, targets = (tensor.to(device) for tensor in photographs(4))
+    images, targets = (tensor.to(device) for tensor in photographs(8))
     published = copy.deepcopy(published_mobilenet).to(device)
     models = {False: published, True: copy.deepcopy(mobilenet).to(device)}
     found = accuracy.explain(accuracy.PLAIN, "fampe", models, images, targets, **SIZES)

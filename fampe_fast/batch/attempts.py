@@ -21,11 +21,9 @@ def begin(storage: Storage, shard: int) -> int:
 
 
 def clear(storage: Storage, shard: int) -> None:
-    """Remove a shard's marks: it is finished."""
-    number = 1
-    while storage.exists(_name(shard, number)):
-        storage.remove(_name(shard, number))
-        number += 1
+    """Remove a shard's marks, whatever their numbers: it is finished."""
+    for name in list(storage.names(f"{FOLDER}/{shard:06d}-")):
+        storage.remove(name)
 
 
 def take_back(storage: Storage, shard: int, number: int) -> None:
@@ -36,7 +34,7 @@ def take_back(storage: Storage, shard: int, number: int) -> None:
 def unfinished(storage: Storage) -> dict[int, int]:
     """Count the attempts of each shard that has any."""
     counts: dict[int, int] = {}
-    for name in storage.names(FOLDER):
+    for name in storage.names(f"{FOLDER}/"):
         shard, _, number = name.rpartition("/")[2].partition("-")
         if shard.isdigit() and number.isdigit():
             counts[int(shard)] = max(counts.get(int(shard), 0), int(number))

@@ -23,3 +23,12 @@ def test_an_attempt_that_ended_for_another_reason_does_not_count(tmp_path: Path)
     begin(storage, 3)
     take_back(storage, 3, begin(storage, 3))
     assert begin(storage, 3) == 2
+
+
+def test_no_mark_of_a_finished_shard_is_left_where_one_before_it_is_gone(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    for shard in (4, 4, 5):
+        begin(storage, shard)
+    take_back(storage, 4, 1)
+    clear(storage, 4)
+    assert unfinished(storage) == {5: 1}

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,15 @@ def asking(number: int, times: int = 1) -> Callable[[Progress], None]:
     return ask
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Heed Ctrl-C, which a job in a shell's background is started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_request_to_end_lets_the_shards_at_work_be_finished(storage: Storage, undisturbed: str, name: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -172,6 +181,7 @@ def test_a_request_to_end_lets_the_shards_at_work_be_finished(storage: Storage, 
     assert digest_of(storage) == undisturbed
 
 
+@pytest.mark.usefixtures("heeded")
 def test_the_second_request_ends_at_once(storage: Storage, undisturbed: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(storage, on_progress=asking(signal.SIGINT, 2))

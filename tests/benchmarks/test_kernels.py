@@ -261,7 +261,7 @@ def test_a_result_that_differs_from_the_reference_is_not_timed() -> None:
 
     class Wrong(type(right)):  # type: ignore[misc]
         def kernel(self) -> Callable[..., Any]:
-            return lambda cutoff, height, width: self.reference()(cutoff * 1.01, height, width)
+            return lambda cutoff, *rest, **named: self.reference()(cutoff * 1.01, *rest, **named)
 
     fields = {field.name: getattr(right, field.name) for field in dataclasses.fields(right)}
     kernel, eager = measure_case(Wrong(**fields), right.fitted(SMALL), ("kernel", "eager"), [], bench())
