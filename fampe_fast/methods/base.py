@@ -238,6 +238,38 @@ class PathMethod(Generic[Config]):
                 target out of range or of wrong length, a model whose output is not (B, classes), weights for another
                 number of layers than it has.
         """
+        maps, details = self._explained(
+            inputs, target, image_ids, internal_batch_size, show_progress, with_details=return_details, with_pixels=True
+        )
+        return maps if details is None else (maps, details)
+
+    def maps_and_cutoffs(
+        self,
+        inputs: Tensor,
+        target: Target = None,
+        *,
+        image_ids: Sequence[int] | Tensor | None = None,
+        internal_batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Explain as ``attribute`` does, at its cost, and give the cut-offs (B,) beside the maps; None without any."""
+        maps, details = self._explained(
+            inputs, target, image_ids, internal_batch_size, False, with_details=True, with_pixels=False
+        )
+        assert details is not None  # asked for
+        return maps, details.cutoff
+
+    def _explained(
+        self,
+        inputs: Tensor,
+        target: Target,
+        image_ids: Sequence[int] | Tensor | None,
+        internal_batch_size: int | None,
+        show_progress: bool,
+        *,
+        with_details: bool,
+        with_pixels: bool,
+    ) -> tuple[Tensor, PathDetails | None]:
+        """Make the maps, and where asked for the details, with the pixels' evidence also where no map needs it."""
         config = self.config
         models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
         with prepared(
@@ -253,14 +285,13 @@ class PathMethod(Generic[Config]):
             depths, details = None, None
             with progress(config.steps + config.views, self.name, show_progress) as advance:
                 if config.views:
-                    depths = collect_depths(request, config, advance, with_pixels=return_details)
-                if config.steps or return_details:
+                    depths = collect_depths(request, config, advance, with_pixels=with_details and with_pixels)
+                if config.steps or with_details:
                     details = follow_path(request, config, advance)
             maps = self._map(request.images, depths, details)
-        if details is None:
-            return maps
-        passes = details.model_passes + config.views
-        return (maps, replace(details, depths=depths, model_passes=passes)) if return_details else maps
+        if details is None or not with_details:
+            return maps, None
+        return maps, replace(details, depths=depths, model_passes=details.model_passes + config.views)
 
     def _map(self, images: Tensor, depths: DepthEvidence | None, details: PathDetails | None) -> Tensor:
         """Make the maps, of the images' shape, of what was collected."""

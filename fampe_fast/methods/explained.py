@@ -58,8 +58,8 @@ def explain_batch(
         check_targets(chosen, probabilities)
     options: dict[str, Any] = {"image_ids": image_ids, "internal_batch_size": internal_batch_size}
     if isinstance(method, PathMethod):
-        maps, details = method.attribute(images, chosen, **options, return_details=True)
-        return Explained(maps, probabilities, chosen, details.cutoff)
+        maps, cutoffs = method.maps_and_cutoffs(images, chosen, **options)
+        return Explained(maps, probabilities, chosen, cutoffs)
     return Explained(method.attribute(images, chosen, **options), probabilities, chosen, None)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fampe_fast import FAMPE, AttEXplore, Classifier, FAMPEConfig, load_embedded_classifier
 from fampe_fast.errors import FampeWarning
 from fampe_fast.images.generated import generate
+from fampe_fast.methods.explained import explain_batch
 
 
 class Net(nn.Module):
@@ -322,6 +323,16 @@ def test_the_image_s_gradient_is_asked_for_only_where_it_is_used(passes: int) ->
             FAMPE(net, passes=passes, **options).attribute(x, 1)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="asked for the image's gradient"):
         FAMPE(net, passes=passes).attribute(x, 1, return_details=True)
+
+
+def test_files_and_data_sets_are_explained_at_the_cost_of_a_map() -> None:
+    net, x = NoWayBack(), images()
+    method = FAMPE(net, passes=1)
+    found = explain_batch(method, net, x, [1, 1, 1], image_ids=[0, 1, 2])
+    assert torch.equal(found.maps, method.attribute(x, 1))
+    _, details = FAMPE(Net(), passes=1).attribute(x, 1, return_details=True)
+    assert found.cutoffs is not None
+    assert torch.equal(found.cutoffs, details.cutoff)
 
 
 def test_details_change_no_bit_of_a_map() -> None:
