@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, NamedTuple
@@ -118,13 +118,7 @@ def run_local(
             made = _here(dest, devices[0], todo, workers, trust_model, classifier, stop)
         else:
             made = _on_several(dest, devices, todo, workers, trust_model, stop)
-        try:
-            for report in made:
-                progress = tally.add(report)
-                if on_progress is not None:
-                    on_progress(progress)
-        finally:
-            made.close()
+        tally.follow(made, on_progress)
         stopped = stop.is_set() and tally.left > 0
     return concluded(dest, plan, tally, stopped)
 
@@ -173,6 +167,16 @@ class Tally:
     def left(self) -> int:
         """Shards that are not done."""
         return self._shards - self._reports
+
+    def follow(
+        self, reports: Generator[ShardReport, None, None], on_progress: Callable[[Progress], None] | None
+    ) -> None:
+        """Count every shard as it is reported, tell how far the run is, and close what reports."""
+        with closing(reports):
+            for report in reports:
+                progress = self.add(report)
+                if on_progress is not None:
+                    on_progress(progress)
 
     def add(self, report: ShardReport) -> Progress:
         """Count a shard, and tell how far the run is."""

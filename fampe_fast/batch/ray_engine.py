@@ -107,13 +107,7 @@ def run_ray(
         arguments = {"dest": dest, "decoders": decoders, "trust_model": trust_model, "again": retry_errors}
         tally = Tally(plan, todo, count)
         reports = _reports(ray, blocks, count, {**resources, **_environment(plan)}, arguments, asked)
-        try:
-            for report in reports:
-                progress = tally.add(report)
-                if on_progress is not None:
-                    on_progress(progress)
-        finally:
-            reports.close()
+        tally.follow(reports, on_progress)
         stopped = asked.is_set() and tally.left > 0
     given_up = () if stopped else tuple(sorted(set(todo) - finished_shards(dest)))
     return concluded(dest, plan, tally, stopped)._replace(given_up=given_up)

@@ -34,6 +34,7 @@ from ..progress import UpTo
 from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
+from .searches import ImagesLostError, found_of, scores_of
 
 CALIBRATIONS_FILE = "calibrations.json"
 _RECORDS_FILE, _EVIDENCE = "calibrations.jsonl", "evidence"
@@ -163,16 +164,12 @@ def calibrate_files(
             judges = [Remembered(partial(_scores, some), told) for some in joint]
             try:
                 outcome.found = outcome_of(own, names, method, start, judges, protocol)
-            except _ImagesLostError:  # every combination is judged by the same images: once more without them
+            except ImagesLostError:  # every combination is judged by the same images: once more without them
                 continue
             told.finish()
             outcome.found.save(out / CALIBRATIONS_FILE)
             store.remove(context, items)
     return outcome
-
-
-class _ImagesLostError(Exception):
-    """Images failed at a combination, and are no longer among those of the search."""
 
 
 @dataclass
@@ -212,22 +209,12 @@ class _Part:
             self.groups.append(group)
 
     def scores(self, weights: DepthWeights) -> list[float]:
-        """Score the images' maps of a combination; ``_ImagesLostError`` where images fail, which are then gone."""
-        part, before = json_text(weights._asdict()), len(self.items)
-        for group in self.groups:
-            items = {item.position: item for item in group.items}
-
-            def work(batch: Batch, items: dict[int, Item] = items) -> list[dict[str, Any]]:
-                found = self._judged(batch, [items[position] for position in batch.positions], weights)
-                return [{"score": score} for score in found]
-
-            group.settle_in(self.records, self.context, work, part)
-        if len(self.items) < before:
-            raise _ImagesLostError
-        return [float(_found(self.records, self.context, item, part)["score"]) for item in self.items]
+        """Score the images' maps of a combination; ``ImagesLostError`` where images fail, which are then gone."""
+        judge = partial(self._judged, weights=weights)
+        return scores_of(self.groups, self.records, self.context, json_text(weights._asdict()), judge)
 
     def _judged(self, batch: Batch, items: list[Item], weights: DepthWeights) -> list[float]:
-        found = [_found(self.records, self.context, item) for item in items]
+        found = [found_of(self.records, self.context, item) for item in items]
         chosen = torch.tensor([one["target"] for one in found], device=batch.images.device)
         if all(self.store.holds(self.context, item) for item in items):
             rows = torch.cat([self.store.load(self.context, item)[0] for item in items]).to(batch.images.device)
@@ -256,15 +243,9 @@ def _scores(parts: Sequence[_Part], weights: DepthWeights) -> list[float]:
 
 def _names_of(records: Records, context: str, items: Sequence[Item]) -> tuple[str, ...]:
     """Read the layers that all images have evidence of."""
-    (first, *others) = {tuple(_found(records, context, item)["layers"]) for item in items}
+    (first, *others) = {tuple(found_of(records, context, item)["layers"]) for item in items}
     if others:
         raise ValueError(
             f"images have evidence of other layers, {', '.join(first)} and {', '.join(others[0])}: name layers"
         )
     return first
-
-
-def _found(records: Records, context: str, item: Item, part: str = "") -> dict[str, Any]:
-    found = records.get(context, item, part)
-    assert found is not None  # settled before
-    return found

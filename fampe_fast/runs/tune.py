@@ -34,6 +34,7 @@ from ..progress import UpTo
 from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
+from .searches import ImagesLostError, found_of, scores_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +173,7 @@ def tune_files(
                 on_stage(f"{name}: cut-offs", tries)
                 try:
                     curve = search_radii(partial(search.mean, explained), side, UpTo(tries, on_done))
-                except _ImagesLostError:  # every radius is judged by the same images: once more without them
+                except ImagesLostError:  # every radius is judged by the same images: once more without them
                     explained = [part for part in explained if part.items]
             if curve is None:
                 continue
@@ -183,10 +184,6 @@ def tune_files(
             save_figure(_figure(tuning), out / "cutoffs.png")
             store.remove(context, items)
     return tuning
-
-
-class _ImagesLostError(Exception):
-    """Images failed at a radius, and are no longer among those of the search."""
 
 
 @dataclass(frozen=True)
@@ -223,26 +220,16 @@ class _SearchOverFiles:
 
     def unfiltered(self, items: Sequence[Item]) -> list[float]:
         """List the scores of the maps as they are."""
-        return [float(self._found(item)["unfiltered"]) for item in items]
+        return [float(found_of(self.records, self.context, item)["unfiltered"]) for item in items]
 
     def mean(self, groups: Sequence[Group], radius: int) -> Estimate:
-        """Score the maps filtered with a radius; ``_ImagesLostError`` where images fail, which are then gone."""
-        part = f"radius {radius}"
-        before = sum(len(group.items) for group in groups)
-        for group in groups:
-            items = {item.position: item for item in group.items}
-
-            def work(batch: Batch, items: dict[int, Item] = items) -> list[dict[str, Any]]:
-                scores = self._scores(batch, [items[position] for position in batch.positions], radius)
-                return [{"score": score} for score in scores]
-
-            group.settle_in(self.records, self.context, work, part)
-        if sum(len(group.items) for group in groups) < before:
-            raise _ImagesLostError
-        return mean_and_error([float(self._found(item, part)["score"]) for group in groups for item in group.items])
+        """Score the maps filtered with a radius; ``ImagesLostError`` where images fail, which are then gone."""
+        judge = partial(self._scores, radius=radius)
+        return mean_and_error(scores_of(groups, self.records, self.context, f"radius {radius}", judge))
 
     def _scores(self, batch: Batch, items: list[Item], radius: int) -> list[float]:
-        chosen = torch.tensor([self._found(item)["target"] for item in items], device=batch.images.device)
+        targets = [found_of(self.records, self.context, item)["target"] for item in items]
+        chosen = torch.tensor(targets, device=batch.images.device)
         if all(self.store.holds(self.context, item) for item in items):
             maps = torch.stack([self.store.load(self.context, item) for item in items]).to(batch.images.device)
         else:  # removed once the outcome was found, which more images may have made another one
@@ -254,11 +241,6 @@ class _SearchOverFiles:
             batch.images, chosen, image_ids=batch.ids, internal_batch_size=self.internal_batch_size
         )
         return maps.detach().mean(1, keepdim=True)
-
-    def _found(self, item: Item, part: str = "") -> dict[str, Any]:
-        found = self.records.get(self.context, item, part)
-        assert found is not None  # settled before
-        return found
 
 
 def _figure(tuning: Tuning) -> Figure:
