@@ -382,7 +382,7 @@ def test_ctrl_c_ends_the_command_where_its_exception_is_lost(
     """Python ignores an exception in a finaliser; extension modules make others of it."""
     from fampe_fast.methods.base import PathMethod
 
-    real, calls = PathMethod.attribute, []
+    real, calls = PathMethod._explained, []
 
     class Finalised:
         def __del__(self) -> None:
@@ -400,7 +400,7 @@ def test_ctrl_c_ends_the_command_where_its_exception_is_lost(
                     raise ImportError("initialisation failed") from error
         return real(self, *given, **options)
 
-    monkeypatch.setattr(PathMethod, "attribute", interrupted)
+    monkeypatch.setattr(PathMethod, "_explained", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         words = [
