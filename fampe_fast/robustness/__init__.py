@@ -1,9 +1,10 @@
 """Measure which frequency bands a model relies on, attack it within a band, and train it against that.
 
-One family of papers: Occluded Frequency, band-limited attacks and their transfer, the disturbance they cause, and
-augmentations in the frequency domain.
+One family of papers: Occluded Frequency, band-limited attacks and their transfer, the disturbance they cause,
+augmentations in the frequency domain, and adversarial training.
 """
 
+from .adversarial import PGD
 from .analysis import BandDisturbance, compare_reliance, disturbance
 from .augmentation import BandMixAugmentation, LowPassAugmentation
 from .band_limited import AdversarialImages, BandLimitedAttack
@@ -11,6 +12,7 @@ from .occluded_frequency import OccludedFrequency
 from .transfer import TransferRates, transfer_rates
 
 __all__ = [
+    "PGD",
     "AdversarialImages",
     "BandDisturbance",
     "BandLimitedAttack",
