@@ -12,6 +12,7 @@ from torch import Tensor
 from .canvas import FAINT, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_LABELS = 17
@@ -59,24 +60,68 @@ def bands_figure(
     Raises:
         ValueError: no curve, shapes that do not fit, NaN or infinity, or a cut-off with ``by_number``.
     """
-    if not curves:
-        raise ValueError("expected at least one curve, got none")
-    for name, curve in curves.items():
-        _check(name, curve)
-    counts = {len(curve.values) for curve in curves.values()}
-    if by_number and len(counts) > 1:
-        raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
-    if by_number and cutoff is not None:
-        raise ValueError("a cut-off has no place on an axis of band numbers")
+    _check_all(curves, by_number, cutoff)
     figure = new_figure(6.4, 4.2, dpi)
     left, top, width, height = 0.95, 0.8, 5.2, 2.6
     add_text(figure, left, 0.32, title or "frequency bands", size=12, weight="bold", max_width=width, smallest=9)
     if any(curve.interval is not None for curve in curves.values()):
-        add_text(
-            figure, left, 0.57, f"mean over images, shaded: {confidence:.0%} interval of the mean", size=9, colour=FAINT
-        )
+        _add_note(figure, left, "images", confidence)
     axes = framed_axes(figure, left, top, width, height)
     axes.set_label("bands")
+    _draw(axes, curves, by_number, cutoff)
+    axes.set_ylabel(ylabel or f"drop in {score} without the band")
+    return figure
+
+
+def band_panels_figure(
+    panels: Mapping[str, Mapping[str, BandCurve]],
+    *,
+    title: str,
+    over: str,
+    ylabel: str,
+    cutoffs: Mapping[str, float],
+    confidence: float = 0.95,
+    dpi: int = 120,
+) -> Figure:
+    """Draw values over bands as ``bands_figure`` does, a panel for each group of curves.
+
+    Args:
+        panels: by its head, the curves of each group by name; one colour for the k-th of each.
+        title: the head of the figure.
+        over: what the curves are means over, such as ``seeds``.
+        ylabel: the label of the vertical axes.
+        cutoffs: a radius for each panel, marked by a dotted line.
+        confidence: of the intervals, written below the head.
+        dpi: pixels per inch of a figure 4.2 inches high, 4.4 inches wide for each panel and 0.4 for the margins.
+
+    Raises:
+        ValueError: no panel or no curve, shapes that do not fit, NaN or infinity.
+    """
+    if not panels:
+        raise ValueError("expected at least one panel, got none")
+    for curves in panels.values():
+        _check_all(curves)
+    left, width = 0.85, 3.5
+    figure = new_figure(0.4 + 4.4 * len(panels), 4.2, dpi)
+    room = 4.4 * (len(panels) - 1) + width
+    add_text(figure, left, 0.32, title, size=12, weight="bold", max_width=room, smallest=9)
+    _add_note(figure, left, over, confidence)
+    for k, (name, curves) in enumerate(panels.items()):
+        place = left + 4.4 * k
+        add_text(figure, place, 0.9, name, size=10, weight="bold", max_width=width)
+        axes = framed_axes(figure, place, 1.05, width, 2.45)
+        axes.set_label(name)
+        _draw(axes, curves, cutoff=cutoffs[name])
+        axes.set_ylabel(ylabel if k == 0 else "")
+    return figure
+
+
+def _add_note(figure: Figure, left: float, over: str, confidence: float) -> None:
+    note = f"mean over {over}, shaded: {confidence:.0%} interval of the mean"
+    add_text(figure, left, 0.57, note, size=9, colour=FAINT)
+
+
+def _draw(axes: Axes, curves: Mapping[str, BandCurve], by_number: bool = False, cutoff: float | None = None) -> None:
     axes.grid(False, axis="x")
     axes.axhline(0, color=FAINT, linewidth=0.8)
     last = 0.0
@@ -99,7 +144,7 @@ def bands_figure(
     axes.autoscale_view()
     axes.set_xlim(0.5 if by_number else 0.0, last)
     if by_number:
-        count = counts.pop()
+        count = len(next(iter(curves.values())).values)
         outer = torch.stack([curve.edges.detach().cpu().double() for curve in curves.values()]).mean(0)[1:]
         shown = range(0, count, -(-count // _MOST_LABELS))
         axes.set_xticks([k + 1 for k in shown], [_radius(float(outer[k])) for k in shown])
@@ -108,14 +153,24 @@ def bands_figure(
         if by_number
         else "radius (cycles over the shorter side)"
     )
-    axes.set_ylabel(ylabel or f"drop in {score} without the band")
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def _radius(radius: float) -> str:
     return f"{radius:.1f}" if radius < 10 else f"{radius:.0f}"
+
+
+def _check_all(curves: Mapping[str, BandCurve], by_number: bool = False, cutoff: float | None = None) -> None:
+    if not curves:
+        raise ValueError("expected at least one curve, got none")
+    for name, curve in curves.items():
+        _check(name, curve)
+    counts = {len(curve.values) for curve in curves.values()}
+    if by_number and len(counts) > 1:
+        raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
+    if by_number and cutoff is not None:
+        raise ValueError("a cut-off has no place on an axis of band numbers")
 
 
 def _check(name: str, curve: BandCurve) -> None:
