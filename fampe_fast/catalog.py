@@ -179,6 +179,12 @@ ATTACK_DEFAULTS: Mapping[str, object] = {
 }  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
 
+TRAININGS: tuple[str, ...] = ("plain", "low_pass", "band_mix", "adversarial")
+"""Of the classifiers that ``defend`` compares."""
+
+TRAINING_DATA: tuple[str, ...] = ("digits", "textures")
+"""What it trains them on."""
+
 DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
 """What path methods make of the depths, and a calibration sets; without views there are none."""
 

@@ -1,4 +1,4 @@
-"""``defend``: test frequency augmentation against band-limited attacks, on generated images."""
+"""``defend``: train small classifiers with and without a defence, and attack them band by band."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from ..flags import add_flags, given
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser(
-        "defend", help="train small classifiers with and without frequency augmentation, and attack them"
-    )
+    parser = commands.add_parser("defend", help="train small classifiers with and without a defence, and attack them")
     parser.add_argument(
         "--out", type=Path, default=Path("fampe_defend"), metavar="DIR", help="output folder (default: %(default)s)"
     )
-    add_flags(
-        parser.add_argument_group("experiment"), "settings", read_options("fampe_fast.runs.defend:DefenceSettings")
-    )
+    options = read_options("fampe_fast.runs.defence_settings:DefenceSettings")
+    add_flags(parser.add_argument_group("experiment"), "settings", options)
     parser.set_defaults(run=run)
 
 
@@ -28,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from ...runs.defend import ATTACKS, DefenceSettings, defend
+    from ...runs.defence_settings import DefenceSettings
+    from ...runs.defence_training import ATTACKS
+    from ...runs.defend import defend
     from .. import DONE
     from ..output import console, error_console, estimate_text
 
