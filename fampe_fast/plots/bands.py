@@ -60,83 +60,31 @@ def bands_figure(
     Raises:
         ValueError: no curve, shapes that do not fit, NaN or infinity, or a cut-off with ``by_number``.
     """
-    _check_all(curves, by_number, cutoff)
+    if not curves:
+        raise ValueError("expected at least one curve, got none")
+    for name, curve in curves.items():
+        check_curve(name, curve)
+    counts = {len(curve.values) for curve in curves.values()}
+    if by_number and len(counts) > 1:
+        raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
+    if by_number and cutoff is not None:
+        raise ValueError("a cut-off has no place on an axis of band numbers")
     figure = new_figure(6.4, 4.2, dpi)
     left, top, width, height = 0.95, 0.8, 5.2, 2.6
     add_text(figure, left, 0.32, title or "frequency bands", size=12, weight="bold", max_width=width, smallest=9)
     if any(curve.interval is not None for curve in curves.values()):
-        _add_note(figure, left, "images", confidence)
+        add_text(
+            figure, left, 0.57, f"mean over images, shaded: {confidence:.0%} interval of the mean", size=9, colour=FAINT
+        )
     axes = framed_axes(figure, left, top, width, height)
     axes.set_label("bands")
-    _draw(axes, curves, by_number, cutoff)
-    axes.set_ylabel(ylabel or f"drop in {score} without the band")
-    return figure
-
-
-def band_panels_figure(
-    panels: Mapping[str, Mapping[str, BandCurve]],
-    *,
-    title: str,
-    over: str,
-    ylabel: str,
-    cutoffs: Mapping[str, float],
-    confidence: float = 0.95,
-    dpi: int = 120,
-) -> Figure:
-    """Draw values over bands as ``bands_figure`` does, a panel for each group of curves.
-
-    Args:
-        panels: by its head, the curves of each group by name; one colour for the k-th of each.
-        title: the head of the figure.
-        over: what the curves are means over, such as ``seeds``.
-        ylabel: the label of the vertical axes.
-        cutoffs: a radius for each panel, marked by a dotted line.
-        confidence: of the intervals, written below the head.
-        dpi: pixels per inch of a figure 4.2 inches high, 4.4 inches wide for each panel and 0.4 for the margins.
-
-    Raises:
-        ValueError: no panel or no curve, shapes that do not fit, NaN or infinity.
-    """
-    if not panels:
-        raise ValueError("expected at least one panel, got none")
-    for curves in panels.values():
-        _check_all(curves)
-    left, width = 0.85, 3.5
-    figure = new_figure(0.4 + 4.4 * len(panels), 4.2, dpi)
-    room = 4.4 * (len(panels) - 1) + width
-    add_text(figure, left, 0.32, title, size=12, weight="bold", max_width=room, smallest=9)
-    _add_note(figure, left, over, confidence)
-    for k, (name, curves) in enumerate(panels.items()):
-        place = left + 4.4 * k
-        add_text(figure, place, 0.9, name, size=10, weight="bold", max_width=width)
-        axes = framed_axes(figure, place, 1.05, width, 2.45)
-        axes.set_label(name)
-        _draw(axes, curves, cutoff=cutoffs[name])
-        axes.set_ylabel(ylabel if k == 0 else "")
-    return figure
-
-
-def _add_note(figure: Figure, left: float, over: str, confidence: float) -> None:
-    note = f"mean over {over}, shaded: {confidence:.0%} interval of the mean"
-    add_text(figure, left, 0.57, note, size=9, colour=FAINT)
-
-
-def _draw(axes: Axes, curves: Mapping[str, BandCurve], by_number: bool = False, cutoff: float | None = None) -> None:
     axes.grid(False, axis="x")
     axes.axhline(0, color=FAINT, linewidth=0.8)
     last = 0.0
     for k, (name, curve) in enumerate(curves.items()):
-        values = curve.values.detach().cpu().double()
-        edges = torch.arange(len(values) + 1) + 0.5 if by_number else curve.edges.detach().cpu().double()
+        edges = torch.arange(len(curve.values) + 1) + 0.5 if by_number else curve.edges.detach().cpu().double()
         last = max(last, float(edges[-1]))
-        axes.stairs(values.numpy(), edges.numpy(), baseline=None, linewidth=1.8, label=name, **line_style(k))
-        centres = (edges[1:] + edges[:-1]) / 2
-        marker = marker_style(k)
-        colour = marker["color"]
-        axes.plot(centres, values, linestyle="", markersize=3.5, **marker)
-        if curve.interval is not None:
-            low, high = curve.interval.detach().cpu().double()
-            axes.stairs(high.numpy(), edges.numpy(), baseline=low.numpy(), fill=True, color=colour, alpha=0.18, lw=0)
+        draw_steps(axes, k, name, edges, curve)
     if cutoff is not None and cutoff < last:
         axes.axvline(cutoff, color=FAINT, linewidth=1.2, linestyle=":", label=f"cut-off {cutoff:g}")
     axes.margins(y=0.06)
@@ -144,7 +92,7 @@ def _draw(axes: Axes, curves: Mapping[str, BandCurve], by_number: bool = False, 
     axes.autoscale_view()
     axes.set_xlim(0.5 if by_number else 0.0, last)
     if by_number:
-        count = len(next(iter(curves.values())).values)
+        count = counts.pop()
         outer = torch.stack([curve.edges.detach().cpu().double() for curve in curves.values()]).mean(0)[1:]
         shown = range(0, count, -(-count // _MOST_LABELS))
         axes.set_xticks([k + 1 for k in shown], [_radius(float(outer[k])) for k in shown])
@@ -153,27 +101,42 @@ def _draw(axes: Axes, curves: Mapping[str, BandCurve], by_number: bool = False, 
         if by_number
         else "radius (cycles over the shorter side)"
     )
+    axes.set_ylabel(ylabel or f"drop in {score} without the band")
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def _radius(radius: float) -> str:
     return f"{radius:.1f}" if radius < 10 else f"{radius:.0f}"
 
 
-def _check_all(curves: Mapping[str, BandCurve], by_number: bool = False, cutoff: float | None = None) -> None:
-    if not curves:
-        raise ValueError("expected at least one curve, got none")
-    for name, curve in curves.items():
-        _check(name, curve)
-    counts = {len(curve.values) for curve in curves.values()}
-    if by_number and len(counts) > 1:
-        raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
-    if by_number and cutoff is not None:
-        raise ValueError("a cut-off has no place on an axis of band numbers")
+def draw_steps(axes: Axes, number: int, name: str, edges: Tensor, curve: BandCurve) -> None:
+    """Draw a curve in the style of the n-th line: a step and a marker per band, and its interval shaded.
+
+    Args:
+        axes: where.
+        number: of the line.
+        name: in the legend.
+        edges: (K + 1,), where the bands begin and end on the axis.
+        curve: its values and interval.
+    """
+    values = curve.values.detach().cpu().double()
+    axes.stairs(values.numpy(), edges.numpy(), baseline=None, linewidth=1.8, label=name, **line_style(number))
+    marker = marker_style(number)
+    axes.plot((edges[1:] + edges[:-1]) / 2, values, linestyle="", markersize=3.5, **marker)
+    if curve.interval is not None:
+        low, high = curve.interval.detach().cpu().double().numpy()
+        colour = marker["color"]
+        axes.stairs(high, edges.numpy(), baseline=low, fill=True, color=colour, alpha=0.18, lw=0)
 
 
-def _check(name: str, curve: BandCurve) -> None:
+def check_curve(name: str, curve: BandCurve) -> None:
+    """Check a curve.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity, or edges that descend.
+    """
     edges, values, interval = curve.edges, curve.values, curve.interval
     if values.ndim != 1 or not len(values) or edges.shape != (len(values) + 1,):
         raise ValueError(

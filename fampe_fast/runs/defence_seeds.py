@@ -29,7 +29,7 @@ from ..files import (
 )
 from ..frequency.bands import equal_width_bands
 from ..plots import save_figure
-from ..plots.bands import band_panels_figure
+from ..plots.band_panels import band_panels_figure
 from ..robustness import OccludedFrequency
 from ..robustness.transfer import answers_of, attack_and_ask
 from .defence_data import DATA, DataSet, Split

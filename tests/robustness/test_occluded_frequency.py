@@ -17,7 +17,8 @@ from fampe_fast.frequency.low_pass import low_pass
 from fampe_fast.images.generated import BANDS, band_texture, generate
 from fampe_fast.metrics.summary import bootstrap_interval, student_interval
 from fampe_fast.models import Classifier
-from fampe_fast.plots.bands import BandCurve, band_panels_figure, bands_figure
+from fampe_fast.plots.band_panels import band_panels_figure
+from fampe_fast.plots.bands import BandCurve, bands_figure
 from fampe_fast.robustness.occluded_frequency import OccludedFrequency
 from fampe_fast.runs.occlude import occlude_files
 
@@ -495,11 +496,11 @@ def test_panels_have_each_their_curves_and_cut_off() -> None:
     edges, values = torch.tensor([0.0, 2.0, 5.0]), torch.tensor([0.4, 0.1])
     curve, half = (BandCurve(edges, v, torch.stack([v - 0.1, v + 0.2])) for v in (values, values / 2))
     words = {"title": "t", "over": "7 seeds", "ylabel": "drop"}
-    figure = band_panels_figure({"one": {"a": curve}, "two": {"a": half}}, cutoffs={"one": 2, "two": 9}, **words)
+    figure = band_panels_figure({"one": {"a": curve}, "two": {"a": half}}, cutoffs={"one": 2, "two": 4}, **words)
     one, two = figure.axes
     assert (one.get_label(), two.get_label()) == ("one", "two")
     assert [text.get_text() for text in one.get_legend().get_texts()] == ["a", "cut-off 2"]
-    assert two.get_legend() is None
+    assert [text.get_text() for text in two.get_legend().get_texts()] == ["a", "cut-off 4"]
     for axes, expected in ((one, curve), (two, half)):
         band, line = sorted(axes.patches, key=lambda patch: not patch.get_fill())
         assert line.get_data().values.tolist() == expected.values.tolist()
@@ -508,7 +509,11 @@ def test_panels_have_each_their_curves_and_cut_off() -> None:
     texts = [text.get_text() for text in figure.texts]
     assert "mean over 7 seeds, shaded: 95% interval of the mean" in texts
     assert {"t", "one", "two"} <= set(texts)
-    for panels, said in (({}, "at least one panel"), ({"one": {}}, "at least one curve")):
+    for panels, said in (
+        ({}, "at least one panel"),
+        ({"one": {}}, "at least one curve"),
+        ({"one": {"a": BandCurve(edges, edges)}}, "'a'"),
+    ):
         with pytest.raises(ValueError, match=said):
             band_panels_figure(panels, cutoffs={"one": 2}, **words)
 

@@ -26,7 +26,7 @@ from fampe_fast.runs.defence_training import band_attack, trained
 from .forked import start
 
 QUICK: dict[str, Any] = {
-    "train_images": 24, "test_images": 8, "train_steps": 2, "batch_size": 8, "attack_steps": 1, "adversarial_steps": 1,
+    "train_images": 12, "test_images": 4, "train_steps": 2, "batch_size": 4, "attack_steps": 1, "adversarial_steps": 1,
 }  # fmt: skip
 WORDS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 FILES = ["trainings.json", "trainings.md", "trainings.png"]
