@@ -179,12 +179,6 @@ ATTACK_DEFAULTS: Mapping[str, object] = {
 }  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
 
-TRAININGS: tuple[str, ...] = ("plain", "low_pass", "band_mix", "adversarial")
-"""Of the classifiers that ``defend`` compares."""
-
-TRAINING_DATA: tuple[str, ...] = ("digits", "textures")
-"""What it trains them on."""
-
 DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
 """What path methods make of the depths, and a calibration sets; without views there are none."""
 
@@ -358,3 +352,9 @@ STUDIES: dict[str, StudyRow] = {
     "shapes": StudyRow(f"{_DEFINITIONS}:shapes_study", "the shape of the mask between the bands"),
     "explorer": StudyRow(f"{_DEFINITIONS}:explorer_study", "the model that decides the steps"),
 }
+
+TRAININGS: tuple[str, ...] = ("plain", "low_pass", "band_mix", "adversarial")
+"""Of the classifiers that ``defend`` compares."""
+
+TRAINING_DATA: tuple[str, ...] = ("digits", "textures")
+"""What it trains them on."""

@@ -1,7 +1,7 @@
 """Measure which frequency bands a model relies on, attack it within a band, and train it against that.
 
-One family of papers: Occluded Frequency, band-limited attacks and their transfer, the disturbance they cause,
-augmentations in the frequency domain, and adversarial training.
+One family of papers: Occluded Frequency, band-limited attacks and their transfer, the disturbance they cause, and
+augmentations in the frequency domain.
 """
 
 from .adversarial import PGD
