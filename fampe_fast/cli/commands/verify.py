@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ...answers.comparison import Comparison
     from ...batch.plan import Plan
-    from ...batch.recompute import Comparison, Recomputed, Recomputer
+    from ...batch.recompute import Recomputed, Recomputer
     from ...batch.storage import Storage
     from ...batch.verify import Checked
 
@@ -128,7 +129,7 @@ def _counted(outcomes: list[str]) -> str:
 
 def _kind_of_comparison(changed: list[str], compared: bool) -> list[str]:
     """Say whether equal bits were asked for, and if not, why not and what was."""
-    from ...batch.recompute import CORRELATION, LARGEST
+    from ...answers.comparison import CORRELATION, LARGEST
 
     if not compared:
         return []
@@ -202,7 +203,8 @@ def _audit(arguments: argparse.Namespace, dest: Storage, plan: Plan, screen: Con
     from rich.markup import escape
     from rich.table import Table
 
-    from ...batch.audit import KIND, read_record, record_differences, record_of, result_values
+    from ...answers.result import result_values
+    from ...batch.audit import KIND, read_record, record_differences, record_of
     from ...batch.plan import position_of, read_rows
     from ...batch.shards import finished_shards, shard_metadata
     from ...files import json_content, write_atomically
