@@ -26,10 +26,10 @@ from ..answers.pixels import Pixels, pixels_of, same_words
 from ..answers.result import RowError
 from ..errors import ImageReadError, first_line, warn
 from ..images import read_image_bytes
+from ..runtime.processes import obey_parent_alone, spawning
 from .failures import PermanentError, TransientError
 from .image_bytes import read_bytes
 from .plan import Plan, Row
-from .processes import obey_parent_alone, spawning
 
 Decoded = Pixels | RowError
 """An image (C, H, W), in bytes, or in [0, 1] where its transform gives what bytes do not hold; or why there is none."""

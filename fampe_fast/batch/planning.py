@@ -14,6 +14,7 @@ from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
 from ..engine.config import PathConfig
 from ..files import json_text
+from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
 from ..methods.registry import create_method
 from ..methods.settings import everything_of
@@ -23,7 +24,7 @@ from ..ops.backends import choice
 from ..runtime.chunking import ChunkSize
 from ..runtime.model_probe import probe
 from .model_spec import ModelSpec
-from .plan import MAX_PIXELS, Plan, differences
+from .plan import Plan, differences
 from .sources import absolute
 from .urls import without_secrets
 
