@@ -50,13 +50,17 @@ def make_app(service: Service) -> ASGIApp:
         Route("/v2/health/ready", handlers.ready, methods=["GET"]),
         Route("/metrics", handlers.metrics, methods=["GET"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error, Exception: _unexpected_error})
     return _Counted(app, service)
 
 
 async def _plain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the service failed; its log says why"}, 500)
 
 
 class _Counted:
@@ -86,7 +90,10 @@ class _Counted:
                 headers["x-content-type-options"] = "nosniff"
                 if self._service.draining or state.get("close"):
                     headers["connection"] = "close"
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:  # the server has given this connection up, as after a body that is no HTTP
+                raise ClientGoneError from error
 
         self._service.in_flight += 1
         try:
@@ -95,9 +102,6 @@ class _Counted:
             code = _CLIENT_GONE
         except Exception as error:
             log_error("unexpected error", error, request_id=request_id)
-            if code == 0:
-                reply = JSONResponse({"error": "the service failed; its log says why", "request_id": request_id}, 500)
-                await reply(scope, receive, answer)
         finally:
             self._service.in_flight -= 1
             route = _route_of(scope)
@@ -142,6 +146,8 @@ class _Handlers:
         return JSONResponse({"models": [self._service.settings.name]})
 
     async def model(self, request: Request) -> Response:
+        if request.path_params["name"].endswith((":explain", ":predict")):
+            raise HTTPException(405, "images are sent by POST", {"allow": "POST"})
         self._check_name(request)
         return JSONResponse(self._service.described())
 

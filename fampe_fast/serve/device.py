@@ -106,7 +106,7 @@ class Device:
                 self._work(jobs)
         except BaseException as error:  # whatever ends the thread ends the service
             self.failure = f"{type(error).__name__}: {first_line(error)}"
-            log("device lost", level="error", reason=self.failure)
+            log("device lost" if self.ready else "cannot start", level="error", reason=self.failure)
             for job in self._queue.close():
                 if job.future.set_running_or_notify_cancel():
                     job.future.set_exception(DeviceLostError(self.failure))

@@ -14,6 +14,7 @@ from .metrics_folder import FOLDER
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SHARE_OVER = 5.0  # seconds
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -47,7 +48,7 @@ class Metrics:
             "fampe_device_seconds", "Seconds of the device for a batch.", buckets=_SECONDS, registry=registry
         )
         self.device_share = Gauge(
-            "fampe_device_share", "Share of the last seconds in which the device worked.",
+            "fampe_device_share", "Share of the last five seconds or more in which the device worked.",
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
         self.batches = Histogram("fampe_batch_images", "Images of a batch.", buckets=_IMAGES, registry=registry)
@@ -70,16 +71,17 @@ class Metrics:
         self.halvings.inc()
 
     def look(self, oldest: float, busy: float) -> None:
-        """Take note of what changes by itself; to be called every few seconds.
+        """Take note of what changes by itself; to be called every second or so.
 
         Args:
             oldest: age of the image that waits longest.
             busy: seconds in which the device has worked since the start.
         """
-        now = time.monotonic()
         self.oldest.set(oldest)
-        self.device_share.set((busy - self._busy) / max(now - self._since, 1e-9))
-        self._since, self._busy = now, busy
+        span = time.monotonic() - self._since
+        if span >= _SHARE_OVER:
+            self.device_share.set((busy - self._busy) / span)
+            self._since, self._busy = self._since + span, busy
 
     def text(self) -> bytes:
         """Write all of them in Prometheus' text format."""

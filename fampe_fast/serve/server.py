@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from .service import Service
 
 LINGER = 0.5
 """Seconds after the last answer in which connections that are open already may still ask, and are refused."""
-_LOOK_EVERY = 20  # ticks, of a tenth of a second
+_LOOK_EVERY = 10  # ticks, of a tenth of a second
 
 
 class TimedProtocol(H11Protocol):
@@ -70,17 +71,22 @@ class TimedProtocol(H11Protocol):
 class DrainingServer(uvicorn.Server):
     """Ends in order: what was taken in is answered, what comes is refused, then the connections are closed."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, listener: socket.socket, on_ready: Callable[[], None]
+    ) -> None:
         """Take the service that is drained.
 
         Args:
             config: of the server.
             service: its service, started.
+            listener: the one socket that it listens on.
             on_ready: called once, when requests are taken in.
         """
         super().__init__(config)
         self._service = service
+        self._listener = listener
         self._on_ready = on_ready
+        self._accepted: list[asyncio.Task[Any]] = []
         self._was_ready = False
         self._asked_at: float | None = None
         self._idle_since: float | None = None
@@ -101,7 +107,7 @@ class DrainingServer(uvicorn.Server):
         if not self._was_ready and not service.not_ready():
             self._was_ready = True
             self._on_ready()
-        if service.device.failure and not self._was_ready:
+        if service.device.failure and not service.device.ready:
             self.broken_at_start = True
             return True
         if self._asked_at is not None:
@@ -120,10 +126,26 @@ class DrainingServer(uvicorn.Server):
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now
-            for server in self.servers:
-                server.close()  # connections that are open stay so
+            self._stop_listening()
         elif now - self._idle_since >= LINGER:
             self.should_exit = True
+
+    def _stop_listening(self) -> None:
+        """Close the socket that listens; who has reached it before gets an answer, and no reset."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener.fileno())
+        with contextlib.suppress(OSError):  # BlockingIOError, where nobody waits any more
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                self._accepted.append(loop.create_task(loop.connect_accepted_socket(self._protocol, connection)))
+        for server in self.servers:
+            server.close()  # connections that are open stay so
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
 
 def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None] = lambda: None) -> bool:
@@ -149,7 +171,7 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=32768,
     )
-    server = DrainingServer(config, service, on_ready)
+    server = DrainingServer(config, service, listener, on_ready)
     service.start()
     server.run(sockets=[listener])
     for job in service.queue.close():
