@@ -60,6 +60,8 @@ def band_panels_figure(
             draw_steps(axes, number, name, curve.edges.detach().cpu().double(), curve)
         axes.axvline(cutoffs[head], color=FAINT, linewidth=1.2, linestyle=":", label=f"cut-off {cutoffs[head]:g}")
         axes.margins(y=0.06)
+        axes.use_sticky_edges = False
+        axes.autoscale_view()
         axes.set_xlim(0, max(float(curve.edges[-1]) for curve in curves.values()))
         axes.set_xlabel("radius (cycles over the shorter side)")
         axes.set_ylabel(ylabel if k == 0 else "")
