@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -92,6 +92,16 @@ class DrainingServer(uvicorn.Server):
         self._idle_since: float | None = None
         self.broken_at_start = False
         """Whether the service ended because its methods cannot be used."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that ask for the end, the loss of the terminal among them, unless they are ignored."""
+        before = {number: signal.signal(number, self.handle_exit) for number in end_signals()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second time, end at once."""
@@ -200,5 +210,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def end_signals() -> tuple[int, ...]:
-    """List the signals that ask for the end."""
-    return tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
+    """List the signals that ask for the end and were not ignored from the start, as ``nohup`` has it."""
+    found = (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    return tuple(number for number in found if signal.getsignal(number) is not signal.SIG_IGN)

@@ -125,8 +125,10 @@ def _start(worker: _Worker, work: Work, listener: socket.socket) -> None:
 
 
 def _work(work: Work, listener: socket.socket, device: str, pipe: Connection) -> None:
-    # Ctrl-C reaches every process of a terminal: the parent passes it on, once.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What reaches every process of a terminal the parent passes on, once.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     follow_parent()
 
     def ready() -> None:

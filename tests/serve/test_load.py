@@ -151,7 +151,7 @@ def test_a_drain_ends_at_its_deadline_and_a_second_signal_ends_at_once(tmp_path:
         asking = threading.Thread(target=together, args=(8, lambda k: quietly(service, k)))
         asking.start()
         service.wait_until(lambda: service.metric("fampe_queue_images") >= 4)
-        assert service.end() == 0
+        assert service.end(signal.SIGHUP) == 0
         assert service.events("drain timeout")
         asking.join()
     with running(tmp_path, methods=ONE, delay=0.5, batch_size=1, drain_timeout=60) as service:
