@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import socket
 import subprocess
@@ -40,7 +39,8 @@ class Container:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.port = str(port)
-        self.cache, self.work, self.notes = folder / "cache", folder / "work", folder / "notes"
+        self.cache, self.work, self.home = folder / "cache", folder / "work", folder / "nonexistent"
+        self.notes = folder / "notes"
         programs, watch = folder / "bin", folder / "watch"
         for path in (self.cache, self.work, programs, watch):
             path.mkdir()
@@ -53,7 +53,7 @@ class Container:
         self.environment = {
             **own,
             "PATH": f"{programs}:/usr/bin:/bin",
-            "HOME": "/nonexistent",
+            "HOME": str(self.home),
             "PYTHONPATH": f"{watch}:{ROOT}",
             "NOTES": str(self.notes),
             "OMP_NUM_THREADS": "1",
@@ -104,7 +104,7 @@ def test_the_entry_point_serves_is_healthy_ends_in_order_and_writes_into_the_vol
     assert code == 200, said
     assert server.returncode == 0, said
     assert not list(image.work.iterdir())
-    assert not os.path.exists("/nonexistent")
+    assert not image.home.exists()
     written = image.notes.read_text().splitlines()
     assert [path for path in written if not path.startswith((str(image.cache), "/dev/"))] == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,6 @@ def rows(title: str) -> list[str]:
     cells = re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE)
     assert len(cells) > 1, title
     return cells[1:]
-
-
-def test_the_commands_can_be_parsed() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("fampe-fast ")]
-    assert [parse(shlex.split(line, comments=True)[1:]).command for line in lines] == ["serve", "verify"]
 
 
 def test_the_flags_are_those_of_serve() -> None:

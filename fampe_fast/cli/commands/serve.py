@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
     )
     group.add_argument("--port", type=_port, default=8080, metavar="N", help="0: a free one (default: %(default)s)")
-    group.add_argument("--name", help="of the model in addresses (default: made from the model's)")
+    group.add_argument("--name", help="the model's name in addresses (default: made from --model)")
     group.add_argument(
         "--workers",
         type=positive,
