@@ -14,6 +14,7 @@ from ..flags import add_method_flags, fraction
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
+    from ...serve.service import Service
     from ...serve.settings import ServiceSettings
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -116,16 +117,27 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
     Returns:
         The exit code: 0 after an end that was asked for, 2 where the methods cannot be used.
     """
-    import torch
-
-    from ...serve.log import begin_log, log
+    from ...serve.log import begin_log
     from ...serve.server import serve
-    from ...serve.service import Service
-    from ...serve.settings import service_name
     from .. import DONE, UNUSABLE
-    from ..model_and_methods import classifier_of, options_by_method
 
     begin_log(arguments.log_level)
+    return DONE if serve(make_service(arguments, device), listener, on_ready) else UNUSABLE
+
+
+def make_service(arguments: argparse.Namespace, device: str) -> Service:
+    """Load the model of parsed arguments and join the service, which is not started.
+
+    Raises:
+        ValueError, TypeError: what the commands refuse.
+    """
+    import torch
+
+    from ...serve.log import log
+    from ...serve.service import Service
+    from ...serve.settings import service_name
+    from ..model_and_methods import classifier_of, options_by_method
+
     options = options_by_method(arguments, arguments.method)
     classifier = classifier_of(argparse.Namespace(**{**vars(arguments), "device": device}))
     threads = max(1, torch.get_num_threads() // (arguments.workers if device == "cpu" else 1))
@@ -133,7 +145,7 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
     settings = _settings(arguments, arguments.name or service_name(classifier.name), chunk)
     service = Service(classifier, options, settings, threads=threads)
     log("loaded", model=classifier.name, name=settings.name, device=device, threads=threads, chunk=chunk)
-    return DONE if serve(service, listener, on_ready) else UNUSABLE
+    return service
 
 
 def _chunk(classifier: Classifier) -> int:
