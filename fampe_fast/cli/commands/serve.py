@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ...models.checkpoints import check_trusted
-    from ...serve.log import begin_log
+    from ...serve.log import begin_log, log
+    from .. import INTERRUPTED
     from ..model_and_methods import device_of, options_by_method
 
     options_by_method(arguments, arguments.method)  # what is wrong is said before a model is loaded
@@ -103,7 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
     begin_log(arguments.log_level)
     if arguments.workers == 1:
-        return work(arguments, listener, device, lambda: None)
+        try:
+            return work(arguments, listener, device, lambda: None)
+        except KeyboardInterrupt:
+            log("ended before it was ready", "warning")
+            return INTERRUPTED
     from ...serve.workers import run_workers
 
     count = torch.cuda.device_count() if device == "cuda" else 1
@@ -122,7 +127,8 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
     from .. import DONE, UNUSABLE
 
     begin_log(arguments.log_level)
-    return DONE if serve(make_service(arguments, device), listener, on_ready) else UNUSABLE
+    service = make_service(arguments, device)
+    return DONE if serve(service, listener, on_ready, supervised=arguments.workers > 1) else UNUSABLE
 
 
 def make_service(arguments: argparse.Namespace, device: str) -> Service:
