@@ -54,6 +54,7 @@ def test_the_refusals_are_all_there() -> None:
     folder = Path(app.__file__).parent
     source = "".join(path.read_text() for path in (folder / "app.py", folder / "body.py"))
     raised = set(re.findall(r"(?:RefusalError|HTTPException)\(\s*(\d{3})", source)) | {"422", "503"}
+    raised |= set(re.findall(r"JSONResponse\(.*\}, (\d{3})\)", source))
     assert {code for cell in rows("Refusals") for code in cell.split(", ")} == raised
 
 
