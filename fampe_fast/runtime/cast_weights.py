@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,10 +84,9 @@ class _Twins:
         cast = {name: self._cast(parameter) for name, parameter in layer._parameters.items()}
         if all(cast[name] is parameter for name, parameter in layer._parameters.items()):
             return layer
-        # Whoever looks at the layer's weights finds its own: a parent may do with them what autocast does not.
-        twin, within = _copy_of(layer), _copy_of(layer)
+        twin, within = _copy_of(layer, _twin_class(type(layer))), _copy_of(layer)
         vars(within)["_parameters"] = cast
-        vars(twin)["forward"] = within.forward
+        vars(twin)["_within"] = within
         return twin
 
     def _holder(self, module: nn.Module) -> nn.Module:
@@ -116,8 +116,26 @@ def _is_layer(module: nn.Module) -> bool:
     return set(module._parameters) == {"weight", "bias"} and "forward" not in vars(module)
 
 
-def _copy_of(module: nn.Module) -> nn.Module:
+class _TwinLayer:
+    """Stands before a layer's class in that of its twin.
+
+    Whoever looks at the twin's weights finds the layer's own: a parent may do with them what autocast does not.
+    """
+
+    _within: nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute with the cast weights."""
+        return self._within.forward(*args, **kwargs)
+
+
+@cache
+def _twin_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_TwinLayer, kind), {})
+
+
+def _copy_of(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
     """Copy a module without copying what it holds; its class may have ways of its own to copy."""
-    twin: nn.Module = object.__new__(type(module))
+    twin: nn.Module = object.__new__(kind or type(module))
     vars(twin).update(vars(module))
     return twin

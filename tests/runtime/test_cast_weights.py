@@ -140,7 +140,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
     @contextmanager
     def watched(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
         with cast_weights(model, dtype) as twin:
-            found.extend([weakref.ref(twin), weakref.ref(twin.head.forward.__self__.weight)])
+            found.extend([weakref.ref(twin), weakref.ref(twin.head._within.weight)])
             yield twin
 
     monkeypatch.setattr(path, "cast_weights", watched)
