@@ -84,7 +84,8 @@ class _Twins:
         cast = {name: self._cast(parameter) for name, parameter in layer._parameters.items()}
         if all(cast[name] is parameter for name, parameter in layer._parameters.items()):
             return layer
-        twin, within = _copy_of(layer, _twin_class(type(layer))), _copy_of(layer)
+        kind: Any = type(layer)  # mypy takes classes of modules for unhashable
+        twin, within = _copy_of(layer, _twin_class(kind)), _copy_of(layer)
         vars(within)["_parameters"] = cast
         vars(twin)["_within"] = within
         return twin
