@@ -22,12 +22,13 @@ from .commands import (
     study,
     tune,
     verify,
+    warmup,
 )
 
 # In the order of the help.
 _COMMANDS = (
     demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, occlude, spectra, attack, defend,
-    doctor,
+    warmup, doctor,
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def help_of(command: str) -> str:
 
 COMMANDS = [
     "demo", "explain", "batch", "verify", "export", "serve", "evaluate", "tune", "calibrate", "study", "occlude",
-    "spectra", "attack", "defend", "doctor",
+    "spectra", "attack", "defend", "warmup", "doctor",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import add_method, add_model, positive
+from ..arguments import add_batches, add_method, add_model, positive
 from ..flags import add_method_flags, fraction
 
 if TYPE_CHECKING:
@@ -44,15 +44,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="images that may wait; further ones are refused with 429 (default: %(default)s)",
     )
     group.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="most images at a time (default: %(default)s)"
-    )
-    group.add_argument(
-        "--internal-batch-size",
-        type=positive,
-        metavar="N",
-        help="rows per model pass (default: 8 on a CPU, else 64, or what fits)",
-    )
-    group.add_argument(
         "--max-passes",
         type=positive,
         default=200,
@@ -77,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
     add_method(parser, "fampe", note=" (the first one where a request names none)")
     add_model(parser)
+    add_batches(parser)
     add_method_flags(parser)
     parser.set_defaults(run=run)
 
