@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .models import load_classifier as load_classifier
     from .models import load_embedded_classifier as load_embedded_classifier
     from .ops.backends import register_backend as register_backend
+    from .robustness import PGD as PGD
     from .robustness import BandLimitedAttack as BandLimitedAttack
     from .robustness import BandMixAugmentation as BandMixAugmentation
     from .robustness import LowPassAugmentation as LowPassAugmentation
@@ -82,6 +83,7 @@ _HOMES = {
     "LowPassAugmentation": "robustness",
     "LowPassGradients": "methods.forgrad",
     "OccludedFrequency": "robustness",
+    "PGD": "robustness",
     "TunedCutoff": "methods.tuning",
     "WarmUp": "methods.warmup",
     "WeightsUnavailableError": "errors",

@@ -352,3 +352,9 @@ STUDIES: dict[str, StudyRow] = {
     "shapes": StudyRow(f"{_DEFINITIONS}:shapes_study", "the shape of the mask between the bands"),
     "explorer": StudyRow(f"{_DEFINITIONS}:explorer_study", "the model that decides the steps"),
 }
+
+TRAININGS: tuple[str, ...] = ("plain", "low_pass", "band_mix", "adversarial")
+"""Of the classifiers that ``defend`` compares."""
+
+TRAINING_DATA: tuple[str, ...] = ("digits", "textures")
+"""What it trains them on."""

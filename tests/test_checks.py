@@ -36,7 +36,7 @@ from fampe_fast.plots import explanation_figure
 from fampe_fast.reference.radial_mask import radial_mask
 from fampe_fast.robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation
 from fampe_fast.runs.attack_results import AttackSettings
-from fampe_fast.runs.defend import DefenceSettings
+from fampe_fast.runs.defence_settings import DefenceSettings
 from fampe_fast.runs.measurement import Measurement
 
 from .models_for_tests import Smooth

@@ -99,7 +99,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("fampe_fast.cli.model_and_methods.load_classifier", loaded)
     monkeypatch.setattr("fampe_fast.runs.demo.load_embedded_classifier", loaded)
-    monkeypatch.setattr("fampe_fast.runs.defend._scenes", loaded)
+    monkeypatch.setattr("fampe_fast.runs.defence_data.generate", loaded)
 
 
 # Inputs ---------------------------------------------------------------------------------------------------------------

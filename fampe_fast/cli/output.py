@@ -101,10 +101,10 @@ def print_left_out(errors: Console, found: FoundImages) -> None:
         errors.print(f"left out of {escape(text)}", soft_wrap=True, highlight=False)
 
 
-def print_earlier(errors: Console, count: int, total: int, out: Path) -> None:
+def print_earlier(errors: Console, count: int, total: int, out: Path, what: str = "images") -> None:
     """Say how much an earlier run had finished."""
     if count:
         errors.print(
-            f"{count} of {total} images were finished by an earlier run in {escape(str(out))}",
+            f"{count} of {total} {what} were finished by an earlier run in {escape(str(out))}",
             soft_wrap=True, highlight=False,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RESAMPLES", "Estimate", "bootstrap_interval", "mean_and_error", "paired_difference"]
+__all__ = ["RESAMPLES", "Estimate", "bootstrap_interval", "mean_and_error", "paired_difference", "student_interval"]
 
 RESAMPLES = 4000
 
@@ -104,10 +104,7 @@ def bootstrap_interval(
     Raises:
         ValueError: not (n, K), NaN or infinity, or a confidence outside (0, 1).
     """
-    if values.ndim != 2 or not bool(values.isfinite().all()):
-        raise ValueError(f"values must be (n, K) and finite, got shape {tuple(values.shape)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+    _check_rows(values, confidence)
     count = len(values)
     if count < 2:
         return None
@@ -122,3 +119,48 @@ def bootstrap_interval(
     ordered = torch.cat(found).sort(0).values  # torch.quantile refuses large inputs
     low, high = math.floor(tail * (RESAMPLES - 1)), math.ceil((1 - tail) * (RESAMPLES - 1))
     return torch.stack([ordered[low], ordered[high]])
+
+
+def student_interval(values: Tensor, confidence: float = 0.95) -> Tensor | None:
+    """Compute Student's interval of the mean over rows, for rows too few to be drawn from, such as seeds.
+
+    Args:
+        values: (n, K), finite.
+        confidence: in (0, 1); exact for rows from a normal distribution.
+
+    Returns:
+        (2, K) float64, lower and upper ends; None for n below 2.
+
+    Raises:
+        ValueError: not (n, K), NaN or infinity, or a confidence outside (0, 1).
+    """
+    _check_rows(values, confidence)
+    count = len(values)
+    if count < 2:
+        return None
+    rows = values.detach().cpu().double()
+    reach = _student_quantile(confidence, count - 1) * rows.std(0) / math.sqrt(count)
+    return torch.stack([rows.mean(0) - reach, rows.mean(0) + reach])
+
+
+def _student_quantile(confidence: float, freedom: int) -> float:
+    """Find t with ``P(|T| <= t) = confidence``, by bisection of the angle whose tangent is ``t / sqrt(freedom)``."""
+    odd = freedom % 2
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        # Abramowitz and Stegun, 26.7.3 and 26.7.4.
+        total, term = 0.0, math.cos(angle) ** odd
+        for power in range(odd, freedom - 1, 2):
+            total += term
+            term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+        inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+        low, high = (angle, high) if inside < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _check_rows(values: Tensor, confidence: float) -> None:
+    if values.ndim != 2 or not bool(values.isfinite().all()):
+        raise ValueError(f"values must be (n, K) and finite, got shape {tuple(values.shape)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")

@@ -4,6 +4,7 @@ One family of papers: Occluded Frequency, band-limited attacks and their transfe
 augmentations in the frequency domain.
 """
 
+from .adversarial import PGD
 from .analysis import BandDisturbance, compare_reliance, disturbance
 from .augmentation import BandMixAugmentation, LowPassAugmentation
 from .band_limited import AdversarialImages, BandLimitedAttack
@@ -11,6 +12,7 @@ from .occluded_frequency import OccludedFrequency
 from .transfer import TransferRates, transfer_rates
 
 __all__ = [
+    "PGD",
     "AdversarialImages",
     "BandDisturbance",
     "BandLimitedAttack",

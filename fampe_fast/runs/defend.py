@@ -1,8 +1,7 @@
-"""Train small classifiers with and without frequency augmentation, and attack them in the low and the high band.
+"""Train small classifiers with and without a defence, and attack them in the low and the high band.
 
-The images are this package's own (``images.generated``): backgrounds of 1/f noise, on half of which lie a coarse and a
-fine texture, faintly. Whether they do is the class, and either band alone tells it; which one a classifier leans on,
-and so which attack fools it, is up to its training.
+The images are textures of this package's own (``defence_data``), in which either band tells the class; which one a
+classifier leans on, and so which attack fools it, is up to its training.
 """
 
 from __future__ import annotations
@@ -12,84 +11,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import LARGEST, check_count, check_fraction, check_gaussian_cutoff, check_number, check_positive
-from ..engine.config import PathConfig
+from ..catalog import TRAININGS
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, write_atomically
-from ..images.generated import BANDS, band_texture, generate
 from ..metrics import Estimate, mean_and_error
 from ..metrics.summary import bootstrap_interval
-from ..models.classifier import Classifier
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
-from ..robustness import BandLimitedAttack, BandMixAugmentation, LowPassAugmentation, compare_reliance, transfer_rates
+from ..robustness import compare_reliance, transfer_rates
 from ..robustness.band_limited import Band
 from ..runtime.model import Model
+from .defence_data import DATA
+from .defence_settings import DefenceSettings
+from .defence_training import ATTACKS, BATCH, band_attack, trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..robustness import AdversarialImages
 
-ATTACKS: tuple[Band, ...] = ("low", "high", "all")
 DEFENCE = "defence"
 """The kind of ``defence.json``."""
-CLASSES = ("plain background", "textured background")
-_RINGS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class DefenceSettings:
-    """The settings of the experiment.
-
-    Attributes:
-        seed: number that images, initial weights, order, augmentations and attacks follow from, 0 to 2^31 - 1.
-        size: side of the images, pixels, at least 64.
-        contrast: largest deviation of each texture from the background, in pixel units, at most 0.125.
-        train_images: number of images generated for training.
-        test_images: number of images generated for the accuracies, of another seed.
-        train_steps: optimiser steps of each classifier.
-        batch_size: images per step.
-        learning_rate: largest learning rate, of AdamW on one cycle.
-        cutoff: radius that separates the low from the high band, in cycles over the side; the textures' bands end at 9
-            and begin at 16.
-        probability: probability that a training image is augmented.
-        eps: radius of the attacks (maximum norm), in pixel units.
-        attack_steps: sign steps of each attack.
-    """
-
-    seed: int = 0
-    size: int = 64
-    contrast: float = 0.12
-    train_images: int = 384
-    test_images: int = 128
-    train_steps: int = 100
-    batch_size: int = 32
-    learning_rate: float = 5e-3
-    cutoff: float = 12.0
-    probability: float = 0.5
-    eps: float = 4 / 255
-    attack_steps: int = 10
-
-    def __post_init__(self) -> None:
-        checked: dict[str, object] = {
-            name: check_count(name, getattr(self, name))
-            for name in ("train_images", "test_images", "train_steps", "batch_size", "attack_steps")
-        }
-        checked["size"] = check_count("size", self.size, at_least=64)
-        checked["seed"] = check_count("seed", self.seed, at_least=0)
-        if self.seed >= 2**31:
-            raise ValueError(f"seed must be in [0, 2^31), got {self.seed}")
-        checked["contrast"] = check_number("contrast", self.contrast, 0, 0.125, open_low=True)
-        checked["learning_rate"] = check_positive("learning_rate", self.learning_rate)
-        checked["eps"] = check_positive("eps", self.eps, largest=LARGEST)
-        checked["probability"] = check_fraction("probability", self.probability)
-        checked["cutoff"] = check_gaussian_cutoff("cutoff", self.cutoff)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
 
 
 @dataclass
@@ -98,9 +42,9 @@ class DefenceResult:
 
     Attributes:
         settings: of the experiment.
-        accuracy: by training (``plain``, ``low_pass``, ``band_mix``), then by attack (``clean``, ``low``, ``high``,
-            ``all``), with standard errors over the test images; one classifier each, so the spread over trainings is
-            not in them.
+        accuracy: by training (``plain``, ``low_pass``, ``band_mix``, ``adversarial``), then by attack (``clean``,
+            ``low``, ``high``, ``all``), with standard errors over the test images; one classifier each, so the spread
+            over seeds is not in them.
         band_share: by training and attack, the mean share of the perturbations' energy in the band.
         transfer: by attack, source and target training: the fooled share, None where the target has nothing right.
         edges: radii of the rings of ``drops``.
@@ -120,7 +64,7 @@ class DefenceResult:
             DEFENCE,
             {
                 "settings": asdict(self.settings),
-                "classes": list(CLASSES),
+                "classes": list(DATA["textures"].classes),
                 "accuracy": {name: {k: vars(v) for k, v in row.items()} for name, row in self.accuracy.items()},
                 "band_share": self.band_share,
                 "transfer": {
@@ -138,32 +82,16 @@ class DefenceResult:
         )
 
 
-class SmallNet(nn.Module):
-    """Two convolutions, averaged over the image: sees textures, takes seconds to train."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 12, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-            nn.Conv2d(12, 16, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(16, classes)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Compute logits (B, classes)."""
-        logits: Tensor = self.head(self.features(pixels).mean((2, 3)))
-        return logits
-
-
 def defend(
     out: Path, settings: DefenceSettings | None = None, *, on_stage: Callable[[str], None] = lambda stage: None
 ) -> DefenceResult:
     """Train, attack, compare; ``out/defence.json`` and ``out/reliance.png``.
 
-    Three classifiers of one architecture, initial weights and order of images are trained: plain, with
-    ``LowPassAugmentation`` and with ``BandMixAugmentation``. Each is attacked by a ``BandLimitedAttack`` in the low
-    band, the high band and without a limit; each attack is also tried on the other classifiers; and the classifiers'
-    occluded-frequency curves are drawn side by side. The same settings give the same figures on the same machine.
+    Four classifiers of one architecture, initial weights and order of images are trained: plain, with
+    ``LowPassAugmentation``, with ``BandMixAugmentation`` and adversarially (``PGD``). Each is attacked by a
+    ``BandLimitedAttack`` in the low band, the high band and without a limit; each attack is also tried on the other
+    classifiers; and the classifiers' occluded-frequency curves are drawn side by side. The same settings give the same
+    figures on the same machine. ``defence_seeds`` has the same over several seeds.
 
     Args:
         out: folder, made if missing.
@@ -182,18 +110,15 @@ def defend(
         [Output(out, FOLDER), Output(out / "defence.json", DEFENCE), Output(out / "reliance.png", FIGURE)], []
     )
     on_stage("images")
-    images, labels = _scenes(settings.train_images, settings.seed, settings)
-    test, truth = _scenes(settings.test_images, settings.seed + 1, settings)
+    data = DATA["textures"]
+    split = data.split(settings)
+    test, truth = split.test_images, split.test_labels
     models: dict[str, Model] = {}
-    for name, augmentation in _augmentations(settings).items():
+    for name in TRAININGS:
         on_stage(f"training, {name}")
-        models[name] = _trained(name, images, labels, augmentation, settings)
+        models[name] = trained(name, data, split, settings)
 
     result = DefenceResult(settings)
-    config = PathConfig(
-        steps=settings.attack_steps, samples=1, eps=settings.eps, smoothing=False, input_diversity=False,
-        seed=settings.seed,
-    )  # fmt: skip
     for attack in ATTACKS:
         on_stage(f"attack, {attack} band")
         shares: list[float] = []
@@ -201,16 +126,16 @@ def defend(
         def on_model(
             model: Model, band: Band = attack, shares: list[float] = shares
         ) -> Callable[[Tensor, Tensor], AdversarialImages]:
-            made = BandLimitedAttack(model, band, settings.cutoff, config)
+            made = band_attack(model, band, settings)
 
             def run(pixels: Tensor, targets: Tensor) -> AdversarialImages:
-                found = made(pixels, targets, internal_batch_size=64)
+                found = made(pixels, targets, internal_batch_size=BATCH)
                 shares.append(float(found.band_share.mean()))
                 return found
 
             return run
 
-        rates = transfer_rates(models, test, truth, on_model, internal_batch_size=64)
+        rates = transfer_rates(models, test, truth, on_model, internal_batch_size=BATCH)
         result.transfer[attack] = rates.rates
         for name, share in zip(models, shares, strict=True):
             result.band_share.setdefault(name, {})[attack] = share
@@ -221,61 +146,12 @@ def defend(
             right = round(kept * len(test))
             result.accuracy[name][attack] = mean_and_error([1.0] * right + [0.0] * (len(test) - right))
     on_stage("occluded frequency")
-    curves = compare_reliance(models, test, truth, bands=_RINGS, internal_batch_size=64)
+    curves = compare_reliance(models, test, truth, bands=data.rings, internal_batch_size=BATCH)
     result.edges = next(iter(curves.values())).edges[0]
     result.drops = {name: found.drops.double() for name, found in curves.items()}
     write_atomically(out / "defence.json", result.as_json().encode())
     save_figure(_figure(result), out / "reliance.png")
     return result
-
-
-def _scenes(count: int, seed: int, settings: DefenceSettings) -> tuple[Tensor, Tensor]:
-    """Generate images (count, 3, S, S) in [0, 1] and their classes: 1 with textures, 0 without, in turn."""
-    backgrounds = generate(count, seed=seed, size=settings.size).backgrounds
-    labels = torch.arange(count) % 2
-    rng = np.random.default_rng(seed)
-    textures = np.stack([sum(band_texture(rng, band, settings.size) for band in BANDS.values()) for _ in range(count)])
-    added = settings.contrast * torch.from_numpy(textures).float() * labels[:, None, None]
-    # Less contrast for the background, so that nothing is clipped.
-    return (0.25 + 0.5 * backgrounds + added[:, None]).clamp(0, 1), labels
-
-
-def _augmentations(settings: DefenceSettings) -> dict[str, nn.Module]:
-    return {
-        "plain": nn.Identity(),
-        "low_pass": LowPassAugmentation(settings.cutoff, probability=settings.probability, seed=settings.seed),
-        "band_mix": BandMixAugmentation(
-            (0.5, 1.0), cutoff=settings.cutoff, probability=settings.probability, seed=settings.seed
-        ),
-    }
-
-
-def _trained(
-    name: str, images: Tensor, labels: Tensor, augmentation: nn.Module, settings: DefenceSettings
-) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = SmallNet(len(CLASSES))
-    model = Classifier(net, name=name, mean=0.5, std=0.25, input_size=settings.size, class_names=CLASSES)
-    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.train_steps + 1, pct_start=0.2
-    )
-    order = torch.Generator().manual_seed(settings.seed)
-    model.train()
-    augmentation.train()
-    for _ in range(settings.train_steps):
-        rows = torch.randint(len(images), (settings.batch_size,), generator=order)
-        batch = images[rows]
-        for axis in (2, 3):
-            if torch.rand((), generator=order) < 0.5:
-                batch = batch.flip(axis)
-        loss = nn.functional.cross_entropy(model(augmentation(batch)), labels[rows])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-    return model.eval()
 
 
 def _figure(result: DefenceResult) -> Figure:

@@ -16,7 +16,8 @@ from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency.low_pass import low_pass
 from fampe_fast.robustness import AdversarialImages, BandLimitedAttack, compare_reliance, disturbance, transfer_rates
 from fampe_fast.robustness.occluded_frequency import OccludedFrequency
-from fampe_fast.runs.defend import DefenceSettings, defend
+from fampe_fast.runs.defence_settings import DefenceSettings
+from fampe_fast.runs.defend import defend
 
 from ..models_for_tests import Smooth, TwoClassLinear, some_images
 
@@ -308,7 +309,7 @@ def test_the_defence_experiment_is_reproducible_and_its_figures_fit_together(tmp
     text = (tmp_path / "a" / "defence.json").read_text()
     assert text == (tmp_path / "b" / "defence.json").read_text()
     written = json.loads(text)
-    assert list(written["accuracy"]) == ["plain", "low_pass", "band_mix"] == list(result.accuracy)
+    assert list(written["accuracy"]) == ["plain", "low_pass", "band_mix", "adversarial"] == list(result.accuracy)
     for name, row in written["accuracy"].items():
         assert list(row) == ["clean", "low", "high", "all"]
         for attack in ("low", "high", "all"):
@@ -319,7 +320,8 @@ def test_the_defence_experiment_is_reproducible_and_its_figures_fit_together(tmp
         drops = written["occluded_frequency"]["mean_drop"][name]
         assert drops == pytest.approx(result.drops[name].mean(0).tolist())
     assert "training, low_pass" in stages
-    for name, value in (("train_steps", 0), ("cutoff", 0), ("eps", -1), ("probability", 2), ("contrast", 0.5)):
+    wrong = {"train_steps": 0, "adversarial_steps": 0, "cutoff": 0, "eps": -1, "probability": 2, "contrast": 0.5}
+    for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             DefenceSettings(**{name: value})
 

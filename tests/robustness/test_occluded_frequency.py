@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fampe_fast.frequency.bands import RadialBands, bands_between, equal_energy_bands, equal_width_bands
 from fampe_fast.frequency.low_pass import low_pass
 from fampe_fast.images.generated import BANDS, band_texture, generate
-from fampe_fast.metrics.summary import bootstrap_interval
+from fampe_fast.metrics.summary import bootstrap_interval, student_interval
 from fampe_fast.models import Classifier
+from fampe_fast.plots.band_panels import band_panels_figure
 from fampe_fast.plots.bands import BandCurve, bands_figure
 from fampe_fast.robustness.occluded_frequency import OccludedFrequency
 from fampe_fast.runs.occlude import occlude_files
@@ -456,6 +457,21 @@ def test_the_bootstrap_interval_is_that_of_the_mean() -> None:
         bootstrap_interval(values, 1.0)
 
 
+def test_students_interval_is_scipys_for_any_number_of_rows() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for count in (2, 3, 4, 5, 10, 31, 200):
+        values = noise(count, 3, seed=count).double()
+        for confidence in (0.1, 0.5, 0.95, 0.999):
+            expected = stats.t.interval(confidence, count - 1, values.mean(0), stats.sem(values))
+            torch.testing.assert_close(student_interval(values, confidence), torch.tensor(np.stack(expected)))
+    assert student_interval(values[:1]) is None
+    for bad in (1.0, 0.0):
+        with pytest.raises(ValueError, match="confidence"):
+            student_interval(values, bad)
+    with pytest.raises(ValueError, match="finite"):
+        student_interval(values * math.nan)
+
+
 def test_the_figure_shows_each_band_at_its_radius() -> None:
     edges = torch.tensor([0.0, 2.0, 5.0, 9.0])
     values = torch.tensor([0.4, 0.1, -0.05])
@@ -474,6 +490,32 @@ def test_the_figure_shows_each_band_at_its_radius() -> None:
             bands_figure({"a": bad})
     with pytest.raises(ValueError, match="at least one curve"):
         bands_figure({})
+
+
+def test_panels_have_each_their_curves_and_cut_off() -> None:
+    edges, values = torch.tensor([0.0, 2.0, 5.0]), torch.tensor([0.4, 0.1])
+    curve, half = (BandCurve(edges, v, torch.stack([v - 0.1, v + 0.2])) for v in (values, values / 2))
+    words = {"title": "t", "over": "7 seeds", "ylabel": "drop"}
+    figure = band_panels_figure({"one": {"a": curve}, "two": {"a": half}}, cutoffs={"one": 2, "two": 4}, **words)
+    one, two = figure.axes
+    assert (one.get_label(), two.get_label()) == ("one", "two")
+    assert [text.get_text() for text in one.get_legend().get_texts()] == ["a", "cut-off 2"]
+    assert [text.get_text() for text in two.get_legend().get_texts()] == ["a", "cut-off 4"]
+    for axes, expected in ((one, curve), (two, half)):
+        band, line = sorted(axes.patches, key=lambda patch: not patch.get_fill())
+        assert line.get_data().values.tolist() == expected.values.tolist()
+        assert torch.tensor(band.get_data().baseline).tolist() == pytest.approx(expected.interval[0].tolist())
+        assert band.get_data().values.tolist() == pytest.approx(expected.interval[1].tolist())
+    texts = [text.get_text() for text in figure.texts]
+    assert "mean over 7 seeds, shaded: 95% interval of the mean" in texts
+    assert {"t", "one", "two"} <= set(texts)
+    for panels, said in (
+        ({}, "at least one panel"),
+        ({"one": {}}, "at least one curve"),
+        ({"one": {"a": BandCurve(edges, edges)}}, "'a'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            band_panels_figure(panels, cutoffs={"one": 2}, **words)
 
 
 @pytest.mark.shared

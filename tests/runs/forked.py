@@ -19,6 +19,7 @@ import fampe_fast.methods
 import fampe_fast.models.loading
 import fampe_fast.plots
 import fampe_fast.runs.attack
+import fampe_fast.runs.defence_seeds
 import fampe_fast.runs.evaluate
 import fampe_fast.runs.explain
 import fampe_fast.runs.occlude

@@ -1,0 +1,40 @@
+"""Networks that train in seconds on the images of a defence."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """Two convolutions, averaged over the image: sees textures, takes seconds to train."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 12, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 16, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute logits (B, classes)."""
+        logits: Tensor = self.head(self.features(pixels).mean((2, 3)))
+        return logits
+
+
+class DigitNet(nn.Module):
+    """Two convolutions at full resolution, whose places the head tells apart: for grey images of 8 x 8 pixels."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AvgPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Linear(32 * 4 * 4, classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute logits (B, classes)."""
+        logits: Tensor = self.head(self.features(pixels).flatten(1))
+        return logits
