@@ -16,7 +16,7 @@ from .commands import (
     evaluate,
     explain,
     export,
-    occlude,
+    frequency,
     spectra,
     study,
     tune,
@@ -25,7 +25,7 @@ from .commands import (
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, occlude, spectra, attack, defend, doctor,
+    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, frequency, spectra, attack, defend, doctor,
 )  # fmt: skip
 
 

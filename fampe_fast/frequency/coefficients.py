@@ -61,7 +61,7 @@ def centred(values: Tensor, width: int) -> Tensor:
     rows = -torch.arange(height, device=values.device) % height
     columns = width - torch.arange(width // 2 + 1, width, device=values.device)
     opposite = half[:, rows][:, :, columns]
-    plane = torch.fft.fftshift(torch.cat([half, opposite], 2), (1, 2))
+    plane: Tensor = torch.fft.fftshift(torch.cat([half, opposite], 2), (1, 2))
     for axis, size in ((1, height), (2, width)):
         if size % 2 == 0:
             end = plane.narrow(axis, 0, 1) / 2

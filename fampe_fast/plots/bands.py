@@ -12,6 +12,7 @@ from torch import Tensor
 from .canvas import FAINT, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_LABELS = 17
@@ -62,7 +63,7 @@ def bands_figure(
     if not curves:
         raise ValueError("expected at least one curve, got none")
     for name, curve in curves.items():
-        _check(name, curve)
+        check_curve(name, curve)
     counts = {len(curve.values) for curve in curves.values()}
     if by_number and len(counts) > 1:
         raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
@@ -81,17 +82,9 @@ def bands_figure(
     axes.axhline(0, color=FAINT, linewidth=0.8)
     last = 0.0
     for k, (name, curve) in enumerate(curves.items()):
-        values = curve.values.detach().cpu().double()
-        edges = torch.arange(len(values) + 1) + 0.5 if by_number else curve.edges.detach().cpu().double()
+        edges = torch.arange(len(curve.values) + 1) + 0.5 if by_number else curve.edges.detach().cpu().double()
         last = max(last, float(edges[-1]))
-        axes.stairs(values.numpy(), edges.numpy(), baseline=None, linewidth=1.8, label=name, **line_style(k))
-        centres = (edges[1:] + edges[:-1]) / 2
-        marker = marker_style(k)
-        colour = marker["color"]
-        axes.plot(centres, values, linestyle="", markersize=3.5, **marker)
-        if curve.interval is not None:
-            low, high = curve.interval.detach().cpu().double()
-            axes.stairs(high.numpy(), edges.numpy(), baseline=low.numpy(), fill=True, color=colour, alpha=0.18, lw=0)
+        draw_steps(axes, k, name, edges, curve)
     if cutoff is not None and cutoff < last:
         axes.axvline(cutoff, color=FAINT, linewidth=1.2, linestyle=":", label=f"cut-off {cutoff:g}")
     axes.margins(y=0.06)
@@ -118,7 +111,32 @@ def _radius(radius: float) -> str:
     return f"{radius:.1f}" if radius < 10 else f"{radius:.0f}"
 
 
-def _check(name: str, curve: BandCurve) -> None:
+def draw_steps(axes: Axes, number: int, name: str, edges: Tensor, curve: BandCurve) -> None:
+    """Draw a curve in the style of the n-th line: a step and a marker per band, and its interval shaded.
+
+    Args:
+        axes: where.
+        number: of the line.
+        name: in the legend.
+        edges: (K + 1,), where the bands begin and end on the axis.
+        curve: its values and interval.
+    """
+    values = curve.values.detach().cpu().double()
+    axes.stairs(values.numpy(), edges.numpy(), baseline=None, linewidth=1.8, label=name, **line_style(number))
+    marker = marker_style(number)
+    axes.plot((edges[1:] + edges[:-1]) / 2, values, linestyle="", markersize=3.5, **marker)
+    if curve.interval is not None:
+        low, high = curve.interval.detach().cpu().double().numpy()
+        colour = marker["color"]
+        axes.stairs(high, edges.numpy(), baseline=low, fill=True, color=colour, alpha=0.18, lw=0)
+
+
+def check_curve(name: str, curve: BandCurve) -> None:
+    """Check a curve.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity, or edges that descend.
+    """
     edges, values, interval = curve.edges, curve.values, curve.interval
     if values.ndim != 1 or not len(values) or edges.shape != (len(values) + 1,):
         raise ValueError(

@@ -34,8 +34,8 @@ def help_of(command: str) -> str:
 
 
 COMMANDS = [
-    "demo", "explain", "batch", "verify", "export", "evaluate", "tune", "calibrate", "study", "occlude", "spectra",
-    "attack", "defend", "doctor",
+    "demo", "explain", "batch", "verify", "export", "evaluate", "tune", "calibrate", "study", "frequency",
+    "occlude", "spectra", "attack", "defend", "doctor",
 ]  # fmt: skip
 
 
