@@ -22,6 +22,7 @@ _SECOND, _WIDTH, _HEIGHT, _BETWEEN = 5.0, 3.7, 1.3, 0.72
 _SHOWN = 0.9
 # Values of one sign beside those of the other span decades: the colours follow the square root of the magnitude.
 _POWER = 0.5
+_PERCENTILE = 99.8
 _TICKS = (-90, -45, 0, 45, 90, 135)
 
 
@@ -39,7 +40,7 @@ def frequency_plane_figure(
     """Draw the values of all frequencies with their signs, and their sums in rings and sectors.
 
     The plane is cut to the frequencies that hold nine tenths of the magnitudes. Colours follow the square root of the
-    magnitude and end at the largest, which is written below.
+    magnitude; where they end, at all but a few frequencies, is written below.
 
     Args:
         plane: (2 (H//2) + 1, 2 (W//2) + 1) from ``frequency.centred``, finite.
@@ -66,9 +67,7 @@ def frequency_plane_figure(
     axes = framed_axes(figure, _LEFT, _TOP, _PLANE, _PLANE)
     axes.set_label("plane")
     axes.grid(False)
-    values = plane.detach().cpu().double().numpy()
-    limit = float(np.abs(values).max())
-    _paint(axes, values, limit)
+    limit = _paint(axes, plane.detach().cpu().double().numpy())
     axes.set(xlabel="frequency across (cycles per image)", ylabel="frequency downwards (cycles per image)")
     below = _TOP + _PLANE + 0.52
     add_scale(figure, _LEFT, below, _PLANE, signed=True, what=what)
@@ -90,8 +89,8 @@ def frequency_plane_figure(
     return figure
 
 
-def _paint(axes: Axes, values: FloatArray, limit: float) -> None:
-    """Paint the part of the plane that holds most of the magnitudes, every frequency centred on its number."""
+def _paint(axes: Axes, values: FloatArray) -> float:
+    """Paint the part of the plane that holds most of the magnitudes, and tell at which of them the colours end."""
     height, width = values.shape
     down, across = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
     reach = np.maximum(down[:, None] / max(1, height // 2), across / max(1, width // 2))
@@ -100,7 +99,9 @@ def _paint(axes: Axes, values: FloatArray, limit: float) -> None:
     shown = reach.ravel()[order][min(int(np.searchsorted(inside, _SHOWN * inside[-1])), reach.size - 1)]
     rows, columns = (max(1, round(float(shown) * (side // 2))) for side in (height, width))
     part = values[height // 2 - rows : height // 2 + rows + 1, width // 2 - columns : width // 2 + columns + 1]
-    strength = np.sign(part) * (np.abs(part) / (limit or 1.0)) ** _POWER
+    # The few largest, around DC, would leave the others black.
+    limit = float(np.percentile(np.abs(part), _PERCENTILE)) or float(np.abs(part).max())
+    strength = np.sign(part) * np.minimum(np.abs(part) / (limit or 1.0), 1.0) ** _POWER
     axes.imshow(
         to_bytes(colours_of(ScaledMap(strength, limit, signed=True))),
         origin="upper",
@@ -108,3 +109,4 @@ def _paint(axes: Axes, values: FloatArray, limit: float) -> None:
         interpolation="nearest",
         aspect="auto",
     )
+    return limit

@@ -14,30 +14,24 @@ from ..files import FIGURE, FOLDER, Output, check_outputs, remove_leftovers, wri
 from ..frequency import (
     OrientationSectors,
     RadialBands,
-    centred,
     equal_width_bands,
     octave_bands,
     orientation_sectors,
     product_per_frequency,
     three_bands,
 )
-from ..frequency.bands import NAMES_OF_THREE
 from ..images import load_images
 from ..methods.settings import never_twice
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
-from ..plots import contact_sheet, save_figure
-from ..plots.bands import BandCurve
-from ..plots.frequency_plane import frequency_plane_figure
-from ..plots.reliance import ClassPoint, ModelReliance, reliance_figure
 from ..robustness.frequency_attribution import FrequencyAttribution
 from .batches import Batch, Failure, Group, check_run_ids, groups_of
-from .frequency_results import FREQUENCY, FrequencyStudy, ImageEvidence, Spread
+from .frequency_figures import draw_places, draw_plane, draw_reliance
+from .frequency_results import FREQUENCY, FrequencyStudy, ImageEvidence
 from .map_store import MapStore
 from .records import RECORDS, Item, Records
 
 MAPS_FOLDER = "maps"
-_DETAIL = "high"  # of the three bands, the one whose classes are drawn
 
 
 def frequency_outputs(out: Path) -> list[Output]:
@@ -153,16 +147,19 @@ def frequency_files(
                 chosen = None if targets is None else [targets[position] for position in batch.positions]
                 found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
                 values, power = found.coefficients(), product_per_frequency(batch.images, batch.images)
-                columns = {
-                    "target": found.target.tolist(),
-                    "score": found.score.tolist(),
-                    "baseline_score": found.baseline_score.tolist(),
-                    "evidence": _by_part(parts, values),
-                    "energy": _by_part(parts, _shares(power, batch.images)),
-                }
-                for target in columns["target"]:
-                    classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
-                rows = [{name: column[k] for name, column in columns.items()} for k in range(len(values))]
+                # Image by image: the last bits of a sum depend on what is summed beside it.
+                rows = [
+                    {
+                        "target": int(found.target[k]),
+                        "score": float(found.score[k]),
+                        "baseline_score": float(found.baseline_score[k]),
+                        "evidence": _by_part(parts, values[k : k + 1]),
+                        "energy": _by_part(parts, _shares(power[k : k + 1], batch.images[k : k + 1])),
+                    }
+                    for k in range(len(values))
+                ]
+                for row in rows:  # one without a name costs the image here, and not the run at its end
+                    classifier.class_name(row["target"])
                 maps = [values.float()[:, None]]
                 if drawn:
                     maps.append(found.places(three_bands(*classifier.input_size, edges)).sum(2))
@@ -191,13 +188,18 @@ def frequency_files(
             if items:
                 _fill(study, classifier, records, context, items)
                 write_atomically(out / "frequency.json", study.as_json().encode())
-                _draw_plane(study, [store.load(context, item) for item in items], classifier, out / "frequency.png")
-                _draw_reliance([*beside, study], out / "reliance.png")
+                draw_plane(
+                    study,
+                    [store.load(context, item) for item in items],
+                    classifier.input_size[1],
+                    out / "frequency.png",
+                )
+                draw_reliance([*beside, study], out / "reliance.png")
                 shown = [k for k, item in enumerate(items) if store.holds(_stored(context)[1], item)][:pictures]
                 if shown:
                     places = [store.load(_stored(context)[1], items[k]) for k in shown]
                     read = load_images([items[k].path for k in shown], classifier.transform)
-                    _draw_places(study, shown, [image for _, image in read], places, out / "places.png")
+                    draw_places(study, shown, [image for _, image in read], places, out / "places.png")
     return study
 
 
@@ -206,18 +208,18 @@ def _stored(context: str) -> tuple[str, str]:
     return context, f"{context} places"
 
 
-def _by_part(parts: Mapping[str, RadialBands | OrientationSectors], values: Tensor) -> list[dict[str, list[float]]]:
-    """Sum values (B, H, W//2+1) in every part of every partition; a dict per image."""
-    sums = {name: part.sums(values).tolist() for name, part in parts.items()}
-    return [{name: found[k] for name, found in sums.items()} for k in range(len(values))]
+def _by_part(parts: Mapping[str, RadialBands | OrientationSectors], values: Tensor) -> dict[str, list[float]]:
+    """Sum one image's values, (1, H, W//2+1), in every part of every partition."""
+    return {name: part.sums(values)[0].tolist() for name, part in parts.items()}
 
 
-def _shares(power: Tensor, images: Tensor) -> Tensor:
-    """Divide each image's power per frequency by its sum without DC's, which becomes 0; zeros for a flat image."""
-    power = power.clone()
-    power[:, 0, 0] = 0
-    flat = (images.amax((-2, -1)) == images.amin((-2, -1))).all(1).cpu()  # whose other power is rounding's
-    return power / torch.where(flat, torch.inf, power.sum((1, 2)))[:, None, None]
+def _shares(power: Tensor, image: Tensor) -> Tensor:
+    """Divide an image's power per frequency by its sum without DC's, which becomes 0; zeros for a flat image."""
+    shares = power.clone()
+    shares[:, 0, 0] = 0
+    if bool((image.amax((-2, -1)) == image.amin((-2, -1))).all()):  # whose other power is rounding's
+        return torch.zeros_like(shares)
+    return shares / shares.sum()
 
 
 def _check_beside(study: FrequencyStudy, beside: Sequence[FrequencyStudy], paths: Sequence[Path]) -> None:
@@ -242,10 +244,6 @@ def _check_beside(study: FrequencyStudy, beside: Sequence[FrequencyStudy], paths
                 raise ValueError(f"the run of {name} has {what} than this one: expected the same in one figure")
 
 
-def _curve(study: FrequencyStudy, partition: str, spread: Spread) -> BandCurve:
-    return BandCurve(torch.tensor(study.edges[partition], dtype=torch.float64), spread.mean, spread.interval)
-
-
 def _fill(study: FrequencyStudy, classifier: Classifier, records: Records, context: str, items: Sequence[Item]) -> None:
     """Take the images from what is on record."""
     for item in items:
@@ -253,63 +251,3 @@ def _fill(study: FrequencyStudy, classifier: Classifier, records: Records, conte
         assert result is not None
         study.images.append(ImageEvidence(item.path.name, item.image_id, **result))
         study.class_names[study.images[-1].target] = classifier.class_name(study.images[-1].target)
-
-
-def _draw_plane(study: FrequencyStudy, maps: Sequence[Tensor], classifier: Classifier, path: Path) -> None:
-    """Draw the mean over the images, whose values per frequency are (1, H, W//2+1) each."""
-    mean = sum(values.double() for values in maps) / torch.tensor(len(maps))
-    plane = centred(mean, classifier.input_size[1])[0]
-    curves = {name: _curve(study, name, study.spread(study.evidence(name))) for name in ("rings", "sectors")}
-    name, count = study.settings["model"], len(study.images)
-    figure = frequency_plane_figure(
-        plane, curves["rings"], curves["sectors"],
-        title=f"{name}: evidence by frequency, {count} image{'s' if count > 1 else ''}",
-        unit=str(study.settings["score"]),
-        confidence=study.confidence if count > 1 else None,
-    )  # fmt: skip
-    save_figure(figure, path)
-
-
-def _draw_reliance(studies: Sequence[FrequencyStudy], path: Path) -> None:
-    """Draw the last study's spectrum, which is of the images as its model sees them, and the reliance of all."""
-    last, place = studies[-1], NAMES_OF_THREE.index(_DETAIL)
-    models = {}
-    for study in studies:
-        energy, reliance = study.energy("bands")[:, place], study.reliance("bands")[:, place]
-        points = []
-        for rows in study.rows_of_classes().values():
-            spread = study.spread(reliance[rows, None])
-            interval = None if spread.interval is None else (float(spread.interval[0]), float(spread.interval[1]))
-            points.append(ClassPoint(float(energy[rows].mean()), float(spread.mean), interval))
-        octaves = _curve(study, "octaves", study.spread(study.reliance("octaves")))
-        models[str(study.settings["model"])] = ModelReliance(octaves, tuple(points), str(study.connection(_DETAIL)))
-    low, high = last.edges["bands"][place : place + 2]
-    figure = reliance_figure(
-        _curve(last, "octaves", last.spread(last.energy("octaves"))), models,
-        title=f"Energy and evidence by frequency, {len(last.images)} images",
-        band=f"radii from {low:.3g} to {high:.3g}",
-        confidence=last.confidence,
-    )  # fmt: skip
-    save_figure(figure, path)
-
-
-def _draw_places(
-    study: FrequencyStudy, rows: Sequence[int], read: Sequence[object], places: Sequence[Tensor], path: Path
-) -> None:
-    """Draw the bands' places, (3, H, W) each, of some of the study's images, beside what was read of their files."""
-    edges, shown = study.edges["bands"], [study.images[k] for k in rows]
-    maps = {"all bands": [bands.sum(0) for bands in places]}
-    sums = {"all bands": [sum(image.evidence["bands"]) for image in shown]}
-    for k, name in enumerate(NAMES_OF_THREE):
-        label = f"{name}, {edges[k]:.3g} to {edges[k + 1]:.3g}"
-        maps[label] = [bands[k] for bands in places]
-        sums[label] = [image.evidence["bands"][k] for image in shown]
-    figure = contact_sheet(
-        # A black one where a file has gone since.
-        [image if isinstance(image, Tensor) else torch.zeros(3, *places[0].shape[-2:]) for image in read],
-        maps,
-        [study.class_names[image.target] for image in shown],
-        scores=sums,
-        score_name=f"the band's evidence, in units of the {study.settings['score']}",
-    )
-    save_figure(figure, path)

@@ -318,3 +318,12 @@ def test_photographs_on_a_real_model(mobilenet, photographs) -> None:
     torch.testing.assert_close(places.double().sum(1), whole, rtol=0, atol=1e-5 * scale)
     torch.testing.assert_close(places.double().sum((2, 3, 4)), bands.sums(found.coefficients()), rtol=1e-3, atol=1e-3)
     assert (found.gap().abs() < 0.1 * (found.score - found.baseline_score).abs()).all()
+
+
+@pytest.mark.shared
+def test_the_bands_add_up_on_every_photograph(mobilenet, photographs) -> None:
+    for images, labels in zip(*(part.split(8) for part in photographs(64)), strict=True):
+        found = FrequencyAttribution(mobilenet, "gradient")(images, labels)
+        whole, places = found.difference * found.gradients, found.places(three_bands(224, 224))
+        lacking = (places.sum(1) - whole).abs().amax((1, 2, 3)) / whole.abs().amax((1, 2, 3))
+        assert float(lacking.max()) < 1e-5

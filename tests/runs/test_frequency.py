@@ -320,7 +320,7 @@ def test_energy_and_evidence_are_drawn_at_their_octaves_and_a_dot_per_class() ->
     figure = reliance_figure(spectrum, {"a": model, "b": model}, title="t", band="high")
     assert panel(figure, "octaves").get_xscale() == "log"
     dots = [line for line in panel(figure, "classes").lines if line.get_marker() != "None"]
-    assert [line.get_ydata() for line in dots] == [[0.4, 0.5]] * 2
+    assert [list(line.get_ydata()) for line in dots] == [[0.4, 0.5]] * 2
     labels = [text.get_text() for text in panel(figure, "classes").get_legend().get_texts()]
     assert labels == ["a: +0.50", "b: +0.50"]
     with pytest.raises(ValueError, match="at least one model"):
