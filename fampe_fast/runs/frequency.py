@@ -158,8 +158,8 @@ def frequency_files(
                     }
                     for k in range(len(values))
                 ]
-                for row in rows:  # one without a name costs the image here, and not the run at its end
-                    classifier.class_name(row["target"])
+                for target in found.target.tolist():
+                    classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
                 maps = [values.float()[:, None]]
                 if drawn:
                     maps.append(found.places(three_bands(*classifier.input_size, edges)).sum(2))
