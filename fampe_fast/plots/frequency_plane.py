@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .bands import BandCurve, check_curve, draw_steps
 from .canvas import FAINT, add_scale, add_text, framed_axes, new_figure, to_bytes
-from .colours import FloatArray, ScaledMap, colours_of
+from .colours import FloatArray, ScaledMap, colours_of, default_smoothing, gaussian_smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ def frequency_plane_figure(
 ) -> Figure:
     """Draw the values of all frequencies with their signs, and their sums in rings and sectors.
 
-    The plane is cut to the frequencies that hold nine tenths of the magnitudes. Colours follow the square root of the
-    magnitude; where they end, at all but a few frequencies, is written below.
+    The plane is smoothed as an overlay is, and cut to the frequencies that hold nine tenths of the magnitudes. Colours
+    follow the square root of the magnitude; where they end, at all but a few frequencies, is written below.
 
     Args:
         plane: (2 (H//2) + 1, 2 (W//2) + 1) from ``frequency.centred``, finite.
@@ -50,7 +50,7 @@ def frequency_plane_figure(
         what: what the evidence is for.
         unit: of the values.
         confidence: of the intervals, written below the head; None where there are none.
-        dpi: pixels per inch of a figure of 9.0 x 5.45 inches.
+        dpi: pixels per inch of a figure of 9.0 x 5.5 inches.
 
     Raises:
         ValueError: a plane of even sides or with NaN or infinity, or curves that ``bands_figure`` refuses.
@@ -59,7 +59,7 @@ def frequency_plane_figure(
         raise ValueError(f"plane must be (2 h + 1, 2 w + 1) and finite, got shape {tuple(plane.shape)}")
     for name, curve in (("rings", rings), ("sectors", sectors)):
         check_curve(name, curve)
-    figure = new_figure(_SECOND + _WIDTH + 0.3, _TOP + _PLANE + 1.35, dpi)
+    figure = new_figure(_SECOND + _WIDTH + 0.3, _TOP + _PLANE + 1.4, dpi)
     add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=_SECOND + _WIDTH - _LEFT, smallest=8)
     if confidence is not None:
         words = f"mean over images, shaded: {confidence:.0%} interval of the mean"
@@ -67,12 +67,15 @@ def frequency_plane_figure(
     axes = framed_axes(figure, _LEFT, _TOP, _PLANE, _PLANE)
     axes.set_label("plane")
     axes.grid(False)
-    limit = _paint(axes, plane.detach().cpu().double().numpy())
+    values = plane.detach().cpu().double().numpy()
+    sigma = default_smoothing(*values.shape)  # neighbours differ by chance: the eye wants regions here, too
+    limit = _paint(axes, gaussian_smooth(values, sigma) if sigma else values)
     axes.set(xlabel="frequency across (cycles per image)", ylabel="frequency downwards (cycles per image)")
     below = _TOP + _PLANE + 0.52
     add_scale(figure, _LEFT, below, _PLANE, signed=True, what=what)
     words = f"colours: square root of the magnitude, up to ±{limit:.2g} {unit} a frequency"
-    add_text(figure, _LEFT + _PLANE / 2, below + 0.66, words, size=8, colour=FAINT, align="center", smallest=6.5)
+    words += f", smoothed by {sigma:.1f}" if sigma else ""
+    add_text(figure, _LEFT, below + 0.68, words, size=8, colour=FAINT)
     axes = framed_axes(figure, _SECOND, _TOP, _WIDTH, _HEIGHT)
     axes.set_label("rings")
     axes.axhline(0, color=FAINT, linewidth=0.8)

@@ -114,6 +114,7 @@ def reliance_figure(
             if point.interval is not None:
                 axes.vlines(place, *point.interval, color=style["color"], linewidth=0.8, alpha=0.6)
     axes.set(xlabel=f"share of the energy, {band}", ylabel="share of the evidence there, a dot per class")
-    axes.margins(y=0.25)  # room for the legend above the dots
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + (0.12 + 0.07 * len(models)) * (high - low))  # room for the legend above the dots
     axes.legend(fontsize=8, frameon=False, loc="upper left", title="rank correlation", title_fontsize=8)
     return figure
