@@ -190,7 +190,7 @@ def frequency_files(
                 write_atomically(out / "frequency.json", study.as_json().encode())
                 draw_plane(
                     study,
-                    [store.load(context, item) for item in items],
+                    (store.load(context, item) for item in items),
                     classifier.input_size[1],
                     out / "frequency.png",
                 )

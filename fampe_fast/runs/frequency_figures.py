@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ _DETAIL = "high"
 """Of the three bands, the one whose classes are drawn."""
 
 
-def draw_plane(study: FrequencyStudy, maps: Sequence[Tensor], width: int, path: Path) -> None:
+def draw_plane(study: FrequencyStudy, maps: Iterable[Tensor], width: int, path: Path) -> None:
     """Draw the mean over the images, of W pixels' width, whose values per frequency are (1, H, W//2+1) each."""
-    mean = sum(values.double() for values in maps) / torch.tensor(len(maps))
-    plane = centred(mean, width)[0]
+    total = reduce(torch.add, (values.double() for values in maps))  # one by one: a data set's may not fit the memory
+    plane = centred(total / len(study.images), width)[0]
     curves = {name: _curve(study, name, study.spread(study.evidence(name))) for name in ("rings", "sectors")}
     name, count = study.settings["model"], len(study.images)
     figure = frequency_plane_figure(

@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fampe_fast import FrequencyAttribution, OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
+from fampe_fast import (
+    FrequencyAttribution,
+    OccludedFrequency,
+    create_method,
+    insertion_deletion,
+    mu_fidelity,
+    stability,
+)
 from fampe_fast.catalog import method_options
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map

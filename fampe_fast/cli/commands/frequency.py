@@ -70,10 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure a folder's images, and print the bands' drops and evidence."""
     from rich.markup import escape
 
+    from ...files import FOLDER
     from ...robustness import FrequencyAttribution, OccludedFrequency
     from ...runs.frequency import frequency_files, frequency_outputs
     from ...runs.frequency_results import read_study
     from ...runs.occlude import occlude_files, occlusion_outputs
+    from ...runs.records import RECORDS
     from ..model_and_methods import check_all_outputs, chosen_images, classifier_of
     from ..output import Bar, closing, console, error_console, print_earlier, print_failure, print_left_out
 
@@ -115,26 +117,27 @@ def run(arguments: argparse.Namespace) -> int:
             "on_failure": failed,
         }
         occlusion = study = None
-        if "occlusion" in arguments.parts:
-            occlusion = occlude_files(classifier, OccludedFrequency(classifier, **options), paths, out, **common)
-        if attributed:
+        if attributed:  # the first, as it has more to refuse
             method = FrequencyAttribution(classifier, **shared, **own)
             study = frequency_files(
                 classifier, method, paths, out, rings=rings, beside=beside, **given(arguments, "files"), **common
             )
-    found = [part for part in (occlusion, study) if part is not None]
-    print_earlier(errors, min(part.earlier for part in found), len(paths), out)
-    if occlusion is not None and occlusion.paths:
-        screen.print(_table_of_drops(occlusion))
-    if study is not None and study.images:
-        screen.print(_table_of_evidence(study))
-    for part in arguments.parts:
-        for output in outputs[part]:
-            if output.path.is_file() and output.path.suffix != ".jsonl":
-                screen.print(f"wrote {escape(str(output.path))}", soft_wrap=True)
-    counts = [] if occlusion is None else [len(occlusion.paths)]
-    counts += [] if study is None else [len(study.images)]
-    return closing(errors, min(counts), len(paths))
+        if "occlusion" in arguments.parts:
+            occlusion = occlude_files(classifier, OccludedFrequency(classifier, **options), paths, out, **common)
+    print_earlier(errors, min(part.earlier for part in (occlusion, study) if part is not None), len(paths), out)
+    done = {}
+    if occlusion is not None:
+        done["occlusion"] = len(occlusion.paths)
+        if occlusion.paths:
+            screen.print(_table_of_drops(occlusion))
+    if study is not None:
+        done["attribution"] = len(study.images)
+        if study.images:
+            screen.print(_table_of_evidence(study))
+    for output in (output for part, count in done.items() if count for output in outputs[part]):
+        if output.kind not in (FOLDER, RECORDS) and output.path.exists():  # no places where no picture was asked for
+            screen.print(f"wrote {escape(str(output.path))}", soft_wrap=True)
+    return closing(errors, min(done.values()), len(paths))
 
 
 def _table_of_drops(study: OcclusionStudy) -> Table:
