@@ -22,7 +22,7 @@ LARGEST = 1e12
 SMALLEST_CUTOFF, LARGEST_CUTOFF = 1e-15, 1e15
 """Of Gaussians in cycles over the shorter side: float32 holds their squares and reciprocals, all frequencies times."""
 
-_LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
+LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
 SMALLEST_SIDE = 8
 # What the kernels' 32-bit indices and exact radii reach, the larger frames of input diversity included.
 LARGEST_SIDE = 16384
@@ -261,7 +261,7 @@ def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) ->
     except TypeError as error:
         kind = f"{given.dtype}" if hasattr(given, "dtype") else f"{list(values)!r:.80}"
         raise TypeError(f"image_ids must be integers, got {kind}") from error
-    if ids and not 0 <= min(ids) <= max(ids) <= _LARGEST_ID:
+    if ids and not 0 <= min(ids) <= max(ids) <= LARGEST_ID:
         raise ValueError(f"image_ids must lie in [0, 2^32 - 2], got {min(ids)} to {max(ids)}")
     return torch.tensor(ids, dtype=torch.long, device=images.device)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..answers.result import Result, result_values
 from ..files import MARK, json_text, read_text
 from .plan import Plan, Row
-from .shards import Result, RowError
 
 KIND = "audit record"
 _OF_THE_MODEL = "model_fingerprint"
@@ -45,24 +44,6 @@ def record_of(plan: Plan, row: Row, stored: Result, described: Mapping[str, Any]
         **result_values(stored),
     }
     return json.loads(json_text(record))  # type: ignore[no-any-return]
-
-
-def result_values(result: Result) -> dict[str, Any]:
-    """Describe what was found of an image; the map by the SHA-256 of its stored numbers."""
-    if isinstance(result, RowError):
-        return {"error": result.reason, "error_kind": result.kind}
-    little = result.map.astype(result.map.dtype.newbyteorder("<"))
-    return {
-        "target": result.target,
-        "class": result.class_name,
-        "probability": float(f"{result.probability:.6g}"),
-        "predicted": result.predicted,
-        "cutoff": None if result.cutoff is None else float(f"{result.cutoff:.6g}"),
-        "map_scale": result.scale,
-        "map_dtype": str(result.map.dtype),
-        "map_shape": list(result.map.shape),
-        "map_sha256": hashlib.sha256(little.tobytes()).hexdigest(),
-    }
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,21 +18,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..answers.pixels import Pixels, pixels_of, same_words
+from ..answers.result import RowError
 from ..errors import ImageReadError, first_line, warn
 from ..images import read_image_bytes
+from ..runtime.processes import obey_parent_alone, spawning
 from .failures import PermanentError, TransientError
 from .image_bytes import read_bytes
 from .plan import Plan, Row
-from .processes import obey_parent_alone, spawning
-from .shards import RowError
 
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Decoded = Pixels | RowError
 """An image (C, H, W), in bytes, or in [0, 1] where its transform gives what bytes do not hold; or why there is none."""
 
@@ -41,8 +38,6 @@ PATIENCE = 600.0
 """Seconds after which a process that does not answer counts as dead; slow stores are waited for."""
 PATIENCE_ALONE = 180.0
 """Likewise, of one image in a process of its own."""
-
-_ADDRESS = re.compile(r" ?\bat 0x[0-9a-fA-F]+")
 
 
 class DecoderDiedError(Exception):
@@ -75,7 +70,7 @@ class Decoder:
     def _decode(self, row: Row) -> Decoded:
         try:
             image = read_image_bytes(read_bytes(row, self.max_bytes), row.address, max_pixels=self.max_pixels)
-            return _in_bytes(self.transform(image))
+            return pixels_of(image, self.transform)
         except PermanentError as error:
             return RowError(first_line(error), "permanent")
         except TransientError as error:
@@ -91,17 +86,6 @@ class Decoder:
             raise
         except Exception as error:  # of a transform by other hands
             return RowError(same_words(f"{type(error).__name__}: {first_line(error)}"), "permanent")
-
-
-def same_words(reason: str) -> str:
-    """Leave out of an error's words what differs from run to run: the places of objects in memory."""
-    return _ADDRESS.sub("", reason)
-
-
-def _in_bytes(pixels: Tensor) -> Pixels:
-    whole = pixels.mul(255).round().to(torch.uint8)
-    found: Pixels = (whole if torch.equal(whole.to(torch.float32).div(255), pixels) else pixels).numpy()
-    return found
 
 
 class Decoders:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..answers.overlays import overlay_png
+from ..answers.result import RowError, RowResult, attribution_of
 from ..files import MARK, json_content, json_text, npz_content
 from ..models.classifier import Classifier
 from .decoding import Decoder, Decoders
 from .extras import needs
-from .overlays import overlay_png
 from .plan import Plan, Row, position_of, read_rows
 from .planning import method_of
-from .recompute import attribution_of, stored_result
-from .shards import RowError, RowResult, decode_shard, finished_shards, shard_name
+from .recompute import stored_result
+from .shards import decode_shard, finished_shards, shard_name
 from .storage import Storage
 
 if TYPE_CHECKING:

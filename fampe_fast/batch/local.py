@@ -15,11 +15,11 @@ import torch
 
 from ..errors import first_line
 from ..models.classifier import Classifier
+from ..runtime.processes import obey_parent_alone, spawning
 from . import attempts
 from .decoding import usual_processes
 from .manifest import write_manifest
 from .plan import Plan, read_back
-from .processes import obey_parent_alone, spawning
 from .shards import finished_shards, shard_metadata
 from .storage import Storage
 from .worker import ALONE_FROM, ShardReport, Worker

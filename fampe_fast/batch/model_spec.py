@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ..models import load_classifier, load_embedded_classifier
-from ..models.checkpoints import file_kind
+from ..models.checkpoints import check_trusted
 from ..models.classifier import Classifier
 
 EMBEDDED = "embedded"
@@ -45,19 +44,6 @@ class ModelSpec:
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**arguments)
 
-    def check_trusted(self, trust_model: bool) -> None:
-        """Refuse a model that is a program, unless it is trusted: loading it may run any code.
-
-        Raises:
-            ValueError: the source is a TorchScript or torch.export file.
-        """
-        path = Path(self.source)
-        if not trust_model and path.is_file() and file_kind(path) in ("TorchScript", "torch.export"):
-            raise ValueError(
-                f"{self.source} is a program ({file_kind(path)}), which may do anything on this machine once it is "
-                "loaded: if you trust where it comes from, say --trust-model (trust_model=True)"
-            )
-
     def load(self, device: str | None = None, *, trust_model: bool = False) -> Classifier:
         """Load the classifier.
 
@@ -68,7 +54,7 @@ class ModelSpec:
         Raises:
             ValueError: a program that is not trusted, or what ``load_classifier`` refuses.
         """
-        self.check_trusted(trust_model)
+        check_trusted(self.source, trust_model)
         if self.source == EMBEDDED:
             classifier = load_embedded_classifier()
             return classifier if device is None else classifier.to(device)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..errors import warn
 from ..files import MARK, json_content, json_text
+from ..images.reading import MAX_PIXELS
 from .extras import parquet_modules
 from .model_spec import ModelSpec
 from .storage import Storage
@@ -26,8 +27,6 @@ PLAN = "plan.json"
 KIND = "batch plan"
 ROWS_PER_PIECE = 1_000_000
 """Rows in a file of the plan; a set of any size is planned in the memory of one of them."""
-MAX_PIXELS = 178_956_970
-"""The most that Pillow decodes, beyond which it suspects a decompression bomb."""
 MAX_BYTES = 2**28
 FORMAT = 1
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._version import __version__
+from ..answers.explainer import explain_noise, map_shape, noise_for
+from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
 from ..engine.config import PathConfig
-from ..errors import first_line
 from ..files import json_text
+from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
 from ..methods.registry import create_method
 from ..methods.settings import everything_of
@@ -25,14 +23,12 @@ from ..models.identity import identity_of
 from ..ops.backends import choice
 from ..runtime.chunking import ChunkSize
 from ..runtime.model_probe import probe
-from ..runtime.out_of_memory import is_out_of_memory
 from .model_spec import ModelSpec
-from .plan import MAX_PIXELS, Plan, differences
+from .plan import Plan, differences
 from .sources import absolute
 from .urls import without_secrets
 
 _COUNTS = ("sample", "rows_per_shard", "batch_size", "threads", "max_pixels", "max_bytes", "rows_per_piece")
-_PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "captum", "grad-cam")
 
 
 def make_plan(
@@ -73,13 +69,13 @@ def make_plan(
     if "map_dtype" in settings:
         check_choice("map_dtype", settings["map_dtype"], ("float16", "float32"))
     maker = create_method(method, classifier, **options)
-    noise = _noise(classifier)
+    noise = noise_for(classifier)
     info = probe(classifier, noise)
     precision = _precision_of(maker)
     chunk = internal_batch_size
     if chunk is None:
         chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info]).size
-    maps = _explained(maker, classifier, noise, chunk)
+    maps = explain_noise(maker, noise, chunk)
     return Plan(
         sources=tuple(without_secrets(absolute(source)) for source in sources),
         internal_batch_size=check_count("internal_batch_size", chunk),
@@ -91,7 +87,7 @@ def make_plan(
         device=noise.device.type,
         precision=precision,
         backend=choice(noise.device)[0],
-        shape=_stored_shape(maps),
+        shape=map_shape(maps),
         classes=info.shape[0],
         versions=versions_now(),
         **settings,
@@ -121,40 +117,6 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
         changed = differences(plan, replace(plan, everything=now))
         raise ValueError(f"the method's settings are not those that were planned: {'; '.join(changed)}")
     return method
-
-
-def versions_now() -> dict[str, str]:
-    """Read the versions of this package, of Python and of the installed packages that maps depend on."""
-    found = {"fampe_fast": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _noise(classifier: Classifier) -> Tensor:
-    shape = (1, classifier.channels, *classifier.input_size)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
-
-
-def _explained(method: AttributionMethod, classifier: Classifier, noise: Tensor, chunk: int) -> Tensor:
-    try:
-        return method.attribute(noise, internal_batch_size=chunk)
-    except (ValueError, TypeError, ImportError):
-        raise
-    except Exception as error:  # of foreign code
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(f"{method.name} fails on {classifier.name}: {first_line(error)}") from error
-
-
-def _stored_shape(maps: Tensor) -> tuple[int, int, int]:
-    """Take the shape of a map, with one channel where all channels are one, to the bit."""
-    _, channels, height, width = maps.shape
-    same = bool((maps == maps[:, :1]).all()) and bool(maps.any())
-    return (1 if same else channels), height, width
 
 
 def _precision_of(method: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import first_line
 from ..ops.backends import VARIABLE
+from ..runtime.lost_device import is_of_device
 from . import attempts
 from .decoding import usual_processes
 from .extras import needs
@@ -27,7 +28,7 @@ from .plan import Plan, read_back
 from .shards import finished_shards, shard_metadata, shard_name
 from .stop_sign import StopSign
 from .storage import Storage
-from .worker import ShardReport, Worker, is_of_device
+from .worker import ShardReport, Worker
 
 RETRIES = 2
 """How often a block of shards whose actor died is begun anew; Ray's own choice is for ever. Its last attempt is then

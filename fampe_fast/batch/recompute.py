@@ -5,51 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
+from ..answers.comparison import Comparison, compare
+from ..answers.result import Result, RowError, RowResult
+from ..answers.summaries import Summary
+from ..answers.versions import versions_now
 from ..models.classifier import Classifier
 from ..ops.backends import choice
 from .plan import Plan, read_rows
-from .planning import versions_now
 from .reading import shape_of
-from .shards import Result, RowError, RowResult, decode_shard, shard_metadata, shard_name
+from .shards import decode_shard, shard_metadata, shard_name
 from .storage import Storage
-from .summaries import FloatArray, Summary
 from .worker import Worker
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-CORRELATION = 0.99
-"""The least Pearson correlation at which a map of another machine or version counts as the same evidence."""
-LARGEST = 0.1
-"""The largest difference that is allowed to it, as a share of the map's largest magnitude."""
-PROBABILITY = 0.01
-"""That of the probability."""
-
-Outcome = Literal["same", "alike", "different", "no map", "unread"]
-
-
-class Comparison(NamedTuple):
-    """A stored result beside the one that was computed now."""
-
-    outcome: Outcome
-    """``same``: to the bit. ``alike``: within what another machine or version may change. ``no map``: there is none for
-    a reason that may pass. ``unread``: the image cannot be read now."""
-    reason: str
-    """What is different, or why it was not compared; empty where it is the same."""
-    correlation: float | None = None
-    """Pearson's, of the maps; None without two maps or for an even one."""
-    largest: float | None = None
-    """The largest difference of the maps, as a share of the stored one's largest magnitude."""
-
-    @property
-    def right(self) -> bool:
-        """Whether nothing speaks against what is stored."""
-        return self.outcome in ("same", "alike", "no map")
 
 
 class Recomputed(NamedTuple):
@@ -180,72 +153,3 @@ def stored_result(table: pa.Table, place: int) -> Result:
         Summary(*(math.nan if values[name] is None else values[name] for name in Summary._fields)),
         values["overlay"],
     )
-
-
-def compare(stored: Result, found: Result, *, exact: bool) -> Comparison:
-    """Compare what is stored of a row with what was computed of it now.
-
-    Args:
-        stored: as read from the shard.
-        found: as the worker makes it.
-        exact: whether equal bits are expected, and anything else is different.
-    """
-    if isinstance(stored, RowError) and stored.kind == "transient":
-        return Comparison("no map", f"{stored.reason} (batch --retry-errors tries again)")
-    if isinstance(found, RowError) and found.kind == "transient":
-        return Comparison("unread", found.reason)
-    if isinstance(stored, RowError) and isinstance(found, RowError):
-        if stored == found:
-            return Comparison("same", "")
-        reason = f"the error was {stored.reason!r}, and is {found.reason!r} now"
-        return Comparison("different" if exact else "alike", reason)
-    if isinstance(stored, RowError):
-        return Comparison("different", f"it has no map ({stored.reason}), and gets one now")
-    if isinstance(found, RowError):
-        return Comparison("different", f"it has a map, and gets none now: {found.reason}")
-    correlation, largest = _distance(attribution_of(stored), attribution_of(found))
-    others = _other_values(stored, found)
-    same = not others and stored.map.tobytes() == found.map.tobytes()
-    if same:
-        return Comparison("same", "", correlation, largest)
-    alike = correlation is not None and largest is not None and correlation >= CORRELATION and largest <= LARGEST
-    alike = alike and abs(stored.probability - found.probability) <= PROBABILITY and stored.target == found.target
-    if not exact and alike:
-        return Comparison("alike", "", correlation, largest)
-    changed = ["map"] if stored.map.tobytes() != found.map.tobytes() else []
-    reason = f"other values: {', '.join(changed + others)}"
-    if exact and alike:
-        reason += " (other last bits, as another model of processor or GPU gives them, or values changed by hand)"
-    return Comparison("different", reason, correlation, largest)
-
-
-def attribution_of(result: RowResult) -> FloatArray:
-    """Take a map itself, (C, H, W) float32: what is stored times its power of two."""
-    scaled: FloatArray = result.map.astype(np.float32) * np.float32(result.scale)
-    return scaled
-
-
-def _distance(stored: FloatArray, found: FloatArray) -> tuple[float | None, float | None]:
-    one, other = (array.astype(np.float64).ravel() for array in (stored, found))
-    if one.tobytes() == other.tobytes():
-        return 1.0, 0.0
-    if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        return None, None
-    peak = float(np.abs(one).max()) or 1.0
-    spread = float(one.std() * other.std())
-    covariance = float(((one - one.mean()) * (other - other.mean())).mean())
-    return covariance / spread if spread else None, float(np.abs(one - other).max()) / peak
-
-
-def _other_values(stored: RowResult, found: RowResult) -> list[str]:
-    """Name the columns besides the map that differ, as they would be stored."""
-    names = {"target": "target", "class_name": "class", "predicted": "predicted", "overlay": "overlay"}
-    changed = [column for name, column in names.items() if getattr(stored, name) != getattr(found, name)]
-    numbers = {"probability": "probability", "cutoff": "cutoff", "scale": "map_scale"}
-    pairs = [(column, getattr(stored, name), getattr(found, name)) for name, column in numbers.items()]
-    pairs += [(name, getattr(stored.summary, name), getattr(found.summary, name)) for name in Summary._fields]
-    return changed + [name for name, one, other in pairs if _bits(one) != _bits(other)]
-
-
-def _bits(value: float | None) -> bytes | None:
-    return None if value is None or math.isnan(value) else np.float32(value).tobytes()

@@ -11,16 +11,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..answers.result import Result, RowError, RowResult
+from ..answers.summaries import Summary
 from ..files import MARK, json_text
 from .extras import parquet_modules
 from .plan import Plan, Row
 from .storage import Storage
-from .summaries import FloatArray, Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,41 +32,6 @@ ROWS_PER_GROUP = 32  # the least that a reader of one map has to decode
 _NAME = re.compile(FOLDER + r"/\d{3,}/(\d{6,})\.parquet")
 _SHARDS_PER_FOLDER = 1000
 
-ErrorKind = Literal["permanent", "transient"]
-
-
-class RowError(NamedTuple):
-    """Why a row has no map."""
-
-    reason: str
-    """In words; a function of the image where the kind is permanent."""
-    kind: ErrorKind
-    """``permanent`` where another try would find the same; ``transient`` where ``--retry-errors`` may heal it."""
-
-
-class RowResult(NamedTuple):
-    """What was found of a row."""
-
-    target: int
-    """The class explained."""
-    class_name: str
-    probability: float
-    """The model's of that class."""
-    predicted: int
-    """The model's own first choice."""
-    cutoff: float | None
-    """In cycles over the shorter side; None for methods without one."""
-    scale: float
-    """A power of two: the attribution is ``map * scale``."""
-    map: NDArray[np.floating[Any]]
-    """(C, H, W), in the plan's dtype and shape."""
-    summary: Summary
-    overlay: bytes | None = None
-    """A PNG."""
-
-
-Result = RowResult | RowError
-
 
 def shard_name(shard: int) -> str:
     """Name the file of a shard: the folders keep thousands of files from lying in one."""
@@ -76,29 +41,6 @@ def shard_name(shard: int) -> str:
 def finished_shards(storage: Storage) -> set[int]:
     """List the shards whose file is there."""
     return {int(found[1]) for name in storage.names(FOLDER) if (found := _NAME.fullmatch(name))}
-
-
-def scaled_map(attribution: FloatArray, dtype: str) -> tuple[NDArray[np.floating[Any]], float]:
-    """Bring a map into the dtype that it is stored in.
-
-    In half precision it is divided by a power of two, which is exact, so that its largest magnitude lies in [1/2, 1):
-    evidence near 1e-6 would else be lost, and a sum over the stored numbers does not overflow. Single precision is
-    stored as it is.
-
-    Args:
-        attribution: float32; NaN and infinity stay what they are.
-        dtype: "float16" or "float32".
-
-    Returns:
-        The stored map and the power of two.
-    """
-    if dtype == "float32":
-        return attribution.astype(np.float32), 1.0
-    finite = attribution[np.isfinite(attribution)]
-    peak = float(np.abs(finite).max()) if finite.size else 0.0
-    # 2^128 is no float32; up to 2 instead of 1 does no harm.
-    scale = 2.0 ** min(math.frexp(peak)[1], 127) if peak else 1.0
-    return (attribution.astype(np.float64) / scale).astype(np.float16), scale
 
 
 def schema_of(plan: Plan) -> pa.Schema:

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checks import LARGEST_ID
 from ..errors import first_line
 from .extras import parquet_modules
 from .found import Found, Note, open_file, whole_number
@@ -26,7 +27,7 @@ _EXPECTED = (
     "target (or label) and image_id"
 )
 _ALIKE = 0.86  # "labels" is meant for "label", and "image_width" not for "image_id"
-_LARGEST_ID, _LARGEST_CLASS = 2**32 - 2, 2**31 - 1
+_LARGEST_CLASS = 2**31 - 1
 _ROWS = 8192
 
 
@@ -89,7 +90,7 @@ class _Reader:
         return found
 
     def image_id(self, value: Any, row: str) -> int:
-        found = whole_number(value, 0, _LARGEST_ID)
+        found = whole_number(value, 0, LARGEST_ID)
         if found is None:
             raise ValueError(
                 f"{self.shown}, {row}: the image id is {value!r}; expected a whole number in [0, 2^32 - 2]"

@@ -11,28 +11,22 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ..errors import BackendUnavailableError, first_line
+from ..answers.explainer import Answer, Explainer, Item, OutOfMemoryError
+from ..answers.result import Result, RowError
+from ..answers.versions import versions_now
 from ..methods.base import passes_of
-from ..methods.explained import explain_batch
 from ..models.classifier import Classifier
 from ..ops.backends import VARIABLE
-from ..runtime.chunking import pinned_chunks
-from ..runtime.out_of_memory import is_out_of_memory
 from . import attempts
-from .decoding import Decoded, Decoder, DecoderDiedError, Decoders, Pixels, same_words, usual_processes
+from .decoding import Decoded, Decoder, DecoderDiedError, Decoders, usual_processes
 from .feed import Feed, ShardImages
-from .overlays import overlay_png
 from .plan import Plan, Row, read_back, warn_of_versions
-from .planning import method_of, versions_now
+from .planning import method_of
 from .run_log import RunLog
-from .shards import Result, RowError, RowResult, encode_shard, scaled_map, shard_name
+from .shards import encode_shard, shard_name
 from .storage import Storage
-from .summaries import FloatArray, summarise
 
 ALONE_FROM = 3
 """The attempt from which a shard's images are decoded one by one, in a process that does nothing else."""
@@ -61,25 +55,6 @@ class ShardReport(NamedTuple):
     """Seconds of them in which the device waited for its images."""
     storing: float
     """Seconds that it took to encode and store, beside the next shard."""
-
-
-class OutOfMemoryError(Exception):
-    """The chunk does not fit: the shard is to be made again with a smaller one."""
-
-
-class PlanMismatchError(RuntimeError):
-    """The method makes other maps than the plan says, which no image is to blame for."""
-
-
-class _Answer(NamedTuple):
-    """What the device found of a row."""
-
-    target: int
-    probability: float
-    predicted: int
-    cutoff: float | None
-    attribution: FloatArray
-    pixels: Pixels
 
 
 class Worker:
@@ -120,14 +95,10 @@ class Worker:
         self._set_threads()
         self._device = torch.device(device)
         self._classifier = plan.model.load(device, trust_model=trust_model) if classifier is None else classifier
-        self._method = method_of(plan, self._classifier)
         processes = usual_processes(device) if processes is None else processes
         self._decoders = Decoders(Decoder.of(plan, self._classifier.transform), processes)
-        # Divided here: a GPU multiplies by the reciprocal, which gives other bits.
-        self._levels = (torch.arange(256, dtype=torch.float32) / 255).to(self._device)
-        shape = (self._classifier.channels, *self._classifier.input_size)
-        self._placeholder: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self._described = {"passes": passes_of(self._method), "versions": versions}
+        self._explainer = Explainer(method_of(plan, self._classifier), self._classifier, plan.shape)
+        self._described = {"passes": passes_of(self._explainer.method), "versions": versions}
         self._finisher = ThreadPoolExecutor(1, "finish shards")
         self._begun: dict[int, int] = {}
         self.log = RunLog(storage, plan=plan.key, device=device, processes=processes, versions=versions)
@@ -233,102 +204,19 @@ class Worker:
 
     # On the device ----------------------------------------------------------------------------------------------------
 
-    def _explain(self, rows: Sequence[Row], images: Sequence[Decoded], chunk: int) -> list[_Answer | RowError]:
-        """Explain a batch, and where that fails its images one by one.
-
-        Raises:
-            OutOfMemoryError: the chunk does not fit.
-            RuntimeError: what is no image's fault.
-        """
-        if all(isinstance(image, RowError) for image in images):
-            return [image for image in images if isinstance(image, RowError)]
-        try:
-            return self._answers(rows, images, chunk)
-        except Exception as error:
-            if isinstance(error, (BackendUnavailableError, PlanMismatchError, ImportError)) or is_of_device(error):
-                raise
-            reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
-            found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
-        # Out here the traceback, which holds the call's tensors, is gone.
-        if full:
-            if chunk > 1:
-                raise OutOfMemoryError(reason)
-            found = RowError("out of memory", "transient")
-        if full or len(rows) == 1:
-            return [image if isinstance(image, RowError) else found for image in images]
-        return [self._explain([row], [image], chunk)[0] for row, image in zip(rows, images, strict=True)]
-
-    def _answers(self, rows: Sequence[Row], images: Sequence[Decoded], chunk: int) -> list[_Answer | RowError]:
-        """Explain a batch as the plan cuts it: what cannot be read keeps its place, so that the others keep theirs."""
-        there = [not isinstance(image, RowError) for image in images]
-        targets = [row.target if here else None for row, here in zip(rows, there, strict=True)]
-        with pinned_chunks():
-            found = explain_batch(
-                self._method,
-                self._classifier,
-                self._on_device([self._placeholder if isinstance(image, RowError) else image for image in images]),
-                targets,
-                image_ids=[row.image_id for row in rows],
-                internal_batch_size=chunk,
-            )
-        maps = self._stored_channels(found.maps)
-        chosen, probabilities = found.targets.cpu(), found.probabilities.cpu()
-        cutoffs = None if found.cutoffs is None else found.cutoffs.tolist()
-        return [
-            image
-            if isinstance(image, RowError)
-            else _Answer(
-                target := int(chosen[k]),
-                float(probabilities[k, target]),
-                int(probabilities[k].argmax()),
-                None if cutoffs is None else cutoffs[k],
-                maps[k].numpy(),
-                image,
-            )
-            for k, image in enumerate(images)
-        ]
-
-    def _on_device(self, pixels: Sequence[Pixels]) -> Tensor:
-        if all(one.dtype == np.uint8 for one in pixels):
-            return self._levels[torch.from_numpy(np.stack(pixels)).to(self._device).long()]
-        whole = [one.astype(np.float32) / np.float32(255) if one.dtype == np.uint8 else one for one in pixels]
-        return torch.from_numpy(np.stack(whole)).to(self._device)
-
-    def _stored_channels(self, maps: Tensor) -> Tensor:
-        """Take the maps' channels that are stored, on the CPU.
-
-        Raises:
-            PlanMismatchError: they are not what the plan says.
-        """
-        shape = self.plan.shape
-        if shape[0] == 1 and maps.shape[1] > 1:
-            bits = maps.contiguous().view(torch.int32)
-            if not torch.equal(bits, bits[:, :1].expand_as(bits)):
-                raise PlanMismatchError("the plan says that a map's channels are one, and they differ in this one")
-            maps = maps[:, :1]
-        if tuple(maps.shape[1:]) != shape:
-            raise PlanMismatchError(f"the plan says that maps are {shape}, and this one is {tuple(maps.shape[1:])}")
-        return maps.cpu()
+    def _explain(self, rows: Sequence[Row], images: Sequence[Decoded], chunk: int) -> list[Answer | RowError]:
+        given = zip(images, rows, strict=True)
+        return self._explainer([Item(image, row.target, row.image_id) for image, row in given], chunk)
 
     # Beside the device ------------------------------------------------------------------------------------------------
 
-    def _finish(self, answers: Sequence[_Answer | RowError]) -> list[Result]:
+    def _finish(self, answers: Sequence[Answer | RowError]) -> list[Result]:
         """Bring the answers into the form that is stored."""
-        return [answer if isinstance(answer, RowError) else self._finished(answer) for answer in answers]
-
-    def _finished(self, answer: _Answer) -> RowResult:
-        stored, scale = scaled_map(answer.attribution, self.plan.map_dtype)
-        return RowResult(
-            answer.target,
-            self._classifier.class_name(answer.target),
-            answer.probability,
-            answer.predicted,
-            answer.cutoff,
-            scale,
-            stored,
-            summarise(answer.attribution),
-            overlay_png(answer.pixels, answer.attribution) if self.plan.overlay else None,
-        )
+        finish, plan = self._explainer.finish, self.plan
+        return [
+            answer if isinstance(answer, RowError) else finish(answer, plan.map_dtype, plan.overlay)
+            for answer in answers
+        ]
 
     def _store(
         self,
@@ -362,9 +250,3 @@ class Worker:
         # Of the thread that calls: engines may call from another one than they made the worker in.
         if self.plan.device == "cpu":
             torch.set_num_threads(self.plan.threads)
-
-
-def is_of_device(error: Exception) -> bool:
-    """Tell whether the device is lost to this process, and every later image with it."""
-    kind = getattr(torch, "AcceleratorError", None)
-    return (kind is not None and isinstance(error, kind)) or str(error).startswith(("CUDA error", "HIP error"))

@@ -12,9 +12,9 @@ from ..catalog import FILTERS, METHODS, METRICS, PLAIN_METHODS, parts_of
 from ..options import read_options
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add which classifier is asked, and where it runs."""
-    group = parser.add_argument_group("model")
+def add_model(parser: argparse.ArgumentParser, *, title: str = "model") -> None:
+    """Add which classifier is asked, and where it runs, below a title in the help."""
+    group = parser.add_argument_group(title)
     group.add_argument(
         "--model",
         default="resnet50",

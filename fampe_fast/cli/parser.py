@@ -17,6 +17,7 @@ from .commands import (
     explain,
     export,
     frequency,
+    serve,
     spectra,
     study,
     tune,
@@ -25,7 +26,8 @@ from .commands import (
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, frequency, spectra, attack, defend, doctor,
+    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, frequency, spectra, attack, defend,
+    doctor,
 )  # fmt: skip
 
 

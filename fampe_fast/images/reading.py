@@ -39,6 +39,8 @@ _HINTS = {
 _DEEP_GREY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 # Below this share of the range the largest value leaves an image nearly black: 13 bits in a file of 16.
 _DARK = 1 / 8
+MAX_PIXELS = 178_956_970
+"""The most that Pillow decodes, beyond which it suspects a decompression bomb."""
 _FEW = 64  # pixels that say nothing of a range; no method explains a smaller image
 _FIGURE = f"figure that {MARK} wrote"
 

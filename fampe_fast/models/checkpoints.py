@@ -59,6 +59,24 @@ def file_kind(path: Path) -> FileKind | None:
     return "pickle" if start.startswith(_PICKLE) else None
 
 
+def check_trusted(source: str, trust_model: bool) -> None:
+    """Refuse a model that is a program, unless it is trusted: loading it may run any code.
+
+    Args:
+        source: of ``load_classifier``.
+        trust_model: whether it is.
+
+    Raises:
+        ValueError: the source is a TorchScript or torch.export file.
+    """
+    path = Path(source)
+    if not trust_model and path.is_file() and file_kind(path) in ("TorchScript", "torch.export"):
+        raise ValueError(
+            f"{source} is a program ({file_kind(path)}), which may do anything on this machine once it is loaded: if "
+            "you trust where it comes from, say --trust-model (trust_model=True)"
+        )
+
+
 def what_it_is(path: Path) -> str:
     """Say in a few words what a file is that is neither a model nor a checkpoint."""
     with path.open("rb") as stream:

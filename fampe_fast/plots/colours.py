@@ -112,9 +112,8 @@ def scale_map(
     percentile = check_number("percentile", percentile, 0, 100, open_low=True)
     smoothing = check_number("smoothing", smoothing, 0, expected="finite and not negative, in pixels", largest=LARGEST)
     values = to_single_channel(attribution)
-    peak = float(np.abs(values).max())
     if signed is None:
-        signed = bool(values.min() < -_SIGN_TOLERANCE * peak)
+        signed = is_signed(values)
     if not signed:
         values = np.maximum(values, 0.0)
     if smoothing > 0.0:
@@ -124,6 +123,11 @@ def scale_map(
     if limit == 0.0:
         return ScaledMap(np.zeros(values.shape, np.float32), 0.0, signed)
     return ScaledMap(np.clip(values / limit, -1.0, 1.0).astype(np.float32), limit, signed)
+
+
+def is_signed(values: FloatArray) -> bool:
+    """Tell whether a map (H, W) has negative values that are worth a signed scale."""
+    return bool(values.min() < -_SIGN_TOLERANCE * np.abs(values).max())
 
 
 def gaussian_smooth(values: FloatArray, sigma: float) -> FloatArray:

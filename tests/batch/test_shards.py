@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fampe_fast.answers.result import Result, RowError, RowResult, scaled_map
+from fampe_fast.answers.summaries import summarise
 from fampe_fast.batch.plan import Plan, Row
 from fampe_fast.batch.shards import (
-    Result,
-    RowError,
-    RowResult,
     decode_shard,
     encode_shard,
     finished_shards,
-    scaled_map,
     shard_metadata,
     shard_name,
 )
 from fampe_fast.batch.storage import open_storage
-from fampe_fast.batch.summaries import HIGH, LOW, summarise
 
 from .test_plan import a_plan
 
@@ -50,33 +46,6 @@ def results(dtype: str = "float16") -> list[Result]:
         )
     found[3] = RowError("the file is empty (0 bytes)", "permanent")
     return found
-
-
-def test_a_map_in_half_precision_is_divided_by_a_power_of_two_and_by_nothing_else() -> None:
-    for attribution in attributions():
-        stored, scale = scaled_map(attribution, "float16")
-        assert stored.dtype == np.float16
-        assert math.frexp(scale)[0] == 0.5
-        assert 0.5 <= float(np.abs(stored).max()) <= 1
-        # Half precision has 11 bits, down to 2^-14; below, its steps are 2^-24.
-        error = np.abs(stored.astype(np.float64) * scale - attribution)
-        assert (error <= np.maximum(np.abs(attribution) * 2.0**-11, scale * 2.0**-25)).all()
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-45, 2.0**-130, 1.0, 2.0**127, 3.4e38])
-def test_maps_at_the_ends_of_single_precision_come_back(value: float) -> None:
-    attribution = np.full(SHAPE, value, np.float32)
-    stored, scale = scaled_map(attribution, "float16")
-    assert np.float32(scale) == scale
-    back = stored.astype(np.float64) * scale
-    np.testing.assert_allclose(back, attribution, rtol=2.0**-11)
-
-
-def test_what_is_not_finite_stays() -> None:
-    attribution = np.ones(SHAPE, np.float32) * 3
-    attribution[0, 0, :3] = [np.nan, np.inf, -np.inf]
-    stored, scale = scaled_map(attribution, "float16")
-    np.testing.assert_array_equal(stored.astype(np.float32) * scale, attribution)
 
 
 def test_single_precision_is_stored_as_it_is() -> None:
@@ -144,40 +113,3 @@ def test_shards_are_found_by_their_names(tmp_path: Path) -> None:
     storage.write("maps/000/notes.txt", b"x")
     assert shard_name(1000) == "maps/001/001000.parquet"
     assert finished_shards(storage) == {0, 7, 1000, 1_234_567}
-
-
-# Summaries ------------------------------------------------------------------------------------------------------------
-
-
-def wave(radius: float, size: int = 128) -> np.ndarray:
-    place = np.arange(size) / size
-    return np.cos(2 * np.pi * radius * place)[None, None, :].repeat(size, 1).astype(np.float32)
-
-
-def test_a_waves_energy_is_in_the_band_of_its_frequency() -> None:
-    for radius, band in ((LOW, 0), (LOW + 1, 1), (HIGH, 1), (HIGH + 1, 2)):
-        shares = summarise(wave(radius))[:3]
-        assert shares[band] == pytest.approx(1, abs=1e-6), radius
-    mixed = summarise(np.concatenate([wave(2), 2 * wave(40)]))
-    assert (mixed.energy_low, mixed.energy_high) == pytest.approx((0.2, 0.8), abs=1e-6)
-
-
-def test_a_pixel_and_an_even_map_have_the_centre_and_entropy_of_their_kind() -> None:
-    point = np.zeros((1, 10, 20), np.float32)
-    point[0, 2, 14] = 1e-30
-    found = summarise(point)
-    assert (found.centre_row, found.centre_column) == pytest.approx((0.25, 0.725))
-    assert found.entropy == 0
-    even = summarise(np.ones((3, 10, 20), np.float32))
-    assert (even.centre_row, even.centre_column) == pytest.approx((0.5, 0.5))
-    assert even.entropy == pytest.approx(math.log(200))
-    assert all(math.isnan(share) for share in even[:3])
-
-
-def test_evidence_against_a_class_has_no_place_and_a_map_without_any_no_summary() -> None:
-    mixed = np.zeros((1, 10, 10), np.float32)
-    mixed[0, 0, 0], mixed[0, 9, 9] = -5, 1
-    assert summarise(mixed).centre_row == pytest.approx(0.95)
-    assert all(math.isnan(value) for value in summarise(np.zeros((1, 8, 8), np.float32)))
-    assert all(math.isnan(value) for value in summarise(np.full((1, 8, 8), np.nan, np.float32)))
-    assert math.isnan(summarise(-np.ones((1, 8, 8), np.float32)).entropy)

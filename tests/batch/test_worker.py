@@ -10,16 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from fampe_fast.batch import image_bytes, worker
+from fampe_fast.answers import explainer
+from fampe_fast.answers.explainer import MapShapeError
+from fampe_fast.answers.pixels import batch_of
+from fampe_fast.answers.result import RowError, scaled_map
+from fampe_fast.batch import image_bytes
 from fampe_fast.batch.decoding import Decoder, Decoders, _of_death
 from fampe_fast.batch.failures import TransientError
 from fampe_fast.batch.plan import Row, read_back, read_rows
 from fampe_fast.batch.planning import method_of
 from fampe_fast.batch.reading import read_maps
 from fampe_fast.batch.retry import Retry
-from fampe_fast.batch.shards import RowError, scaled_map, shard_metadata
+from fampe_fast.batch.shards import shard_metadata
 from fampe_fast.batch.storage import Storage
-from fampe_fast.batch.worker import PlanMismatchError, ShardReport, Worker
+from fampe_fast.batch.worker import ShardReport, Worker
 from fampe_fast.images import read_image
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.runtime.model_probe import probabilities_of
@@ -186,7 +190,7 @@ def test_a_shard_that_does_not_fit_is_made_again_from_its_start_and_says_so(
     storage = planned(tmp_path / "out", folder, a_classifier(), rows_per_shard=8)
     made(small)
     calls = []
-    explain = worker.explain_batch
+    explain = explainer.explain_batch
 
     def explained(*args: object, **options: object) -> object:
         calls.append(options["internal_batch_size"])
@@ -194,7 +198,7 @@ def test_a_shard_that_does_not_fit_is_made_again_from_its_start_and_says_so(
         monkeypatch.setattr(small_runs, "most_images", 2 if len(calls) > 1 else 10**9)
         return explain(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker, "explain_batch", explained)
+    monkeypatch.setattr(explainer, "explain_batch", explained)
     (report,) = made(storage)
     assert calls == [4, 4, 2, 2]
     assert report.chunk == shard_metadata(storage, 0)["chunk"] == 2
@@ -232,15 +236,15 @@ def test_another_model_than_the_plans_is_refused(tmp_path: Path) -> None:
 
 def test_maps_that_the_plan_does_not_know_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = planned(tmp_path / "out", draw(tmp_path / "images", 2), a_classifier())
-    explain = worker.explain_batch
+    explain = explainer.explain_batch
 
     def uneven(*args: object, **options: object) -> object:
         found = explain(*args, **options)  # type: ignore[arg-type]
         found.maps[1, 2, 3, 4] += 1
         return found
 
-    monkeypatch.setattr(worker, "explain_batch", uneven)
-    with pytest.raises(PlanMismatchError, match="channels are one, and they differ"):
+    monkeypatch.setattr(explainer, "explain_batch", uneven)
+    with pytest.raises(MapShapeError, match="were to have equal channels, and they differ"):
         made(storage)
     assert list(storage.names("maps")) == []
 
@@ -251,7 +255,7 @@ def test_a_device_that_is_lost_ends_the_run_and_costs_no_row(tmp_path: Path, mon
     def lost(*args: object, **options: object) -> object:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(worker, "explain_batch", lost)
+    monkeypatch.setattr(explainer, "explain_batch", lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         made(storage)
     assert list(storage.names("maps")) == []
@@ -265,16 +269,13 @@ def test_pixels_travel_as_bytes_where_bytes_hold_them(tmp_path: Path) -> None:
     folder, classifier = draw(tmp_path / "images", 1), a_classifier()
     image = read_image(folder / "000.png")
     row = Row(0, 0, str(folder / "000.png"))
-    storage = planned(tmp_path / "out", folder, classifier)
-    found = Worker(storage, classifier=classifier, processes=0)
     (whole,) = Decoder(classifier.transform, 10**6, 10**6)([row])
     (fine,) = Decoder(_Finer(classifier), 10**6, 10**6)([row])
     assert not isinstance(whole, RowError)
     assert not isinstance(fine, RowError)
     assert (whole.dtype, fine.dtype) == (np.uint8, np.float32)
-    assert torch.equal(found._on_device([whole])[0], classifier.transform(image))
-    mixed = found._on_device([whole, fine])
-    found.close()
+    assert torch.equal(batch_of([whole], torch.device("cpu"))[0], classifier.transform(image))
+    mixed = batch_of([whole, fine], torch.device("cpu"))
     assert torch.equal(mixed[0], classifier.transform(image))
     assert torch.equal(mixed[1], _Finer(classifier)(image))
 

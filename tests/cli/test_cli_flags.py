@@ -34,7 +34,7 @@ def help_of(command: str) -> str:
 
 
 COMMANDS = [
-    "demo", "explain", "batch", "verify", "export", "evaluate", "tune", "calibrate", "study", "frequency",
+    "demo", "explain", "batch", "verify", "export", "serve", "evaluate", "tune", "calibrate", "study", "frequency",
     "occlude", "spectra", "attack", "defend", "doctor",
 ]  # fmt: skip
 

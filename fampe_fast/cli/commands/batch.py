@@ -209,16 +209,18 @@ def _plan(
     arguments: argparse.Namespace, dest: Storage, known: Plan | None, device: str, errors: Console
 ) -> tuple[Plan, Classifier]:
     """Make the plan, or compare what is asked for with the one that is there."""
-    from ...batch.plan import MAX_BYTES, MAX_PIXELS, differences, write_plan
+    from ...batch.plan import MAX_BYTES, differences, write_plan
     from ...batch.planning import make_plan
     from ...batch.sources import check_sources, list_rows
+    from ...images.reading import MAX_PIXELS
+    from ...models.checkpoints import check_trusted
     from ..model_and_methods import classifier_of
 
     method = arguments.method
     check_sources(arguments.sources)
     options, seed = _options(arguments, method)
     spec = _model_of(arguments)
-    spec.check_trusted(arguments.trust_model)
+    check_trusted(spec.source, arguments.trust_model)
     classifier = classifier_of(argparse.Namespace(**{**vars(arguments), "device": device}))
     # What a plan has chosen by what this machine had then is not chosen anew.
     chosen = {} if known is None else {"threads": known.threads}

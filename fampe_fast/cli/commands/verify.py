@@ -1,28 +1,41 @@
-"""``verify``: check the files of a batch run, and compute a sample of its maps again, or one for an audit."""
+"""``verify``: check a batch run and compute maps of it again, or the one map that a record of a service is about."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..arguments import add_model, option_words
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ...answers.comparison import Comparison
+    from ...answers.result import Result
     from ...batch.plan import Plan
-    from ...batch.recompute import Comparison, Recomputed, Recomputer
+    from ...batch.recompute import Recomputed, Recomputer
     from ...batch.storage import Storage
     from ...batch.verify import Checked
 
 REPORT = "verify report"
 """The kind of the report; that of an audit is a record's."""
 
+_OF_THE_MODEL = (
+    "model", "weights", "model_arg", "mean", "std", "input_size", "class_names", "interpolation", "keep_batch_norm",
+    "model_output",
+)  # fmt: skip
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("verify", help="check a batch run: all there, as planned, maps computed again")
-    parser.add_argument("dest", metavar="DEST", help="folder or URL of the run")
+    parser = commands.add_parser("verify", help="check a batch run, or a record of a service: maps computed again")
+    parser.add_argument(
+        "dest", nargs="?", metavar="DEST", help="folder or URL of a batch run; none for a record of a service"
+    )
     parser.add_argument(
         "--sample",
         type=_count,
@@ -37,21 +50,32 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--record", type=Path, metavar="FILE", help="likewise of the image of a record, which is compared as well"
     )
     parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="the image file of a service's record, which does not hold it"
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the report; with --image-id it is a record for --record"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the plan's kind)")
     parser.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
-    parser.set_defaults(run=run)
+    add_model(parser, title="model of a service's record (a run's is in its plan, and --device for both)")
+    parser.set_defaults(run=partial(run, parser))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Check the files and a sample of the maps, or one map, and print a table."""
+    if arguments.dest is None:
+        return _audit_service(arguments)
     from ...batch.audit import KIND
     from ...batch.storage import open_storage
     from ...batch.verify import plan_of
     from ...files import Output, check_outputs
     from ..output import console, error_console
 
+    if arguments.image is not None:
+        raise ValueError("--image belongs to a record of a service, which is checked without DEST")
+    of_model = {key: value for key, value in vars(arguments).items() if key in _OF_THE_MODEL}
+    words = option_words(parser, of_model)
+    if words:
+        raise ValueError(f"{words[0]}: the model of a run is in its plan; leave it out, or DEST")
     dest = open_storage(arguments.dest)
     plan = plan_of(dest)
     alone = arguments.image_id is not None or arguments.record is not None
@@ -128,12 +152,12 @@ def _counted(outcomes: list[str]) -> str:
 
 def _kind_of_comparison(changed: list[str], compared: bool) -> list[str]:
     """Say whether equal bits were asked for, and if not, why not and what was."""
-    from ...batch.recompute import CORRELATION, LARGEST
+    from ...answers.comparison import CORRELATION, LARGEST
 
     if not compared:
         return []
     if not changed:
-        return ["device kind and versions are those of the run: the maps must be equal to the bit"]
+        return ["device kind and versions are the same: the maps must be equal to the bit"]
     return [
         f"not compared to the bit, as this is another surrounding ({'; '.join(changed)}): alike is a correlation of "
         f"{CORRELATION} at least and a largest difference of {LARGEST:.0%} of the peak"
@@ -200,9 +224,9 @@ def _write_report(
 
 def _audit(arguments: argparse.Namespace, dest: Storage, plan: Plan, screen: Console, errors: Console) -> int:
     from rich.markup import escape
-    from rich.table import Table
 
-    from ...batch.audit import KIND, read_record, record_differences, record_of, result_values
+    from ...answers.result import result_values
+    from ...batch.audit import KIND, read_record, record_differences, record_of
     from ...batch.plan import position_of, read_rows
     from ...batch.shards import finished_shards, shard_metadata
     from ...files import json_content, write_atomically
@@ -224,28 +248,76 @@ def _audit(arguments: argparse.Namespace, dest: Storage, plan: Plan, screen: Con
         again.close()
     now = record_of(plan, row, found.stored, described)
     wrong = [] if record is None else record_differences(record, now)
-    stored, made = result_values(found.stored), result_values(found.found)
-    table = Table("", "stored", "computed again", title=escape(f"image {image_id}, {row.address}"))
-    for name in dict.fromkeys((*stored, *made)):
-        table.add_row(name, *(escape(_text(values.get(name))) for values in (stored, made)))
-    screen.print(table)
+    screen.print(_two_columns(f"image {image_id}, {row.address}", found.stored, found.found))
     for reason in wrong:
         screen.print(f"[red]wrong[/] {escape(reason)}", soft_wrap=True, highlight=False)
+    _print_comparison(screen, found.comparison, changed)
+    if arguments.json is not None:
+        report: dict[str, Any] = {
+            **now,
+            "computed_again": result_values(found.found),
+            "comparison": found.comparison._asdict(),
+        }
+        write_atomically(arguments.json, json_content(KIND, report).encode())
+    return DONE if not wrong and found.comparison.right else SOME_FAILED
+
+
+def _two_columns(title: str, stored: Result | Mapping[str, Any], found: Result) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ...answers.result import result_values
+
+    before = stored if isinstance(stored, Mapping) else result_values(stored)
+    made = result_values(found)
+    table = Table("", "stored", "computed again", title=escape(title))
+    for name in dict.fromkeys((*before, *made)):
+        table.add_row(name, *(escape(_text(values.get(name))) for values in (before, made)))
+    return table
+
+
+def _print_comparison(screen: Console, comparison: Comparison, changed: list[str]) -> None:
+    from rich.markup import escape
+
     for note in _kind_of_comparison(changed, True):
         screen.print(escape(note), soft_wrap=True, highlight=False)
-    correlation, largest = _distance(found.comparison)
+    correlation, largest = _distance(comparison)
     screen.print(
         escape(
-            f"{found.comparison.outcome}{f': {found.comparison.reason}' if found.comparison.reason else ''}"
+            f"{comparison.outcome}{f': {comparison.reason}' if comparison.reason else ''}"
             + (f"; correlation {correlation}, largest difference {largest} of the peak" if correlation else "")
         ),
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _audit_service(arguments: argparse.Namespace) -> int:
+    from ...answers.result import result_values
+    from ...files import Output, check_outputs, json_content, write_atomically
+    from ...models.checkpoints import check_trusted
+    from ...serve.recheck import recheck
+    from ...serve.record import KIND, read_record
+    from .. import DONE, SOME_FAILED
+    from ..model_and_methods import classifier_of
+    from ..output import console
+
+    if arguments.record is None or arguments.image is None:
+        raise ValueError("give DEST of a batch run, or --record and --image of a service's answer")
+    record = read_record(arguments.record)
     if arguments.json is not None:
-        report: dict[str, Any] = {**now, "computed_again": made, "comparison": found.comparison._asdict()}
+        check_outputs([Output(arguments.json, KIND)], [arguments.record, arguments.image])
+    check_trusted(arguments.model, arguments.trust_model)
+    image = arguments.image.read_bytes()
+    found = recheck(record, image, classifier_of(arguments))
+    screen = console()
+    values = result_values(found.found)
+    screen.print(_two_columns(f"image {record['image_id']}", {name: record.get(name) for name in values}, found.found))
+    _print_comparison(screen, found.comparison, found.changed)
+    if arguments.json is not None:
+        report = {**record, "computed_again": values, "comparison": found.comparison._asdict()}
         write_atomically(arguments.json, json_content(KIND, report).encode())
-    return DONE if not wrong and found.comparison.right else SOME_FAILED
+    return DONE if found.comparison.right else SOME_FAILED
 
 
 def _text(value: object) -> str:

@@ -22,6 +22,11 @@ def obey_parent_alone() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """End this process as soon as its parent is gone, however it went. To be called in a child."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), name="follow the parent", daemon=True).start()

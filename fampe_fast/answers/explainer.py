@@ -1,0 +1,198 @@
+"""Explain batches of pixels on one device: a map for each image, or the reason why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailableError, first_line
+from ..methods.explained import explain_batch
+from ..models.classifier import Classifier
+from ..runtime.chunking import pinned_chunks
+from ..runtime.lost_device import is_of_device
+from ..runtime.out_of_memory import is_out_of_memory
+from .overlays import overlay_png
+from .pixels import Pixels, batch_of, same_words
+from .result import RowError, RowResult, scaled_map
+from .summaries import FloatArray, summarise
+
+
+class OutOfMemoryError(Exception):
+    """The chunk does not fit: the batch is to be made again with a smaller one."""
+
+
+class MapShapeError(RuntimeError):
+    """The method makes other maps than it is said to, which no image is to blame for."""
+
+
+class Answer(NamedTuple):
+    """What the device found of an image."""
+
+    target: int
+    probability: float
+    predicted: int
+    cutoff: float | None
+    attribution: FloatArray
+    pixels: Pixels
+
+
+class Item(NamedTuple):
+    """An image to be explained."""
+
+    image: Pixels | RowError
+    """Where it could not be read, the reason: its place in the batch is filled, so that the others keep theirs."""
+    target: int | None
+    """The class to explain; None for the model's own choice."""
+    image_id: int
+    """Its name in the random stream."""
+
+
+class Explainer:
+    """Explains batches with one method and one model, on the model's device."""
+
+    def __init__(self, method: Any, classifier: Classifier, shape: tuple[int, int, int]) -> None:
+        """Take what is explained with.
+
+        Args:
+            method: made for the classifier.
+            classifier: on its device.
+            shape: (C, H, W) of the maps; one channel where all are equal.
+        """
+        self.method = method
+        self.classifier = classifier
+        self._shape = shape
+        self._device = classifier.mean.device
+        size = (classifier.channels, *classifier.input_size)
+        self._placeholder = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+
+    def __call__(self, items: Sequence[Item], chunk: int) -> list[Answer | RowError]:
+        """Explain a batch, and where that fails its images one by one.
+
+        Args:
+            items: the images; the bits of a map may depend on how many there are, and on ``chunk``.
+            chunk: samples per model pass.
+
+        Raises:
+            OutOfMemoryError: the chunk does not fit.
+            MapShapeError: the maps are not of the shape that was said.
+            RuntimeError: what is no image's fault, as a device that is lost.
+        """
+        errors = [item.image for item in items if isinstance(item.image, RowError)]
+        if len(errors) == len(items):
+            return [*errors]
+        try:
+            return self._answers(items, chunk)
+        except Exception as error:
+            if isinstance(error, (BackendUnavailableError, MapShapeError, ImportError)) or is_of_device(error):
+                raise
+            reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
+            found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
+        # Out here the traceback, which holds the call's tensors, is gone.
+        if full:
+            if chunk > 1:
+                raise OutOfMemoryError(reason)
+            found = RowError("out of memory", "transient")
+        if full or len(items) == 1:
+            return [item.image if isinstance(item.image, RowError) else found for item in items]
+        return [self([item], chunk)[0] for item in items]
+
+    def _answers(self, items: Sequence[Item], chunk: int) -> list[Answer | RowError]:
+        there = [not isinstance(item.image, RowError) for item in items]
+        images = [self._placeholder if isinstance(item.image, RowError) else item.image for item in items]
+        with pinned_chunks():
+            found = explain_batch(
+                self.method,
+                self.classifier,
+                batch_of(images, self._device),
+                [item.target if here else None for item, here in zip(items, there, strict=True)],
+                image_ids=[item.image_id for item in items],
+                internal_batch_size=chunk,
+            )
+        maps = self._stored_channels(found.maps)
+        chosen, probabilities = found.targets.cpu(), found.probabilities.cpu()
+        cutoffs = None if found.cutoffs is None else found.cutoffs.tolist()
+        return [
+            item.image
+            if isinstance(item.image, RowError)
+            else Answer(
+                target := int(chosen[k]),
+                float(probabilities[k, target]),
+                int(probabilities[k].argmax()),
+                None if cutoffs is None else cutoffs[k],
+                maps[k].numpy(),
+                item.image,
+            )
+            for k, item in enumerate(items)
+        ]
+
+    def _stored_channels(self, maps: Tensor) -> Tensor:
+        """Take the maps' channels that are stored, on the CPU."""
+        shape = self._shape
+        if shape[0] == 1 and maps.shape[1] > 1:
+            if not channels_are_equal(maps):
+                raise MapShapeError("maps were to have equal channels, and they differ in this one")
+            maps = maps[:, :1]
+        if tuple(maps.shape[1:]) != shape:
+            raise MapShapeError(f"maps were to be {shape}, and this one is {tuple(maps.shape[1:])}")
+        return maps.cpu()
+
+    def finish(self, answer: Answer, dtype: str, overlay: bool) -> RowResult:
+        """Bring an answer into the form that is stored or sent; needs no device.
+
+        Args:
+            answer: of a call.
+            dtype: of the map, "float16" or "float32".
+            overlay: whether to draw the map over the image.
+        """
+        stored, scale = scaled_map(answer.attribution, dtype)
+        return RowResult(
+            answer.target,
+            self.classifier.class_name(answer.target),
+            answer.probability,
+            answer.predicted,
+            answer.cutoff,
+            scale,
+            stored,
+            summarise(answer.attribution),
+            overlay_png(answer.pixels, answer.attribution) if overlay else None,
+        )
+
+
+def channels_are_equal(maps: Tensor) -> bool:
+    """Tell whether the channels of maps (B, C, H, W) float32 are equal, to the bit."""
+    bits = maps.contiguous().view(torch.int32)
+    return torch.equal(bits, bits[:, :1].expand_as(bits))
+
+
+def map_shape(maps: Tensor) -> tuple[int, int, int]:
+    """Take the shape of maps (B, C, H, W) as they are stored: one channel where all are one and not even zero."""
+    _, channels, height, width = maps.shape
+    return (1 if channels_are_equal(maps) and bool(maps.any()) else channels), height, width
+
+
+def noise_for(classifier: Classifier) -> Tensor:
+    """Make the image of noise, (1, C, H, W) on the model's device, that shows whether a method works for it."""
+    shape = (1, classifier.channels, *classifier.input_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
+
+
+def explain_noise(method: Any, noise: Tensor, chunk: int) -> Tensor:
+    """Explain the image of noise once, so that what cannot be explained is known before any work.
+
+    Raises:
+        ValueError, TypeError, ImportError: the method refuses the model or fails on it; the message says why.
+    """
+    try:
+        maps: Tensor = method.attribute(noise, internal_batch_size=chunk)
+        return maps
+    except (ValueError, TypeError, ImportError):
+        raise
+    except Exception as error:  # of foreign code
+        if is_out_of_memory(error):
+            raise
+        name = getattr(method.forward_func, "name", "the model")
+        raise ValueError(f"{method.name} fails on {name}: {first_line(error)}") from error

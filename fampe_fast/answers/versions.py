@@ -1,0 +1,21 @@
+"""Read the versions of what maps depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from .._version import __version__
+
+_PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "captum", "grad-cam")
+
+
+def versions_now() -> dict[str, str]:
+    """Read the versions of this package, of Python and of the installed packages that maps depend on."""
+    found = {"fampe_fast": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

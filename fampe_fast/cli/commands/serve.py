@@ -1,0 +1,181 @@
+"""``serve``: explain images over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import add_method, add_model, positive
+from ..flags import add_method_flags, fraction
+
+if TYPE_CHECKING:
+    from ...models.classifier import Classifier
+    from ...serve.service import Service
+    from ...serve.settings import ServiceSettings
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command's arguments."""
+    parser = commands.add_parser("serve", help="explain images over HTTP, until it is asked to end")
+    group = parser.add_argument_group("service")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
+    )
+    group.add_argument("--port", type=_port, default=8080, metavar="N", help="0: a free one (default: %(default)s)")
+    group.add_argument("--name", help="the model's name in addresses (default: made from --model)")
+    group.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes, each with the model; with several GPUs each has one in turn (default: %(default)s)",
+    )
+    group.add_argument(
+        "--queue",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="images that may wait; further ones are refused with 429 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="most images at a time (default: %(default)s)"
+    )
+    group.add_argument(
+        "--internal-batch-size",
+        type=positive,
+        metavar="N",
+        help="rows per model pass (default: 8 on a CPU, else 64, or what fits)",
+    )
+    group.add_argument(
+        "--max-passes",
+        type=positive,
+        default=200,
+        metavar="N",
+        help="most that a request may ask for (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-bytes", type=positive, default=32 * 2**20, metavar="N", help="largest body (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-pixels", type=positive, default=50_000_000, metavar="N", help="largest image (default: %(default)s)"
+    )
+    for name, default, said in (
+        ("deadline", 30.0, "after which a request is answered with 504"),
+        ("read-timeout", 10.0, "in which a request's head, and then its body, must have come"),
+        ("drain-timeout", 30.0, "that requests have to be answered after SIGTERM"),
+    ):
+        group.add_argument(
+            f"--{name}", type=fraction, default=default, metavar="X", help=f"seconds {said} (default: %(default)g)"
+        )
+    group.add_argument("--log-level", choices=_LEVELS, default="info", help="(default: %(default)s)")
+    group.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
+    add_method(parser, "fampe", note=" (the first one where a request names none)")
+    add_model(parser)
+    add_method_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal asks for the end."""
+    from ...serve.extras import check_packages
+
+    check_packages()
+    import torch
+
+    from ...models.checkpoints import check_trusted
+    from ...serve.log import begin_log, log
+    from .. import INTERRUPTED
+    from ..model_and_methods import device_of, options_by_method
+
+    options_by_method(arguments, arguments.method)  # what is wrong is said before a model is loaded
+    check_trusted(arguments.model, arguments.trust_model)
+    device = device_of(arguments.device)
+    _settings(arguments, arguments.name or "model", 1)
+    from ...serve.server import listen
+
+    listener = listen(arguments.host, arguments.port)
+    host, port = listener.getsockname()[:2]
+    print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
+    begin_log(arguments.log_level)
+    if arguments.workers == 1:
+        try:
+            return work(arguments, listener, device, lambda: None)
+        except KeyboardInterrupt:
+            log("ended before it was ready", "warning")
+            return INTERRUPTED
+    from ...serve.workers import run_workers
+
+    count = torch.cuda.device_count() if device == "cuda" else 1
+    devices = [f"{device}:{k % count}" if count > 1 else device for k in range(arguments.workers)]
+    return run_workers(partial(work, arguments), listener, devices, arguments.drain_timeout)
+
+
+def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on_ready: Callable[[], None]) -> int:
+    """Load the model and serve on a socket that listens, in one process of perhaps several.
+
+    Returns:
+        The exit code: 0 after an end that was asked for, 2 where the methods cannot be used.
+    """
+    from ...serve.log import begin_log
+    from ...serve.server import serve
+    from .. import DONE, UNUSABLE
+
+    begin_log(arguments.log_level)
+    service = make_service(arguments, device)
+    return DONE if serve(service, listener, on_ready, supervised=arguments.workers > 1) else UNUSABLE
+
+
+def make_service(arguments: argparse.Namespace, device: str) -> Service:
+    """Load the model of parsed arguments and join the service, which is not started.
+
+    Raises:
+        ValueError, TypeError: what the commands refuse.
+    """
+    import torch
+
+    from ...serve.log import log
+    from ...serve.service import Service
+    from ...serve.settings import service_name
+    from ..model_and_methods import classifier_of, options_by_method
+
+    options = options_by_method(arguments, arguments.method)
+    classifier = classifier_of(argparse.Namespace(**{**vars(arguments), "device": device}))
+    threads = max(1, torch.get_num_threads() // (arguments.workers if device == "cpu" else 1))
+    chunk = arguments.internal_batch_size or _chunk(classifier)
+    settings = _settings(arguments, arguments.name or service_name(classifier.name), chunk)
+    service = Service(classifier, options, settings, threads=threads)
+    log("loaded", model=classifier.name, name=settings.name, device=device, threads=threads, chunk=chunk)
+    return service
+
+
+def _chunk(classifier: Classifier) -> int:
+    from ...answers.explainer import noise_for
+    from ...runtime.chunking import ChunkSize
+
+    return ChunkSize.for_gradients((classifier,), noise_for(classifier), None).size
+
+
+def _settings(arguments: argparse.Namespace, name: str, chunk: int) -> ServiceSettings:
+    from ...serve.settings import ServiceSettings
+
+    given: dict[str, Any] = {
+        key: getattr(arguments, key)
+        for key in (
+            "queue", "batch_size", "max_passes", "max_bytes", "max_pixels", "deadline", "read_timeout", "drain_timeout",
+        )
+    }  # fmt: skip
+    reading = max(256 * 2**20, arguments.max_bytes)
+    return ServiceSettings(name=name, internal_batch_size=chunk, max_reading=reading, **given)
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {value}")
+    return value

@@ -1,0 +1,140 @@
+"""Make the methods that requests ask for: those that the service was started with, at other passes and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..answers.explainer import Explainer, explain_noise, map_shape, noise_for
+from ..catalog import method_options
+from ..files import json_text
+from ..methods.base import passes_of
+from ..methods.registry import check_options, create_method
+from ..methods.settings import everything_of
+from ..models.classifier import Classifier
+from .asks import Ask, AskError
+
+_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method as a request asks for it.
+
+    Attributes:
+        explainer: explains with it.
+        options: of ``create_method``.
+        configuration: digest of all that its maps depend on besides image and model, as ``configuration_digest``.
+        passes: model passes of a map.
+        seed: of its random stream; None for a method without one.
+    """
+
+    explainer: Explainer
+    options: Mapping[str, Any]
+    configuration: str
+    passes: int
+    seed: int | None
+
+
+class MethodBook:
+    """The methods of a service, made when they are first asked for; called by one thread at a time."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        options: Mapping[str, Mapping[str, Any]],
+        max_passes: int,
+        internal_batch_size: int,
+    ) -> None:
+        """Take what methods may be made.
+
+        Args:
+            classifier: the model.
+            options: the methods' names, the first of which is the default, with their options.
+            max_passes: of a map.
+            internal_batch_size: samples per model pass, for the first look at a method.
+        """
+        self._classifier = classifier
+        self._options = options
+        self._max_passes = max_passes
+        self._chunk = internal_batch_size
+        self._shapes: dict[str, tuple[int, int, int]] = {}
+        self._recipes: OrderedDict[Ask, Recipe] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods' names, the default first."""
+        return tuple(self._options)
+
+    @property
+    def default(self) -> str:
+        """The method that is used where none is named."""
+        return self.names[0]
+
+    def check(self, ask: Ask) -> None:
+        """Refuse what cannot be made, as far as that can be told without making it.
+
+        Raises:
+            AskError: no such method, no such option of it, or a value that it does not take.
+        """
+        if ask.kind == "predict":
+            return
+        if ask.method not in self._options:
+            raise AskError(f"the method {ask.method[:60]!r} is not served; served are {', '.join(self.names)}")
+        if ask.passes is not None and ask.passes > self._max_passes:
+            raise AskError(f"passes may be {self._max_passes} at most here, got {ask.passes}")
+        known = {option.name for option in method_options(ask.method)}
+        for name in ("passes", "seed"):
+            if getattr(ask, name) is not None and name not in known:
+                raise AskError(f"the method {ask.method} has no {name}")
+        try:
+            check_options(ask.method, **self._options_of(ask))
+        except (ValueError, TypeError) as error:
+            raise AskError(str(error)) from error
+
+    def _options_of(self, ask: Ask) -> dict[str, Any]:
+        asked = {name: getattr(ask, name) for name in ("passes", "seed") if getattr(ask, name) is not None}
+        return {**self._options[ask.method], **asked}
+
+    def recipe(self, ask: Ask) -> Recipe:
+        """Give the method of an ask.
+
+        Raises:
+            ValueError, TypeError, ImportError: the method does not work with the model.
+        """
+        key = ask._replace(reproducible=False)
+        if key in self._recipes:
+            self._recipes.move_to_end(key)
+            return self._recipes[key]
+        options = self._options_of(ask)
+        method = create_method(ask.method, self._classifier, **options)
+        if ask.method not in self._shapes:
+            self._shapes[ask.method] = map_shape(explain_noise(method, noise_for(self._classifier), self._chunk))
+        everything = everything_of(method, self._classifier)
+        recipe = Recipe(
+            Explainer(method, self._classifier, self._shapes[ask.method]),
+            options,
+            configuration_digest(everything),
+            passes_of(method),
+            _seed_of(method),
+        )
+        self._recipes[key] = recipe
+        while len(self._recipes) > _KEPT:
+            self._recipes.popitem(last=False)
+        return recipe
+
+
+def _seed_of(method: Any) -> int | None:
+    """Read the seed of a method, or of the one that it filters."""
+    while not hasattr(method, "config") and hasattr(method, "method"):
+        method = method.method
+    seed = getattr(getattr(method, "config", method), "seed", None)
+    return seed if isinstance(seed, int) else None
+
+
+def configuration_digest(everything: Mapping[str, object]) -> str:
+    """Digest a method's whole configuration (``everything_of``): 16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(json_text(everything).encode()).hexdigest()[:16]

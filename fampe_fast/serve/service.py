@@ -1,0 +1,155 @@
+"""Join the parts of a service: the model, its methods, the queue, the device and the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..answers.explainer import Answer, noise_for
+from ..answers.result import RowResult
+from ..answers.versions import versions_now
+from ..catalog import method_options
+from ..models.classifier import Classifier
+from ..models.identity import identity_of
+from ..ops.backends import choice
+from ..plots.colours import is_signed
+from ..runtime.model_probe import probe
+from .asks import Ask, AskError
+from .device import Device
+from .job_queue import JobQueue, Outcome
+from .method_book import MethodBook
+from .metrics import Metrics
+from .record import ImageName, describe
+from .settings import ServiceSettings
+
+
+class Service:
+    """A model that is ready to be asked.
+
+    Attributes:
+        settings: its limits.
+        classifier: the model.
+        book: its methods.
+        queue: of images that wait.
+        device: the thread that explains them.
+        metrics: its counts.
+        draining: whether it takes nothing in any more.
+        in_flight: requests that are being answered.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        methods: Mapping[str, Mapping[str, Any]],
+        settings: ServiceSettings,
+        *,
+        threads: int,
+    ) -> None:
+        """Take the model and what may be asked of it; ``start`` begins.
+
+        Args:
+            classifier: on its device.
+            methods: their names, the default first, with their options.
+            settings: the limits.
+            threads: of a CPU that compute.
+        """
+        self.settings = settings
+        self.classifier = classifier
+        self.metrics = Metrics()
+        self.queue = JobQueue(settings.queue, self.metrics.waiting.set)
+        self.book = MethodBook(classifier, methods, settings.max_passes, settings.internal_batch_size)
+        self.device = Device(classifier, self.book, self.queue, settings, self.metrics, threads)
+        self.draining = False
+        self.in_flight = 0
+        noise = noise_for(classifier)
+        self._classes = probe(classifier, noise).shape[0]
+        identity = identity_of(classifier)
+        self._made = {
+            "model": identity["model"],
+            "model_fingerprint": identity["fingerprint"],
+            "device": noise.device.type,
+            "backend": choice(noise.device)[0],
+            "threads": threads,
+            "versions": versions_now(),
+        }
+
+    def start(self) -> None:
+        """Begin to work: every method makes a first map, then the service is ready."""
+        self.device.start()
+
+    def drain(self) -> None:
+        """Take nothing in any more; what was taken in is still answered."""
+        self.draining = True
+
+    def not_ready(self) -> str:
+        """Say why no request can be taken in, in words that follow "the service is"; empty where it can."""
+        if self.draining:
+            return "draining"
+        if self.device.failure:
+            return f"broken: {self.device.failure}"
+        return "" if self.device.ready else "warming up"
+
+    def look(self) -> None:
+        """Bring the counts up to date that change by themselves."""
+        self.metrics.look(self.queue.oldest(), self.device.busy)
+
+    def check_target(self, target: int | None) -> None:
+        """Refuse a class that the model does not have.
+
+        Raises:
+            AskError: it does not.
+        """
+        if target is not None and target >= self._classes:
+            raise AskError(f"the target {target} is out of range: the model has {self._classes} classes")
+
+    def described(self) -> dict[str, Any]:
+        """Describe the model and what may be asked of it."""
+        size = self.classifier.input_size
+        limits = ("queue", "batch_size", "max_passes", "max_bytes", "max_pixels", "deadline")
+        return {
+            "name": self.settings.name,
+            "ready": not self.not_ready(),
+            **self._made,
+            "classes": self._classes,
+            "input_size": list(size),
+            "methods": list(self.book.names),
+            **{name: getattr(self.settings, name) for name in limits},
+        }
+
+    def finished(
+        self, ask: Ask, image: ImageName, image_id: int, outcome: Outcome, *, overlay: bool
+    ) -> tuple[RowResult, dict[str, Any]]:
+        """Bring an outcome into the form that is sent, and describe it.
+
+        Args:
+            ask: what was asked.
+            image: what names the image.
+            image_id: that names it in the random stream.
+            outcome: a map.
+            overlay: whether to draw it over the image.
+        """
+        assert isinstance(outcome.found, Answer)
+        recipe = outcome.recipe
+        assert recipe is not None
+        result = recipe.explainer.finish(outcome.found, "float16", overlay)
+        paths = {option.name for option in method_options(ask.method) if option.kind == "path"}
+        asked = {
+            "method": ask.method,
+            # Where a file lies on this machine is nobody's business.
+            "options": {name: value for name, value in recipe.options.items() if name not in paths},
+            "configuration": recipe.configuration,
+            "passes": recipe.passes,
+            "seed": recipe.seed,
+            "reproducible": ask.reproducible,
+        }
+        made: dict[str, Any] = {
+            **self._made, "batch_size": outcome.batch_size, "internal_batch_size": outcome.chunk
+        }  # fmt: skip
+        evidence = outcome.found.attribution.sum(0)
+        made["signed"] = bool(np.isfinite(evidence).all()) and is_signed(evidence)
+        if not ask.reproducible:  # whose answers have the same bytes at every load
+            made["queue_ms"] = round(outcome.waited * 1e3, 1)
+            made["device_ms"] = round(outcome.took * 1e3, 1)
+        return result, describe(result, image, image_id, asked, made)
