@@ -224,14 +224,14 @@ def three_bands(height: int, width: int, edges: tuple[float, float] | None = Non
         height: H, pixels.
         width: W, pixels.
         edges: radii between them in cycles over the shorter side; None is a sixteenth and a sixth of its pixels: waves
-            longer than 16 pixels, and shorter than 6.
+            longer than 16 pixels, and shorter than 6; but at least 1 and 2.
 
     Raises:
         TypeError: an edge that is no number.
         ValueError: edges that are not ascending and above 0, or a band that would hold no frequency but DC.
     """
     shorter = min(check_count("height", height), check_count("width", width))
-    between = (shorter / 16, shorter / 6) if edges is None else edges
+    between = (max(1.0, shorter / 16), max(2.0, shorter / 6)) if edges is None else edges
     bands = bands_between(height, width, between)
     held = [*bands.coefficients()[0].tolist(), 0]
     if 0 in held[:3]:

@@ -24,7 +24,7 @@ from ..images import load_images
 from ..methods.settings import never_twice
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
-from ..robustness.frequency_attribution import FrequencyAttribution
+from ..robustness.frequency_attribution import FrequencyAttribution, FrequencyEvidence
 from .batches import Batch, Failure, Group, check_run_ids, groups_of
 from .frequency_figures import draw_places, draw_plane, draw_reliance
 from .frequency_results import FREQUENCY, FrequencyStudy, ImageEvidence
@@ -103,11 +103,12 @@ def frequency_files(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+    bands = three_bands(*classifier.input_size, edges)
     parts: dict[str, RadialBands | OrientationSectors] = {
         "rings": equal_width_bands(*classifier.input_size, check_count("rings", rings), include_dc=True),
         "octaves": octave_bands(*classifier.input_size, include_dc=True),
         "sectors": orientation_sectors(*classifier.input_size, sectors),
-        "bands": three_bands(*classifier.input_size, edges),
+        "bands": bands,
     }
     check_count("pictures", pictures, at_least=0)
     limits = {
@@ -142,28 +143,14 @@ def frequency_files(
             return records.get(context, item) is not None and all(store.holds(name, item) for name in kept)
 
         def settle(group: Group, drawn: bool) -> None:
-
             def work(batch: Batch) -> tuple[list[dict[str, Any]], list[Tensor]]:
                 chosen = None if targets is None else [targets[position] for position in batch.positions]
                 found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
-                values, power = found.coefficients(), product_per_frequency(batch.images, batch.images)
-                # Image by image: the last bits of a sum depend on what is summed beside it.
-                rows = [
-                    {
-                        "target": int(found.target[k]),
-                        "score": float(found.score[k]),
-                        "baseline_score": float(found.baseline_score[k]),
-                        "evidence": _by_part(parts, values[k : k + 1]),
-                        "energy": _by_part(parts, _shares(power[k : k + 1], batch.images[k : k + 1])),
-                    }
-                    for k in range(len(values))
-                ]
                 for target in found.target.tolist():
                     classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
-                maps = [values.float()[:, None]]
-                if drawn:
-                    maps.append(found.places(three_bands(*classifier.input_size, edges)).sum(2))
-                return rows, maps
+                values = found.coefficients()
+                maps = [values.float()[:, None], *([found.places(bands).sum(2)] if drawn else [])]
+                return _results(found, values, batch.images, parts), maps
 
             def keep(batch: Batch, items: list[Item], found: tuple[list[dict[str, Any]], list[Tensor]]) -> None:
                 rows, maps = found
@@ -188,14 +175,10 @@ def frequency_files(
             if items:
                 _fill(study, classifier, records, context, items)
                 write_atomically(out / "frequency.json", study.as_json().encode())
-                draw_plane(
-                    study,
-                    (store.load(context, item) for item in items),
-                    classifier.input_size[1],
-                    out / "frequency.png",
-                )
+                maps, width = (store.load(context, item) for item in items), classifier.input_size[1]
+                draw_plane(study, maps, width, out / "frequency.png")
                 draw_reliance([*beside, study], out / "reliance.png")
-                shown = [k for k, item in enumerate(items) if store.holds(_stored(context)[1], item)][:pictures]
+                shown = [k for k, item in enumerate(items) if complete(item, drawn=True)][:pictures]
                 if shown:
                     places = [store.load(_stored(context)[1], items[k]) for k in shown]
                     read = load_images([items[k].path for k in shown], classifier.transform)
@@ -206,6 +189,24 @@ def frequency_files(
 def _stored(context: str) -> tuple[str, str]:
     """Name the contexts in which an image's values per frequency and its bands' places are kept."""
     return context, f"{context} places"
+
+
+def _results(
+    found: FrequencyEvidence, values: Tensor, images: Tensor, parts: Mapping[str, RadialBands | OrientationSectors]
+) -> list[dict[str, Any]]:
+    """Sum the values (B, H, W//2+1) and the images' energy in every part, for the records."""
+    power = product_per_frequency(images, images)
+    # Image by image: the last bits of a sum depend on what is summed beside it.
+    return [
+        {
+            "target": int(found.target[k]),
+            "score": float(found.score[k]),
+            "baseline_score": float(found.baseline_score[k]),
+            "evidence": _by_part(parts, values[k : k + 1]),
+            "energy": _by_part(parts, _shares(power[k : k + 1], images[k : k + 1])),
+        }
+        for k in range(len(values))
+    ]
 
 
 def _by_part(parts: Mapping[str, RadialBands | OrientationSectors], values: Tensor) -> dict[str, list[float]]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fampe_fast.frequency import centred, octave_bands, orientation_sectors, product_per_frequency, three_bands
-from fampe_fast.frequency.bands import RadialBands
 
 SIZES = [(16, 16), (15, 15), (12, 20), (21, 10), (9, 30), (8, 33), (1, 8)]
 
@@ -91,9 +90,11 @@ def test_octaves_end_at_powers_of_two_and_three_bands_are_low_middle_and_high() 
     assert octave_bands(24, 30).edges[0, :-1].tolist() == [0, 2, 4, 8]
     assert three_bands(224, 224).edges[0].tolist() == pytest.approx([0, 14, 224 / 6, 112 * math.sqrt(2)])
     assert three_bands(64, 96, (5, 9)).edges[0, :3].tolist() == [0, 5, 9]
-    bands = three_bands(24, 24)
-    assert isinstance(bands, RadialBands)
-    assert bands.coefficients().sum() == 24 * 24  # with DC
+    for size in ((8, 8), (9, 8), (8, 40), (15, 15), (24, 24)):
+        bands = three_bands(*size)
+        assert bands.count == 3
+        assert bands.coefficients().sum() == size[0] * size[1]  # with DC
+        assert orientation_sectors(*size, 12).count == 12
 
 
 @pytest.mark.parametrize(
