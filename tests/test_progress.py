@@ -14,6 +14,7 @@ from fampe_fast import (
     FAMPE,
     AttEXplore,
     FORGrad,
+    FrequencyAttribution,
     OccludedFrequency,
     calibrate_depths,
     create_method,
@@ -100,6 +101,9 @@ CALLS: dict[str, Callable[[], Any]] = {
         FAMPE(MODEL, steps=1, samples=1), IMAGES, CLASSES, stages=2, show_progress=True
     ),
     "occluded frequency": lambda: OccludedFrequency(MODEL, 4)(IMAGES, 1, internal_batch_size=4, show_progress=True),
+    "frequency attribution": lambda: FrequencyAttribution(MODEL, passes=3)(
+        IMAGES, 1, internal_batch_size=4, show_progress=True
+    ),
     "FAMPE": lambda: FAMPE(MODEL, steps=3, samples=2).attribute(IMAGES, 1, show_progress=True),
     "FAMPE with an explorer": lambda: FAMPE(MODEL, steps=2, samples=3, explorer=Smooth(seed=1)).attribute(
         IMAGES, 1, show_progress=True, internal_batch_size=2

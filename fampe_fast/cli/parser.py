@@ -16,7 +16,7 @@ from .commands import (
     evaluate,
     explain,
     export,
-    occlude,
+    frequency,
     serve,
     spectra,
     study,
@@ -27,7 +27,7 @@ from .commands import (
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, occlude, spectra, attack, defend,
+    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, frequency, spectra, attack, defend,
     warmup, doctor,
 )  # fmt: skip
 
