@@ -8,6 +8,7 @@ from .analysis import BandDisturbance, compare_reliance, disturbance
 from .augmentation import BandMixAugmentation, LowPassAugmentation
 from .band_limited import AdversarialImages, BandLimitedAttack
 from .occluded_frequency import OccludedFrequency
+from .simba import SimBA, SimBAConfig
 from .transfer import TransferRates, transfer_rates
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "BandMixAugmentation",
     "LowPassAugmentation",
     "OccludedFrequency",
+    "SimBA",
+    "SimBAConfig",
     "TransferRates",
     "compare_reliance",
     "disturbance",

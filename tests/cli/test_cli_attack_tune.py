@@ -313,7 +313,8 @@ def test_one_image_and_a_model_that_is_never_right(tmp_path: Path) -> None:
     ("call", "message"),
     [
         (lambda: AttackSettings(()), "none given"),
-        (lambda: AttackSettings(("low", "middle")), "unknown band(s) middle"),
+        (lambda: AttackSettings(("low", "centre")), "unknown band(s) centre"),
+        (lambda: AttackSettings(("low", "middle")), "middle band is empty"),
         (lambda: AttackSettings(cutoff=-1), "not negative, got -1"),
         (lambda: AttackSettings(rings=0), "rings must be at least 1"),
         (lambda: attack_config("magic"), "one of plain, fampe, attexplore"),
@@ -688,7 +689,7 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
     ("arguments", "message"),
     [
         (["attack"], "DIR"),
-        (["attack", "x", "--bands", "low,middle"], "unknown band(s) 'middle'; known: low, high, all"),
+        (["attack", "x", "--bands", "low,centre"], "unknown band(s) 'centre'; known: low, middle, high, all"),
         (["attack", "x", "--bands", ","], "unknown band(s) ','"),
         (["attack", "x", "--eps", "8/0"], "a number or a fraction such as 8/255, got '8/0'"),
         (["attack", "x", "--eps", "nan"], "got 'nan'"),
