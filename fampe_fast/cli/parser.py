@@ -16,6 +16,7 @@ from .commands import (
     evaluate,
     explain,
     export,
+    gradients,
     occlude,
     spectra,
     study,
@@ -25,7 +26,8 @@ from .commands import (
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, occlude, spectra, attack, defend, doctor,
+    demo, explain, batch, verify, export, evaluate, tune, calibrate, study, occlude, spectra, gradients, attack, defend,
+    doctor,
 )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ augmentations in the frequency domain.
 from .analysis import BandDisturbance, compare_reliance, disturbance
 from .augmentation import BandMixAugmentation, LowPassAugmentation
 from .band_limited import AdversarialImages, BandLimitedAttack
+from .first_order import FirstOrderFit, FirstOrderTest
+from .layer_spectra import LayerSpectrum, layer_spectra
 from .occluded_frequency import OccludedFrequency
 from .simba import SimBA, SimBAConfig
 from .transfer import TransferRates, transfer_rates
@@ -16,6 +18,9 @@ __all__ = [
     "BandDisturbance",
     "BandLimitedAttack",
     "BandMixAugmentation",
+    "FirstOrderFit",
+    "FirstOrderTest",
+    "LayerSpectrum",
     "LowPassAugmentation",
     "OccludedFrequency",
     "SimBA",
@@ -23,5 +28,6 @@ __all__ = [
     "TransferRates",
     "compare_reliance",
     "disturbance",
+    "layer_spectra",
     "transfer_rates",
 ]

@@ -35,7 +35,7 @@ def help_of(command: str) -> str:
 
 COMMANDS = [
     "demo", "explain", "batch", "verify", "export", "evaluate", "tune", "calibrate", "study", "occlude", "spectra",
-    "attack", "defend", "doctor",
+    "gradients", "attack", "defend", "doctor",
 ]  # fmt: skip
 
 
