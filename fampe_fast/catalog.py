@@ -345,6 +345,7 @@ STUDIES: dict[str, StudyRow] = {
     "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
     "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also other libraries', and its passes"),
     "tokens": StudyRow(f"{_DEFINITIONS}:tokens_study", "the method, for token models"),
+    "forgrad": StudyRow(f"{_DEFINITIONS}:forgrad_study", "gradient methods with FORGrad's filter, beside RISE"),
     "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
     "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
     "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),

@@ -11,7 +11,9 @@ import numpy as np
 from .canvas import FAINT, INK, add_text, framed_axes, line_style, marker_style, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 _MOST_LAYERS = 6
 _KINDS = {
@@ -70,18 +72,14 @@ def explained_figure(panels: Mapping[str, Mapping[str, ExplainedCurve]], *, dpi:
             if low is not None and high is not None:
                 axes.fill_between(curve.radii, low, high, color=style["color"], alpha=0.15, linewidth=0)
             axes.plot(curve.radii, curve.share, color=style["color"], linestyle=":", linewidth=1.0)
-        most = max(curve.radii[-1] for curve in curves.values())
-        axes.set_xscale("log", base=2)
-        ticks = [2**power for power in range(int(most).bit_length())]
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
+        _radii_in_octaves(axes, max(curve.radii[-1] for curve in curves.values()))
         lowest = min(min(curve.explained) for curve in curves.values())
         axes.set(
             xlabel="cut-off of the gradient (cycles over the shorter side)", ylim=(max(-0.5, min(-0.05, lowest)), 1.05)
         )
         if not column:
             axes.set_ylabel("share of the change, ζ")
-        axes.legend(fontsize=7.5, frameon=False, loc="upper left")
+        axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))
     return figure
 
 
@@ -131,21 +129,36 @@ def layers_figure(models: Mapping[str, Sequence[LayerCurves]], *, dpi: int = 120
     words = "amplitude per radius over that at radius 1, mean over images; dotted line: the output's highest frequency"
     add_text(figure, left, 0.52, words, size=8.5, colour=FAINT, max_width=total - left - 0.2, smallest=7)
     for row, (model, layers) in enumerate(models.items()):
+        shown = layers[:_MOST_LAYERS]
+        lines = [[_relative(values) for values in (layer.arriving, layer.leaving)] for layer in shown]
+        low, high = (pick(end(line) for pair in lines for line in pair) for pick, end in ((min, np.min), (max, np.max)))
         upper = top + row * (height + below)
         add_text(figure, left, upper - 0.4, model, size=10, weight="bold", max_width=total - left - 0.2)
-        for column, layer in enumerate(layers[:_MOST_LAYERS]):
+        for column, (layer, pair) in enumerate(zip(shown, lines, strict=True)):
             place = left + column * (width + gap)
             said = f"{layer.name.removeprefix('model.')}, {layer.fine} → {layer.coarse}: {layer.beyond:.0%} beyond"
             add_text(figure, place, upper - 0.12, said, size=8, max_width=width + 0.35, smallest=6)
             axes = framed_axes(figure, place, upper, width, height)
             axes.set_label(f"{model}: {layer.name}")
-            for k, (name, values) in enumerate((("at the output", layer.arriving), ("at the input", layer.leaving))):
-                line = np.maximum(np.asarray(values[1:], dtype=float) / max(values[1], 1e-300), 1e-12)
+            for k, (name, line) in enumerate(zip(("at the output", "at the input"), pair, strict=True)):
                 axes.plot(np.arange(1, len(line) + 1), line, **line_style(k), linewidth=1.5, label=name)
             axes.axvline(layer.coarse / 2, color=FAINT, linewidth=1.0, linestyle=":")
-            axes.set(xscale="log", yscale="log")
+            axes.set(yscale="log", ylim=(low / 1.5, high * 1.5))
+            _radii_in_octaves(axes, layer.fine / 2)
             if row == len(models) - 1:
                 axes.set_xlabel("radius (cycles)")
             if not column:
                 axes.legend(fontsize=7, frameon=False, loc="lower left")
     return figure
+
+
+def _relative(values: Sequence[float]) -> NDArray[np.float64]:
+    """Divide amplitudes by that at radius 1, which comes first in the result."""
+    return np.maximum(np.asarray(values[1:], dtype=np.float64) / max(values[1], 1e-300), 1e-12)
+
+
+def _radii_in_octaves(axes: Axes, most: float) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = [2**power for power in range(int(most).bit_length())]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()

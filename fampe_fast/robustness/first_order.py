@@ -89,7 +89,7 @@ class FirstOrderTest:
         model: Model,
         perturbation: Perturbation = "white",
         samples: int = 32,
-        size: float = 1 / 255,
+        size: float = 0.25 / 255,
         score: Score = "logit",
         *,
         seed: int = 0,

@@ -49,7 +49,7 @@ class GradientSettings:
 
     perturbations: tuple[Perturbation, ...] = PERTURBATIONS
     samples: int = 32
-    size: float = 1 / 255
+    size: float = 0.25 / 255
     score: Score = "logit"
     seed: int = 0
 

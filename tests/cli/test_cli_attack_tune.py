@@ -30,7 +30,7 @@ from fampe_fast.models import Classifier
 from fampe_fast.robustness import BandLimitedAttack, disturbance
 from fampe_fast.runs.attack import attack_files, nearest_levels
 from fampe_fast.runs.attack_results import AttackSettings, attack_config
-from fampe_fast.runs.tune import tune_files
+from fampe_fast.runs.tune import models_figure, tune_files
 
 from ..models_for_tests import Smooth, TwoClassLinear
 
@@ -523,6 +523,32 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
     assert not nothing.results
     assert len(nothing.failures) == 3
     assert not (tmp_path / "no" / "cutoffs.json").exists()
+
+
+def test_models_that_share_a_folder_are_drawn_side_by_side(
+    known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path
+) -> None:
+    """Those of one filter and protocol; another filter's curves are not comparable."""
+    classifier, evidence, paths = known
+    out, options = tmp_path / "tuned", {"targets": [0] * 3, "metric_steps": 3, "protocol": "per_pixel"}
+    first = tune_files(classifier, {"known": Known(evidence)}, paths, out, **options)
+    assert first.files == ["cutoffs.json", "cutoffs.png"]
+    assert models_figure(out / "cutoffs.json", first.results["known"]) is None
+    other = classifier_of(classifier.model, "other")
+    signed = tune_files(other, {"known": Known(evidence)}, paths, out, signed=True, **options)
+    assert signed.files == ["cutoffs.json", "cutoffs.png"]
+    both = tune_files(other, {"known": Known(evidence)}, paths, out, **options)
+    assert both.files == ["cutoffs.json", "cutoffs.png", "models.png"]
+    figure = models_figure(out / "cutoffs.json", both.results["known"])
+    assert figure is not None
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [name.partition(", best")[0] for name in names] == ["linear, known", "other, known"]
+    with Image.open(out / "models.png") as picture:
+        assert min(picture.size) > 300
+    (out / "cutoffs.json").write_text('{"fampe_fast": "cutoffs", "a | b": {"model": "a", "signed": false}}')
+    with pytest.raises(ValueError, match="is not a file of tuned cut-offs"):
+        tune_files(classifier, {"known": Known(evidence)}, paths, out, **options)
 
 
 def test_an_interrupted_search_keeps_the_methods_it_finished(
