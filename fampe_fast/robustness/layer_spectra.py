@@ -74,11 +74,11 @@ def layer_spectra(
     bounds: tuple[float, float] = (0.0, 1.0),
     internal_batch_size: int | None = None,
 ) -> list[LayerSpectrum]:
-    """Measure the spectra of the target's gradient before and after every layer that has fewer places than its input.
+    """Measure the spectra of the target's gradient before and after every layer that halves the places or takes fewer.
 
     Such layers are convolutions with a stride and pooling, in whatever class: modules that make of one tensor
-    (B, C, H, W) another one with fewer rows and columns, at least 4 of each. Of modules inside each other the innermost
-    counts, of several calls in a pass the first.
+    (B, C, H, W) another one with at most half the rows and columns, rounded up, and at least 4 of each. Of modules
+    inside each other the innermost counts, of several calls in a pass the first.
 
     Args:
         model: an nn.Module from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
@@ -89,11 +89,12 @@ def layer_spectra(
         internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU.
 
     Returns:
-        The layers in the order of a pass.
+        The layers in the order of a pass; none for a model without such, or whose modules are not seen to run, as those
+        of a program.
 
     Raises:
         TypeError: a model without modules; inputs, target or chunk size of a wrong type.
-        ValueError: as for an attribution method's inputs and target, no image, or a model without such a layer.
+        ValueError: as for an attribution method's inputs and target, or no image.
     """
     check_callable(model)
     if not isinstance(model, nn.Module):
@@ -123,9 +124,7 @@ def _measured(model: nn.Module, request: Request, part: slice) -> list[LayerSpec
             output = request.targets.logits(call(model, leaf, request.probed[0]), rows)
         found = _innermost(crossings)
         if not found:
-            raise ValueError(
-                "the model has no strided layer or pooling whose output is (B, C, H, W) with 4 rows and columns or more"
-            )
+            return []
         score = scores(output, request.reading).gather(1, request.targets.classes[rows][:, None]).sum()
         edges = [edge for crossing in found.values() for edge in crossing.edges]
         gradients = torch.autograd.grad(score, edges, allow_unused=True)
@@ -155,7 +154,7 @@ def _innermost(crossings: dict[str, _Crossing]) -> dict[str, _Crossing]:
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[dict[str, _Crossing]]:
-    """Note the modules whose output has fewer rows and columns than their input, as they run in this thread."""
+    """Note the modules that run in this thread and whose output has half the rows and columns of their input, or fewer."""
     crossings: dict[str, _Crossing] = {}
     thread = threading.get_ident()
 
@@ -166,8 +165,9 @@ def _watching(model: nn.Module) -> Iterator[dict[str, _Crossing]]:
                 return
             if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == output.ndim == 4):
                 return
-            smaller = all(_SMALLEST <= new < old for new, old in zip(output.shape[-2:], given.shape[-2:], strict=True))
-            if smaller and given.requires_grad and output.requires_grad:
+            sides = zip(output.shape[-2:], given.shape[-2:], strict=True)
+            halved = all(new >= _SMALLEST and 2 * new <= old + 1 for new, old in sides)
+            if halved and given.requires_grad and output.requires_grad:
                 crossings[name] = _Crossing(module, given, output)
 
         return see

@@ -190,10 +190,10 @@ def measure_gradients(
 ) -> GradientStudy:
     """Measure gradients of every file: what they explain without their high frequencies, and where those come from.
 
-    ``out/gradients.json`` keeps what was measured of other models in the same folder, and ``explained.png`` and
-    ``layers.png`` draw them side by side. What is measured of a batch is on disk (``out/gradients.jsonl``) at once, and
-    is not measured again for the same image, id, target, model and settings. Interrupted, it sums up what has been
-    measured and lets the interrupt through.
+    ``out/gradients.json`` keeps what was measured of other models in the same folder; ``explained.png`` and, of models
+    with strided layers, ``layers.png`` draw them side by side. What is measured of a batch is on disk
+    (``out/gradients.jsonl``) at once, and is not measured again for the same image, id, target, model and settings.
+    Interrupted, it sums up what has been measured and lets the interrupt through.
 
     Args:
         classifier: the model.
@@ -293,7 +293,9 @@ def _save(study: GradientStudy, out: Path) -> None:
     write_atomically(path, json_content(GRADIENTS, {"models": models}).encode())
     summaries = {name: model["summary"] for name, model in models.items()}
     save_figure(explained_figure(_explained_curves(summaries)), out / "explained.png")
-    save_figure(layers_figure(_layer_curves(summaries)), out / "layers.png")
+    layers = _layer_curves(summaries)
+    if layers:
+        save_figure(layers_figure(layers), out / "layers.png")
 
 
 def _explained_curves(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, ExplainedCurve]]:
@@ -329,6 +331,7 @@ def _layer_curves(summaries: dict[str, dict[str, Any]]) -> dict[str, list[LayerC
             for layer in found["layers"]
         ]
         for name, found in summaries.items()
+        if found["layers"]
     }
 
 

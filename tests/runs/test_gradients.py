@@ -60,15 +60,25 @@ def test_every_image_is_measured_as_by_hand_and_models_stand_side_by_side(tmp_pa
     assert again.explained == study.explained
 
 
-def test_a_model_whose_gradient_is_smooth_is_explained_by_it_and_one_without_layers_is_left_out(tmp_path: Path) -> None:
-    """The low reader has no strided layer: that is said for each image, and nothing is written."""
-    paths, truth = two_waves(tmp_path / "images", 2)
-    told = []
-    study = measure_gradients(low_reader(), paths, tmp_path / "out", QUICK, targets=truth, on_failure=told.append)
-    assert not study.paths
-    assert all("no strided layer or pooling" in failure.reason for failure in told)
-    assert len(told) == 2
-    assert not (tmp_path / "out" / "gradients.json").exists()
+def test_a_model_without_strided_layers_has_its_gradient_tested_alone(tmp_path: Path) -> None:
+    """The low reader sees nothing above radius 5: the gradient within it explains all that the whole one does."""
+    paths, _ = two_waves(tmp_path / "images", 2)
+    out, settings = tmp_path / "out", GradientSettings(samples=3, size=0.01)
+    study = measure_gradients(low_reader(), paths, out, settings, targets=[0, 0])
+    assert not study.failures
+    assert study.layers == []
+    assert study.radii[:4] == pytest.approx([1, 2, 4, 8])
+    for rows in study.explained.values():
+        for row in rows:
+            assert row[3] == pytest.approx(1, abs=0.02)
+            assert row[1] < 0.1
+    assert (out / "explained.png").exists()
+    assert not (out / "layers.png").exists()
+    flat = measure_gradients(low_reader(), paths, tmp_path / "flat", settings, targets=[1, 1])  # a logit of 0 for all
+    assert [failure.reason.partition(" of image")[0] for failure in flat.failures] == [
+        "ValueError: no perturbation of size 0.01 changes the logit"
+    ] * 2
+    assert not (tmp_path / "flat" / "gradients.json").exists()
 
 
 def test_the_command_prints_tables_and_writes_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

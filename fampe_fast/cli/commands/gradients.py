@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if count:
         for table in _tables(study, classifier.name):
             screen.print(table)
-        for name in ("gradients.json", "explained.png", "layers.png"):
+        for name in ("gradients.json", "explained.png", *(["layers.png"] if study.layers else [])):
             screen.print(f"wrote {escape(str(arguments.out / name))}", soft_wrap=True)
     return closing(errors, count, len(paths))
 
@@ -112,6 +112,8 @@ def _tables(study: GradientStudy, name: str) -> Iterator[Table]:
     for column in table.columns:
         column.justify = "right"
     yield table
+    if not study.layers:
+        return
     table = Table(
         "layer", "class", "places", "energy beyond",
         title="gradient at each strided layer's input",
