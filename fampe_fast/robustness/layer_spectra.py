@@ -154,7 +154,7 @@ def _innermost(crossings: dict[str, _Crossing]) -> dict[str, _Crossing]:
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[dict[str, _Crossing]]:
-    """Note the modules that run in this thread and whose output has half the rows and columns of their input, or fewer."""
+    """Note the modules that halve their input's rows and columns, or leave fewer, as they run in this thread."""
     crossings: dict[str, _Crossing] = {}
     thread = threading.get_ident()
 
