@@ -145,8 +145,7 @@ class BandLimitedAttack:
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            height, width = request.images.shape[-2:]
-            self.limit.check_size(height, width, squared_radius(height, width, dtype=torch.float64))
+            self.check_size(*request.images.shape[-2:])
             constraint: Constraint = _BandConstraint(self.limit, config, self.step_projections)
             if self.smoothness:
                 constraint = _SmoothConstraint(constraint, request.images, self.smoothness)
@@ -156,6 +155,14 @@ class BandLimitedAttack:
             final = last.images(details.perturbed, request.images)
             share = self.band_share(final - request.images)
         return AdversarialImages(final, request.targets.classes, share, config.steps * config.samples)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of H x W pixels if none of their frequencies lies in the band.
+
+        Raises:
+            ValueError: the band is empty.
+        """
+        self.limit.check_size(height, width, squared_radius(height, width, dtype=torch.float64))
 
     def band_share(self, perturbation: Tensor) -> Tensor:
         """Compute the share of a perturbation's energy in the band, (B,) float64 on the CPU; 1 for one of zero."""

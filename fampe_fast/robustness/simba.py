@@ -145,6 +145,14 @@ class SimBA:
                 search.images(), request.targets.classes, share, self.config.max_queries, search.queries.cpu()
             )
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of H x W pixels if none of their cosines lies in the band.
+
+        Raises:
+            ValueError: the band is empty.
+        """
+        self.limit.check_size(height, width, squared_dct_radius(height, width))
+
     def band_share(self, perturbation: Tensor) -> Tensor:
         """Compute the share of a perturbation's DCT energy in the band, (B,) float64 on the CPU; 1 for one of zero."""
         values = perturbation.detach().cpu().double()
@@ -159,9 +167,14 @@ class SimBA:
         No more are drawn than there are queries to spend.
         """
         channels, height, width = request.images.shape[1:]
-        squared = squared_dct_radius(height, width)
-        self.limit.check_size(height, width, squared)
-        inside = self.limit.holds(squared).expand(channels, -1, -1).flatten().nonzero()[:, 0].to(request.images.device)
+        self.check_size(height, width)
+        inside = (
+            self.limit.holds(squared_dct_radius(height, width))
+            .expand(channels, -1, -1)
+            .flatten()
+            .nonzero()[:, 0]
+            .to(request.images.device)
+        )
         ids = request.image_ids
         words = random_words(Stream.COORDINATES, self.config.seed, ids, torch.zeros_like(ids), len(inside))
         return inside[words.argsort(dim=1, stable=True)[:, : self.config.max_queries]]

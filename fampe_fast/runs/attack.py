@@ -106,13 +106,15 @@ def attack_files(
 
     Raises:
         ValueError: models of different numbers of classes or channels, image ids that are not unique or out of range,
-            more rings than the images have frequencies for, save_images with bounds other than (0, 1), or an output
-            would replace an image or a file of another's.
+            more rings than the images have frequencies for, a band without any, save_images with bounds other than
+            (0, 1), or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
     models = _by_name(classifier, transfer_to)
     edges = equal_width_bands(*classifier.input_size, settings.rings, include_dc=True).edges[0].tolist()
+    for band in settings.bands:
+        settings.attack(classifier, band).check_size(*classifier.input_size)
     if save_images and settings.config.bounds != (0, 1):
         raise ValueError(f"images are saved for bounds of (0, 1), got {settings.config.bounds}")
     image_ids = check_run_ids(paths, image_ids)

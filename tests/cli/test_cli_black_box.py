@@ -108,6 +108,15 @@ def test_what_makes_no_attack_is_said_in_a_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("gradients", ["plain", "none"])
+def test_a_band_without_frequencies_is_refused_before_any_work(gradients: str, tmp_path: Path) -> None:
+    paths, truth = two_waves(tmp_path / "images", 1)
+    settings = AttackSettings(("low", "high"), 40.0, attack_config(gradients))
+    with pytest.raises(ValueError, match="the high band is empty for 24 x 24 pixels"):
+        attack_files(low_reader(), paths, tmp_path / "out", settings, targets=truth)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_figure_of_queries_rises_where_images_are_fooled() -> None:
     figure = queries_figure({"low": [5, None, 2, 9], "high": [None, None, None, None]}, 20)
     (axes,) = (axes for axes in figure.axes if axes.get_label() == "queries")

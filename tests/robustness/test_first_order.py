@@ -21,6 +21,20 @@ def linear(*waves: tuple[int, int]) -> nn.Module:
     return TwoClassLinear(sum(wave(*one) for one in waves).expand(3, -1, -1) / 50)
 
 
+def test_scalar_products_of_rings_sum_to_that_of_the_pixels() -> None:
+    """Against the projections onto each ring, for an odd and an even side; of a batch with itself it is the energy."""
+    first, second = some_images(2, height=15, width=18), some_images(2, height=15, width=18, seed=1)
+    rings = bands_between(15, 18, [2, 5], include_dc=True)
+    found = rings.products(first, second)
+    torch.testing.assert_close(found.sum(1), (first.double() * second.double()).sum((1, 2, 3)))
+    for k in range(rings.count):
+        part = (rings.project(first.double(), k) * second.double()).sum((1, 2, 3))
+        torch.testing.assert_close(found[:, k], part)
+    torch.testing.assert_close(rings.products(first, first), rings.energy(first))
+    with pytest.raises(ValueError, match="belong to 15 x 18 pixels"):
+        rings.products(first, second[..., 1:])
+
+
 # First order ----------------------------------------------------------------------------------------------------------
 
 
