@@ -22,6 +22,7 @@ from ..methods.tuning import (
     expected_tries,
     outcome_of,
     outcomes_in,
+    read_cutoffs,
     search_radii,
 )
 from ..metrics import Estimate, mean_and_error
@@ -47,7 +48,7 @@ def tuning_outputs(out: Path) -> list[Output]:
         ValueError: ``cutoffs.json`` is there and holds something else.
     """
     if (out / "cutoffs.json").exists():
-        outcomes_in(out / "cutoffs.json")
+        read_cutoffs(out / "cutoffs.json")
     return [
         Output(out, FOLDER),
         Output(out / "cutoffs.json", CUTOFFS),
@@ -126,6 +127,8 @@ def tune_files(
     metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
     check_outputs(tuning_outputs(out), paths)
+    if (out / "cutoffs.json").exists():
+        outcomes_in(out / "cutoffs.json")  # which will be drawn beside what is found
     image_ids = check_run_ids(paths, image_ids)
     for folder in (out, out / "maps"):
         remove_leftovers(folder)
