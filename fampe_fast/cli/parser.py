@@ -17,6 +17,7 @@ from .commands import (
     explain,
     export,
     frequency,
+    gradients,
     serve,
     spectra,
     study,
@@ -27,8 +28,8 @@ from .commands import (
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, frequency, spectra, attack, defend,
-    warmup, doctor,
+    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, frequency, spectra, gradients,
+    attack, defend, warmup, doctor,
 )  # fmt: skip
 
 

@@ -85,6 +85,27 @@ class RadialBands:
         found = check_half_spectrum(values, self.size).detach().cpu().double()
         return _sums_by_index(self.index.cpu().expand(len(found), -1, -1), found, self.count)
 
+    def products(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the scalar product of two batches in each ring; of a batch with itself it is ``energy``.
+
+        Args:
+            first: (B, C, H, W) real floating-point, of this size, any values.
+            second: likewise.
+
+        Returns:
+            (B, K) float64 on the CPU; the rings' products and DC's (where it is in none) sum to that of the pixels.
+
+        Raises:
+            TypeError: not real floating-point tensors.
+            ValueError: batches of another size or number.
+        """
+        self._check(first)
+        self._check(second)
+        one, other = (torch.fft.rfft2(values.detach().cpu().double()) for values in (first, second))
+        height, width = self.size
+        found = (one.conj() * other).real.sum(1) * (multiplicity(width).double() / (height * width))
+        return RadialBands(self.size, self.edges, self.index.cpu().expand(len(first), -1, -1))._sums(found)
+
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
         """Take what images hold in one ring: the orthogonal projection onto its frequencies.
 

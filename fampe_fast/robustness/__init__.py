@@ -8,8 +8,11 @@ from .adversarial import PGD
 from .analysis import BandDisturbance, compare_reliance, disturbance
 from .augmentation import BandMixAugmentation, LowPassAugmentation
 from .band_limited import AdversarialImages, BandLimitedAttack
+from .first_order import FirstOrderFit, FirstOrderTest
 from .frequency_attribution import FrequencyAttribution, FrequencyEvidence
+from .layer_spectra import LayerSpectrum, layer_spectra
 from .occluded_frequency import OccludedFrequency
+from .simba import SimBA, SimBAConfig
 from .transfer import TransferRates, transfer_rates
 
 __all__ = [
@@ -18,12 +21,18 @@ __all__ = [
     "BandDisturbance",
     "BandLimitedAttack",
     "BandMixAugmentation",
+    "FirstOrderFit",
+    "FirstOrderTest",
     "FrequencyAttribution",
     "FrequencyEvidence",
+    "LayerSpectrum",
     "LowPassAugmentation",
     "OccludedFrequency",
+    "SimBA",
+    "SimBAConfig",
     "TransferRates",
     "compare_reliance",
     "disturbance",
+    "layer_spectra",
     "transfer_rates",
 ]

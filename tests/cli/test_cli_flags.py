@@ -35,7 +35,7 @@ def help_of(command: str) -> str:
 
 COMMANDS = [
     "demo", "explain", "batch", "verify", "export", "serve", "evaluate", "tune", "calibrate", "study", "frequency",
-    "occlude", "spectra", "attack", "defend", "warmup", "doctor",
+    "occlude", "spectra", "gradients", "attack", "defend", "warmup", "doctor",
 ]  # fmt: skip
 
 
