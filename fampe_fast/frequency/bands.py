@@ -101,10 +101,7 @@ class RadialBands:
         """
         self._check(first)
         self._check(second)
-        one, other = (torch.fft.rfft2(values.detach().cpu().double()) for values in (first, second))
-        height, width = self.size
-        found = (one.conj() * other).real.sum(1) * (multiplicity(width).double() / (height * width))
-        return RadialBands(self.size, self.edges, self.index.cpu().expand(len(first), -1, -1))._sums(found)
+        return self.sums(product_per_frequency(first, second))
 
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
         """Take what images hold in one ring: the orthogonal projection onto its frequencies.
