@@ -113,8 +113,10 @@ def _is_layer(module: nn.Module) -> bool:
     kind = type(module)
     if kind not in _LAYERS and f"{kind.__module__}.{kind.__qualname__}" not in _OTHER_LAYERS:
         return False
-    # Weight normalisation and pruning compute the weight from other parameters, and some put another forward in.
-    return set(module._parameters) == {"weight", "bias"} and "forward" not in vars(module)
+    # Weight normalisation and pruning compute the weight from other parameters, a hook before the pass may change it,
+    # and some put another forward in.
+    plain = set(module._parameters) == {"weight", "bias"} and not module._forward_pre_hooks
+    return plain and "forward" not in vars(module)
 
 
 class _TwinLayer:
