@@ -163,11 +163,12 @@ def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_n
         "fampe_fast/py.typed",
         "fampe_fast/kernels/__init__.py",
         "fampe_fast/reference/philox.py",
+        "fampe_fast/serve/page.html",
         "fampe_fast/weights/embedded_classifier.safetensors",
         "fampe_fast/weights/embedded_classifier.json",
     ):
         assert expected in names
-    assert wheel.stat().st_size < 2**20
+    assert wheel.stat().st_size < 1.5 * 2**20  # a third of it is the weights
 
 
 def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
