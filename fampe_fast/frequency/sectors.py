@@ -67,21 +67,23 @@ def orientation_sectors(height: int, width: int, count: int) -> OrientationSecto
     rows, columns = signed_frequencies(height, width)
     rows, columns = rows.expand(-1, columns.shape[1]), columns.expand(len(rows), -1)
     ambiguous = (2 * rows.abs() == height) | (2 * columns == width)
-    weights = torch.zeros(count, *rows.shape, dtype=torch.float64, device="cpu")
+    parts: list[tuple[Tensor, Tensor]] = []
     for sign in (1, -1):
         share = torch.where(ambiguous, 0.5, 1.0 if sign == 1 else 0.0).double()
+        share[0, 0] = 0
         # Rows go down: a wave that grows downwards and to the right runs at a negative angle.
         angle = torch.atan2(-sign * rows.double() / height, columns.double() / width)
         place = angle * (count / math.pi) + 0.5
         # Beside an edge both neighbours are named; elsewhere both are the one sector.
-        for shifted in (place - _ROUNDING, place + _ROUNDING):
-            sector = shifted.floor().long() % count
-            weights.scatter_add_(0, sector[None], (share / 2)[None])
-    weights[:, 0, 0] = 0
-    empty = (weights.flatten(1).sum(1) == 0).nonzero()
-    if len(empty):
+        parts += [(shifted.floor().long() % count, share / 2) for shifted in (place - _ROUNDING, place + _ROUNDING)]
+    # Found before the weights are made, whose size is the sectors' number.
+    held = torch.unique(torch.cat([sector[share > 0] for sector, share in parts])).tolist()
+    if len(held) < count:
+        empty = next(k for k in range(count) if k >= len(held) or held[k] != k)
         raise ValueError(
-            f"{count} sectors are too many for {height} x {width} pixels: sector {int(empty[0])} would hold no "
-            "frequency"
+            f"{count} sectors are too many for {height} x {width} pixels: sector {empty} would hold no frequency"
         )
+    weights = torch.zeros(count, *rows.shape, dtype=torch.float64, device="cpu")
+    for sector, share in parts:
+        weights.scatter_add_(0, sector[None], share[None])
     return OrientationSectors((height, width), weights)
