@@ -153,7 +153,7 @@ def test_correlations_have_intervals_that_hold() -> None:
     assert correlation(a, torch.ones(20)).value is None
     assert correlation(a[:1], a[:1]).value is None
     assert correlation(a[:3], a[:3]).interval is None
-    # Of 60 samples of a correlated pair, tied as eleven values are, nearly 57 intervals hold the truth.
+    # Of 30 samples of a correlated pair, tied as eleven values are, 28 or so intervals hold the truth.
     rng = np.random.default_rng(0)
 
     def pair(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,8 +161,8 @@ def test_correlations_have_intervals_that_hold() -> None:
         return torch.from_numpy(np.clip(np.round(2 * x + 5), 0, 10)), torch.from_numpy(np.round(8 * y))
 
     truth = correlation(*pair(20000)).value
-    intervals = [correlation(*pair(30)).interval for _ in range(60)]
-    assert 52 <= sum(low <= truth <= high for low, high in intervals) <= 59
+    intervals = [correlation(*pair(30)).interval for _ in range(30)]
+    assert 25 <= sum(low <= truth <= high for low, high in intervals) <= 29
 
 
 def test_the_cutoffs_are_those_of_the_method(tmp_path: Path) -> None:

@@ -54,7 +54,6 @@ def test_another_process_finds_what_was_saved(tmp_path: Path) -> None:
     assert compiled_in_a_process(tmp_path / "first", str(saved)) == {"hit": 0, "miss": 1}
     assert mark_of(saved).kind == "compile cache"
     loading = {compile_cache.VARIABLE: str(saved)}
-    assert compiled_in_a_process(tmp_path / "second", **loading) == {"hit": 1, "miss": 0}
     # What was loaded can be saved again.
     again = tmp_path / "again"
     assert compiled_in_a_process(tmp_path / "third", str(again), **loading) == {"hit": 1, "miss": 0}

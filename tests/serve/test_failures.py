@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_options_are_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixt
     ):
         assert main(["serve", "--model", "no_such_model", *words]) == UNUSABLE
         assert said in capsys.readouterr().err
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio switches Nagle's algorithm off for sockets that it knows to be TCP's."""
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_an_address_that_is_taken_is_named() -> None:
