@@ -61,6 +61,8 @@ def _read(row: Row, max_bytes: int) -> bytes:
             data = read(place, (row.offset, row.offset + row.size), max_bytes) if row.size else b""
             if len(data) < row.size:
                 raise PermanentError("the tar file is shorter than it was when it was listed")
+            if len(data) > row.size:
+                raise PermanentError("the server gives no parts of files, which images in tar files need")
     except (PermanentError, TransientError, ImportError):
         raise
     except MemoryError as error:

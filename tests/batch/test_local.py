@@ -110,6 +110,16 @@ def test_shards_that_often_ended_a_process_come_last(storage: Storage) -> None:
     assert shards_to_do(storage, read_back(storage), range(6)) == [0, 2, 3, 4, 5, 1]
 
 
+def test_marks_of_processes_that_died_after_they_stored_a_shard_are_removed_at_the_end(storage: Storage) -> None:
+    run(storage, shards=[0, 1])
+    storage.write("attempts/000000-1", b"")
+    storage.write("attempts/000000-2", b"")
+    run(storage, shards=[2])
+    assert unfinished(storage) == {0: 2}
+    run(storage)
+    assert unfinished(storage) == {}
+
+
 def test_errors_that_have_passed_are_healed_to_the_bytes_of_an_undisturbed_run(
     storage: Storage, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

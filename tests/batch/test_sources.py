@@ -616,9 +616,17 @@ def test_an_empty_object_is_told_where_the_store_refuses_its_range(
         read_bytes(Row(0, 0, f"{address}/full.png"), 100, ONCE)
 
 
+def test_a_server_that_gives_no_parts_of_a_tar_is_told(
+    store: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = store({"a.tar": b"x" * 100})
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda self, path, **_: b"x" * 100)
+    with pytest.raises(PermanentError, match="no parts of files"):
+        read_bytes(Row(0, 0, "a.png", f"{address}/a.tar", 10, 20), 100, ONCE)
+
+
 def test_what_may_pass_is_tried_again_with_growing_pauses() -> None:
     pauses: list[float] = []
-    told: list[str] = []
     outcomes = iter([TransientError("one"), TransientError("two"), b"done"])
 
     def call() -> bytes:
@@ -628,8 +636,7 @@ def test_what_may_pass_is_tried_again_with_growing_pauses() -> None:
         return outcome
 
     retry = Retry(4, 0.5, 30.0, seed=0, sleep=pauses.append)
-    assert retry.call(call, lambda error: told.append(str(error))) == b"done"
-    assert told == ["one", "two"]
+    assert retry.call(call) == b"done"
     assert len(pauses) == 2
     for pause, most in zip(pauses, (0.5, 1.0), strict=True):
         assert most / 2 < pause <= most
