@@ -214,6 +214,8 @@ def _plan(
 
     method = arguments.method
     check_sources(arguments.sources)
+    if known is None:
+        dest.check_writable()
     options, seed = _options(arguments, method)
     spec = _model_of(arguments)
     check_trusted(spec.source, arguments.trust_model)
