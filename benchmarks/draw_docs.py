@@ -1,4 +1,6 @@
-"""Draw the pictures of docs/methods.md: the embedded classifier on generated images, so anyone can repeat them.
+"""Draw the pictures of docs/methods.md, and the places of docs/frequency.md.
+
+The embedded classifier on generated images, so anyone can repeat them:
 
 python -m benchmarks.draw_docs --out docs/pictures
 """
@@ -9,13 +11,23 @@ import argparse
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from fampe_fast import BandLimitedAttack, OccludedFrequency, create_method, load_embedded_classifier
+from fampe_fast import (
+    BandLimitedAttack,
+    FrequencyAttribution,
+    OccludedFrequency,
+    create_method,
+    load_embedded_classifier,
+)
 from fampe_fast.engine.config import PathConfig
-from fampe_fast.frequency import fourier_signature, power_slope
+from fampe_fast.frequency import fourier_signature, power_slope, three_bands
+from fampe_fast.frequency.bands import NAMES_OF_THREE
 from fampe_fast.images.generated import generate
 from fampe_fast.metrics import insertion_deletion
 from fampe_fast.metrics.summary import bootstrap_interval
+from fampe_fast.models import Classifier
 from fampe_fast.plots import contact_sheet, curves_figure, overlay, save_figure, signatures_figure, slopes_figure
 from fampe_fast.plots.bands import BandCurve, bands_figure
 from fampe_fast.robustness import disturbance
@@ -80,7 +92,18 @@ def main() -> None:
         shares, title="Band-limited attacks: where the perturbation is", ylabel="share of the perturbation's energy"
     )
     save_figure(figure, out / "band_limited_attack.png")
+    save_figure(places_figure(classifier, *few), out / "places.png")
     print(f"wrote {', '.join(path.name for path in sorted(out.glob('*.png')))}")
+
+
+def places_figure(classifier: Classifier, images: Tensor, labels: Tensor) -> Figure:
+    """Draw where the low, the middle and the high band of images speak for their classes."""
+    evidence = FrequencyAttribution(classifier)(images, labels)
+    places = evidence.places(three_bands(*images.shape[-2:]))
+    maps = {"all bands": places.sum(1), **{name: places[:, k] for k, name in enumerate(NAMES_OF_THREE)}}
+    scores = {name: found.sum((1, 2, 3)) for name, found in maps.items()}
+    titles = [classifier.class_name(int(label)) for label in labels]
+    return contact_sheet(list(images), maps, titles, scores=scores, score_name="the band's evidence, in logits")
 
 
 if __name__ == "__main__":

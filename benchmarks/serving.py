@@ -43,7 +43,7 @@ def batch_rate(photos: Sequence[Path], count: int, words: Sequence[str]) -> floa
         given = [str(table), "--out", str(dest), "--rows-per-shard", str(rows), *words]
         subprocess.run([sys.executable, "-m", "fampe_fast", "batch", *given], check=True, capture_output=True)
         lines = [json.loads(line) for log in (dest / "log").glob("*.jsonl") for line in log.read_text().splitlines()]
-        shards = [line for line in lines if line["event"] == "shard"][1:]
+        shards = [line for line in lines if line.get("event") == "shard"][1:]
         return sum(one["rows"] for one in shards) / sum(one["seconds"] for one in shards)
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .robustness import PGD as PGD
     from .robustness import BandLimitedAttack as BandLimitedAttack
     from .robustness import BandMixAugmentation as BandMixAugmentation
+    from .robustness import FrequencyAttribution as FrequencyAttribution
     from .robustness import LowPassAugmentation as LowPassAugmentation
     from .robustness import transfer_rates as transfer_rates
     from .robustness.occluded_frequency import OccludedFrequency as OccludedFrequency
@@ -80,6 +81,7 @@ _HOMES = {
     "FORGrad": "methods.forgrad",
     "FampeWarning": "errors",
     "ImageReadError": "errors",
+    "FrequencyAttribution": "robustness",
     "LowPassAugmentation": "robustness",
     "LowPassGradients": "methods.forgrad",
     "OccludedFrequency": "robustness",

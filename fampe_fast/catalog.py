@@ -156,28 +156,29 @@ def filter_option() -> Option:
 
 @dataclass(frozen=True)
 class GradientRow:
-    """A kind of gradients for an attack: the samples that they are averaged over.
+    """A kind of gradients for an attack.
 
     Attributes:
         options: the configuration whose fields the options are.
-        samples: the default number of samples a step.
+        defaults: of options, where they are not those of ``options``.
     """
 
     options: str
-    samples: int
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
-
-GRADIENTS: dict[str, GradientRow] = {
-    "plain": GradientRow(f"{_PACKAGE}.engine.config:PathConfig", 1),
-    "fampe": GradientRow(_FAMPE, 20),
-    "attexplore": GradientRow(f"{_PACKAGE}.engine.config:AttEXploreConfig", 20),
-}
-"""Of an attack: those of the images themselves, or of a method's samples."""
 
 ATTACK_DEFAULTS: Mapping[str, object] = {
     "steps": 10, "views": 0, "eps": 8 / 255, "smoothing": False, "input_diversity": False,
 }  # fmt: skip
 """Of an attack's path, where they are not those of a map's."""
+
+GRADIENTS: dict[str, GradientRow] = {
+    "plain": GradientRow(f"{_PACKAGE}.engine.config:PathConfig", {**ATTACK_DEFAULTS, "samples": 1}),
+    "fampe": GradientRow(_FAMPE, {**ATTACK_DEFAULTS, "samples": 20}),
+    "attexplore": GradientRow(f"{_PACKAGE}.engine.config:AttEXploreConfig", {**ATTACK_DEFAULTS, "samples": 20}),
+    "none": GradientRow(f"{_PACKAGE}.robustness.simba:SimBAConfig"),
+}
+"""Of an attack: those of the images themselves, or of a method's samples; or none, which is SimBA."""
 
 DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
 """What path methods make of the depths, and a calibration sets; without views there are none."""
@@ -189,9 +190,8 @@ NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff", "views", *DEPTH_O
 def gradient_options(gradients: str) -> tuple[Option, ...]:
     """Read the options that an attack with these gradients takes."""
     row = GRADIENTS[gradients]
-    defaults = {**ATTACK_DEFAULTS, "samples": row.samples}
     return tuple(
-        replace(option, default=defaults.get(option.name, option.default))
+        replace(option, default=row.defaults.get(option.name, option.default))
         for option in read_options(row.options)
         if option.name not in NOT_OF_ATTACKS
     )
@@ -345,6 +345,7 @@ STUDIES: dict[str, StudyRow] = {
     "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
     "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also other libraries', and its passes"),
     "tokens": StudyRow(f"{_DEFINITIONS}:tokens_study", "the method, for token models"),
+    "forgrad": StudyRow(f"{_DEFINITIONS}:forgrad_study", "gradient methods with FORGrad's filter, beside RISE"),
     "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
     "cutoff": StudyRow(f"{_DEFINITIONS}:cutoff_study", "the cut-off between the bands"),
     "budget": StudyRow(f"{_DEFINITIONS}:budget_study", "steps and samples"),

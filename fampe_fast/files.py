@@ -280,7 +280,7 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[str | os.PathLike[
         number = "" if len(paths) == 1 else f" (the first of {len(paths)} such files)"
         raise ValueError(f"{paths[0]} {reason}{number}; choose another place for the outputs (--out)")
     for folder in folders:
-        _check_folder(folder)
+        check_folder(folder)
 
 
 def _place(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -310,8 +310,12 @@ def _objection(output: Output, read: set[tuple[int, int] | None]) -> str | None:
     return None
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, or not be written to, before there is anything to lose."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or not be written to, before there is anything to lose.
+
+    Raises:
+        OSError: it names the folder and the reason.
+    """
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent

@@ -42,6 +42,7 @@ QUICK = {
     "evaluate": ["--method", "fampe", *PATH, "--metric-steps", "2"],
     "attack": ["--bands", "low", "--steps", "1"],
     "occlude": ["--bands", "4"],
+    "frequency": ["--parts", "attribution", "--passes", "1"],
     "tune": ["--method", "fampe", *PATH, "--metric-steps", "2"],
     "study": [*PATH, "--metric-steps", "2"],
 }
@@ -50,6 +51,7 @@ OUTPUTS = {
     "evaluate": ["scores.json", "contact_sheet.png", "scores.jsonl"],
     "attack": ["attack.json", "attack.png", "attack.jsonl"],
     "occlude": ["occluded_frequency.json", "occluded_frequency.png", "occluded_frequency.jsonl"],
+    "frequency": ["frequency.json", "frequency.png", "reliance.png", "places.png", "frequency.jsonl"],
     "tune": ["cutoffs.json", "cutoffs.png", "cutoffs.jsonl"],
     "study": ["study.json", "table.md", "plot.png", "choices.png", "scores.jsonl"],
     "demo": ["demo.png"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fampe_fast
 from fampe_fast.errors import BackendUnavailableError
@@ -162,11 +163,12 @@ def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_n
         "fampe_fast/py.typed",
         "fampe_fast/kernels/__init__.py",
         "fampe_fast/reference/philox.py",
+        "fampe_fast/serve/page.html",
         "fampe_fast/weights/embedded_classifier.safetensors",
         "fampe_fast/weights/embedded_classifier.json",
     ):
         assert expected in names
-    assert wheel.stat().st_size < 2**20
+    assert wheel.stat().st_size < 1.5 * 2**20  # a third of it is the weights
 
 
 def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
@@ -277,6 +279,33 @@ def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             backends.choice("cpu")
     finally:
         backends._choice.cache_clear()
+
+
+NOT_INSTALLED = "import sys; sys.modules['triton'] = None"
+"""Importing it then raises what it raises where it is not installed."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--out", "demo"],
+        ["explain", "photo.png", "--model", "small.pt", "--steps", "1", "--samples", "2", "--views", "0"],
+        ["doctor"],
+    ],
+    ids=["demo", "explain", "doctor"],
+)
+def test_no_command_needs_triton(words: list[str], model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.pt").symlink_to(model_file)
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "photo.png")
+    code = f"{NOT_INSTALLED}; from fampe_fast.cli import main; assert main({words!r}) == 0"
+    run(code, tmp_path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+
+def test_the_triton_backend_says_what_to_install_where_it_is_missing(tmp_path: Path) -> None:
+    code = f"{NOT_INSTALLED}; from fampe_fast.cli import main; sys.stderr = sys.stdout; assert main(['demo']) == 2"
+    said = run(code, tmp_path, PYTHONPATH=str(ROOT), FAMPE_FAST_BACKEND="triton", TRITON_INTERPRET="1")
+    assert said.count("\n") == 1
+    assert "FAMPE_FAST_BACKEND='triton' cannot run: the package triton is not installed: pip install triton" in said
 
 
 def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:

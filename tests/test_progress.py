@@ -14,6 +14,7 @@ from fampe_fast import (
     FAMPE,
     AttEXplore,
     FORGrad,
+    FrequencyAttribution,
     OccludedFrequency,
     calibrate_depths,
     create_method,
@@ -27,7 +28,7 @@ from fampe_fast.engine.config import PathConfig
 from fampe_fast.methods.registry import options_of
 from fampe_fast.metrics.protocols import PROTOCOLS, Protocol, SolidColour
 from fampe_fast.progress import UpTo, progress
-from fampe_fast.robustness import BandLimitedAttack
+from fampe_fast.robustness import BandLimitedAttack, FirstOrderTest, SimBA, SimBAConfig
 
 from .models_for_tests import Smooth, some_images, suited
 
@@ -100,6 +101,11 @@ CALLS: dict[str, Callable[[], Any]] = {
         FAMPE(MODEL, steps=1, samples=1), IMAGES, CLASSES, stages=2, show_progress=True
     ),
     "occluded frequency": lambda: OccludedFrequency(MODEL, 4)(IMAGES, 1, internal_batch_size=4, show_progress=True),
+    "frequency attribution": lambda: FrequencyAttribution(MODEL, passes=3)(
+        IMAGES, 1, internal_batch_size=4, show_progress=True
+    ),
+    "first order": lambda: FirstOrderTest(MODEL, samples=3)(IMAGES, 1, internal_batch_size=4, show_progress=True),
+    "queries": lambda: SimBA(MODEL, "low", 4, SimBAConfig(max_queries=9))(IMAGES, 1, show_progress=True),
     "FAMPE": lambda: FAMPE(MODEL, steps=3, samples=2).attribute(IMAGES, 1, show_progress=True),
     "FAMPE with an explorer": lambda: FAMPE(MODEL, steps=2, samples=3, explorer=Smooth(seed=1)).attribute(
         IMAGES, 1, show_progress=True, internal_batch_size=2

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -32,7 +33,7 @@ from fampe_fast import FAMPE, AttEXplore, insertion_deletion
 from fampe_fast.ops.backends import OPS
 from fampe_fast.runtime.outputs import cross_entropy
 
-from .models_for_tests import Smooth, asked, some_images
+from .models_for_tests import Smooth, asked, some_images, suited
 
 METHODS = [FAMPE, AttEXplore]
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -292,6 +293,44 @@ def test_the_cosine_transform_is_computed_once_per_step_and_every_sample_once(sa
     assert elements["fampe_fast.separable_transform.default"] == (1 + samples) * whole
     assert elements["fampe_fast.dct_mix.default"] == samples * whole
     assert counted["fampe_fast.gradient_step.default"] == 1
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often the parameters of a model are cast."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._places = {parameter.data_ptr() for parameter in model.parameters()}
+        self.counted = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.aten._to_copy.default:
+            self.counted += args[0].data_ptr() in self._places
+        return function(*args, **(kwargs or {}))
+
+
+def mobilenet() -> torch.nn.Module:
+    return timm.create_model("mobilenetv3_small_050", num_classes=5).eval()
+
+
+@pytest.mark.parametrize("options", [{"steps": 1, "samples": 8, "views": 0}, {"passes": 2}], ids=["path", "views"])
+@pytest.mark.parametrize("make", [mobilenet, lambda: suited("attention")], ids=["MobileNetV3-S", "ViT"])
+def test_weights_are_cast_once_per_call(make: Callable[[], torch.nn.Module], options: dict[str, int]) -> None:
+    images = some_images(4, height=24, width=24)
+    model = asked(make(), images)
+    explainer = FAMPE(model, compile="off", precision="bf16", **options)
+
+    def casts(chunk: int) -> int:
+        explainer.attribute(images, 0, internal_batch_size=chunk)  # what is kept from call to call
+        with Casts(model) as found:
+            explainer.attribute(images, 0, internal_batch_size=chunk)
+        return found.counted
+
+    layers = [module for module in model.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
+    weights = sum(len(list(layer.parameters())) for layer in layers)
+    assert casts(4) == casts(2) == weights > 10
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ class Machine:
         load: the system's load average at the start and at the end, where there is one.
         stolen: share of the processors' time in between that went to other machines on the same host, where the
             system knows it.
-        tests: "passed" or what failed, where tests ran first; if they failed there are no rows.
+        tests: "passed" or what failed, where tests ran.
+        unverified: the primitives that failing tests are about.
         copy_bytes_per_s: of device memory, where it was measured.
         write_bytes_per_s: likewise.
     """
@@ -75,6 +76,7 @@ class Machine:
     load: tuple[float, ...] = ()
     stolen: float = 0.0
     tests: str = ""
+    unverified: tuple[str, ...] = ()
     copy_bytes_per_s: float | None = None
     write_bytes_per_s: float | None = None
 
@@ -82,6 +84,10 @@ class Machine:
     def dry_run(self) -> bool:
         """Whether the figures mean nothing."""
         return self.build.device == DRY_RUN_DEVICE
+
+    def verifies(self, primitive: str | None) -> bool:
+        """Tell whether tests have run here and none failed that is about a primitive; None for about any."""
+        return bool(self.tests) and (not self.unverified if primitive is None else primitive not in self.unverified)
 
     @property
     def disturbed(self) -> str:

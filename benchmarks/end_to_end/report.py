@@ -39,7 +39,7 @@ def _cells(row: CallRow) -> list[str]:
     if not row.measured:
         return [str(row.way), row.status, *[""] * 6]
     return [
-        str(row.way),
+        f"{row.way}{'' if row.verified else ', UNVERIFIED'}",
         "" if row.way.method == BARE and row.way.enlarged else str(row.maps_per_s),
         str(row.per_pass),
         *(Spread.of(shares).percent() if shares else "" for shares in (row.shares, row.shares_of_best)),

@@ -1,9 +1,9 @@
-"""Run the tests that must pass before anything is timed: no speed without equivalence."""
+"""Run the tests that must pass for a time to count: no speed without equivalence."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,17 +43,40 @@ def checks(dry_run: bool) -> list[Check]:
     ]
 
 
-def failure(checks: Sequence[Check], timeout: float) -> str | None:
-    """Run the checks; return what went wrong, or None."""
-    environment = dict(os.environ)
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a check.
+
+    Attributes:
+        text: for people; the first line is the short of it.
+        tests: the names of the tests that failed; none where pytest did not come to name any.
+    """
+
+    text: str
+    tests: tuple[str, ...] = ()
+
+
+def concerned(failures: Sequence[Failure], primitives: Sequence[str]) -> tuple[str, ...]:
+    """List the primitives that failing tests are about: those in a test's name, and all where there is none in it."""
+    found = set()
+    for failure in failures:
+        for test in failure.tests or ("",):
+            found.update([name for name in primitives if name in test] or primitives)
+    return tuple(name for name in primitives if name in found)
+
+
+def failures(checks: Sequence[Check], timeout: float) -> list[Failure]:
+    """Run the checks, and return what went wrong in each that failed."""
+    found = []
     for check in checks:
         try:
-            done = subprocess.run(
-                check.command, cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(check.command, cwd=ROOT, timeout=timeout, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
-            return f"the tests did not end within {timeout:.0f} s: {' '.join(check.command[1:])}"
+            found.append(Failure(f"the tests did not end within {timeout:.0f} s: {' '.join(check.command[1:])}"))
+            continue
         if done.returncode and not (check.may_be_empty and done.returncode == _NOTHING_COLLECTED):
-            tail = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-            return f"exit status {done.returncode} from {' '.join(check.command[1:])}\n{tail}"
-    return None
+            said = (done.stdout + done.stderr).splitlines()
+            tests = [match[1] for line in said if (match := re.match(r"(?:FAILED|ERROR) (\S+)", line))]
+            text = "\n".join([f"exit status {done.returncode} from {' '.join(check.command[1:])}", *said[-30:]])
+            found.append(Failure(text, tuple(tests)))
+    return found

@@ -68,7 +68,7 @@ def bars(rows: Sequence[KernelRow]) -> list[str]:
         reached = [
             row.floor_share
             for row in rows
-            if row.kernel == name and row.provider == "kernel" and row.measured and _usual(row.size)
+            if row.kernel == name and row.provider == "kernel" and row.measured and row.verified and _usual(row.size)
         ]
         for share in reached:
             said.append(_bar(f"{name} {USUAL}: {share:.0%} of its floor, bar {bar:.0%}", (share or 0) >= bar))
@@ -109,7 +109,7 @@ def table(rows: Sequence[KernelRow]) -> str:
         lines.append(
             f"{head}{_us(row.median_us):>11.1f}{quartiles:>22}{row.repetitions:>5}{_us(row.host_us):>11.1f}"
             f"{row.bytes / 1e6:>9.2f}{row.bandwidth_share:>7.1%}{_us(row.floor_us):>10.2f}{row.floor_by:>8}"
-            f"{row.floor_share:>9.1%}{peak:>9}  {row.form}"
+            f"{row.floor_share:>9.1%}{peak:>9}  {row.form}{'' if row.verified else ' UNVERIFIED'}"
         )
     return "\n".join(lines)
 

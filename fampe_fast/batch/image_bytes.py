@@ -16,7 +16,7 @@ from .failures import PermanentError, TransientError
 from .found import open_file
 from .plan import Row
 from .retry import Retry
-from .source_table import image_column
+from .source_table import beside, image_column
 from .urls import filesystem_of, hide_secrets, is_url
 
 # Of local files. What else can go wrong there (a file system that is away, a permission) may pass.
@@ -55,12 +55,14 @@ def _read(row: Row, max_bytes: int) -> bytes:
             data = read(place, None, max_bytes)
         elif row.size is None:
             assert row.offset is not None
-            data = _cell(place, row.offset)
+            data = _cell(place, row.offset, max_bytes)
         else:
             assert row.offset is not None
             data = read(place, (row.offset, row.offset + row.size), max_bytes) if row.size else b""
             if len(data) < row.size:
                 raise PermanentError("the tar file is shorter than it was when it was listed")
+            if len(data) > row.size:
+                raise PermanentError("the server gives no parts of files, which images in tar files need")
     except (PermanentError, TransientError, ImportError):
         raise
     except MemoryError as error:
@@ -133,16 +135,19 @@ class _Images(NamedTuple):
     rows: int
 
 
-def _cell(place: str, row: int) -> bytes:
+def _cell(place: str, row: int, max_bytes: int) -> bytes:
     images = _images_in(place)
     if row >= images.rows:
         raise PermanentError("the Parquet file has fewer rows than when it was listed")
     group = bisect.bisect_right(images.starts, row) - 1
     value = _group(place, group, images.column)[row - images.starts[group]].as_py()
-    found = value.get("bytes") if isinstance(value, dict) else value
-    if found is None:
+    found, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if found is not None:
+        return bytes(found)
+    if not path:
         raise PermanentError("the row holds no image")
-    return bytes(found)
+    file = beside(place, path)  # as Hugging Face's data sets have images that were not put into them
+    return (_remote if is_url(file) else _local)(file, None, max_bytes)
 
 
 @lru_cache(maxsize=16)

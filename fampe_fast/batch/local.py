@@ -127,6 +127,8 @@ def concluded(dest: Storage, plan: Plan, tally: Tally, stopped: bool) -> RunRepo
     """Write the manifest where all shards are there, and report what a run has done."""
     missing = plan.shards - len(finished_shards(dest) & set(range(plan.shards)))
     if not missing:
+        for shard in attempts.unfinished(dest):  # of processes that died between a shard and its mark
+            attempts.clear(dest, shard)
         write_manifest(dest, plan)
     return tally.report(stopped, missing)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import first_line
 from ..ops.backends import VARIABLE
+from ..runtime.compile_cache import VARIABLE as COMPILE_CACHE
 from ..runtime.lost_device import is_of_device
 from . import attempts
 from .decoding import usual_processes
@@ -180,6 +181,8 @@ def _environment(plan: Plan) -> dict[str, Any]:
     variables = {VARIABLE: plan.backend}
     if plan.device == "cpu":
         variables["OMP_NUM_THREADS"] = str(plan.threads)
+    if COMPILE_CACHE in os.environ:
+        variables[COMPILE_CACHE] = os.environ[COMPILE_CACHE]
     return {"runtime_env": {"env_vars": variables}}
 
 

@@ -40,12 +40,8 @@ class Retry:
         self._attempts, self._base, self._longest, self._sleep = attempts, base, longest, sleep
         self._random = random.Random(seed)
 
-    def call(self, function: Callable[[], Result], on_retry: Callable[[TransientError], None] | None = None) -> Result:
-        """Call a function until it answers.
-
-        Args:
-            function: without arguments.
-            on_retry: told of every failure after which it is called again.
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function without arguments until it answers.
 
         Raises:
             TransientError: of the last attempt; any other error at once.
@@ -53,10 +49,8 @@ class Retry:
         for attempt in range(self._attempts):
             try:
                 return function()
-            except TransientError as error:
+            except TransientError:
                 if attempt == self._attempts - 1:
                     raise
-                if on_retry is not None:
-                    on_retry(error)
             self._sleep(min(self._longest, self._base * 2**attempt) * (1 - self._random.random() / 2))
         raise ValueError(f"attempts must be at least 1, got {self._attempts}")

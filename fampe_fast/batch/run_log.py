@@ -74,7 +74,7 @@ def _now() -> float:
 
 def logged(storage: Storage, event: str) -> Iterator[dict[str, Any]]:
     """Read the lines of one event from the logs of all processes; a line that was cut off is left out."""
-    for name in storage.names(FOLDER):
+    for name in storage.names(f"{FOLDER}/"):
         for line in storage.read(name).splitlines():
             try:
                 found = json.loads(line)

@@ -12,7 +12,8 @@ from typing import Any
 from ..files import IMAGE, mark_of
 from ..images import IMAGE_EXTENSIONS
 from .found import Found, Note, suffix_of
-from .urls import filesystem_of, is_url, without_secrets
+from .stores import ask
+from .urls import is_url, without_secrets
 
 _WILD = "*?["
 TABLES, TARS = (".csv", ".parquet", ".pq"), (".tar",)
@@ -22,6 +23,24 @@ TABLES, TARS = (".csv", ".parquet", ".pq"), (".tar",)
 def has_wildcards(source: str) -> bool:
     """Tell whether a source is a pattern, which web addresses cannot be."""
     return any(sign in source for sign in _WILD) and not source.lower().startswith(("http://", "https://"))
+
+
+def kind_at(address: str) -> str | None:
+    """Tell whether there is a "file" or a "directory" at an address; None where there is nothing.
+
+    Raises:
+        OSError: the store refuses or fails.
+    """
+    try:
+        # Not isfile(), to which a store that refuses is one where there is nothing.
+        return str(ask(address, lambda system, path: system.info(path)["type"]))
+    except FileNotFoundError:
+        return None
+
+
+def folder_before_wildcards(pattern: str) -> str:
+    """Take of a pattern the folder in which its matches can be."""
+    return pattern[: min(place for sign in _WILD if (place := pattern.find(sign)) >= 0)].rpartition("/")[0]
 
 
 def files_of_glob(pattern: str, note: Note) -> list[str]:
@@ -35,8 +54,7 @@ def files_of_glob(pattern: str, note: Note) -> list[str]:
         ValueError: it matches no such files.
     """
     if is_url(pattern):
-        system, path = filesystem_of(pattern)
-        matched = [_address(system, name) for name, info in system.glob(path, detail=True).items() if _is_file(info)]
+        matched = ask(pattern, _matched)
     else:
         matched = [name for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name)]
     kinds = (*IMAGE_EXTENSIONS, *TABLES, *TARS)
@@ -100,18 +118,24 @@ def _files_in(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[st
 
 
 def _files_at(folder: str) -> list[str]:
-    system, path = filesystem_of(folder)
+    return ask(folder, _found)
+
+
+def _found(system: Any, path: str) -> list[str]:
     start = len(path.rstrip("/")) + 1
     inside = [name for name in system.find(path) if not any(part[:1] == "." for part in name[start:].split("/"))]
-    return [_address(system, name) for name in sorted(inside, key=lambda name: name.split("/"))]
+    # A store's own pages show a folder that they have made as an empty file whose name ends so.
+    files = [name for name in inside if not name.endswith("/")]
+    return [_address(system, name) for name in sorted(files, key=lambda name: name.split("/"))]
+
+
+def _matched(system: Any, path: str) -> list[str]:
+    found = system.glob(path, detail=True)
+    return [_address(system, name) for name, info in found.items() if info.get("type") == "file"]
 
 
 def _address(system: Any, name: str) -> str:
     return str(system.unstrip_protocol(name))
-
-
-def _is_file(info: dict[str, Any]) -> bool:
-    return info.get("type") == "file"
 
 
 def _is_figure(path: str) -> bool:

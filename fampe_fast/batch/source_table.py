@@ -102,16 +102,25 @@ class _Reader:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{self.shown}, {row}: the place of the image is {value!r}; expected a path or a URL")
         try:
-            check_url(value)
+            return beside(self.place, value)
         except ValueError as error:
             raise ValueError(f"{self.shown}, {row}: {error}") from error
-        local = local_path_of(value)
-        if local is None:
-            return value
-        if os.path.isabs(local) or not is_url(self.place):
-            return os.path.normpath(os.path.join(os.path.dirname(self.place), local))
-        start, _, path = self.place.partition("://")
-        return f"{start}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), local))}"
+
+
+def beside(table: str, path: str) -> str:
+    """Resolve a path or URL that a table names against the table's folder.
+
+    Raises:
+        ValueError: a URL with a name or password.
+    """
+    check_url(path)
+    local = local_path_of(path)
+    if local is None:
+        return path
+    if os.path.isabs(local) or not is_url(table):
+        return os.path.normpath(os.path.join(os.path.dirname(table), local))
+    start, _, inside = table.partition("://")
+    return f"{start}://{posixpath.normpath(posixpath.join(posixpath.dirname(inside), local))}"
 
 
 def images_of_csv(place: str, note: Note, targets: bool = True) -> Iterator[Found]:

@@ -6,15 +6,25 @@ import hashlib
 import heapq
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 from ..images import IMAGE_EXTENSIONS
 from .found import Found, Note, suffix_of
 from .plan import Row
-from .source_files import TABLES, TARS, files_of_glob, has_wildcards, images_of_folder
+from .source_files import (
+    TABLES,
+    TARS,
+    files_of_glob,
+    folder_before_wildcards,
+    has_wildcards,
+    images_of_folder,
+    kind_at,
+)
 from .source_table import images_of_csv, images_of_parquet
 from .source_tar import images_of_tar
+from .stores import told
 from .urls import check_url, filesystem_of, is_url, local_path_of, without_secrets
 
 Target = int | Literal["model"] | None
@@ -42,11 +52,17 @@ def check_sources(sources: Sequence[str]) -> None:
     """Refuse sources that plainly are none, before there is any work.
 
     Raises:
-        ValueError: one is empty, a URL with a name or password, or a local path where there is nothing.
+        ValueError: one is empty, a URL with a name or password, or a path or URL where there is nothing.
+        OSError: a store refuses or fails.
     """
     for source in map(absolute, sources):
-        if not is_url(source) and not os.path.lexists(source) and not has_wildcards(source):
-            raise ValueError(f"there is no {source}; {_EXPECTED}")
+        place = folder_before_wildcards(source) if has_wildcards(source) else source
+        if is_url(source):
+            nothing = not _is_web_or_chained(source) and is_url(place) and kind_at(place) is None
+        else:
+            nothing = place == source and not os.path.lexists(source)
+        if nothing:
+            raise ValueError(f"there is no {without_secrets(place)}; {_EXPECTED}")
 
 
 def list_rows(
@@ -171,20 +187,31 @@ def _images_of(source: str, note: Note, targets: bool) -> Iterator[Found]:
 
 
 def _images_at(source: str, note: Note, targets: bool) -> Iterator[Found]:
-    web, chained = source.lower().startswith(("http://", "https://")), "::" in source
-    system, path = filesystem_of(source)
-    if has_wildcards(source) and not chained:
+    filesystem_of(source)
+    if has_wildcards(source) and "::" not in source:
         for file in files_of_glob(source, note):
             yield from _images_in_file(file, note, targets)
-    elif web or chained or system.isfile(path):
-        yield from _images_in_file(source, note, targets)
-    elif system.isdir(path):
-        yield from images_of_folder(source, note)
-    else:
+        return
+    kind = "file" if _is_web_or_chained(source) else kind_at(source)
+    if kind is None:
         raise ValueError(f"there is no {without_secrets(source)}; {_EXPECTED}")
+    if kind == "file":
+        yield from _images_in_file(source, note, targets)
+    else:
+        yield from images_of_folder(source, note)
+
+
+def _is_web_or_chained(source: str) -> bool:
+    """Tell addresses that can only be those of files."""
+    return source.lower().startswith(("http://", "https://")) or "::" in source
 
 
 def _images_in_file(file: str, note: Note, targets: bool) -> Iterator[Found]:
+    with told(file) if is_url(file) else nullcontext():
+        yield from _images_of_its_kind(file, note, targets)
+
+
+def _images_of_its_kind(file: str, note: Note, targets: bool) -> Iterator[Found]:
     suffix = suffix_of(file)
     if suffix in IMAGE_EXTENSIONS:
         yield Found(file)

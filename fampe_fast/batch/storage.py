@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from ..files import remove_leftovers, write_atomically
+from .stores import RemoteFile, ask
 from .urls import check_url, filesystem_of, local_path_of, without_secrets
 
+_AHEAD = 2**16
+"""Bytes that are read at least: as many as cost a store about as much as one."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -38,8 +42,11 @@ class Storage:
         """Tell whether there is a file of this name."""
         if self.local_path is not None:
             return self._local(name).is_file()
-        system, path = self._remote(name)
-        return bool(system.isfile(path))
+        try:
+            # Not isfile(), to which a store that fails is one where there is nothing.
+            return bool(ask(self._remote(name), lambda system, path: system.info(path)["type"] == "file"))
+        except FileNotFoundError:
+            return False
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """List the names of all files that begin with a text, sorted; hidden ones are left out.
@@ -48,20 +55,22 @@ class Storage:
             prefix: "maps/" for what is in a folder; empty for the whole storage.
         """
         folder = prefix.rpartition("/")[0]
+        found: Iterable[str]
         if self.local_path is not None:
             found = _walk(self._local(folder) if folder else self.local_path, f"{folder}/" if folder else "")
         else:
             found = self._found(folder)
         yield from (name for name in found if name.startswith(prefix))
 
-    def _found(self, folder: str) -> Iterator[str]:
-        system, root = filesystem_of(self.address)
-        root = root.rstrip("/")
-        path = f"{root}/{_checked(folder)}" if folder else root
-        with contextlib.suppress(FileNotFoundError):
-            system.invalidate_cache(path)
-            names = (found[len(root) :].lstrip("/") for found in system.find(path))
-            yield from sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
+    def _found(self, folder: str) -> list[str]:
+        root = filesystem_of(self.address)[1].rstrip("/")
+        try:
+            found = ask(self._remote(folder) if folder else self.address, lambda system, path: system.find(path))
+        except FileNotFoundError:
+            return []
+        names = (path[len(root) :].lstrip("/") for path in found)
+        # A store's own pages show a folder that they have made as an empty file whose name ends so.
+        return sorted(name for name in names if name[-1:] not in ("", "/") and name.rpartition("/")[2][0] != ".")
 
     def read(self, name: str) -> bytes:
         """Read a file.
@@ -71,15 +80,13 @@ class Storage:
         """
         if self.local_path is not None:
             return self._local(name).read_bytes()
-        system, path = self._remote(name)
-        return bytes(system.cat_file(path))
+        return bytes(ask(self._remote(name), lambda system, path: system.cat_file(path)))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading at any place in it."""
         if self.local_path is not None:
             return self._local(name).open("rb")
-        system, path = self._remote(name)
-        return cast(BinaryIO, system.open(path, "rb"))
+        return cast(BinaryIO, io.BufferedReader(RemoteFile(self._remote(name)), _AHEAD))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all, replacing one of this name; it is stored when this returns.
@@ -90,9 +97,8 @@ class Storage:
         if self.local_path is not None:
             write_atomically(self._local(name), content)
             return
-        system, path = self._remote(name)
         # One put: a stream that an exception closes would leave a part of the object.
-        system.pipe_file(path, content)
+        ask(self._remote(name), lambda system, path: system.pipe_file(path, content))
 
     def size(self, name: str) -> int:
         """Return the bytes of a file.
@@ -102,8 +108,7 @@ class Storage:
         """
         if self.local_path is not None:
             return self._local(name).stat().st_size
-        system, path = self._remote(name)
-        return int(system.size(path))
+        return int(ask(self._remote(name), lambda system, path: system.size(path)))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -111,8 +116,18 @@ class Storage:
             if self.local_path is not None:
                 self._local(name).unlink()
             else:
-                system, path = self._remote(name)
-                system.rm_file(path)
+                ask(self._remote(name), lambda system, path: system.rm_file(path))
+
+    def check_writable(self) -> None:
+        """Write a hidden file into an object store and remove it, which shows whether bucket and credentials are right.
+
+        Raises:
+            OSError: nothing can be written, or removed; the message says why.
+        """
+        if self.local_path is None:
+            probe = f"{self.address}/.fampe_fast"
+            ask(probe, lambda system, path: system.pipe_file(path, b""))
+            ask(probe, lambda system, path: system.rm_file(path))
 
     def remove_leftovers(self) -> None:
         """Remove what processes of this machine that were killed while they wrote have left in local folders."""
@@ -124,9 +139,8 @@ class Storage:
         assert self.local_path is not None
         return self.local_path / _checked(name)
 
-    def _remote(self, name: str) -> tuple[Any, str]:
-        system, root = filesystem_of(self.address)
-        return system, f"{root.rstrip('/')}/{_checked(name)}"
+    def _remote(self, name: str) -> str:
+        return f"{self.address}/{_checked(name)}"
 
 
 def open_storage(place: str | os.PathLike[str]) -> Storage:

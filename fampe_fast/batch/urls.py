@@ -75,7 +75,8 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0].lower()
     extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(scheme)
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        # A remembered listing would hide what other processes write.
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         if extra is not None:
             raise needs(extra, "s3fs" if extra == "s3" else "gcsfs", f"to read {without_secrets(url)}") from error

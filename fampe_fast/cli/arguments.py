@@ -123,6 +123,14 @@ def add_method(parser: argparse._ActionsContainer, default: str, *, filters: boo
     )
 
 
+def add_one_method(parser: argparse._ActionsContainer) -> None:
+    """Add the choice of one method."""
+    known = f"{', '.join(PLAIN_METHODS)}; {' or '.join(FILTERS)} before a name filters its maps"
+    parser.add_argument(
+        "--method", type=_one_method, default="fampe", metavar="NAME", help=f"one of: {known} (default: fampe)"
+    )
+
+
 def add_metric(parser: argparse._ActionsContainer) -> None:
     """Add the choice of metrics, a comma-separated list."""
     parser.add_argument(
@@ -194,6 +202,13 @@ def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
 def method_list(text: str) -> list[str]:
     """Read names of methods with commas between."""
     return names_of(METHODS, "method")(text)
+
+
+def _one_method(text: str) -> str:
+    names = method_list(text)
+    if len(names) > 1:
+        raise argparse.ArgumentTypeError(f"expected one method, got {', '.join(names)}")
+    return names[0]
 
 
 def plain_method_list(text: str) -> list[str]:

@@ -243,7 +243,7 @@ def chosen_images(arguments: argparse.Namespace) -> ChosenImages:
 def other_inputs(arguments: argparse.Namespace) -> list[Path]:
     """List the files and folders that a command reads besides images: models, checkpoints, labels, names."""
     known = vars(arguments).items()
-    values = [value for name, value in known if name not in ("out", "command", "images") and ":" not in name]
+    values = [value for name, value in known if name not in ("out", "save", "command", "images") and ":" not in name]
     paths = [Path(value) for value in values if isinstance(value, str | Path) and str(value)]
     return [path for path in paths if os.path.exists(path)]
 

@@ -16,18 +16,20 @@ from .commands import (
     evaluate,
     explain,
     export,
-    occlude,
+    frequency,
+    gradients,
     serve,
     spectra,
     study,
     tune,
     verify,
+    warmup,
 )
 
 # In the order of the help.
 _COMMANDS = (
-    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, occlude, spectra, attack, defend,
-    doctor,
+    demo, explain, batch, verify, export, serve, evaluate, tune, calibrate, study, frequency, spectra, gradients,
+    attack, defend, warmup, doctor,
 )  # fmt: skip
 
 

@@ -103,6 +103,7 @@ class GradientLoop:
         probed: ModelInfo,
         takes_frames: bool,
         *,
+        twin: Model,
         sampler: Sampler,
         config: PathConfig,
         schedule: Schedule,
@@ -114,6 +115,7 @@ class GradientLoop:
             model: in evaluation mode.
             probed: what is known of it.
             takes_frames: whether it takes input diversity's larger frames.
+            twin: makes the passes in its place (``cast_weights``).
             sampler: makes the samples.
             config: of the path.
             schedule: the order of the samples.
@@ -123,7 +125,7 @@ class GradientLoop:
             ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not; CUDA
                 graphs for a device that has none.
         """
-        self._model, self._config, self._schedule, self._chunks = model, config, schedule, chunks
+        self._twin, self._config, self._schedule, self._chunks = twin, config, schedule, chunks
         self._form = form_of(model, probed, config, None if takes_frames else schedule)
         self._compile = resolve_compile(config.compile, schedule.device)
         self._body = _compiled_of(model, sampler, config, self._compile == "graphs")
@@ -150,7 +152,7 @@ class GradientLoop:
         return total[:count]
 
     def _add(self, total: Tensor, batch: Batch, chunk: Chunk, plain: bool) -> None:
-        arguments = self._model, batch, chunk, self._form
+        arguments = self._twin, batch, chunk, self._form
         body = self._body.plain if plain else self._body
         if not plain:
             _mark_dynamic(batch, chunk)

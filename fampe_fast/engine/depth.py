@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import warn
 from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
+from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import even_parts
 from ..runtime.compilation import Compiled, resolve_compile
 from ..runtime.model import Model, frozen_parameters
@@ -20,7 +21,7 @@ from ..runtime.per_model import cache_of
 from .aggregation import ModelForm, form_of, objective, shown_to
 from .config import PathConfig, Precision
 from .levels import levels_of
-from .precision import matrix_precision
+from .precision import cast_dtype, matrix_precision
 from .request import Request
 
 # Of the pixels' evidence where a path has collected it; that of one gradient is noise beside the finest layer.
@@ -79,11 +80,14 @@ def collect_depths(
     entering = pixels_enter([level.name for level in levels], config)
     pixels = entering or with_pixels
     form = form_of(model, probed, config)
+    # Compiled, one pass has the graph of several; plain, there is nothing to win in one.
+    several = resolve_compile(config.compile, images.device) != "off" or len(images) * views > request.chunks.size
     with (
         torch.no_grad(),
         frozen_parameters(model),
         uncompiled(model),
         matrix_precision(config.precision, images.device),
+        cast_weights(model, cast_dtype(config.precision) if several else None) as twin,
     ):
         # An image's views lie side by side: a chunk is full also where there is one image.
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
@@ -92,7 +96,7 @@ def collect_depths(
             count, rows = even_parts(len(shown), chunk_size), torch.arange(len(shown), device=images.device)
             of_image = rows.div(views, rounding_mode="floor")
             parts = [
-                _evidence(request, config, form, levels, part, index, pixels)
+                _evidence(request, twin, config, form, levels, part, index, pixels)
                 for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
             ]
             return [torch.cat(level) for level in zip(*parts, strict=True)]
@@ -185,6 +189,7 @@ def _average(level: Tensor) -> Tensor:
 
 def _evidence(
     request: Request,
+    twin: Model,
     config: PathConfig,
     form: ModelForm,
     levels: Sequence[Activation],
@@ -192,7 +197,7 @@ def _evidence(
     index: Tensor,
     pixels: bool,
 ) -> list[Tensor]:
-    """Make one pass of images (P, C, H, W) with the targets of ``index``.
+    """Make one pass of images (P, C, H, W) with the targets of ``index``, by the model's twin (``cast_weights``).
 
     Returns:
         (P, H, W) of the pixels, where they are asked for, and (P, h, w) of every layer.
@@ -200,7 +205,7 @@ def _evidence(
     model, classes = request.models[0], request.targets.classes[index]
     compiled = resolve_compile(config.compile, images.device) != "off" and not holds_compiled(model)
     if compiled and len(images) == 1 < request.chunks.size:  # a compiler takes a size of one for a constant
-        pair = _evidence(request, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2), pixels)
+        pair = _evidence(request, twin, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2), pixels)
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     shown = images.contiguous(memory_format=layout).detach()
@@ -210,14 +215,14 @@ def _evidence(
     behind: Sequence[Any]
     with torch.enable_grad():
         if not compiled:
-            output, activations, behind = _watched_pass(model, shown, form, config.precision, levels)
+            output, activations, behind = _watched_pass(twin, shown, form, config.precision, levels)
         else:
             body, tap = _compiled_pass(model, config, levels)
             zeros = tap.zeros(shown)
             for tensor in (shown, *zeros):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             with tap.hooked():
-                output, activations, edges = body(model, shown, zeros, tap, form, config.precision)
+                output, activations, edges = body(twin, shown, zeros, tap, form, config.precision)
             behind = edges or zeros
         value, _ = objective(request.targets.logits(output, index), classes, config, form.reading)
         leaves = [shown] if pixels else []

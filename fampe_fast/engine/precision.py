@@ -20,6 +20,11 @@ def matrix_precision(precision: Precision, device: torch.device) -> AbstractCont
     return tensor_float32(precision == "tf32") if device.type == "cuda" else nullcontext()
 
 
+def cast_dtype(precision: Precision) -> torch.dtype | None:
+    """Return the type that autocast brings weights into; None without autocast."""
+    return _AUTOCAST.get(precision)
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Autocast what runs inside, the model alone, for ``bf16`` and ``fp16``."""
     if precision not in _AUTOCAST:

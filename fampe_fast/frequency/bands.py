@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checks import check_batch, check_choice, check_count, check_cutoff
 from ..reference.radius import multiplicity, signed_frequencies
+from .coefficients import check_half_spectrum, product_per_frequency
 
 Spacing = Literal["width", "energy"]
 
@@ -55,7 +56,7 @@ class RadialBands:
     def coefficients(self) -> Tensor:
         """Count each ring's coefficients of the full spectrum, (1 or B, K) int64, on the index's device."""
         weight = multiplicity(self.size[1], self.index.device).expand_as(self.index)
-        return self._sums(weight)
+        return _sums_by_index(self.index, weight, self.count)
 
     def energy(self, images: Tensor) -> Tensor:
         """Measure the energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
@@ -73,10 +74,34 @@ class RadialBands:
             ValueError: images of another size or number.
         """
         self._check(images)
-        # On the CPU: devices without float64 exist.
-        power = _power(images)
-        index = self.index.cpu().expand(len(images), -1, -1)
-        return RadialBands(self.size, self.edges, index)._sums(power)
+        return self.sums(product_per_frequency(images, images))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum values of the half spectrum, (B, H, W//2+1), in each ring: (B, K) float64 on the CPU.
+
+        Raises:
+            ValueError: values of another size.
+        """
+        found = check_half_spectrum(values, self.size).detach().cpu().double()
+        return _sums_by_index(self.index.cpu().expand(len(found), -1, -1), found, self.count)
+
+    def products(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the scalar product of two batches in each ring; of a batch with itself it is ``energy``.
+
+        Args:
+            first: (B, C, H, W) real floating-point, of this size, any values.
+            second: likewise.
+
+        Returns:
+            (B, K) float64 on the CPU; the rings' products and DC's (where it is in none) sum to that of the pixels.
+
+        Raises:
+            TypeError: not real floating-point tensors.
+            ValueError: batches of another size or number.
+        """
+        self._check(first)
+        self._check(second)
+        return self.sums(product_per_frequency(first, second))
 
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
         """Take what images hold in one ring: the orthogonal projection onto its frequencies.
@@ -109,12 +134,6 @@ class RadialBands:
         if len(self.edges) == 1:
             return self
         return RadialBands(self.size, self.edges[image_index.cpu()], self.index[image_index.to(self.index.device)])
-
-    def _sums(self, values: Tensor) -> Tensor:
-        rows = len(values)
-        slots = (self.index + 1).flatten(1)  # slot 0: in no ring
-        total = values.new_zeros(rows, self.count + 1).scatter_add_(1, slots, values.flatten(1))
-        return total[:, 1:]
 
     def _check(self, images: object) -> None:
         batch = check_batch("images", images)
@@ -195,6 +214,53 @@ def bands_between(
     return _finished(bands, include_dc, device)
 
 
+def octave_bands(height: int, width: int, *, include_dc: bool = False) -> RadialBands:
+    """Cut the spectrum into octaves: radii up to 2, from 2 to 4, from 4 to 8 and so on to its corner.
+
+    Args:
+        height: H, pixels.
+        width: W, pixels.
+        include_dc: put DC into the first ring.
+
+    Raises:
+        TypeError: a number that is not whole.
+        ValueError: a number below 1.
+    """
+    highest = min(check_count("height", height), check_count("width", width)) // 2
+    octaves = [2.0**k for k in range(1, max(2, highest.bit_length()))]
+    return bands_between(height, width, octaves, include_dc=include_dc)
+
+
+NAMES_OF_THREE = ("low", "middle", "high")
+"""The rings of ``three_bands``."""
+
+
+def three_bands(height: int, width: int, edges: tuple[float, float] | None = None) -> RadialBands:
+    """Cut the spectrum into a low band with DC, a middle and a high one.
+
+    Args:
+        height: H, pixels.
+        width: W, pixels.
+        edges: radii between them in cycles over the shorter side; None is a sixteenth and a sixth of its pixels: waves
+            longer than 16 pixels, and shorter than 6; but at least 1 and 2.
+
+    Raises:
+        TypeError: an edge that is no number.
+        ValueError: edges that are not ascending and above 0, or a band that would hold no frequency but DC.
+    """
+    shorter = min(check_count("height", height), check_count("width", width))
+    between = (max(1.0, shorter / 16), max(2.0, shorter / 6)) if edges is None else edges
+    bands = bands_between(height, width, between)
+    held = [*bands.coefficients()[0].tolist(), 0]
+    if 0 in held[:3]:
+        name, limits = NAMES_OF_THREE[held.index(0)], (0, *between, float(bands.edges[0, -1]))
+        low, high = limits[held.index(0)], limits[held.index(0) + 1]
+        raise ValueError(
+            f"the {name} band, radii from {low:g} to {high:g}, would hold no frequency of {height} x {width} pixels"
+        )
+    return bands_between(height, width, between, include_dc=True)
+
+
 def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) -> RadialBands:
     """Cut each image's spectrum into ``count`` rings that share its energy as evenly as its frequencies allow.
 
@@ -221,7 +287,7 @@ def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) 
     grid = _grid(height, width)
     if count > len(grid.distinct) - 1:
         raise ValueError(f"{height} x {width} pixels have {len(grid.distinct) - 1} radii, too few for {count} bands")
-    power = _power(images).flatten(1)
+    power = product_per_frequency(images, images).flatten(1)
     if not include_dc:
         power[:, 0] = 0
     per_radius = power.new_zeros(len(images), len(grid.distinct))
@@ -285,11 +351,6 @@ def _finished(bands: RadialBands, include_dc: bool, device: torch.device | str) 
     return RadialBands(bands.size, bands.edges, index.to(device))
 
 
-def _power(images: Tensor) -> Tensor:
-    """Measure each coefficient's energy, its conjugate's included: (B, H, W//2+1) float64, on the CPU."""
-    height, width = images.shape[-2:]
-    if not len(images):  # which MKL refuses
-        return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64, device="cpu")
-    spectrum = torch.fft.rfft2(images.detach().cpu().double())
-    power: Tensor = (spectrum.real**2 + spectrum.imag**2).sum(1) * (multiplicity(width).double() / (height * width))
-    return power
+def _sums_by_index(index: Tensor, values: Tensor, count: int) -> Tensor:
+    slots = (index + 1).flatten(1)  # slot 0: in no ring
+    return values.new_zeros(len(values), count + 1).scatter_add_(1, slots, values.flatten(1))[:, 1:]

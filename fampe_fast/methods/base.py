@@ -80,6 +80,11 @@ def passes_of(method: object) -> int:
     return int(getattr(method, "passes", 1))
 
 
+def asks_for_gradients(method: object) -> bool:
+    """Tell whether a method asks the model for gradients; one of another library is taken to."""
+    return bool(getattr(method, "gradients", True))
+
+
 def describe(method: object) -> dict[str, object]:
     """Describe a method for a record; one of another library has a name alone."""
     own = getattr(method, "describe", None)

@@ -19,7 +19,7 @@ from ..engine.targets import Target
 from ..frequency.low_pass import DEFAULT_CUTOFF, filtered_map, low_pass
 from ..runtime.model import Model, check_callable
 from ..runtime.outputs import Output, declared_output, logits_in
-from .base import captum_call, describe, passes_of
+from .base import asks_for_gradients, captum_call, describe, passes_of
 
 
 class FORGrad:
@@ -54,6 +54,11 @@ class FORGrad:
     def passes(self) -> int:
         """Passes of the filtered method; 1 where it does not say."""
         return passes_of(self.method)
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the filtered method asks the model for gradients."""
+        return asks_for_gradients(self.method)
 
     def describe(self) -> dict[str, object]:
         """Describe the filter, and under ``filtered`` the method."""

@@ -82,16 +82,29 @@ class TunedCutoff:
         key = _key(model, method, signed)
         if key not in known:
             raise KeyError(f"no cut-off for {key!r} in {path}; it has {', '.join(sorted(known))}")
-        found = known[key]
-        try:
-            curve = {int(radius): Estimate(**estimate) for radius, estimate in found.pop("curve").items()}
-            return cls(**{**found, "unfiltered": Estimate(**found["unfiltered"])}, curve=curve)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a file of tuned cut-offs: {error!r}") from error
+        return _outcome_in(known[key], path)
 
 
 def _key(model: str, method: str, signed: bool) -> str:
     return f"{model} | {method}{' | signed' if signed else ''}"
+
+
+def outcomes_in(path: Path) -> list[TunedCutoff]:
+    """Read all outcomes in a file, of whatever models, methods and filters.
+
+    Raises:
+        ValueError: the file is not one of ``TunedCutoff.save``.
+    """
+    return [_outcome_in(found, path) for found in read_cutoffs(path).values()]
+
+
+def _outcome_in(found: dict[str, Any], path: str | Path) -> TunedCutoff:
+    try:
+        parts = dict(found)
+        curve = {int(radius): Estimate(**estimate) for radius, estimate in parts.pop("curve").items()}
+        return TunedCutoff(**{**parts, "unfiltered": Estimate(**parts["unfiltered"])}, curve=curve)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a file of tuned cut-offs: {error!r}") from error
 
 
 def read_cutoffs(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Stream(IntEnum):
     CELLS = 0xFFFFFFFC
     MASKS = 0xFFFFFFFB
     RANDOM_MAPS = 0xFFFFFFFA
+    COORDINATES = 0xFFFFFFF9
+    DIRECTIONS = 0xFFFFFFF8
 
 
 def random_words(stream: Stream, seed: int, image_ids: Tensor, samples: Tensor, count: int) -> Tensor:

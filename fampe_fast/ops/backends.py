@@ -22,6 +22,7 @@ import torch
 from ..errors import BackendUnavailableError
 
 VARIABLE = "FAMPE_FAST_BACKEND"
+NO_TRITON = "the package triton is not installed: pip install triton (torch for GPUs brings the one that fits it)"
 # The group of entry points that other packages offer their backends in.
 PLUGINS = "fampe_fast.backends"
 OPS: dict[str, str] = {}
@@ -90,7 +91,7 @@ def triton_obstacle(device: torch.device | str) -> str | None:
     """Say why the Triton kernels cannot run on a device, or None if they can; of two GPUs, one may be too old."""
     device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+        return NO_TRITON
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
             "Triton kernels need a GPU, and the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"

@@ -1,4 +1,4 @@
-"""Run FAMPE's path as an attack whose perturbation lies in the low or in the high frequencies.
+"""Run FAMPE's path as an attack whose perturbation lies in one band of frequencies.
 
 After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141. The path is
 that of iterative sign attacks with momentum (Dong et al., MI-FGSM, arXiv 1710.06081).
@@ -9,22 +9,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..catalog import ATTACK_DEFAULTS
-from ..checks import check_choice, check_count, check_cutoff
+from ..checks import check_count
 from ..engine.config import PathConfig
-from ..engine.path import follow_path
+from ..engine.path import Constraint, follow_path
 from ..engine.request import prepared
 from ..engine.targets import Target
-from ..frequency.low_pass import low_pass
 from ..progress import progress
+from ..reference.radius import squared_radius
 from ..runtime.model import Model, check_callable
-
-Band = Literal["low", "high", "all"]
+from .attack_bands import Band as Band
+from .attack_bands import BandLimit, share_inside
+from .guided_smoothing import GuidedSmoothing, check_smoothness
 
 DEFAULT_CONFIG = PathConfig(samples=1, **ATTACK_DEFAULTS)  # type: ignore[arg-type]
 """The plain iterative sign attack: one gradient a step, momentum 1, 8/255."""
@@ -39,13 +39,15 @@ class AdversarialImages:
         target: (B,) int64, the class attacked.
         band_share: (B,) float64 on the CPU, the share of the perturbation's energy in the band: the rest was put
             outside by the last clamp. 1 for a perturbation of zero.
-        model_passes: forward and backward passes per image, T * N.
+        model_passes: passes of the model per image, at most: T * N forward and backward ones, or queries.
+        queries: (B,) int64 on the CPU, the passes that each image took; None where each took ``model_passes``.
     """
 
     images: Tensor
     target: Tensor
     band_share: Tensor
     model_passes: int
+    queries: Tensor | None = None
 
 
 class BandLimitedAttack:
@@ -60,18 +62,24 @@ class BandLimitedAttack:
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
-        band: ``low``: ``r <= cutoff``, the mean included; ``high``: ``r > cutoff``; ``all``: no limit.
-        cutoff: radius in cycles over the shorter side, 0 or more; of no effect for ``all``.
+        band: ``low``: ``r <= cutoff``, the mean included; ``middle``: ``cutoff < r <= upper_cutoff``; ``high``: all
+            beyond; ``all``: no limit.
+        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more; of no effect for ``all``.
         config: steps, eps, momentum, seed... A ``PathConfig`` takes the gradient at the images themselves; a
             ``FAMPEConfig`` or an ``AttEXploreConfig`` averages it over that method's samples. Its direction is set to
             ``ascend``, and its views, which are of maps, to 0. Smoothing weakens gradients above some 0.2 cycles per
             pixel: leave it out for the high band.
         step_projections: times that band and clamp are taken in turn after each step.
         final_projections: the same after the last step.
+        upper_cutoff: radius where the high band begins; None: at the cut-off, so that there is no middle band.
+        smoothness: how far each step is smoothed along the image before the band, in [0, 1): 0 leaves it as it is;
+            near 1 the perturbation follows the image, smooth where it is flat and sharp at its edges
+            (``GuidedSmoothing``).
 
     Raises:
         TypeError: a model that cannot be called, a configuration or a number of a wrong type.
-        ValueError: an unknown band, a negative cut-off, fewer than one projection.
+        ValueError: an unknown band, a middle band without a radius, a radius or a smoothness out of range, fewer than
+            one projection.
 
     Example:
         >>> attack = BandLimitedAttack(load_classifier("resnet50"), band="low", cutoff=15)
@@ -87,23 +95,18 @@ class BandLimitedAttack:
         *,
         step_projections: int = 2,
         final_projections: int = 30,
+        upper_cutoff: float | None = None,
+        smoothness: float = 0.0,
     ) -> None:
         check_callable(model)
         if config is not None and not isinstance(config, PathConfig):
             raise TypeError(f"config must be a PathConfig, got {type(config).__name__}")
         self.forward_func = model
-        self.band: Band = check_choice("band", band, get_args(Band))
-        self.cutoff = check_cutoff("cutoff", cutoff)
+        self.limit = BandLimit(band, cutoff, upper_cutoff)
         self.config = dataclasses.replace(DEFAULT_CONFIG if config is None else config, direction="ascend", views=0)
         self.step_projections = check_count("step_projections", step_projections)
         self.final_projections = check_count("final_projections", final_projections)
-
-    def project(self, perturbation: Tensor) -> Tensor:
-        """Project a perturbation (..., H, W) onto the band."""
-        if self.band == "all":
-            return perturbation
-        low = low_pass(perturbation, self.cutoff)
-        return low if self.band == "low" else perturbation - low
+        self.smoothness = check_smoothness(smoothness)
 
     def __call__(
         self,
@@ -128,7 +131,8 @@ class BandLimitedAttack:
             ``AdversarialImages``, on the inputs' device.
 
         Raises:
-            TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size.
+            TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size; ValueError also
+                for a band that holds no frequency of images of this size.
         """
         config = self.config
         with prepared(
@@ -141,38 +145,62 @@ class BandLimitedAttack:
             precision=config.precision,
             input_diversity=config.input_diversity,
         ) as request:
-            constraint = _BandConstraint(self, self.step_projections)
-            with progress(config.steps, f"attack, {self.band} band", show_progress) as advance:
+            self.check_size(*request.images.shape[-2:])
+            constraint: Constraint = _BandConstraint(self.limit, config, self.step_projections)
+            if self.smoothness:
+                constraint = _SmoothConstraint(constraint, request.images, self.smoothness)
+            with progress(config.steps, f"attack, {self.limit.band} band", show_progress) as advance:
                 details = follow_path(request, config, advance, constraint)
-            final = _BandConstraint(self, self.final_projections).images(details.perturbed, request.images)
+            last = _BandConstraint(self.limit, config, self.final_projections)
+            final = last.images(details.perturbed, request.images)
             share = self.band_share(final - request.images)
         return AdversarialImages(final, request.targets.classes, share, config.steps * config.samples)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of H x W pixels if none of their frequencies lies in the band.
+
+        Raises:
+            ValueError: the band is empty.
+        """
+        self.limit.check_size(height, width, squared_radius(height, width, dtype=torch.float64))
 
     def band_share(self, perturbation: Tensor) -> Tensor:
         """Compute the share of a perturbation's energy in the band, (B,) float64 on the CPU; 1 for one of zero."""
         values = perturbation.detach().cpu().double()
-        total = values.square().flatten(1).sum(1)
-        inside = self.project(values).square().flatten(1).sum(1)
-        return torch.where(total > 0, inside / total.clamp(min=1e-300), torch.ones_like(total))
+        return share_inside(self.limit.project(values), values)
 
 
 class _BandConstraint:
     """Band, ball and bounds by alternating projections, the clamp last."""
 
-    def __init__(self, attack: BandLimitedAttack, rounds: int) -> None:
-        self._attack = attack
-        self._rounds = rounds
+    def __init__(self, limit: BandLimit, config: PathConfig, rounds: int) -> None:
+        self._limit, self._config, self._rounds = limit, config, rounds
 
     def gradient(self, gradient_sum: Tensor) -> Tensor:
-        return self._attack.project(gradient_sum)
+        return self._limit.project(gradient_sum)
 
     def images(self, images: Tensor, origin: Tensor) -> Tensor:
-        if self._attack.band == "all":
-            return images
-        config = self._attack.config
+        config = self._config
         lower = (origin - config.eps).clamp(min=config.bounds[0])
         upper = (origin + config.eps).clamp(max=config.bounds[1])
+        if self._limit.band == "all":
+            return images.clamp(lower, upper)
         current = images
         for _ in range(self._rounds):
-            current = (origin + self._attack.project(current - origin)).clamp(lower, upper)
+            current = (origin + self._limit.project(current - origin)).clamp(lower, upper)
         return current
+
+
+class _SmoothConstraint:
+    """Another constraint whose steps are smoothed along the image first: a weighted mean of steps stays in the ball."""
+
+    def __init__(self, inner: Constraint, origin: Tensor, smoothness: float) -> None:
+        self._inner, self._smooth, self._current = inner, GuidedSmoothing(origin, smoothness), origin
+
+    def gradient(self, gradient_sum: Tensor) -> Tensor:
+        return self._inner.gradient(gradient_sum)
+
+    def images(self, images: Tensor, origin: Tensor) -> Tensor:
+        moved = self._current + self._smooth(images - self._current)
+        self._current = self._inner.images(moved, origin)
+        return self._current

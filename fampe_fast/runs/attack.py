@@ -25,8 +25,10 @@ from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import bands_figure
+from ..plots.queries import queries_figure
 from ..robustness.analysis import disturbance
 from ..robustness.band_limited import AdversarialImages, BandLimitedAttack
+from ..robustness.simba import SimBA, SimBAConfig
 from ..robustness.transfer import Answers, Attack, answers_of, attack_and_ask
 from ..runtime.model import Model, chunk_size
 from .attack_results import (
@@ -56,6 +58,7 @@ def attack_outputs(paths: Sequence[Path], out: Path, bands: Sequence[str], save_
         Output(out, FOLDER),
         Output(out / "attack.json", ATTACK),
         Output(out / "attack.png", FIGURE),
+        Output(out / "queries.png", FIGURE),
         Output(out / "attack.jsonl", RECORDS),
         *images,
     ]
@@ -76,7 +79,7 @@ def attack_files(
     on_images: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> AttackStudy:
-    """Attack every file in every band; ``out/attack.json`` and ``out/attack.png``.
+    """Attack every file in every band; ``out/attack.json`` and ``out/attack.png``, of SimBA ``queries.png`` besides.
 
     A batch counts once all its attacks are made; it is on disk (``out/attack.jsonl``) then, and is not attacked again
     for the same images, ids, targets, models and settings. Interrupted, it sums up what has been attacked and lets the
@@ -103,13 +106,15 @@ def attack_files(
 
     Raises:
         ValueError: models of different numbers of classes or channels, image ids that are not unique or out of range,
-            more rings than the images have frequencies for, save_images with bounds other than (0, 1), or an output
-            would replace an image or a file of another's.
+            more rings than the images have frequencies for, a band without any, save_images with bounds other than
+            (0, 1), or an output would replace an image or a file of another's.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
     models = _by_name(classifier, transfer_to)
     edges = equal_width_bands(*classifier.input_size, settings.rings, include_dc=True).edges[0].tolist()
+    for band in settings.bands:
+        settings.attack(classifier, band).check_size(*classifier.input_size)
     if save_images and settings.config.bounds != (0, 1):
         raise ValueError(f"images are saved for bounds of (0, 1), got {settings.config.bounds}")
     image_ids = check_run_ids(paths, image_ids)
@@ -205,18 +210,19 @@ def _attacked(
     pictures: dict[str, Tensor] = {}
     for band in settings.bands:
         for source, attacked in models.items():
-            attack = BandLimitedAttack(attacked, band, settings.cutoff, settings.config)
+            attack = settings.attack(attacked, band)
             found, after = attack_and_ask(_named(attack, batch.ids, chunk), models, images, classes, chunk)
             energy = disturbance(images, found.images, bands=settings.rings).perturbation
+            queries = [found.model_passes] * len(batch.paths) if found.queries is None else found.queries.tolist()
             saved: list[SavedImage | None] = [None] * len(batch.paths)
             if files is not None and source == first:
-                levels = nearest_levels(found.images, images, settings.config.eps)
+                levels = nearest_levels(found.images, images, settings.radius)
                 written = [f"images/{band}/{file}" for file in files]
                 saved = [*_saved(written, levels, images, attack, answers_of(model, levels / 255, classes, chunk))]
                 pictures |= dict(zip(written, levels.byte().cpu(), strict=True))
             for k in range(len(batch.paths)):
                 attacks[k].setdefault(band, {})[source] = AttackedImage(
-                    float(found.band_share[k]), energy[k].tolist(), _answers(after, k), saved[k]
+                    float(found.band_share[k]), energy[k].tolist(), queries[k], _answers(after, k), saved[k]
                 )
     records = [
         ImageRecord(path, batch.ids[k], int(classes[k]), _answers(before, k), attacks[k])
@@ -225,7 +231,7 @@ def _attacked(
     return records, pictures
 
 
-def _named(attack: BandLimitedAttack, ids: Sequence[int], chunk: int) -> Attack:
+def _named(attack: BandLimitedAttack | SimBA, ids: Sequence[int], chunk: int) -> Attack:
     def run(images: Tensor, classes: Tensor) -> AdversarialImages:
         return attack(images, classes, image_ids=ids, internal_batch_size=chunk)
 
@@ -245,7 +251,7 @@ def nearest_levels(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
     Args:
         attacked: (B, C, H, W) in [0, 1].
         images: (B, C, H, W) in [0, 1], the originals.
-        eps: in pixel units, above 0.
+        eps: in pixel units, above 0; infinite for no ball.
 
     Returns:
         (B, C, H, W) float32, whole numbers from 0 to 255.
@@ -259,7 +265,7 @@ def nearest_levels(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def _saved(
-    files: list[str], levels: Tensor, images: Tensor, attack: BandLimitedAttack, answers: Answers
+    files: list[str], levels: Tensor, images: Tensor, attack: BandLimitedAttack | SimBA, answers: Answers
 ) -> list[SavedImage]:
     change = levels.cpu().double() / 255 - images.cpu().double()
     change[change.abs() < ROUNDING / 255] = 0  # else the energy of nothing is that of float32's last bits
@@ -289,3 +295,8 @@ def _save(study: AttackStudy, out: Path) -> None:
         cutoff=study.settings.cutoff if limited else None,
     )
     save_figure(figure, out / "attack.png")
+    if isinstance(study.settings.config, SimBAConfig):
+        found = {band: study.queries_until_fooled(band) for band in study.settings.bands}
+        if found[study.settings.bands[0]]:
+            title = f"{study.models[0]}: fooled by queries alone, {len(study.records)} images"
+            save_figure(queries_figure(found, study.settings.config.max_queries, title=title), out / "queries.png")

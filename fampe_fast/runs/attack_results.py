@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..catalog import ATTACK_DEFAULTS, GRADIENTS, gradient_options, load
-from ..checks import check_count, check_cutoff
+from ..catalog import GRADIENTS, gradient_options, load
+from ..checks import check_count
 from ..engine.config import PathConfig
 from ..files import json_content
 from ..metrics import Estimate, mean_and_error
 from ..metrics.summary import bootstrap_interval
 from ..plots.bands import BandCurve
-from ..robustness.band_limited import DEFAULT_CONFIG, Band
+from ..robustness.attack_bands import BANDS, Band, BandLimit
+from ..robustness.band_limited import DEFAULT_CONFIG, BandLimitedAttack
+from ..robustness.guided_smoothing import check_smoothness
+from ..robustness.simba import SimBA, SimBAConfig
 from ..robustness.transfer import fooled_share
+from ..runtime.model import Model
 from .batches import Failure
 from .records import Item
 
-BANDS: tuple[Band, ...] = ("low", "high", "all")
+DEFAULT_BANDS: tuple[Band, ...] = ("low", "high", "all")
+"""Those that one cut-off tells apart."""
 
 ATTACK = "attack"
 """The kind of ``attack.json``."""
@@ -29,11 +35,11 @@ CONFIDENCE = 0.95
 ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
 
 
-def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
+def attack_config(gradients: str = "plain", **options: Any) -> PathConfig | SimBAConfig:
     """Make the configuration of an attack; by default ten steps of 8/255 in all, without smoothing and input diversity.
 
     Args:
-        gradients: of ``GRADIENTS``; ``plain`` has one sample per step.
+        gradients: of ``GRADIENTS``; ``plain`` has one sample per step, ``none`` is SimBA.
         **options: other values of the fields of that method's configuration.
 
     Raises:
@@ -52,8 +58,8 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig:
     if "steps" in options:
         check_count("steps", options["steps"])  # of a path at least one, as an attack has no views
     row = GRADIENTS[gradients]
-    config: PathConfig = load(row.options)(**{**ATTACK_DEFAULTS, "samples": row.samples, **options})
-    if gradients == "plain" and config.samples > 1 and not config.input_diversity:
+    config: PathConfig | SimBAConfig = load(row.options)(**{**row.defaults, **options})
+    if isinstance(config, PathConfig) and gradients == "plain" and config.samples > 1 and not config.input_diversity:
         raise ValueError(f"plain gradients of {config.samples} samples are {config.samples} times the same one")
     return config
 
@@ -64,26 +70,51 @@ class AttackSettings:
 
     Attributes:
         bands: those of ``BANDS`` that are attacked, one at a time; at least one.
-        cutoff: radius that separates the low from the high band, in cycles over the shorter side, 0 or more.
+        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more.
         config: the attacks' configuration, as from ``attack_config``.
         rings: number of rings of equal width in which the perturbations' energy is measured.
+        upper_cutoff: radius where the high band begins, with the middle one below it; None: at the cut-off.
+        smoothness: how far steps of gradients are smoothed along the image, in [0, 1): 0 leaves them as they are.
 
     Raises:
-        ValueError: no band or an unknown one, a negative cut-off, fewer than one ring.
+        ValueError: no band or an unknown one, a middle band without a radius, a radius or a smoothness out of range, a
+            smoothness of an attack without gradients, fewer than one ring.
         TypeError: numbers of a wrong type.
     """
 
-    bands: tuple[Band, ...] = BANDS
+    bands: tuple[Band, ...] = DEFAULT_BANDS
     cutoff: float = 30.0
-    config: PathConfig = DEFAULT_CONFIG
+    config: PathConfig | SimBAConfig = DEFAULT_CONFIG
     rings: int = 16
+    upper_cutoff: float | None = None
+    smoothness: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [band for band in self.bands if band not in BANDS]
         if unknown or not self.bands:
             raise ValueError(f"unknown band(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(BANDS)}")
-        object.__setattr__(self, "cutoff", check_cutoff("cutoff", self.cutoff))
+        limits = [BandLimit(band, self.cutoff, self.upper_cutoff) for band in self.bands]
+        object.__setattr__(self, "cutoff", limits[0].cutoff)
+        object.__setattr__(self, "upper_cutoff", limits[0].upper_cutoff)
         object.__setattr__(self, "rings", check_count("rings", self.rings))
+        object.__setattr__(self, "smoothness", check_smoothness(self.smoothness))
+        if self.smoothness and isinstance(self.config, SimBAConfig):
+            raise ValueError(
+                f"an attack without gradients adds cosines as they are: smoothness must be 0, got {self.smoothness:g}"
+            )
+
+    @property
+    def radius(self) -> float:
+        """The largest change of a value that the attacks allow, in pixel units; infinite where they bound none."""
+        return self.config.eps if isinstance(self.config, PathConfig) else math.inf
+
+    def attack(self, model: Model, band: Band) -> BandLimitedAttack | SimBA:
+        """Make the attack on a model in one band."""
+        if isinstance(self.config, SimBAConfig):
+            return SimBA(model, band, self.cutoff, self.config, upper_cutoff=self.upper_cutoff)
+        return BandLimitedAttack(
+            model, band, self.cutoff, self.config, upper_cutoff=self.upper_cutoff, smoothness=self.smoothness
+        )
 
 
 @dataclass(frozen=True)
@@ -123,12 +154,14 @@ class AttackedImage:
     Attributes:
         band_share: the share of the perturbation's energy in the band.
         energy: the perturbation's, per ring; sums to its squared Euclidean norm.
+        queries: passes of the model that it took.
         answers: of every model, by name.
         saved: where the image was kept; None where it was not.
     """
 
     band_share: float
     energy: list[float]
+    queries: int
     answers: dict[str, Answer]
     saved: SavedImage | None = None
 
@@ -139,7 +172,12 @@ class AttackedImage:
         if saved is not None:
             saved = SavedImage(**{**saved, "answer": Answer(**saved["answer"])})
             saved = replace(saved, file=str(PurePosixPath(saved.file).with_name(saved_as)))
-        return cls(result["band_share"], result["energy"], _answers(result["answers"]), saved)
+        return cls(result["band_share"], result["energy"], result["queries"], _answers(result["answers"]), saved)
+
+    @property
+    def norm(self) -> float:
+        """The perturbation's Euclidean norm, in pixel units."""
+        return math.sqrt(sum(self.energy))
 
 
 @dataclass(frozen=True)
@@ -225,10 +263,35 @@ class AttackStudy:
         Args:
             band: attacked in that band; None as they are.
         """
-        name = self.models[0]
-        right = [record for record in self.records if record.before[name].right]
+        name, right = self.models[0], self._right()
         found = [r.before[name] if band is None else r.attacks[band][name].answers[name] for r in right]
         return mean_and_error([answer.probability for answer in found]) if found else None
+
+    def queries(self, band: str, *, fooled: bool = False) -> Estimate | None:
+        """Compute the mean passes of attacks on the first model, over the images it was right about.
+
+        Args:
+            band: attacked in that band.
+            fooled: over those of them that it then was wrong about, alone.
+        """
+        name = self.models[0]
+        attacks = [record.attacks[band][name] for record in self._right()]
+        found = [attack.queries for attack in attacks if not (fooled and attack.answers[name].right)]
+        return mean_and_error([float(count) for count in found]) if found else None
+
+    def queries_until_fooled(self, band: str) -> list[int | None]:
+        """List the passes that fooled the first model, of the images it was right about; None where it was not."""
+        name = self.models[0]
+        attacks = [record.attacks[band][name] for record in self._right()]
+        return [None if attack.answers[name].right else attack.queries for attack in attacks]
+
+    def norm(self, band: str) -> Estimate | None:
+        """Compute the mean Euclidean norm of perturbations of the first model, over the images it was right about."""
+        found = [record.attacks[band][self.models[0]].norm for record in self._right()]
+        return mean_and_error(found) if found else None
+
+    def _right(self) -> list[ImageRecord]:
+        return [record for record in self.records if record.before[self.models[0]].right]
 
     def band_share(self, band: str) -> Estimate:
         """Compute the mean share of the perturbations' energy in the band, for attacks on the first model."""
@@ -253,9 +316,9 @@ class AttackStudy:
         return max((image.largest_change for image in saved if image), default=None)
 
     def saved_stay_inside(self) -> bool:
-        """Tell whether all saved images, rounded to 8 bits, lie within eps of what the model saw."""
+        """Tell whether all saved images, rounded to 8 bits, lie as near to what the model saw as the attack allows."""
         largest = self.largest_saved_change()
-        return largest is None or largest <= self.settings.config.eps + ROUNDING / 255
+        return largest is None or largest <= self.settings.radius + ROUNDING / 255
 
     def curves(self) -> dict[str, BandCurve]:
         """Make the curves to plot: each ring's mean share with its interval, by band."""
@@ -310,6 +373,9 @@ class AttackStudy:
                     "fooled": written(self.fooled(band, name, name)),
                     "fooled_as_saved": written(self.fooled_as_saved(band)),
                     "confidence_after": written(self.confidence(band)),
+                    "queries": written(self.queries(band)),
+                    "queries_where_fooled": written(self.queries(band, fooled=True)),
+                    "norm": written(self.norm(band)),
                     "band_share": written(self.band_share(band)),
                     "band_share_as_saved": written(self.band_share_as_saved(band)),
                     "disturbance": rings[band],

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files import remove_leftovers
-from ..methods.base import AttributionMethod, describe, passes_of
+from ..methods.base import AttributionMethod, asks_for_gradients, describe, passes_of
 from ..methods.explained import check_targets
 from ..methods.settings import everything_of
 from ..metrics import Estimate, Partners, mean_and_error, paired_difference
@@ -41,7 +41,8 @@ class Comparison:
     Attributes:
         measurement: what is measured.
         model: name and fingerprint.
-        methods: of each method, by its label, what it is set to and the passes of the model that it makes for an image.
+        methods: of each method, by its label, what it is set to, the passes of the model that it makes for an image,
+            and whether it asks for gradients.
         paths: images scored with every method.
         image_ids: what names each in the random stream.
         targets: the class of each.
@@ -65,6 +66,10 @@ class Comparison:
     def columns(self, label: str) -> dict[str, list[float]]:
         """List every score of a method's maps, by name, an entry per image."""
         return self.scores[label].columns(self.measurement.scores)
+
+    def seconds(self, label: str) -> float:
+        """Give the seconds that a method's maps took, per image, as they were measured."""
+        return self.scores[label].seconds / max(1, len(self.paths))
 
     def summary(self) -> dict[str, dict[str, Estimate]]:
         """Give means with standard errors, and their paired differences to the first method as ``..._minus_first``."""
@@ -91,9 +96,7 @@ class Comparison:
             "summary": {
                 label: {name: vars(estimate) for name, estimate in row.items()} for label, row in self.summary().items()
             },
-            "seconds_per_image": {
-                label: found.seconds / max(1, len(self.paths)) for label, found in self.scores.items()
-            },
+            "seconds_per_image": {label: self.seconds(label) for label in self.scores},
             "images": [
                 {
                     "file": path.name,
@@ -179,7 +182,10 @@ def compare_files(
         measurement.check(classifier, none, method)
     for folder in (out, out / MAPS_FOLDER):
         remove_leftovers(folder)
-    settings = {label: {**describe(method), "passes": passes_of(method)} for label, method in methods.items()}
+    settings = {
+        label: {**describe(method), "passes": passes_of(method), "gradients": asks_for_gradients(method)}
+        for label, method in methods.items()
+    }
     result = Comparison(measurement, identity_of(classifier), settings, scores={label: Scores() for label in methods})
     store = MapStore(out / MAPS_FOLDER)
     groups: list[Group] = []

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from .._version import __version__
-from ..errors import BackendUnavailableError
-from ..ops.backends import VARIABLE, choice
+from ..errors import BackendUnavailableError, first_line
+from ..files import check_folder
+from ..ops.backends import NO_TRITON, VARIABLE, choice
 
-_REQUIRED = ("torch", "torchvision", "timm", "numpy", "triton", "pillow", "safetensors", "matplotlib", "rich")
+_REQUIRED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "matplotlib", "rich")
 _OPTIONAL = ("captum", "grad-cam")
 
 
@@ -56,6 +62,7 @@ def examine() -> list[Finding]:
         devices.append("xpu")
     else:
         findings.append(Finding("GPU", "none that torch can use; everything runs on the CPU"))
+    findings += _compilers(gpu=len(devices) > 1 and platform.system() == "Linux")
     findings.append(Finding(VARIABLE, os.environ.get(VARIABLE, "not set (auto)")))
     for device in devices:
         try:
@@ -71,9 +78,74 @@ def _package(name: str, *, required: bool) -> Finding:
     try:
         return Finding(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        if required and not (name == "triton" and platform.system() != "Linux"):
+        if required:
             return Finding(name, "not installed; it is required", healthy=False)
         return Finding(name, "not installed (optional)")
+
+
+def _compilers(*, gpu: bool) -> list[Finding]:
+    """Look over what compiling needs; a CPU needs neither Triton nor its C compiler."""
+    found = [_triton(gpu), _c_compiler(gpu)]
+    if importlib.util.find_spec("triton") is not None:
+        found.append(_cache_folder("TRITON_CACHE_DIR", _triton_folder, needed=gpu))
+    return [*found, _cache_folder("TORCHINDUCTOR_CACHE_DIR", _inductor_folder, needed=True)]
+
+
+def _triton(gpu: bool) -> Finding:
+    """Compare Triton's version with the one that torch is made for."""
+    if importlib.util.find_spec("triton") is None:
+        return Finding("triton", NO_TRITON if gpu else "not installed (a CPU needs none)", not gpu)
+    try:
+        own: str = importlib.import_module("triton").__version__
+    except Exception as error:
+        return Finding("triton", f"it cannot be imported: {first_line(error)}", not gpu)
+    # As in "triton~=3.8.0; ..." and "pytorch-triton-rocm==3.3.0".
+    asked = [re.match(r"[a-z-]*triton[a-z-]*\s*[~=]=\s*(\d+\.\d+)", line) for line in _requirements("torch")]
+    fitting = [match[1] for match in asked if match]
+    if fitting and fitting[0].split(".") != own.split(".")[:2]:
+        return Finding(
+            "triton", f"{own}, and this torch is made for {fitting[0]}: install triton=={fitting[0]}.*", not gpu
+        )
+    return Finding("triton", own)
+
+
+def _requirements(package: str) -> list[str]:
+    try:
+        return importlib.metadata.requires(package) or []
+    except importlib.metadata.PackageNotFoundError:  # built from source
+        return []
+
+
+def _c_compiler(gpu: bool) -> Finding:
+    """Look where Triton does, which compiles what launches a kernel when the first one runs."""
+    names = [os.environ["CC"].split()[0]] if os.environ.get("CC") else ["gcc", "clang"]
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        return Finding(
+            "C compiler", f"no {' or '.join(names)} found: Triton needs one to launch kernels; set CC", not gpu
+        )
+    return Finding("C compiler", found)
+
+
+def _cache_folder(variable: str, default: Callable[[], Path], *, needed: bool) -> Finding:
+    """Tell whether a compiler can keep what it makes."""
+    given = os.environ.get(variable)  # torch sets its own once it is asked for the default
+    try:
+        folder = Path(given) if given else default()
+        check_folder(folder)
+    except Exception as error:  # torch's default needs a user's name and a temporary folder, which a container may lack
+        return Finding(variable, f"{first_line(error)}; set {variable} to a folder that can be written", not needed)
+    return Finding(variable, given or f"not set ({folder})")
+
+
+def _triton_folder() -> Path:
+    return Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
+
+
+def _inductor_folder() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return Path(default_cache_dir())
 
 
 def _self_test() -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..catalog import Score
 from ..files import FIGURE, FOLDER, Output, check_outputs, json_content, markdown_content, write_atomically
@@ -18,6 +18,7 @@ from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.choices import ChoicePanel, choices_figure
 from ..plots.studies import StudyLine, study_figure
+from ..plots.times import TimePoint, times_figure
 from .batches import Failure, check_same_task
 from .comparison import SCORES_FILE, Comparison, Maps, compare_files
 from .measurement import Measurement
@@ -34,6 +35,9 @@ from .study_choices import (
 )
 from .study_design import Study, Variant
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 STUDY, TABLE = "study", "table"
 """The kinds of ``study.json`` and of ``table.md``."""
 
@@ -47,12 +51,16 @@ class Outcome:
         passes: forward and backward passes of the model per image.
         means: by the score's name.
         gains: by the score's name, the paired difference to the study's first variant.
+        seconds: that a map took, as they were measured.
+        gradients: whether the method asks the model for gradients.
     """
 
     variant: Variant
     passes: int
     means: dict[str, Estimate]
     gains: dict[str, Estimate]
+    seconds: float
+    gradients: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,8 @@ class StudyResult:
                 int(str(self.comparison.methods[variant.label]["passes"])),
                 {name: summary[variant.label][name] for name in names},
                 {name: summary[variant.label][f"{name}_minus_first"] for name in names},
+                self.comparison.seconds(variant.label),
+                bool(self.comparison.methods[variant.label]["gradients"]),
             )
             for variant in self.study.variants
             if summary
@@ -107,6 +117,7 @@ def study_outputs(out: Path) -> list[Output]:
         Output(out / "table.md", TABLE),
         Output(out / "plot.png", FIGURE),
         Output(out / "choices.png", FIGURE),
+        Output(out / "times.png", FIGURE),
     ]
 
 
@@ -127,9 +138,10 @@ def run_study(
 ) -> StudyResult:
     """Explain every file with every variant, measure the maps, and write the report.
 
-    What is finished is not computed again, as ``compare_files`` says. ``out`` then has ``study.json``, ``table.md``
-    and, where a number is varied, ``plot.png`` and ``choices.png``: what each image's own choice of it would gain, and
-    whether that follows the image's cut-off.
+    What is finished is not computed again, as ``compare_files`` says. ``out`` then has ``study.json``, ``table.md``,
+    ``times.png`` (a score of the maps against the seconds they took: faithfulness, where it is measured) and, where a
+    number is varied, ``plot.png`` and ``choices.png``: what each image's own choice of it would gain, and whether that
+    follows the image's cut-off.
 
     Args:
         study: what to run.
@@ -195,11 +207,11 @@ def report_files(result: StudyResult, out: Path) -> list[Path]:
     if not result.outcomes:
         return []
     pictures = (["plot.png"] if _lines(result) else []) + (["choices.png"] if result.choices else [])
-    return [out / name for name in ("study.json", "table.md", *pictures)]
+    return [out / name for name in ("study.json", "table.md", "times.png", *pictures)]
 
 
 def write_report(result: StudyResult, out: Path) -> None:
-    """Write ``study.json``, ``table.md`` and, where a number is varied, ``plot.png`` and ``choices.png``.
+    """Write ``study.json``, ``table.md``, ``times.png`` and, where a number is varied, ``plot.png``, ``choices.png``.
 
     Raises:
         OSError: they cannot be written.
@@ -208,6 +220,7 @@ def write_report(result: StudyResult, out: Path) -> None:
     tables = [as_table(result), *([choices_table(result.choices, tau)] if result.choices else [])]
     write_atomically(out / "study.json", as_json(result).encode())
     write_atomically(out / "table.md", markdown_content(TABLE, "\n".join(tables)).encode())
+    save_figure(_times(result), out / "times.png")
     lines = _lines(result)
     if lines:
         first = result.outcomes[0]
@@ -228,6 +241,21 @@ def write_report(result: StudyResult, out: Path) -> None:
         }
         title = f"The best value for each of {len(result.comparison.paths)} images against its cut-off, tau = {tau:g}"
         save_figure(choices_figure(panels, title=title), out / "choices.png")
+
+
+def _times(result: StudyResult) -> Figure:
+    scores, summary = result.comparison.measurement.scores, result.comparison.summary()
+    score = next((score for score in scores if score.name == "faithfulness"), scores[0])
+    points = [
+        TimePoint(outcome.variant.label, outcome.seconds, summary[outcome.variant.label][score.name], outcome.gradients)
+        for outcome in result.outcomes
+    ]
+    return times_figure(
+        points,
+        title=f"{result.comparison.model['model']}, {len(result.comparison.paths)} images",
+        score=f"{score.title}{_protocol(result, ' ({})')}",
+        high=score.better == "high",
+    )
 
 
 def as_json(result: StudyResult) -> str:

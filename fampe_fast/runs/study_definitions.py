@@ -109,6 +109,27 @@ def tokens_study(budget: Budget) -> Study:
     )  # fmt: skip
 
 
+def forgrad_study(budget: Budget) -> Study:
+    """Filter the maps of gradient methods as FORGrad does, beside RISE with more and more masks."""
+    passes = budget.steps * budget.samples
+    filtered = [
+        Variant(f"{name}{', FORGrad' if prefix else ''}", f"{prefix}{name}", options)
+        for name, options in (
+            ("saliency", {}),
+            ("smoothgrad", {"passes": passes, "seed": budget.seed}),
+            ("integrated_gradients", {"passes": passes}),
+        )
+        for prefix in ("", "forgrad_")
+    ]
+    # A forward pass is about half a pass.
+    masks = dict.fromkeys(max(1, count) for count in (passes // 5, passes, 2 * passes, 10 * passes))
+    rise = [Variant(f"rise, {count} masks", "rise", {"passes": count, "seed": budget.seed}) for count in masks]
+    return Study(
+        "forgrad", "What does FORGrad's filter gain, and how long do methods without gradients take for that?",
+        (*filtered, Variant("gradcam", "gradcam"), budget.fampe_in(1), *rise, *_floors(budget)),
+    )  # fmt: skip
+
+
 def _floors(budget: Budget) -> tuple[Variant, ...]:
     return Variant("centre_prior", "centre_prior"), Variant("random_map", "random_map", {"seed": budget.seed})
 

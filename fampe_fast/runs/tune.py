@@ -21,6 +21,7 @@ from ..methods.tuning import (
     TunedCutoff,
     expected_tries,
     outcome_of,
+    outcomes_in,
     read_cutoffs,
     search_radii,
 )
@@ -52,6 +53,7 @@ def tuning_outputs(out: Path) -> list[Output]:
         Output(out, FOLDER),
         Output(out / "cutoffs.json", CUTOFFS),
         Output(out / "cutoffs.png", FIGURE),
+        Output(out / "models.png", FIGURE),
         Output(out / "cutoffs.jsonl", RECORDS),
         Output(out / "maps", FOLDER),
     ]
@@ -64,10 +66,12 @@ class Tuning:
     Attributes:
         results: by method, those that are finished.
         failures: images left out, of all methods or of the one that is named.
+        files: what was written of the results, by name.
     """
 
     results: dict[str, TunedCutoff] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def tune_files(
@@ -88,6 +92,8 @@ def tune_files(
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Tuning:
     """Tune the cut-off of several methods over image files; ``out/cutoffs.json``, with the curves in ``cutoffs.png``.
+
+    Where the file holds outcomes of several models, of one filter and protocol, ``models.png`` has their curves.
 
     A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. Maps (in
     ``out/maps``, until the method's outcome is found) and scores (``out/cutoffs.jsonl``) are on disk as soon as a batch
@@ -121,6 +127,8 @@ def tune_files(
     metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
     check_outputs(tuning_outputs(out), paths)
+    if (out / "cutoffs.json").exists():
+        outcomes_in(out / "cutoffs.json")  # which will be drawn beside what is found
     image_ids = check_run_ids(paths, image_ids)
     for folder in (out, out / "maps"):
         remove_leftovers(folder)
@@ -181,7 +189,11 @@ def tune_files(
             tuned = outcome_of(classifier.name, name, judge, curve, mean_and_error(search.unfiltered(items)))
             tuned.save(out / "cutoffs.json")
             tuning.results[name] = tuned
-            save_figure(_figure(tuning), out / "cutoffs.png")
+            figures = {"cutoffs.png": _figure(tuning), "models.png": models_figure(out / "cutoffs.json", tuned)}
+            drawn = {file: figure for file, figure in figures.items() if figure is not None}
+            for file, figure in drawn.items():
+                save_figure(figure, out / file)
+            tuning.files = ["cutoffs.json", *drawn]
             store.remove(context, items)
     return tuning
 
@@ -244,11 +256,27 @@ class _SearchOverFiles:
 
 
 def _figure(tuning: Tuning) -> Figure:
-    results = tuning.results
+    return _curves(tuning.results, next(iter(tuning.results.values())).model)
+
+
+def models_figure(path: Path, latest: TunedCutoff) -> Figure | None:
+    """Draw the curves of all models in a file (as figure 5B of arXiv 2307.09591); None where it holds one alone.
+
+    Args:
+        path: what ``TunedCutoff.save`` wrote.
+        latest: one of its outcomes; those of another filter or protocol are not comparable with it and left out.
+    """
+    alike = [found for found in outcomes_in(path) if (found.signed, found.protocol) == (latest.signed, latest.protocol)]
+    if len({found.model for found in alike}) < 2:
+        return None
+    return _curves({f"{found.model}, {found.method}": found for found in alike}, "models side by side")
+
+
+def _curves(results: Mapping[str, TunedCutoff], head: str) -> Figure:
     first = next(iter(results.values()))
     filtered = "the signed filter's" if first.signed else "FORGrad's"
     return cutoffs_figure(
         {name: CutoffCurve(found.curve, found.unfiltered, found.cutoff) for name, found in results.items()},
-        title=f"{first.model}: {filtered} cut-off, {max(found.unfiltered.n for found in results.values())} images",
+        title=f"{head}: {filtered} cut-off, {max(found.unfiltered.n for found in results.values())} images",
         score=f"insertion − deletion ({first.protocol})",
     )

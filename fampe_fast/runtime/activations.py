@@ -196,11 +196,10 @@ class Capture:
         self._calls = dict.fromkeys(self.wanted, 0)
         self._thread = threading.get_ident()
 
-    def see(self, module: nn.Module, arguments: object, output: object) -> None:
-        """Keep the output of a call that is wanted; a forward hook."""
+    def see(self, key: int, module: nn.Module, arguments: object, output: object) -> None:
+        """Keep the output of a call that is wanted; with the module's key, which its twin has not, a forward hook."""
         if threading.get_ident() != self._thread:
             return
-        key = id(module)
         place = self.wanted[key].places.get(self._calls[key])
         self._calls[key] += 1
         tensor = None if place is None else _tensor_in(output)
@@ -223,8 +222,8 @@ def capture(activations: Sequence[Activation]) -> Iterator[Capture]:
     """
     captured = Capture(activations)
     with ExitStack() as hooks:
-        for one in captured.wanted.values():
-            hooks.callback(one.module.register_forward_hook(captured.see).remove)
+        for key, one in captured.wanted.items():
+            hooks.callback(one.module.register_forward_hook(partial(captured.see, key)).remove)
         yield captured
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import warn
+from .compile_cache import load_compile_cache
 from .isolation import DEVICE_TYPES
 from .tf32 import matrix_precision
 
@@ -79,6 +80,7 @@ class Compiled:
             return result
 
     def _first_call(self, settings: tuple[Any, ...], *args: Any) -> Any:
+        load_compile_cache()
         # The filters belong to the whole process: two threads that both kept and put them back would mix them up.
         with _FILTERING, warnings.catch_warnings():
             # Spectra only pass through; what works on them is not the compiler's.

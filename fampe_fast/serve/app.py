@@ -34,6 +34,7 @@ from .service import Service
 from .settings import retry_after
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LONGEST_HEAD = 16384
 _CLIENT_GONE = 499  # in logs and counts; nobody reads it
 
 
@@ -75,6 +76,7 @@ class _Counted:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
+        long = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         state = scope.setdefault("state", {})
@@ -97,7 +99,8 @@ class _Counted:
 
         self._service.in_flight += 1
         try:
-            await self._app(scope, receive, answer)
+            refusal = JSONResponse({"error": f"the head is longer than {_LONGEST_HEAD} bytes"}, 431)
+            await (self._app if long <= _LONGEST_HEAD else refusal)(scope, receive, answer)
         except ClientGoneError:
             code = _CLIENT_GONE
         except Exception as error:
@@ -296,6 +299,7 @@ class _Handlers:
             gone.cancel()
             if not done.done():
                 service.metrics.cancelled.inc(service.queue.give_up(jobs))
+            done.add_done_callback(lambda found: found.cancelled() or found.exception())  # nobody else will look
             done.cancel()
 
     # Beside the event loop --------------------------------------------------------------------------------------------

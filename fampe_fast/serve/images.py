@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from ..errors import ImageReadError, first_line
 from ..images import read_image_bytes
 from .asks import AskError, Instance
 from .record import ImageName, name_of
+
+_BEGINNING = re.compile(r" \(the file begins with .*\)$", re.DOTALL)
 
 
 class Decoded(NamedTuple):
@@ -41,7 +44,8 @@ def decode(data: bytes, transform: Callable[[Image.Image], Tensor], max_pixels: 
         image = read_image_bytes(data, "the image", max_pixels=max_pixels)
         return Decoded(pixels_of(image, transform), name_of(image))
     except ImageReadError as error:
-        raise AskError(same_words(error.reason)) from error
+        # A few bytes of the image are of no use to a log, and not ours to keep.
+        raise AskError(_BEGINNING.sub("", same_words(error.reason))) from error
     except MemoryError as error:
         raise AskError("the image does not fit into memory") from error
     except Exception as error:  # of a transform by other hands

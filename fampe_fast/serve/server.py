@@ -21,6 +21,8 @@ from .service import Service
 
 LINGER = 0.5
 """Seconds after the last answer in which connections that are open already may still ask, and are refused."""
+REPORT_FOR = 30.0
+"""Seconds in which a platform can read why a device is lost, before the process ends and may be started again."""
 _LOOK_EVERY = 10  # ticks, of a tenth of a second
 
 
@@ -72,7 +74,12 @@ class DrainingServer(uvicorn.Server):
     """Ends in order: what was taken in is answered, what comes is refused, then the connections are closed."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, listener: socket.socket, on_ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        listener: socket.socket,
+        on_ready: Callable[[], None],
+        report_for: float,
     ) -> None:
         """Take the service that is drained.
 
@@ -81,6 +88,7 @@ class DrainingServer(uvicorn.Server):
             service: its service, started.
             listener: the one socket that it listens on.
             on_ready: called once, when requests are taken in.
+            report_for: seconds for which a lost device is reported before the end.
         """
         super().__init__(config)
         self._service = service
@@ -90,8 +98,10 @@ class DrainingServer(uvicorn.Server):
         self._was_ready = False
         self._asked_at: float | None = None
         self._idle_since: float | None = None
-        self.broken_at_start = False
-        """Whether the service ended because its methods cannot be used."""
+        self._lost_at: float | None = None
+        self._report_for = report_for
+        self.broken = False
+        """Whether the service ended because its methods cannot be used, or its device is lost."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,11 +124,15 @@ class DrainingServer(uvicorn.Server):
         service = self._service
         if counter % _LOOK_EVERY == 0:
             service.look()
-        if not self._was_ready and not service.not_ready():
+        if not self._was_ready and service.device.ready:
             self._was_ready = True
             self._on_ready()
-        if service.device.failure and not service.device.ready:
-            self.broken_at_start = True
+        if service.device.failure and self._lost_at is None:
+            self._lost_at = time.monotonic()
+        if self._lost_at is not None and (
+            not service.device.ready or time.monotonic() - self._lost_at >= self._report_for
+        ):
+            self.broken = True
             return True
         if self._asked_at is not None:
             self._drain(self._asked_at)
@@ -158,16 +172,24 @@ class DrainingServer(uvicorn.Server):
         return made
 
 
-def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None] = lambda: None) -> bool:
-    """Serve until a signal asks for the end; call it from the main thread.
+def serve(
+    service: Service,
+    listener: socket.socket,
+    on_ready: Callable[[], None] = lambda: None,
+    *,
+    supervised: bool = False,
+) -> bool:
+    """Serve until a signal asks for the end, or the device is lost; call it from the main thread.
 
     Args:
         service: not started yet.
         listener: a socket that listens.
         on_ready: called once, when requests are taken in.
+        supervised: whether other processes answer at the same socket, and this one would be started again: it accepts
+            nothing before it is warm, and ends at once where its device is lost.
 
     Returns:
-        Whether it ended in order; False where the methods cannot be used.
+        Whether it ended as it was asked to; False where the methods cannot be used, or the device is lost.
     """
     protocol: Any = type("Protocol", (TimedProtocol,), {"read_timeout": service.settings.read_timeout})
     config = uvicorn.Config(
@@ -181,14 +203,16 @@ def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=32768,
     )
-    server = DrainingServer(config, service, listener, on_ready)
+    server = DrainingServer(config, service, listener, on_ready, 0.0 if supervised else REPORT_FOR)
     service.start()
+    while supervised and not service.device.ready and not service.device.failure:
+        time.sleep(0.02)
     server.run(sockets=[listener])
     for job in service.queue.close():
         job.future.cancel()
     service.device.join(timeout=5)
     log("ended", waiting=len(service.queue))
-    return not server.broken_at_start
+    return not server.broken
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -198,8 +222,10 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: the address cannot be used; the message says which and why.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # By its number asyncio knows TCP: else it leaves Nagle's algorithm on, and an answer takes 40 ms.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import BackendUnavailableError
 from . import registered
-from .primitives import Primitives, device_for, load_primitives, runnable_backends
+from .primitives import Primitives, device_for, load_primitives, refused_backends, runnable_backends
 from .registry import Check
 from .shapes import Case
 
@@ -91,6 +91,13 @@ def _devices(config: pytest.Config) -> dict[str, torch.device]:
     return chosen
 
 
+def _untested(config: pytest.Config) -> dict[str, str]:
+    """Say of the package's own backends that cannot run that they are not tested; where some are named, of none."""
+    refused = {} if config.getoption("fampe_backend", None) else refused_backends()
+    what = {"triton": "the Triton kernels are", "compiled": "the compiled reference is"}
+    return {name: f"{what[name]} not tested: {reason}" for name, reason in refused.items()}
+
+
 _TARGETS = pytest.StashKey[dict[str, Target]]()
 
 
@@ -127,6 +134,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     marks = [pytest.mark.gpu, small_only] if case.gpu else []
                     label = f"{name}-{check.name}-{case}"
                     parameters.append(pytest.param(Trial(target, check, case), id=label, marks=marks))
+        for name, reason in _untested(metafunc.config).items():
+            parameters.append(pytest.param(None, id=name, marks=pytest.mark.skip(reason=reason)))
         metafunc.parametrize("fampe_trial", parameters)
     elif "fampe_target" in metafunc.fixturenames:
         found = targets(metafunc.config)

@@ -12,6 +12,9 @@ import torch
 from ..errors import BackendUnavailableError
 from ..ops import backends
 
+OWN = ("triton", "compiled")
+"""The package's own backends besides the reference."""
+
 
 class Primitives(Mapping[str, Callable[..., Any]]):
     """A backend's functions, by name as attributes or as a mapping; signatures are those of ``fampe_fast.reference``.
@@ -99,10 +102,16 @@ def device_for(name: str, device: torch.device | str | None = None) -> torch.dev
 
 def runnable_backends() -> dict[str, torch.device]:
     """List the package's own backends that can run here, each with its device; not the reference."""
+    refused = refused_backends()
+    return {name: device_for(name) for name in OWN if name not in refused}
+
+
+def refused_backends() -> dict[str, str]:
+    """List the package's own backends that cannot run here, each with the reason."""
     found = {}
-    for name in ("triton", "compiled"):
+    for name in OWN:
         try:
-            found[name] = device_for(name)
-        except BackendUnavailableError:
-            continue
+            device_for(name)
+        except BackendUnavailableError as error:
+            found[name] = str(error)
     return found

@@ -30,7 +30,8 @@ from fampe_fast.batch.storage import Storage, open_storage
 
 from .small_runs import DEADLY, a_classifier, digest_of, draw, draw_with_errors, planned
 
-KILLS = 12
+KILLS = int(os.environ.get("FAMPE_FAST_KILLS", "12"))
+"""How often a run is killed; more take longer."""
 SHARDS = 11
 
 

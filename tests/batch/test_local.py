@@ -26,6 +26,7 @@ from fampe_fast.batch.run_log import logged
 from fampe_fast.batch.shards import finished_shards, shard_name
 from fampe_fast.batch.storage import Storage
 
+from .interrupted import KILLS
 from .small_runs import a_classifier, digest_of, draw, draw_with_errors, planned
 from .test_worker import failing
 
@@ -108,6 +109,16 @@ def test_shards_that_often_ended_a_process_come_last(storage: Storage) -> None:
     storage.write("attempts/000001-4", b"")
     storage.write("attempts/000002-3", b"")
     assert shards_to_do(storage, read_back(storage), range(6)) == [0, 2, 3, 4, 5, 1]
+
+
+def test_marks_of_processes_that_died_after_they_stored_a_shard_are_removed_at_the_end(storage: Storage) -> None:
+    run(storage, shards=[0, 1])
+    storage.write("attempts/000000-1", b"")
+    storage.write("attempts/000000-2", b"")
+    run(storage, shards=[2])
+    assert unfinished(storage) == {0: 2}
+    run(storage)
+    assert unfinished(storage) == {}
 
 
 def test_errors_that_have_passed_are_healed_to_the_bytes_of_an_undisturbed_run(
@@ -231,9 +242,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_runs_that_are_killed_at_a_dozen_moments_give_the_bytes_of_one_run(interrupted: dict[str, Any]) -> None:
+def test_runs_that_are_killed_at_random_moments_give_the_bytes_of_one_run(interrupted: dict[str, Any]) -> None:
     found = interrupted["killed"]
-    assert found["kills"] == 12
+    assert found["kills"] == KILLS
     assert set(found["digests"]) == {found["whole"]}
     assert found["left"] == []
     assert found["rows"] == interrupted["images"]

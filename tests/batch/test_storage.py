@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from fampe_fast.batch import stores
+from fampe_fast.batch.retry import Retry
 from fampe_fast.batch.storage import Storage, open_storage
 from fampe_fast.batch.urls import check_url, hide_secrets, is_url, local_path_of, without_secrets
 
@@ -85,6 +88,87 @@ def test_an_object_store_gets_one_put(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(system, "open", None)
     storage.write("maps/000/000001.parquet", b"content")
     assert calls == [(f"/{tmp_path.name}/maps/000/000001.parquet", b"content")]
+
+
+# Stores that fail; against S3's own interface in test_s3.py, where that can be had ------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have a store fail so many times at one of its operations."""
+    system = type(fsspec.filesystem("memory"))
+
+    def fail(operation: str, times: int, error: Exception) -> list[float]:
+        real, pauses, left = getattr(system, operation), [], [times]
+
+        def call(self: Any, *values: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise error
+            return real(self, *values, **options)
+
+        monkeypatch.setattr(system, operation, call)
+        monkeypatch.setattr(stores, "Retry", lambda: Retry(sleep=pauses.append))
+        return pauses
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("operation", "call"),
+    [
+        ("info", lambda storage: storage.exists("a")),
+        ("info", lambda storage: storage.size("a")),
+        ("find", lambda storage: list(storage.names())),
+        ("cat_file", lambda storage: storage.read("a")),
+        ("cat_file", lambda storage: storage.open("a").read()),
+        ("pipe_file", lambda storage: storage.write("b", b"x")),
+        ("pipe_file", lambda storage: storage.check_writable()),
+        ("rm_file", lambda storage: storage.remove("a")),
+    ],
+)
+def test_a_store_that_fails_is_asked_again(failing: Any, tmp_path: Path, operation: str, call: Any) -> None:
+    storage = open_storage(f"memory://{tmp_path.name}")
+    storage.write("a", b"content")
+    expected = call(storage)
+    storage.write("a", b"content")
+    pauses = failing(operation, 3, RuntimeError("slow down: https://h/x?key=secret"))  # of no kind that is known
+    assert call(storage) == expected
+    assert len(pauses) == 3
+    storage.write("a", b"content")
+    failing(operation, 4, RuntimeError("slow down: https://h/x?key=secret"))
+    with pytest.raises(OSError, match=rf"^memory://{tmp_path.name}.*: the store fails \(slow down: https://h/x\)$"):
+        call(storage)
+    pauses = failing(operation, 1, PermissionError("Forbidden"))
+    with pytest.raises(PermissionError, match=r"the store refuses \(Forbidden\); fsspec needs credentials"):
+        call(storage)
+    assert pauses == []
+
+
+def test_a_folder_that_a_stores_own_pages_have_made_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(f"memory://{tmp_path.name}")
+    root = f"/{tmp_path.name}"
+    found = [f"{root}/", f"{root}/maps/", f"{root}/a.json", f"{root}/.hidden"]
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", lambda self, path: found)
+    assert list(storage.names()) == ["a.json"]
+
+
+def test_a_remote_file_is_read_as_a_local_one(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    local, remote = open_storage(tmp_path / "out"), open_storage(f"memory://{tmp_path.name}")
+    for storage in (local, remote):
+        storage.write("a", content)
+    with local.open("a") as one, remote.open("a") as two:
+        for file in (one, two):
+            file.seek(-10, io.SEEK_END)
+        assert one.read() == two.read() == content[-10:]
+        assert one.read(1) == two.read(1) == b""
+        for place, count in [(0, 3), (70_000, 5), (69_999, 200_000), (255_999, 10), (300_000, 10)]:
+            assert one.seek(place) == two.seek(place)
+            assert one.read(count) == two.read(count)
+            assert one.tell() == two.tell()
+            assert one.seek(-1, io.SEEK_CUR) == two.seek(-1, io.SEEK_CUR)
+            assert one.read(2) == two.read(2)
 
 
 def test_a_storage_travels_to_another_process(storage: Storage) -> None:

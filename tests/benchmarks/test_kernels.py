@@ -19,7 +19,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
-from benchmarks import ROOT, run
+from benchmarks import ROOT, run, stages
 from benchmarks.common.command import RESULTS
 from benchmarks.common.machine import DRY_RUN_DEVICE, Build, Machine
 from benchmarks.common.results import NOT_RUN, CallRow, KernelRow, Results, read, write
@@ -215,14 +215,6 @@ def test_what_was_not_run_does_not_replace_what_was() -> None:
     assert Results(kernels=(idle,)).merged(Results(kernels=(row("kernel", 5),))).kernels == (row("kernel", 5),)
 
 
-def test_a_failing_build_loses_its_rows_and_no_other() -> None:
-    elsewhere = dataclasses.replace(row("kernel", 7), build=MI300)
-    old = Results((Machine(H100, tests="passed"), Machine(MI300, tests="passed")), (row("kernel", 5), elsewhere))
-    merged = old.merged(Results(machines=(Machine(H100, tests="failed: 1 test"),)))
-    assert merged.kernels == (elsewhere,)
-    assert [machine.tests for machine in merged.machines] == ["failed: 1 test", "passed"]
-
-
 # What a run says ------------------------------------------------------------------------------------------------------
 
 
@@ -291,36 +283,66 @@ def commands(*code: str, may_be_empty: bool = False) -> list[gate.Check]:
 
 
 def test_every_check_must_succeed() -> None:
-    assert gate.failure(commands("", ""), 20) is None
-    said = gate.failure(commands("", "print('two tests broke'); raise SystemExit(3)"), 20)
-    assert said is not None
-    assert "exit status 3" in said
-    assert "two tests broke" in said
-    assert gate.failure(commands("raise SystemExit(5)", may_be_empty=True), 20) is None
-    assert gate.failure(commands("raise SystemExit(5)"), 20) is not None
-    late = gate.failure(commands("import time; time.sleep(30)"), 0.2)
-    assert late is not None
-    assert "did not end" in late
+    assert gate.failures(commands("", ""), 20) == []
+    (said,) = gate.failures(commands("", "print('two tests broke'); raise SystemExit(3)"), 20)
+    assert "exit status 3" in said.text
+    assert "two tests broke" in said.text
+    assert gate.failures(commands("raise SystemExit(5)", may_be_empty=True), 20) == []
+    assert len(gate.failures(commands("raise SystemExit(5)", "raise SystemExit(1)"), 20)) == 2
+    (late,) = gate.failures(commands("import time; time.sleep(30)"), 0.2)
+    assert "did not end" in late.text
     assert all(check.command[:3] == (sys.executable, "-m", "pytest") for check in gate.checks(False))
     first = {Path(word).name for word in gate.checks(False)[0].command}
     assert first >= {"test_kernels.py", "test_equivalence.py"}
     assert not any(Path(word).parent == Path(__file__).parent for word in gate.checks(False)[0].command)
 
 
-def test_no_speed_without_passing_tests(
+def test_failing_tests_name_the_primitives_that_they_are_about() -> None:
+    names = ("band_mix", "dct_mix", "accumulate")
+    printed = "FAILED tests/a.py::test_primitive[triton-dct_mix_repeats-8x8] - AssertionError"
+    failing = gate.failures(commands(f"print({printed!r}); raise SystemExit(1)"), 20)
+    assert gate.concerned(failing, names) == ("dct_mix",)
+    assert gate.concerned([*failing, gate.Failure("", ("tests/b.py::test_accumulate",))], names) == names[1:]
+    assert gate.concerned([gate.Failure("", ("tests/b.py::test_philox",))], names) == names
+    assert gate.concerned([gate.Failure("no test was named")], names) == names
+    assert gate.concerned([], names) == ()
+
+
+TOY = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, and a GPU is here")
+@pytest.mark.usefixtures("triton_runs")
+def test_what_failing_tests_are_about_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "1"))
-    monkeypatch.setattr(gate, "checks", lambda dry_run: commands("print('1 failed'); raise SystemExit(1)"))
-    assert run.main(["--dry-run", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "NO speed is reported" in said
-    assert "1 failed" in said
-    found = read(tmp_path / "results.json")
-    assert found.kernels == ()
-    assert found.calls == ()
-    assert found.machines[0].tests.startswith("failed: exit status 1")
-    assert not list(tmp_path.glob("*.png"))
+    """Stage by stage, each in a call of its own."""
+    assert tuple(stages.STAGES) == run.STAGES
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tests = {"outcome": ""}
+    monkeypatch.setattr(gate, "checks", lambda dry_run: commands(tests["outcome"]))
+
+    def stage(name: str, code: int) -> tuple[list[bool], list[bool], str]:
+        assert run.main(["--dry-run", "--out", str(tmp_path), "--stage", name, *TOY]) == code
+        found = read(tmp_path / "results.json")
+        verified = [row.verified for row in found.kernels], [row.verified for row in found.calls]
+        return *verified, capsys.readouterr().out
+
+    untested, _, said = stage("kernels", 0)
+    assert untested == [False, True]  # the kernel, and the reference
+    assert said.count("UNVERIFIED") == 1
+    stage("tests", 0)
+    assert stage("kernels", 0)[0] == [True, True]
+    _, calls, said = stage("model", 0)
+    assert calls == [True, True]
+    assert "UNVERIFIED" not in said
+    tests["outcome"] = "print('FAILED tests/a.py::test_primitive[triton-radial_mask_x-8x8]'); raise SystemExit(1)"
+    kernels, calls, said = stage("tests", 1)  # what was measured before is marked, too
+    assert (kernels, calls) == ([False, True], [True, False])  # the bare passes use no kernel
+    assert "UNVERIFIED: radial_mask" in said
+    assert "FAILED tests/a.py" in said
+    assert "| FAMPE, fp32, UNVERIFIED |" in stage("model", 0)[2]
+    assert read(tmp_path / "results.json").machines[0].tests.startswith("failed: exit status 1")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, and a GPU is here")
@@ -332,10 +354,9 @@ def test_a_dry_run_measures_writes_and_draws(
     monkeypatch.setattr(gate, "checks", lambda dry_run: commands(""))
     counted = LaunchWork("radial_mask", 1, 0, 0, {"issue": 1e12})
     monkeypatch.setattr(
-        measuring, "counted_work", lambda wanted, device, say: {(entry.name, size): [counted] for entry, size in wanted}
+        stages, "counted_work", lambda wanted, device, say: {(entry.name, size): [counted] for entry, size in wanted}
     )
-    small = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12"]
-    assert run.main(["--dry-run", "--out", str(tmp_path), *small]) == 0
+    assert run.main(["--dry-run", "--out", str(tmp_path), *TOY]) == 0
     said = capsys.readouterr().out
     assert "DRY RUN" in said
     found = read(tmp_path / "results.json")

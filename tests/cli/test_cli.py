@@ -20,6 +20,7 @@ from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
 from fampe_fast.images import read_image
 from fampe_fast.images.generated import generate
 from fampe_fast.models.embedded import load_embedded_classifier
+from fampe_fast.runs import doctor
 from fampe_fast.runs.measurement import Measurement
 
 FOUR_STEPS = Measurement(options={"insertion_deletion": {"steps": 4}})
@@ -205,6 +206,42 @@ def test_doctor_reports_a_backend_that_cannot_run(
     monkeypatch.setenv("FAMPE_FAST_BACKEND", "nonsense")
     assert main(["doctor"]) == SOME_FAILED
     assert "'nonsense': unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"])
+def test_doctor_finds_a_folder_that_a_compiler_cannot_write(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
+    (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
+    assert not found.healthy
+    assert f"set {variable} to a folder that can be written" in found.text
+    monkeypatch.setenv(variable, str(tmp_path / "new" / "cache"))
+    (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
+    assert (found.healthy, found.text) == (True, str(tmp_path / "new" / "cache"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_wants_a_c_compiler_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    assert "no no-such-compiler found" in doctor._c_compiler(gpu=True).text
+    assert [doctor._c_compiler(gpu=gpu).healthy for gpu in (True, False)] == [False, True]
+    monkeypatch.setenv("CC", sys.executable)
+    assert doctor._c_compiler(gpu=True) == doctor.Finding("C compiler", sys.executable)
+
+
+def test_doctor_compares_triton_with_what_torch_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    own = ".".join(triton.__version__.split(".")[:2])
+    for wanted, healthy in ((f"triton~={own}.0; python_version < '3.15'", True), ("pytorch-triton-rocm==2.1.0", False)):
+        monkeypatch.setattr(doctor, "_requirements", lambda package, wanted=wanted: ["numpy==9.9", wanted])
+        assert doctor._triton(gpu=True).healthy is healthy
+    assert "this torch is made for 2.1: install triton==2.1.*" in doctor._triton(gpu=False).text
+    assert doctor._triton(gpu=False).healthy
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "pip install triton" in doctor._triton(gpu=True).text
+    assert [doctor._triton(gpu=gpu).healthy for gpu in (True, False)] == [False, True]
 
 
 def test_a_backend_that_cannot_run_ends_a_command_before_its_images(

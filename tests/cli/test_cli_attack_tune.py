@@ -30,7 +30,7 @@ from fampe_fast.models import Classifier
 from fampe_fast.robustness import BandLimitedAttack, disturbance
 from fampe_fast.runs.attack import attack_files, nearest_levels
 from fampe_fast.runs.attack_results import AttackSettings, attack_config
-from fampe_fast.runs.tune import tune_files
+from fampe_fast.runs.tune import models_figure, tune_files
 
 from ..models_for_tests import Smooth, TwoClassLinear
 
@@ -313,7 +313,8 @@ def test_one_image_and_a_model_that_is_never_right(tmp_path: Path) -> None:
     ("call", "message"),
     [
         (lambda: AttackSettings(()), "none given"),
-        (lambda: AttackSettings(("low", "middle")), "unknown band(s) middle"),
+        (lambda: AttackSettings(("low", "centre")), "unknown band(s) centre"),
+        (lambda: AttackSettings(("low", "middle")), "middle band is empty"),
         (lambda: AttackSettings(cutoff=-1), "not negative, got -1"),
         (lambda: AttackSettings(rings=0), "rings must be at least 1"),
         (lambda: attack_config("magic"), "one of plain, fampe, attexplore"),
@@ -524,6 +525,32 @@ def test_an_image_that_fails_at_one_radius_costs_itself(
     assert not (tmp_path / "no" / "cutoffs.json").exists()
 
 
+def test_models_that_share_a_folder_are_drawn_side_by_side(
+    known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path
+) -> None:
+    """Those of one filter and protocol; another filter's curves are not comparable."""
+    classifier, evidence, paths = known
+    out, options = tmp_path / "tuned", {"targets": [0] * 3, "metric_steps": 3, "protocol": "per_pixel"}
+    first = tune_files(classifier, {"known": Known(evidence)}, paths, out, **options)
+    assert first.files == ["cutoffs.json", "cutoffs.png"]
+    assert models_figure(out / "cutoffs.json", first.results["known"]) is None
+    other = classifier_of(classifier.model, "other")
+    signed = tune_files(other, {"known": Known(evidence)}, paths, out, signed=True, **options)
+    assert signed.files == ["cutoffs.json", "cutoffs.png"]
+    both = tune_files(other, {"known": Known(evidence)}, paths, out, **options)
+    assert both.files == ["cutoffs.json", "cutoffs.png", "models.png"]
+    figure = models_figure(out / "cutoffs.json", both.results["known"])
+    assert figure is not None
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [name.partition(", best")[0] for name in names] == ["linear, known", "other, known"]
+    with Image.open(out / "models.png") as picture:
+        assert min(picture.size) > 300
+    (out / "cutoffs.json").write_text('{"fampe_fast": "cutoffs", "a | b": {"model": "a", "signed": false}}')
+    with pytest.raises(ValueError, match="is not a file of tuned cut-offs"):
+        tune_files(classifier, {"known": Known(evidence)}, paths, out, **options)
+
+
 def test_an_interrupted_search_keeps_the_methods_it_finished(
     known: tuple[Classifier, Tensor, list[Path]], tmp_path: Path
 ) -> None:
@@ -688,7 +715,7 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
     ("arguments", "message"),
     [
         (["attack"], "DIR"),
-        (["attack", "x", "--bands", "low,middle"], "unknown band(s) 'middle'; known: low, high, all"),
+        (["attack", "x", "--bands", "low,centre"], "unknown band(s) 'centre'; known: low, middle, high, all"),
         (["attack", "x", "--bands", ","], "unknown band(s) ','"),
         (["attack", "x", "--eps", "8/0"], "a number or a fraction such as 8/255, got '8/0'"),
         (["attack", "x", "--eps", "nan"], "got 'nan'"),

@@ -34,8 +34,8 @@ def help_of(command: str) -> str:
 
 
 COMMANDS = [
-    "demo", "explain", "batch", "verify", "export", "evaluate", "tune", "calibrate", "study", "occlude", "spectra",
-    "attack", "defend", "doctor",
+    "demo", "explain", "batch", "verify", "export", "serve", "evaluate", "tune", "calibrate", "study", "frequency",
+    "occlude", "spectra", "gradients", "attack", "defend", "warmup", "doctor",
 ]  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
 COMMANDS = {
     "attack": ["--gradients", "fampe", "--bands", "all", "--cutoff", "12", *PATH],
     "occlude": ["--bands", "4", "--batch-size", "1"],
+    "frequency": ["--parts", "attribution", "--passes", "1", "--batch-size", "1"],
     "tune": ["--metric-steps", "2", "--limit", "2", *QUICK],
     "evaluate": [
         "--method", "fampe,attexplore", "--metric", "insertion_deletion,stability", "--metric-steps", "2",
@@ -94,6 +95,7 @@ COMMANDS = {
 RECORDS = {
     "attack": "attack.jsonl",
     "occlude": "occluded_frequency.jsonl",
+    "frequency": "frequency.jsonl",
     "tune": "cutoffs.jsonl",
     "evaluate": "scores.jsonl",
     "study methods": "scores.jsonl",

@@ -417,7 +417,8 @@ def test_the_command_says_it_in_one_line(photos: Path, model_file: Path, tmp_pat
 def test_what_the_commands_write_by_default_is_no_part_of_the_project() -> None:
     root = Path(__file__).parents[2]
     ignored = [line.strip("/") for line in (root / ".gitignore").read_text().splitlines() if line]
-    commands = [["demo"], ["defend"], *([name, "x"] for name in ("explain", "evaluate", "attack", "occlude", "tune"))]
+    of_images = ("explain", "evaluate", "attack", "frequency", "occlude", "tune")
+    commands = [["demo"], ["defend"], *([name, "x"] for name in of_images)]
     for command in commands:
         written = [parse(command).out]
         for path in written:
@@ -428,7 +429,7 @@ def test_what_the_commands_write_by_default_is_no_part_of_the_project() -> None:
 
 
 @pytest.mark.parametrize(("size", "sides"), [("4", "4 x 4"), ("7", "7 x 7")])
-@pytest.mark.parametrize("command", ["explain", "evaluate", "occlude"])
+@pytest.mark.parametrize("command", ["explain", "evaluate", "frequency", "occlude"])
 def test_a_size_that_no_method_explains_costs_one_line_before_work(
     command: str, size: str, sides: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, create_method
+from fampe_fast import FAMPE, AttEXplore, FrequencyAttribution, OccludedFrequency, create_method
 from fampe_fast.errors import FampeWarning
 from fampe_fast.methods import METHODS, CaptumMethod, FORGrad
 from fampe_fast.methods.base import describe, passes_of
@@ -180,9 +180,14 @@ def attribute_of(name: str, model: Any) -> Callable[..., Any]:
     return attribute
 
 
+def frequency_attribution(model: Any) -> Callable[..., Any]:
+    return lambda *arguments, **options: FrequencyAttribution(model, passes=3)(*arguments, **options).gradients
+
+
 GRADIENTS: dict[str, Callable[[Any], Callable[..., Any]]] = {
     **{name: partial(attribute_of, name) for name in METHODS},
     "attack": BandLimitedAttack,
+    "frequency attribution": frequency_attribution,
 }
 EVERY = {**GRADIENTS, "occluded frequency": lambda model: OccludedFrequency(model, 2)}
 

@@ -172,7 +172,8 @@ def test_a_model_without_a_gradient_warns_and_its_images_stay() -> None:
     ("call", "error", "message"),
     [
         (lambda: BandLimitedAttack(3), TypeError, "got int"),
-        (lambda: BandLimitedAttack(Smooth(), "middle"), ValueError, "low, high, all; got 'middle'"),
+        (lambda: BandLimitedAttack(Smooth(), "none"), ValueError, "low, middle, high, all; got 'none'"),
+        (lambda: BandLimitedAttack(Smooth(), "middle"), ValueError, "middle band is empty: give an upper_cutoff"),
         (lambda: BandLimitedAttack(Smooth(), "low", -1), ValueError, "not negative, got -1"),
         (lambda: BandLimitedAttack(Smooth(), config={"eps": 1}), TypeError, "PathConfig, got dict"),
         (lambda: BandLimitedAttack(Smooth(), final_projections=0), ValueError, "final_projections must be at least 1"),

@@ -22,6 +22,7 @@ import fampe_fast.runs.attack
 import fampe_fast.runs.defence_seeds
 import fampe_fast.runs.evaluate
 import fampe_fast.runs.explain
+import fampe_fast.runs.frequency
 import fampe_fast.runs.occlude
 import fampe_fast.runs.study
 import fampe_fast.runs.tune  # noqa: F401

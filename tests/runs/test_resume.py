@@ -52,6 +52,11 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
         ["attack.json", "attack.png"],
     ),
     "occlude": (["--bands", "60"], "occluded_frequency.jsonl", ["occluded_frequency.json", "occluded_frequency.png"]),
+    "frequency": (
+        ["--parts", "attribution", "--passes", "24"],
+        "frequency.jsonl",
+        ["frequency.json", "frequency.png", "reliance.png", "places.png"],
+    ),
     "tune": (
         ["--method", "fampe", "--steps", "2", "--samples", "8", *PATH, "--metric-steps", "3"],
         "cutoffs.jsonl",
@@ -185,6 +190,7 @@ def test_a_finished_run_is_not_done_again(
 
     monkeypatch.setattr("fampe_fast.methods.base.PathMethod.attribute", gone)
     monkeypatch.setattr("fampe_fast.robustness.occluded_frequency.OccludedFrequency.__call__", gone)
+    monkeypatch.setattr("fampe_fast.robustness.frequency_attribution.FrequencyAttribution.__call__", gone)
     monkeypatch.setattr("fampe_fast.robustness.band_limited.BandLimitedAttack.__call__", gone)
     monkeypatch.setattr("fampe_fast.methods.tuning.insertion_deletion", gone)
     assert main(arguments) == DONE
@@ -386,6 +392,7 @@ QUICK = {
     "evaluate": ["--method", "fampe", "--steps", "1", "--samples", "2", *PATH, "--metric-steps", "4"],
     "attack": ["--bands", "all", "--steps", "2", "--save-images"],
     "occlude": ["--bands", "6"],
+    "frequency": ["--parts", "attribution", "--passes", "2"],
     "tune": ["--method", "fampe", "--steps", "1", "--samples", "2", *PATH, "--metric-steps", "3"],
     "study": ["--steps", "1", "--samples", "1", *PATHS, "--metric-steps", "3"],
 }
@@ -464,8 +471,8 @@ def test_what_is_reused_is_what_would_be_computed(
         model = tmp_path / "model" / model_file.name  # of the same name
         torch.jit.trace(changed, torch.rand(2, 3, 96, 96)).save(str(model))
     else:
-        more = ["--bands", "7"] if command == "occlude" else ["--eps", "4/255"] if command == "attack" else []
-        more = more or ["--seed", "3"]
+        others = {"occlude": ["--bands", "7"], "frequency": ["--passes", "3"], "attack": ["--eps", "4/255"]}
+        more = others.get(command, ["--seed", "3"])
     found = settled(command, quick(command, photos, model, out, *more), out)
     expected = settled(command, quick(command, photos, model, fresh, *more), fresh)
     assert found == expected

@@ -19,9 +19,11 @@ from fampe_fast.catalog import STUDIES
 from fampe_fast.cli import DONE, SOME_FAILED, main
 from fampe_fast.images import find_images
 from fampe_fast.methods import create_method
+from fampe_fast.methods.base import asks_for_gradients
 from fampe_fast.metrics import Estimate, insertion_deletion
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.plots.studies import StudyLine, study_figure
+from fampe_fast.plots.times import TimePoint, times_figure
 from fampe_fast.runs.measurement import Measurement
 from fampe_fast.runs.study import StudyResult, as_json, as_table, report_files, run_study
 from fampe_fast.runs.study_definitions import Budget, define_study
@@ -203,7 +205,7 @@ def test_a_gain_has_no_share_of_a_score_below_zero(classifier, photos: Path, tmp
 def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     written = report_files(result, tmp_path / "out")
-    assert [path.name for path in written] == ["study.json", "table.md", "plot.png", "choices.png"]
+    assert [path.name for path in written] == ["study.json", "table.md", "times.png", "plot.png", "choices.png"]
     for path in written[2:]:
         with Image.open(path) as picture:
             assert min(picture.size) > 400
@@ -229,7 +231,7 @@ def test_the_plot_shows_the_points(tmp_path: Path) -> None:
         study_figure([], title="t")
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "shapes"])
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("shapes", "forgrad")])
 def test_studies_vary_what_they_say_and_nothing_else(name: str, classifier) -> None:
     study = define_study(name, Budget(3, 4, 5, {"eps": 0.05}))
     reference, *others = study.variants
@@ -270,6 +272,39 @@ def test_the_shapes_are_compared_in_both_readings(classifier) -> None:
         config = create_method(variant.method, classifier, **variant.options).config
         assert config == replace(plain, mode=mode, mask_shape=shape)
         assert variant.label == f"{shape}, {mode}"
+
+
+def test_forgrad_is_compared_with_what_it_filters_and_with_methods_without_gradients(classifier) -> None:
+    pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
+    variants = define_study("forgrad", Budget(2, 5)).variants
+    methods = [create_method(variant.method, classifier, **variant.options) for variant in variants]
+    assert [asks_for_gradients(method) for method in methods] == [True] * 8 + [False] * 6
+    assert [method.passes for method in methods] == [1, 1, 10, 10, 10, 10, 1, 1, 2, 10, 20, 100, 0, 0]
+    for plain, filtered in zip(variants[:6:2], variants[1:6:2], strict=True):
+        assert (filtered.method, filtered.options) == (f"forgrad_{plain.method}", plain.options)
+    assert len(define_study("forgrad", Budget(1, 1)).variants) == 13  # RISE with no masks is none
+
+
+def test_the_scores_are_drawn_against_the_time(classifier, photos: Path, tmp_path: Path) -> None:
+    points = [
+        TimePoint("slow", 2.0, Estimate(0.5, 0.1, 4), False),
+        TimePoint("fast", 0.01, Estimate(0.2, None, 1), True),
+        TimePoint("worse", 0.5, Estimate(0.1, 0.1, 4), True),
+    ]
+    for high, best in ((True, [0.01, 2.0]), (False, [0.01, 0.5])):
+        figure = times_figure(points, title="t", score="s", high=high)
+        (axes,) = figure.axes
+        assert list(axes.get_lines()[0].get_xdata()) == best
+    words = [text.get_text() for text in figure.texts]
+    assert "1 slow: 0.500, 2 s" in words
+    assert "2 fast: 0.200, 10 ms" in words
+    for wrong in ([], [TimePoint("x", 0.0, Estimate(0, None, 1), True)]):
+        with pytest.raises(ValueError, match="at least one point, each of more than 0 seconds"):
+            times_figure(wrong, title="t", score="s")
+    result = run(classifier, photos, tmp_path / "out")
+    assert all(outcome.seconds > 0 and outcome.gradients for outcome in result.outcomes)
+    assert (tmp_path / "out" / "times.png").exists()
 
 
 def test_a_number_of_passes_is_no_variant_twice() -> None:

@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fampe_fast import OccludedFrequency, create_method, insertion_deletion, mu_fidelity, stability
+from fampe_fast import (
+    FrequencyAttribution,
+    OccludedFrequency,
+    create_method,
+    insertion_deletion,
+    mu_fidelity,
+    stability,
+)
 from fampe_fast.catalog import method_options
 from fampe_fast.frequency import two_scale_map
 from fampe_fast.frequency.low_pass import filtered_map
@@ -65,6 +72,7 @@ def run_parameter_randomisation(model: nn.Module, images: Tensor) -> Tensor:
 CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     **{name: partial(run_method, name) for name in METHODS if "_fampe_published" not in name},
     "attack": lambda model, images: BandLimitedAttack(model, "low", 5)(images, [1, 2]).images,
+    "frequency attribution": lambda model, images: FrequencyAttribution(model, passes=2)(images, [1, 2]).gradients,
     "occluded frequency": lambda model, images: OccludedFrequency(model, 4)(images, [1, 2]).drops,
     "insertion and deletion": partial(run_curves, steps=5),
     "a part of the curves": partial(run_curves, passes=12),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from fampe_fast.cli import UNUSABLE, main
+from fampe_fast.serve import extras
 from fampe_fast.serve.server import listen, serve
 from fampe_fast.serve.service import Service
 from fampe_fast.serve.settings import ServiceSettings, retry_after, service_name
@@ -51,6 +54,31 @@ def test_a_method_that_does_not_work_with_the_model_ends_the_service_at_its_star
     service = Service(a_classifier(), {"attention_rollout": {}}, ServiceSettings(name="small"), threads=1)
     assert serve(service, listen("127.0.0.1", 0)) is False
     assert "attention" in service.device.failure
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "prometheus_client" else object())
+    assert main(["serve", "--model", "no_such_model"]) == UNUSABLE
+    assert "prometheus-client is needed for the service: pip install 'fampe_fast[serve]'" in capsys.readouterr().err
+
+
+def test_options_are_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture) -> None:
+    for words, said in (
+        (["--method", "gradcam", "--steps", "3"], "no such option(s): --steps"),
+        (["--name", "a/b"], "a model's name in addresses"),
+        (["--deadline", "0"], "deadline"),
+        (["--device", "cuda:77"], "--device cuda:77: it cannot be used here"),
+    ):
+        assert main(["serve", "--model", "no_such_model", *words]) == UNUSABLE
+        assert said in capsys.readouterr().err
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio switches Nagle's algorithm off for sockets that it knows to be TCP's."""
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_an_address_that_is_taken_is_named() -> None:

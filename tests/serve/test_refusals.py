@@ -106,6 +106,15 @@ def test_a_body_in_json_that_is_something_else_is_refused(service: Running, body
     assert words in answer.error
 
 
+def test_a_long_head_is_refused_and_an_images_bytes_are_repeated_nowhere(service: Running) -> None:
+    answer = service.ask("POST", PATH, photo(), {**PNG, "X-Long": "x" * 20_000})
+    assert (answer.code, answer.error) == (431, "the head is longer than 16384 bytes")
+    answer = service.explain(b"secret of the client")
+    assert answer.code == 400
+    assert b"secret" not in answer.body
+    assert "secret" not in service.log.read_text()
+
+
 def test_options_in_two_places_are_refused(service: Running) -> None:
     body = instances(photo(), parameters={"passes": 3})
     assert "twice" in service.ask("POST", f"{PATH}?passes=3", body, JSON).error
@@ -176,6 +185,7 @@ def test_a_deadline_that_passes_costs_the_device_nothing(tmp_path: Path) -> None
         assert set(codes) <= {200, 504}
         assert codes.count(504) >= 3
         assert service.metric("fampe_cancelled_total") >= 2
+        assert not [line for line in service.log.read_text().splitlines() if '"level": "error"' in line]
         begun = 6 - service.metric("fampe_cancelled_total")
         service.wait_until(lambda: service.metric("fampe_batch_images_sum") == begun)
 

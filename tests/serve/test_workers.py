@@ -20,13 +20,15 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from PIL import Image
+
 from fampe_fast.serve.log import begin_log
 from fampe_fast.serve.server import listen, serve
 from fampe_fast.serve.service import Service
 from fampe_fast.serve.settings import ServiceSettings
 from fampe_fast.serve.workers import run_workers
 
-from .running import Running, a_classifier, photo
+from .running import Running, a_classifier, encoded, photo
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -36,7 +38,7 @@ def work(listener: socket.socket, device: str, on_ready: Callable[[], None]) -> 
     if device == "broken":
         return 3
     service = Service(a_classifier(), {"fampe": {}}, ServiceSettings(name="small"), threads=1)
-    return 0 if serve(service, listener, on_ready) else 2
+    return 0 if serve(service, listener, on_ready, supervised=True) else 2
 
 
 def _run(devices: list[str], log: Path, port: Any) -> None:
@@ -104,6 +106,16 @@ def test_one_that_is_killed_is_started_again_and_the_other_answers_meanwhile(tmp
         assert not any(alive(pid) for pid in pids)
         with pytest.raises(OSError):
             service.socket()
+
+
+def test_one_whose_device_is_lost_makes_room(tmp_path: Path) -> None:
+    with supervised(tmp_path, ["cpu", "cpu"]) as service:
+        service.wait_until(lambda: len(service.events("ready")) == 2)
+        assert service.explain(encoded(Image.new("RGB", (30, 30), "white"))).code == 503
+        service.wait_until(lambda: len(service.events("ready")) == 3)
+        assert service.events("process died")[0]["exit_code"] == 2
+        assert [service.ask(path="/v2/health/live").code for _ in range(8)] == [200] * 8
+        assert service.end() == 0
 
 
 def test_processes_end_with_their_parent_however_it_goes(tmp_path: Path) -> None:

@@ -834,6 +834,13 @@ def test_a_third_party_runs_the_suite_on_its_backend(tmp_path: Path) -> None:
     assert "faulty-pixel_mask_of_a_row_stands_alone-9x8] PASSED" in text
 
 
+def test_without_triton_the_suite_says_that_no_kernel_is_tested(tmp_path: Path) -> None:
+    (tmp_path / "no_triton.py").write_text("import sys; sys.modules['triton'] = None")
+    code, text = pytest_of_a_third_party(tmp_path, "-p", "no_triton", "-k", "triton", "-rs")
+    assert code == 0, text
+    assert re.search(r"SKIPPED.*the Triton kernels are not tested: .*triton is not installed: pip install", text), text
+
+
 def test_a_backend_that_cannot_be_tested_is_a_usage_error(tmp_path: Path) -> None:
     code, text = pytest_of_a_third_party(tmp_path, "--fampe-backend", "mine,yours")
     assert code == 4, text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from ...catalog import GRADIENTS, gradient_options
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ...metrics import Estimate
-    from ...runs.attack_results import AttackStudy
+    from ...runs.attack_results import AttackSettings, AttackStudy
     from ...runs.batches import Failure
 
 
@@ -49,18 +50,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_batches(parser)
     group = parser.add_argument_group("attack")
     (band,) = read_options("fampe_fast.robustness.band_limited:BandLimitedAttack", ["band"])
+    default = [name for name in band.choices if name != "middle"]
     group.add_argument(
         "--bands",
         type=names_of(band.choices, "band"),
-        default=list(band.choices),
+        default=default,
         metavar="NAMES",
-        help=f"bands attacked, comma-separated, of: {', '.join(band.choices)} (default: {','.join(band.choices)})",
+        help=f"bands attacked, comma-separated, of: {', '.join(band.choices)}; the middle one ends at --upper-cutoff "
+        f"(default: {','.join(default)})",
     )
     group.add_argument(
         "--gradients",
         choices=tuple(GRADIENTS),
         default="plain",
-        help="gradients at the image itself, or averaged over a method's samples (default: %(default)s)",
+        help="gradients at the image itself, averaged over a method's samples, or none: SimBA, which tries one cosine "
+        "after the other and asks the model for scores alone (default: %(default)s)",
     )
     add_flags(group, "settings", read_options("fampe_fast.runs.attack_results:AttackSettings"))
     add_shared_flags(
@@ -129,12 +133,17 @@ def run(arguments: argparse.Namespace) -> int:
         largest = study.largest_saved_change()
         if largest is not None:
             inside = "inside" if study.saved_stay_inside() else "outside"
+            ball = "" if math.isinf(settings.radius) else f", {inside} eps of {settings.radius:.5f}"
             screen.print(
-                f"images as 8-bit PNG: largest change {largest:.5f}, {inside} eps of {settings.config.eps:.5f}"
+                f"images as 8-bit PNG: largest change {largest:.5f}{ball}"
                 + ("" if largest else "; 8 bits leave nothing of an attack below 1/255"),
                 highlight=False,
             )
-        for name in ("attack.json", "attack.png", *(["images"] if arguments.save_images else [])):
+        pictures = [
+            "attack.png",
+            *(["queries.png"] if arguments.gradients == "none" and study.confidence(None) else []),
+        ]
+        for name in ("attack.json", *pictures, *(["images"] if arguments.save_images else [])):
             screen.print(f"wrote {escape(str(arguments.out / name))}", soft_wrap=True)
     return closing(errors, count, len(paths))
 
@@ -146,7 +155,7 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
     from ..output import estimate_text
 
     settings, name = study.settings, study.models[0]
-    config, bands, saved = settings.config, settings.bands, study.largest_saved_change() is not None
+    bands, saved = settings.bands, study.largest_saved_change() is not None
 
     def text(estimate: Estimate | None) -> str:
         return "none was right" if estimate is None else estimate_text(estimate)
@@ -154,10 +163,10 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
     right = study.confidence(None)
     table = Table(
         "band", "fooled", *(["fooled by PNG"] if saved else []), "confidence before", "after", "energy in the band",
-        *(["in PNG"] if saved else []),
-        title=f"{escape(name)}, right about {right.n if right else 0} of {len(study.records)} images: attacks of "
-        f"{config.eps:.4f} in {config.steps} steps, cut-off {settings.cutoff:g}",
-        caption="mean ± standard error; fooled and confidence: of the images it was right about",
+        *(["in PNG"] if saved else []), "passes", "norm",
+        title=f"{escape(name)}, right about {right.n if right else 0} of {len(study.records)} images: "
+        f"{_attack_text(settings)}",
+        caption="mean ± standard error; fooled, confidence, passes and norm: of the images it was right about",
     )  # fmt: skip
     for band in bands:
         rounded = study.band_share_as_saved(band)
@@ -169,6 +178,8 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
             text(study.confidence(band)),
             f"{study.band_share(band).mean:.5f}",  # the rest lies in its last decimals
             *([] if rounded is None else [f"{rounded.mean:.5f}"]),
+            "" if (passes := study.queries(band)) is None else f"{passes.mean:.1f}",
+            "" if (norm := study.norm(band)) is None else f"{norm.mean:.3f}",
         )
     yield _right_aligned(table)
     shares = [study.ring_shares(band).mean(0).tolist() for band in bands]
@@ -188,6 +199,19 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
         for source in study.models:
             table.add_row(band, escape(source), *(text(study.fooled(band, source, model)) for model in study.models))
     yield _right_aligned(table, 2)
+
+
+def _attack_text(settings: AttackSettings) -> str:
+    from ...robustness.simba import SimBAConfig
+
+    config = settings.config
+    cutoffs = f"cut-off {settings.cutoff:g}" + (
+        "" if settings.upper_cutoff is None else f" and {settings.upper_cutoff:g}"
+    )
+    if isinstance(config, SimBAConfig):
+        return f"SimBA, steps of {config.step_size:g}, {config.max_queries} queries at most, {cutoffs}"
+    smooth = f", smoothness {settings.smoothness:g}" if settings.smoothness else ""
+    return f"attacks of {config.eps:.4f} in {config.steps} steps, {cutoffs}{smooth}"
 
 
 def _right_aligned(table: Table, first: int = 1) -> Table:

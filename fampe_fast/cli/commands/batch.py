@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...catalog import FILTERS, PLAIN_METHODS
-from ..arguments import add_batches, add_model, method_list, option_words, positive
+from ..arguments import add_batches, add_model, add_one_method, option_words, positive
 from ..flags import add_method_flags, given
 
 if TYPE_CHECKING:
@@ -61,10 +60,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="fampe_batch", metavar="DEST", help="folder or URL of the results (default: %(default)s)"
     )
-    known = f"{', '.join(PLAIN_METHODS)}; {' or '.join(FILTERS)} before a name filters its maps"
-    parser.add_argument(
-        "--method", type=_method, default="fampe", metavar="NAME", help=f"one of: {known} (default: fampe)"
-    )
+    add_one_method(parser)
     group = parser.add_argument_group("images")
     group.add_argument(
         "--target",
@@ -218,6 +214,8 @@ def _plan(
 
     method = arguments.method
     check_sources(arguments.sources)
+    if known is None:
+        dest.check_writable()
     options, seed = _options(arguments, method)
     spec = _model_of(arguments)
     check_trusted(spec.source, arguments.trust_model)
@@ -403,13 +401,6 @@ def _say(errors: Console, line: str) -> None:
 
 
 # How the options are read ---------------------------------------------------------------------------------------------
-
-
-def _method(text: str) -> str:
-    names = method_list(text)
-    if len(names) > 1:
-        raise argparse.ArgumentTypeError(f"expected one method, got {', '.join(names)}")
-    return names[0]
 
 
 def _target(text: str) -> int | str:

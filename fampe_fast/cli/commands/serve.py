@@ -9,11 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import add_method, add_model, positive
+from ..arguments import add_batches, add_method, add_model, positive
 from ..flags import add_method_flags, fraction
 
 if TYPE_CHECKING:
     from ...models.classifier import Classifier
+    from ...serve.service import Service
     from ...serve.settings import ServiceSettings
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -27,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
     )
     group.add_argument("--port", type=_port, default=8080, metavar="N", help="0: a free one (default: %(default)s)")
-    group.add_argument("--name", help="of the model in addresses (default: made from the model's)")
+    group.add_argument("--name", help="the model's name in addresses (default: made from --model)")
     group.add_argument(
         "--workers",
         type=positive,
@@ -41,15 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=64,
         metavar="N",
         help="images that may wait; further ones are refused with 429 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="most images at a time (default: %(default)s)"
-    )
-    group.add_argument(
-        "--internal-batch-size",
-        type=positive,
-        metavar="N",
-        help="rows per model pass (default: 8 on a CPU, else 64, or what fits)",
     )
     group.add_argument(
         "--max-passes",
@@ -76,6 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     group.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
     add_method(parser, "fampe", note=" (the first one where a request names none)")
     add_model(parser)
+    add_batches(parser)
     add_method_flags(parser)
     parser.set_defaults(run=run)
 
@@ -88,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ...models.checkpoints import check_trusted
-    from ...serve.log import begin_log
+    from ...serve.log import begin_log, log
+    from .. import INTERRUPTED
     from ..model_and_methods import device_of, options_by_method
 
     options_by_method(arguments, arguments.method)  # what is wrong is said before a model is loaded
@@ -102,7 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
     begin_log(arguments.log_level)
     if arguments.workers == 1:
-        return work(arguments, listener, device, lambda: None)
+        try:
+            return work(arguments, listener, device, lambda: None)
+        except KeyboardInterrupt:
+            log("ended before it was ready", "warning")
+            return INTERRUPTED
     from ...serve.workers import run_workers
 
     count = torch.cuda.device_count() if device == "cuda" else 1
@@ -116,16 +114,28 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
     Returns:
         The exit code: 0 after an end that was asked for, 2 where the methods cannot be used.
     """
-    import torch
-
-    from ...serve.log import begin_log, log
+    from ...serve.log import begin_log
     from ...serve.server import serve
-    from ...serve.service import Service
-    from ...serve.settings import service_name
     from .. import DONE, UNUSABLE
-    from ..model_and_methods import classifier_of, options_by_method
 
     begin_log(arguments.log_level)
+    service = make_service(arguments, device)
+    return DONE if serve(service, listener, on_ready, supervised=arguments.workers > 1) else UNUSABLE
+
+
+def make_service(arguments: argparse.Namespace, device: str) -> Service:
+    """Load the model of parsed arguments and join the service, which is not started.
+
+    Raises:
+        ValueError, TypeError: what the commands refuse.
+    """
+    import torch
+
+    from ...serve.log import log
+    from ...serve.service import Service
+    from ...serve.settings import service_name
+    from ..model_and_methods import classifier_of, options_by_method
+
     options = options_by_method(arguments, arguments.method)
     classifier = classifier_of(argparse.Namespace(**{**vars(arguments), "device": device}))
     threads = max(1, torch.get_num_threads() // (arguments.workers if device == "cpu" else 1))
@@ -133,7 +143,7 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
     settings = _settings(arguments, arguments.name or service_name(classifier.name), chunk)
     service = Service(classifier, options, settings, threads=threads)
     log("loaded", model=classifier.name, name=settings.name, device=device, threads=threads, chunk=chunk)
-    return DONE if serve(service, listener, on_ready) else UNUSABLE
+    return service
 
 
 def _chunk(classifier: Classifier) -> int:

@@ -104,9 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         screen.print(_table(found))
         screen.print("to explain with it:")
         screen.print(escape(usage(arguments, name, found.cutoff, options[name])), soft_wrap=True, highlight=False)
-    if tuning.results:
-        for file in ("cutoffs.json", "cutoffs.png"):
-            screen.print(f"wrote {escape(str(arguments.out / file))}", soft_wrap=True)
+    for file in tuning.files:
+        screen.print(f"wrote {escape(str(arguments.out / file))}", soft_wrap=True)
     lost = len({failure.path for failure in tuning.failures})
     code = closing(errors, len(paths) - lost if tuning.results else 0, len(paths))
     # Every image may have failed with one method or another, and yet there is an outcome.

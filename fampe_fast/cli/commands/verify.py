@@ -157,7 +157,7 @@ def _kind_of_comparison(changed: list[str], compared: bool) -> list[str]:
     if not compared:
         return []
     if not changed:
-        return ["device kind and versions are those of the run: the maps must be equal to the bit"]
+        return ["device kind and versions are the same: the maps must be equal to the bit"]
     return [
         f"not compared to the bit, as this is another surrounding ({'; '.join(changed)}): alike is a correlation of "
         f"{CORRELATION} at least and a largest difference of {LARGEST:.0%} of the peak"
