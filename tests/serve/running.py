@@ -68,7 +68,7 @@ def a_classifier(delay: float = 0.0, most: int = 10**9) -> Classifier:
     return Classifier(model, name="a small/model", input_size=SIZE, class_names=names, transform=transform).eval()
 
 
-METHODS: dict[str, dict[str, Any]] = {"fampe": {}, "gradcam": {}, "attexplore": {"steps": 2, "samples": 2}}
+METHODS: dict[str, dict[str, Any]] = {"fampe": {}, "centre_prior": {}, "attexplore": {"steps": 2, "samples": 2}}
 
 
 class Answer(NamedTuple):
@@ -164,7 +164,8 @@ def running(
     assert receiving.poll(TIMEOUT)
     found = Running(process, receiving.recv(), log)
     try:
-        found.wait_until(lambda: found.ask(path="/v2/health/ready").code == 200 or not process.is_alive())
+        found.wait_until(lambda: bool(found.events("ready")) or not process.is_alive())
+        assert process.is_alive(), log.read_text()
         yield found
     finally:
         if process.is_alive():

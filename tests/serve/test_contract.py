@@ -61,7 +61,7 @@ def attribution(explained: dict) -> np.ndarray:
         ("passes=10&seed=5", {"passes": 10, "seed": 5}),
         ("passes=10&image_id=77&reproducible=true", {"passes": 10, "image_id": 77}),
         ("method=attexplore&target=1&seed=9", {"method": "attexplore", "target": 1, "seed": 9}),
-        ("method=gradcam", {"method": "gradcam"}),
+        ("method=centre_prior", {"method": "centre_prior"}),
     ],
 )
 def test_an_answer_is_the_librarys_map(service: Running, query: str, options: dict) -> None:
@@ -87,7 +87,7 @@ def test_an_answer_is_the_librarys_map(service: Running, query: str, options: di
             **{**METHODS[found["method"]], **{k: v for k, v in options.items() if k in ("passes", "seed")}},
         ).passes
     )
-    assert found["seed"] == (None if found["method"] == "gradcam" else options.get("seed", 0))
+    assert found["seed"] == (None if found["method"] == "centre_prior" else options.get("seed", 0))
     assert found["batch_size"] == 1
     assert ("device_ms" in found) is (not found["reproducible"])
 

@@ -38,7 +38,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_nothing_but_itself(servi
     assert not re.findall(r"""(?:https?:)?//[a-z]""", text.replace("data:image", ""))
     assert " style=" not in text
     assert not re.findall(r"\son\w+=", text)
-    assert [option in text for option in ("<option>fampe<", "<option>gradcam<", "a small/model")] == [True] * 3
+    assert [option in text for option in ("<option>fampe<", "<option>centre_prior<", "a small/model")] == [True] * 3
 
 
 def test_a_person_explains_an_image(service: Running, tmp_path: Path) -> None:
