@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from .._version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "captum", "grad-cam")
+
+
+def changes_between(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """List the versions, or other surroundings, that differ: "torch 2.13 then, 2.14 now"."""
+    return [
+        f"{name} {then.get(name)} then, {now.get(name)} now"
+        for name in dict.fromkeys((*then, *now))
+        if then.get(name) != now.get(name)
+    ]
 
 
 def versions_now() -> dict[str, str]:

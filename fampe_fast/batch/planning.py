@@ -17,7 +17,7 @@ from ..files import json_text
 from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
 from ..methods.registry import create_method
-from ..methods.settings import everything_of
+from ..methods.settings import everything_of, unfiltered
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..ops.backends import choice
@@ -121,8 +121,5 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
 
 def _precision_of(method: Any) -> str:
     """Read the precision of the passes; of a filter's, that of the method that it filters."""
-    while not isinstance(getattr(method, "config", None), PathConfig):
-        if not hasattr(method, "method"):
-            return "fp32"
-        method = method.method
-    return str(method.config.precision)
+    config = getattr(unfiltered(method), "config", None)
+    return str(config.precision) if isinstance(config, PathConfig) else "fp32"

@@ -12,7 +12,7 @@ import torch
 from ..answers.comparison import Comparison, compare
 from ..answers.result import Result, RowError, RowResult
 from ..answers.summaries import Summary
-from ..answers.versions import versions_now
+from ..answers.versions import changes_between, versions_now
 from ..models.classifier import Classifier
 from ..ops.backends import choice
 from .plan import Plan, read_rows
@@ -69,11 +69,8 @@ class Recomputer:
         backend = plan.backend
         if self._device.type != plan.device:
             backend = choice(self._device)[0]
-        self._differences = [
-            f"{name} {then} then, {now} now"
-            for name, then, now in (("device", plan.device, self._device.type), ("backend", plan.backend, backend))
-            if then != now
-        ]
+        then = {"device": plan.device, "backend": plan.backend}
+        self._differences = changes_between(then, {"device": self._device.type, "backend": backend})
         here = replace(plan, device=self._device.type, backend=backend)
         self._worker = Worker(
             storage,
@@ -94,12 +91,7 @@ class Recomputer:
         Args:
             described: the shard's metadata.
         """
-        then, now = described.get("versions") or {}, versions_now()
-        return self._differences + [
-            f"{name} {then.get(name)} then, {now.get(name)} now"
-            for name in dict.fromkeys((*then, *now))
-            if then.get(name) != now.get(name)
-        ]
+        return self._differences + changes_between(described.get("versions") or {}, versions_now())
 
     def differences_of(self, shards: Sequence[int]) -> list[str]:
         """List likewise what differs from the making of any of some shards."""

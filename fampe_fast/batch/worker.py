@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import os
 import time
@@ -19,6 +18,7 @@ from ..answers.versions import versions_now
 from ..methods.base import passes_of
 from ..models.classifier import Classifier
 from ..ops.backends import VARIABLE
+from ..runtime.out_of_memory import release_memory
 from . import attempts
 from .decoding import Decoded, Decoder, DecoderDiedError, Decoders, usual_processes
 from .feed import Feed, ShardImages
@@ -188,9 +188,7 @@ class Worker:
                 self.log.write("out of memory", shard=shard.number, chunk=chunk, reason=str(error))
                 explaining += time.monotonic() - came
                 chunk //= 2
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_memory(self._device)
 
     def _images(self, feed: Feed, shard: ShardImages, first: int, last: int) -> list[Decoded]:
         while True:

@@ -33,6 +33,13 @@ def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str
     return settings
 
 
+def unfiltered(method: Any) -> Any:
+    """Take the method itself from behind the filters of its maps."""
+    while callable(getattr(getattr(method, "method", None), "attribute", None)):
+        method = method.method
+    return method
+
+
 def never_twice() -> str:
     """Make a value that no other run has: results that depend on something unknown are not used again."""
     return secrets.token_hex(8)

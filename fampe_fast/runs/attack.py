@@ -42,7 +42,7 @@ from .attack_results import (
     ImageRecord,
     SavedImage,
 )
-from .batches import Batch, Failure, Group, check_run_ids, check_same_task, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, check_same_task, groups_of, settle_all
 from .records import RECORDS, Item, Records, digest_of_settings
 from .settings import unique_names
 
@@ -123,7 +123,6 @@ def attack_files(
         remove_leftovers(folder)
     names = unique_names(paths)
     study = AttackStudy(settings, tuple(models), edges)
-    groups: list[Group] = []
     everything = {
         "models": [identity_of(model) for model in (classifier, transfer_to) if model is not None],
         **asdict(settings),
@@ -162,18 +161,18 @@ def attack_files(
 
     with Records(out / "attack.jsonl", "attack") as records:
         context = records.context(everything)
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
-                study.earlier += sum(map(done, group.items))
-                groups.append(group)
-                group.settle(done, work, keep)
-                on_images(len(group.items))
-        finally:
-            # Of the group at work too, where the interrupt came between its results and the next line.
-            attacked = [item for group in groups for item in group.items if done(item)]
+
+        def settle(group: Group) -> None:
+            group.settle(done, work, keep)
+            on_images(len(group.items))
+
+        def finish(attacked: list[Item], earlier: int) -> None:
+            study.earlier = earlier
             study.records += [_record(records, context, item, names[item.position]) for item in attacked]
             if study.records:
                 _save(study, out)
+
+        settle_all(groups_of(classifier, paths, targets, batch_size, failed, image_ids), done, settle, finish)
     return study
 
 

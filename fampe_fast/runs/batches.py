@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -228,6 +228,32 @@ def groups_of(
             for k in range(start, min(start + size, len(paths)))
         ]
         yield Group(classifier, items, on_failure)
+
+
+def settle_all(
+    groups: Iterable[Group],
+    done: Callable[[Item], bool],
+    settle: Callable[[Group], None],
+    finish: Callable[[list[Item], int], None],
+) -> None:
+    """Settle one group after the other, and finish with the images that are done, whatever ends the run.
+
+    Args:
+        groups: of the run, in order.
+        done: whether an image's results are there.
+        settle: works on a group and says how far the run is.
+        finish: takes the images that are done and how many of them an earlier run had finished.
+    """
+    begun: list[Group] = []
+    earlier = 0
+    try:
+        for group in groups:
+            earlier += sum(map(done, group.items))
+            begun.append(group)
+            settle(group)
+    finally:
+        # Of the group at work too, where the interrupt came between its results and the next line.
+        finish([item for group in begun for item in group.items if done(item)], earlier)
 
 
 def one_by_one_on_error(

@@ -24,7 +24,7 @@ from ..metrics import Estimate, Partners, mean_and_error, paired_difference
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..runtime.model_probe import probabilities_of
-from .batches import Batch, Failure, Group, check_run_ids, device_of, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, device_of, groups_of, settle_all
 from .map_store import MapStore
 from .measurement import Measurement, Scores
 from .partners import partners_of_run
@@ -253,23 +253,24 @@ def compare_files(
         def complete(item: Item) -> bool:
             return all(records.get(context, item) is not None for context in (answers, *contexts.values()))
 
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
-                count = len(group.items)
-                result.earlier += sum(map(complete, group.items))
-                group.settle_in(records, answers, answer)
-                # Of every image of a group that reaches into the picture: one that fails makes room for another.
-                kept = sum(len(earlier.items) for earlier in groups) < maps_kept
-                groups.append(group)
-                for label in methods:
-                    settle(group, label, kept)
-                    on_scores(count)
-        finally:
-            # Of the group at work too, where the interrupt came between its last result and the next line.
-            scored = [item for group in groups for item in group.items if complete(item)]
+        def settle_whole(group: Group) -> None:
+            count = len(group.items)
+            group.settle_in(records, answers, answer)
+            # Of every image of a group that reaches into the picture: one that fails makes room for another.
+            kept = sum(len(earlier.items) for earlier in groups) < maps_kept
+            groups.append(group)
+            for label in methods:
+                settle(group, label, kept)
+                on_scores(count)
+
+        def finish(scored: list[Item], earlier: int) -> None:
+            result.earlier = earlier
             if scored:
                 _fill(result, records, answers, contexts, scored)
                 write(result, Maps(store, contexts, scored[:maps_kept]))
+
+        every = groups_of(classifier, paths, targets, batch_size, failed, image_ids)
+        settle_all(every, complete, settle_whole, finish)
     return result
 
 

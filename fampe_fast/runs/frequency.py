@@ -25,7 +25,7 @@ from ..methods.settings import never_twice
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..robustness.frequency_attribution import FrequencyAttribution, FrequencyEvidence
-from .batches import Batch, Failure, Group, check_run_ids, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, groups_of, settle_all
 from .frequency_figures import draw_places, draw_plane, draw_reliance
 from .frequency_results import FREQUENCY, FrequencyStudy, ImageEvidence
 from .map_store import MapStore
@@ -142,7 +142,11 @@ def frequency_files(
             kept = _stored(context)[: 1 + drawn]
             return records.get(context, item) is not None and all(store.holds(name, item) for name in kept)
 
-        def settle(group: Group, drawn: bool) -> None:
+        def settle(group: Group) -> None:
+            # Of every image of a group that reaches into the picture: one that fails makes room for another.
+            drawn = sum(len(earlier.items) for earlier in groups) < pictures
+            groups.append(group)
+
             def work(batch: Batch) -> tuple[list[dict[str, Any]], list[Tensor]]:
                 chosen = None if targets is None else [targets[position] for position in batch.positions]
                 found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
@@ -160,18 +164,10 @@ def frequency_files(
                 records.add(context, items, rows)
 
             group.settle(lambda item: complete(item, drawn), work, keep)
+            on_images(len(group.items))
 
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
-                study.earlier += sum(complete(item) for item in group.items)
-                # Of every image of a group that reaches into the picture: one that fails makes room for another.
-                drawn = sum(len(earlier.items) for earlier in groups) < pictures
-                groups.append(group)
-                settle(group, drawn)
-                on_images(len(group.items))
-        finally:
-            # Of the group at work too, where the interrupt came between its results and the next line.
-            items = [item for group in groups for item in group.items if complete(item)]
+        def finish(items: list[Item], earlier: int) -> None:
+            study.earlier = earlier
             if items:
                 _fill(study, classifier, records, context, items)
                 write_atomically(out / "frequency.json", study.as_json().encode())
@@ -183,6 +179,8 @@ def frequency_files(
                     places = [store.load(_stored(context)[1], items[k]) for k in shown]
                     read = load_images([items[k].path for k in shown], classifier.transform)
                     draw_places(study, shown, [image for _, image in read], places, out / "places.png")
+
+        settle_all(groups_of(classifier, paths, targets, batch_size, failed, image_ids), complete, settle, finish)
     return study
 
 

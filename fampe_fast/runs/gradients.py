@@ -22,7 +22,7 @@ from ..plots.gradients import ExplainedCurve, LayerCurves, explained_figure, lay
 from ..robustness.first_order import PERTURBATIONS, FirstOrderTest, Perturbation
 from ..robustness.layer_spectra import layer_spectra
 from ..robustness.occluded_frequency import Score
-from .batches import Batch, Failure, Group, check_run_ids, groups_of, targets_of_batch
+from .batches import Batch, Failure, Group, check_run_ids, groups_of, settle_all, targets_of_batch
 from .records import RECORDS, Item, Records
 from .searches import found_of
 
@@ -218,7 +218,6 @@ def measure_gradients(
     check_outputs(gradient_outputs(out), paths)
     remove_leftovers(out)
     study = GradientStudy(settings, identity_of(classifier))
-    groups: list[Group] = []
 
     def failed(failure: Failure) -> None:
         study.failures.append(failure)
@@ -257,18 +256,19 @@ def measure_gradients(
 
     with Records(out / "gradients.jsonl", "gradients") as records:
         context = records.context({**study.model, **asdict(settings)})
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
-                study.earlier += sum(records.get(context, item) is not None for item in group.items)
-                groups.append(group)
-                group.settle_in(records, context, work)
-                on_images(len(group.items))
-        finally:
-            # Of the group at work too, where the interrupt came between its results and the next line.
-            measured = [i for group in groups for i in group.items if records.get(context, i) is not None]
+
+        def settle(group: Group) -> None:
+            group.settle_in(records, context, work)
+            on_images(len(group.items))
+
+        def finish(measured: list[Item], earlier: int) -> None:
+            study.earlier = earlier
             if measured:
                 _fill(study, records, context, measured)
                 _save(study, out)
+
+        groups = groups_of(classifier, paths, targets, batch_size, failed, image_ids)
+        settle_all(groups, lambda item: records.get(context, item) is not None, settle, finish)
     return study
 
 

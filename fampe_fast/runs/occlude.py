@@ -20,7 +20,7 @@ from ..models.identity import identity_of
 from ..plots import save_figure
 from ..plots.bands import BandCurve, bands_figure
 from ..robustness.occluded_frequency import OccludedFrequency
-from .batches import Batch, Failure, Group, check_run_ids, groups_of
+from .batches import Batch, Failure, Group, check_run_ids, groups_of, settle_all
 from .records import RECORDS, Item, Records
 
 OCCLUSION = "occluded frequency"
@@ -182,7 +182,6 @@ def occlude_files(
         "model_passes": method.bands + 1,
     }
     study = OcclusionStudy(settings, confidence, seed=check_seed(seed))
-    groups: list[Group] = []
 
     def failed(failure: Failure) -> None:
         study.failures.append(failure)
@@ -201,18 +200,19 @@ def occlude_files(
         own = type(method) is OccludedFrequency and method.forward_func is classifier
         known = {**settings, "bounds": method.bounds, **({} if own else {"unknown": never_twice()})}
         context = records.context(known)
-        try:
-            for group in groups_of(classifier, paths, targets, batch_size, failed, image_ids):
-                study.earlier += sum(records.get(context, item) is not None for item in group.items)
-                groups.append(group)
-                group.settle_in(records, context, work)
-                on_images(len(group.items))
-        finally:
-            # Of the group at work too, where the interrupt came between its results and the next line.
-            measured = [i for group in groups for i in group.items if records.get(context, i) is not None]
+
+        def settle(group: Group) -> None:
+            group.settle_in(records, context, work)
+            on_images(len(group.items))
+
+        def finish(measured: list[Item], earlier: int) -> None:
+            study.earlier = earlier
             if measured:
                 _fill(study, records, context, measured)
                 _save(study, out)
+
+        groups = groups_of(classifier, paths, targets, batch_size, failed, image_ids)
+        settle_all(groups, lambda item: records.get(context, item) is not None, settle, finish)
     return study
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import warn
 from .model import Model, chunk_size
 from .model_probe import ModelInfo, probe
-from .out_of_memory import is_out_of_memory, with_advice
+from .out_of_memory import is_out_of_memory, release_memory, with_advice
 from .per_model import cache_of
 
 Result = TypeVar("Result")
@@ -174,9 +173,7 @@ class ChunkSize:
         self.size = tried // 2
         for known in self._known():
             known[self._key] = self.size
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self._device)
         warn(
             f"out of memory with {tried} images per model pass: going on with {self.size}, in later calls with this "
             f"model as well (set internal_batch_size={self.size} to avoid this)"

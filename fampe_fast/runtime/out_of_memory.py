@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back the memory of tensors that nobody holds any more, before something smaller is tried."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def with_advice(error: BaseException, size: int, images: Sequence[int]) -> torch.OutOfMemoryError:

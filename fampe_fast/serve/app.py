@@ -28,8 +28,8 @@ from .job_queue import Job, Outcome, Prediction, QueueClosedError, QueueFullErro
 from .log import log, log_error
 from .metrics import CONTENT_TYPE
 from .page import page_of
-from .record import tag_of
-from .replies import JSON, NPY, PNG, RECORD_HEADER, as_json, chosen_form, explanation, header_of, npy_of
+from .record import encode_map, tag_of
+from .replies import JSON, NPY, PNG, RECORD_HEADER, as_json, chosen_form, header_of, npy_of
 from .service import Service
 from .settings import retry_after
 
@@ -323,7 +323,7 @@ class _Handlers:
         if len(records) == 1:
             headers["etag"] = tag_of(records[0], form)
         if form == JSON:
-            joined = [explanation(one, result, with_map=True) for one, result in zip(records, results, strict=True)]
+            joined = [{**one, "map": encode_map(result)} for one, result in zip(records, results, strict=True)]
             return _Reply(as_json("explanations", joined), JSON, headers)
         headers[RECORD_HEADER] = header_of(records[0])
         if form == NPY:

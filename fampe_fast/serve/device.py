@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from ..errors import first_line
 from ..models.classifier import Classifier
 from ..runtime.lost_device import is_of_device
 from ..runtime.model_probe import probabilities_of
+from ..runtime.out_of_memory import release_memory
 from .asks import Ask
 from .job_queue import Job, JobQueue, Outcome, Prediction
 from .log import log
@@ -88,11 +88,6 @@ class Device:
         """Wait for the end of the work, after the queue was closed."""
         self._thread.join(timeout)
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         if self._classifier.mean.device.type == "cpu":
             torch.set_num_threads(self._threads)  # of this thread
@@ -151,9 +146,7 @@ class Device:
             self._chunk = chunk
             self._observer.halved()
             log("out of memory", level="warning", chunk=chunk, reason=reason)
-            gc.collect()
-            if self._classifier.mean.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_memory(self._classifier.mean.device)
 
     def _predictions(self, items: Sequence[Item]) -> list[Prediction]:
         images = batch_of(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from typing import Any
 
 _LOGGER = logging.getLogger("fampe_fast.serve")
@@ -57,8 +56,3 @@ def begin_log(level: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(least)
         logger.propagate = False
-
-
-def since(began: float) -> float:
-    """Give the seconds since a moment of the monotonic clock, to the millisecond."""
-    return round(time.monotonic() - began, 3)

@@ -13,7 +13,7 @@ from ..catalog import method_options
 from ..files import json_text
 from ..methods.base import passes_of
 from ..methods.registry import check_options, create_method
-from ..methods.settings import everything_of
+from ..methods.settings import everything_of, unfiltered
 from ..models.classifier import Classifier
 from .asks import Ask, AskError
 
@@ -129,9 +129,8 @@ class MethodBook:
 
 def _seed_of(method: Any) -> int | None:
     """Read the seed of a method, or of the one that it filters."""
-    while not hasattr(method, "config") and hasattr(method, "method"):
-        method = method.method
-    seed = getattr(getattr(method, "config", method), "seed", None)
+    inner = unfiltered(method)
+    seed = getattr(getattr(inner, "config", inner), "seed", None)
     return seed if isinstance(seed, int) else None
 
 

@@ -11,7 +11,7 @@ from ..answers.comparison import Comparison, compare
 from ..answers.explainer import Explainer, Item, explain_noise, map_shape, noise_for
 from ..answers.pixels import pixels_of
 from ..answers.result import Result, RowError, RowResult, result_values
-from ..answers.versions import versions_now
+from ..answers.versions import changes_between, versions_now
 from ..images import read_image_bytes
 from ..methods.registry import create_method
 from ..methods.settings import everything_of
@@ -82,11 +82,7 @@ def recheck(record: Mapping[str, Any], image: bytes, classifier: Classifier) -> 
 def _changes(record: Mapping[str, Any], device: torch.device) -> list[str]:
     now = {"device": device.type, "backend": choice(device)[0], **versions_now()}
     then = {"device": record["device"], "backend": record["backend"], **record["versions"]}
-    changed = [
-        f"{name} {then.get(name)} then, {now.get(name)} now"
-        for name in dict.fromkeys((*then, *now))
-        if then.get(name) != now.get(name)
-    ]
+    changed = changes_between(then, now)
     if record["batch_size"] > 1:
         changed.append(f"explained in a batch of {record['batch_size']} then, alone now")
     return changed

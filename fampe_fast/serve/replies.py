@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..answers.result import RowResult, attribution_of
-from .record import encode_map
 
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 FORMS = (JSON, PNG, NPY)
@@ -56,11 +55,6 @@ def as_json(key: str, found: Sequence[dict[str, Any]]) -> bytes:
 def header_of(record: dict[str, Any]) -> str:
     """Write a record into a header: JSON in ASCII, in one line."""
     return json.dumps(record, allow_nan=False, separators=(",", ":"))
-
-
-def explanation(record: dict[str, Any], result: RowResult, *, with_map: bool) -> dict[str, Any]:
-    """Join a record with the map itself."""
-    return {**record, "map": encode_map(result)} if with_map else record
 
 
 def npy_of(result: RowResult) -> bytes:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,11 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from fampe_fast.answers.result import RowResult
+from fampe_fast.answers.summaries import summarise
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 from fampe_fast.serve.recheck import recheck
-from fampe_fast.serve.record import encode_map, read_record
+from fampe_fast.serve.record import decode_map, encode_map, read_record
 
 from .running import JSON, PATH, Running, a_classifier, instances, photo, running
 
@@ -190,11 +193,17 @@ def serve_in(words: list[str], log: Path) -> None:
     raise SystemExit(main(words))
 
 
-def test_a_map_in_json_comes_back() -> None:
-    from fampe_fast.serve.record import decode_map
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_map_in_json_comes_back(dtype: str) -> None:
+    numbers = np.random.default_rng(0).standard_normal((1, 3, 4)).astype(dtype)
+    result = RowResult(0, "ant", 0.5, 0, None, 1.0, numbers, summarise(numbers.astype(np.float32)))
+    back = decode_map(json.loads(json.dumps(encode_map(result))))
+    assert back.dtype == numbers.dtype
+    np.testing.assert_array_equal(back, numbers)
 
+
+def test_what_is_no_map_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         decode_map({"b64": "AA==", "dtype": "<f2", "shape": [2, 2]})
     with pytest.raises(ValueError, match="cannot be read"):
         decode_map({"b64": "AA==", "dtype": "O", "shape": [1]})
-    assert encode_map is not None
