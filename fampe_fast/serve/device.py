@@ -67,7 +67,7 @@ class Device:
         self._book = book
         self._queue = queue
         self._size = settings.batch_size
-        self._chunk = settings.internal_batch_size
+        self._pinned = self._chunk = settings.internal_batch_size
         self._observer = observer
         self._threads = threads
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -132,7 +132,7 @@ class Device:
         if ask.kind == "predict":
             return self._predictions(items), self._chunk, None
         recipe = self._book.recipe(ask)
-        chunk = self._chunk
+        chunk = self._pinned if ask.reproducible else self._chunk
         while True:
             try:
                 return recipe.explainer(items, chunk), chunk, recipe

@@ -33,6 +33,8 @@ def test_a_chunk_that_does_not_fit_is_halved_and_a_reproducible_map_is_not_made_
         assert service.metric("fampe_halvings_total") == 2
         assert service.explain(photo(), query).code == 200
         assert service.metric("fampe_halvings_total") == 2
+        # Nor after that: the same request has the same bytes at any time, or none.
+        assert service.explain(photo(), f"{query}&reproducible=true").code == 503
 
 
 def test_a_lost_device_ends_liveness_and_says_so(tmp_path: Path) -> None:
