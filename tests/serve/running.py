@@ -39,17 +39,17 @@ TIMEOUT = 60.0
 class Small(nn.Module):
     """A smooth model of five classes that takes as long as it is told, and fails where it is told.
 
-    White images lose the device; from ``most`` images on the memory is full.
+    White images lose the device; from ``most`` images on the memory is full. It waits while the file ``held`` exists.
     """
 
-    def __init__(self, delay: float = 0.0, most: int = 10**9) -> None:
+    def __init__(self, delay: float = 0.0, most: int = 10**9, held: Path | None = None) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
             self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU())
             self.head = nn.Linear(16, 5)
             nn.init.normal_(self.head.weight, std=6)
-        self.delay, self.most = delay, most
+        self.delay, self.most, self.held = delay, most, held
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -58,13 +58,16 @@ class Small(nn.Module):
         if bool((pixels == 1).flatten(1).all(1).any()):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         time.sleep(self.delay)
+        while self.held is not None and self.held.exists():
+            waits_in(self.held).touch()
+            time.sleep(0.005)
         return self.head(self.features(pixels).mean((2, 3)))
 
 
-def a_classifier(delay: float = 0.0, most: int = 10**9) -> Classifier:
+def a_classifier(delay: float = 0.0, most: int = 10**9, held: Path | None = None) -> Classifier:
     transform = PixelTransform(ResizeAndCrop((SIZE, SIZE)))
     names = ["ant", "bee", "cat", "dog", "eel"]
-    model = Small(delay, most)
+    model = Small(delay, most, held)
     return Classifier(model, name="a small/model", input_size=SIZE, class_names=names, transform=transform).eval()
 
 
@@ -90,6 +93,19 @@ class Running:
 
     def __init__(self, process: BaseProcess, port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
+        self._held = held_by(log)
+
+    def hold(self) -> None:
+        """Let no pass of the model end until ``release``."""
+        self._held.touch()
+
+    @property
+    def holding(self) -> bool:
+        """Whether a pass waits for ``release``."""
+        return waits_in(self._held).exists()
+
+    def release(self) -> None:
+        self._held.unlink()
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
@@ -142,6 +158,16 @@ class Running:
         return [line for line in lines if line["event"] == name]
 
 
+def held_by(log: Path) -> Path:
+    """Name the file that holds the model of the service with this log."""
+    return log.with_suffix(".held")
+
+
+def waits_in(held: Path) -> Path:
+    """Name the file by which a held model says that a pass has come."""
+    return held.with_suffix(".waits")
+
+
 @contextlib.contextmanager
 def running(
     folder: Path,
@@ -181,7 +207,7 @@ def _run(
     torch.set_num_threads(1)
     begin_log("info")
     listener = listen("127.0.0.1", 0)
-    service = Service(a_classifier(delay, most), methods, settings, threads=1)
+    service = Service(a_classifier(delay, most, held_by(log)), methods, settings, threads=1)
     port.send(listener.getsockname()[1])
     raise SystemExit(0 if serve(service, listener) else 2)
 
