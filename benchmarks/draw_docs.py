@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/methods.md, and the places of docs/frequency.md.
+"""Draw the pictures of docs/concepts/methods.md, and the places of docs/results/frequency.md.
 
 The embedded classifier on generated images, so anyone can repeat them:
 
@@ -47,7 +47,7 @@ METHODS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the pictures of docs/methods.md.")
+    parser = argparse.ArgumentParser(description="Draw the pictures of docs/concepts/methods.md.")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     out = parser.parse_args().out
     classifier, drawn = load_embedded_classifier(), generate(24, seed=7)

@@ -1,4 +1,4 @@
-"""Compute on paper how long a data set takes, and what it waits for: the tables of docs/scaling.md.
+"""Compute on paper how long a data set takes, and what it waits for: the tables of docs/results/scaling.md.
 
     python -m benchmarks.scaling
 
@@ -79,7 +79,7 @@ class Store:
 
 # Assumed, as no GPU was there: ResNet-50, 224 px, 8.2 GFLOP forward, as much back, 150 TFLOP/s sustained in bf16.
 GPU = Worker("GPU (assumed)", 16.4e9 / 150e12, decoders=8, store_seconds=0.0018, start_seconds=30)
-# Measured: MobileNetV2, FAMPE in batches of 8, docs/performance.md.
+# Measured: MobileNetV2, FAMPE in batches of 8, docs/results/performance.md.
 CPU = Worker("two cores (measured)", 0.0242, decoders=1, store_seconds=0.0018, start_seconds=30)
 SMALL = Photographs("500 x 375", 1 / 255, 41e3)
 PHONE = Photographs("12 megapixels", 1 / 6.5, 1e6)
@@ -441,7 +441,7 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    """Print all tables, between the marks that docs/scaling.md has them in."""
+    """Print all tables, between the marks that docs/results/scaling.md has them in."""
     for name, table in tables().items():
         print(f"<!-- {name} -->\n{table}\n<!-- end -->\n")
 

@@ -59,8 +59,8 @@ WAYS = {
     "another seed": FastPath(folded=False, options={"precision": "fp32", "compile": "off", "seed": 1}),
 }
 # Of the attribution as collected, for the worst of some photographs at T = 3, N = 6; another seed reaches 0.4 to 0.5.
-# A sign step passes last bits on, and which differ depends on the CPU: "folded" came to 0.9999 on one machine
-# (docs/performance.md) and to 0.973 on another, an AMD EPYC, where the last bits of the pixels move a map as much.
+# A sign step passes last bits on, and which differ depends on the CPU: "folded" came to 0.9999 on one machine and to
+# 0.973 on another, an AMD EPYC, where the last bits of the pixels move a map as much (docs/results/performance.md).
 LOWEST = {
     "other chunks": 0.995,
     "folded": 0.995,

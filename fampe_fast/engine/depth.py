@@ -118,7 +118,7 @@ def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> T
     ``(w p + sum of the other layers) * (floor + the last layer)``, each part divided by its mean: fine layers say
     where, the last one of what class. A product of a fine and a coarse map is Guided Grad-CAM's (Selvaraju et al., ICCV
     2017) and Poly-CAM's (Englebert et al., arXiv 2204.13359) idea; sum, floor and weights were measured
-    (``docs/results.md``).
+    (``docs/results/maps.md``).
 
     Args:
         depths: the evidence.

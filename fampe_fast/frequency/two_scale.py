@@ -18,7 +18,7 @@ def two_scale_map(maps: Tensor, cutoff: float = 6.0) -> Tensor:
     A pixel's own evidence is precise but noisy, its neighbourhood's is steady but blurred; in the root
     of the squares the larger of the two decides. Peaks come first, which deletion looks at, and then the area around
     them, which insertion needs. Negative evidence keeps its sign. Chosen on half of the photographs and confirmed on
-    the other (``docs/path.md``).
+    the other (``docs/results/path.md``).
 
     Args:
         maps: (B, C, H, W), floating-point, finite; summed over the channels, signs kept.

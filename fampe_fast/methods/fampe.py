@@ -31,7 +31,7 @@ class FAMPE(PathMethod[FAMPEConfig]):
     After Yavari et al., "Frequency-Aware Model Parameter Explorer", arXiv 2510.03245, on AttEXplore (Zhu et al., ICLR
     2024). Of FAMPE only N = 20, alpha = 0.1 and tau = 0.9 are known in public; ``FAMPEConfig.published()`` is those
     numbers in a reading of the text, and AttEXplore's path for the rest: some samples are resized, and the map is the
-    attribution. The depths are this package's addition, and measured (``docs/results.md``).
+    attribution. The depths are this package's addition, and measured (``docs/results/maps.md``).
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; normalisation

@@ -31,7 +31,7 @@ from benchmarks.scaling import (
 )
 
 ANY = Store("any", 1, math.inf, math.inf)
-DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "scaling.md"
 
 
 # Known answers --------------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_a_wrong_value_is_refused_before_the_model_is_loaded(
 def documented() -> list[str]:
     """Every command line of the package that the documentation shows as a whole."""
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text()
         for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()

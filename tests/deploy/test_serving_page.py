@@ -1,4 +1,4 @@
-"""Compare docs/serving.md with the service: the tables and flags are what a person relies on."""
+"""Compare docs/guides/service.md with the service: the tables and flags are what a person relies on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .files import ROOT
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
-PAGE = (ROOT / "docs" / "serving.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "service.md").read_text()
 
 
 def rows(title: str) -> list[str]:
