@@ -13,6 +13,8 @@ torch.set_num_threads(1)  # the tests run side by side; two processes with two t
 if not torch.cuda.is_available():
     # Before anything imports triton: the kernels then run on CPU tensors, slowly, through its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+else:
+    torch.backends.cudnn.allow_tf32 = False  # tests compare last bits; where tf32 is meant, they ask for it
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = "mobilenetv2_100_same.imagenet.safetensors"

@@ -99,7 +99,7 @@ def explain(
         models: with batch normalisation folded, and not.
         images: (B, C, H, W).
         classes: (B,), the targets.
-        **sizes: steps and samples.
+        **sizes: steps and samples, or passes.
     """
     explainer = METHODS[method](models[way.folded], **sizes, **way.options)
     start = time.perf_counter()
@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     add_photographs(found)
     found.add_argument("--method", choices=METHODS, default="fampe")
     found.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that run here")
+    found.add_argument("--passes", type=positive, help="FAMPE's own split of so many, in place of T and N")
     found.add_argument("--steps", type=positive, default=3, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=6, help="N (%(default)s)")
     found.add_argument("--metric-steps", type=positive, default=28, help="of insertion and deletion (%(default)s)")
@@ -147,7 +148,9 @@ def main(given: list[str] | None = None) -> int:
     shown, classes = zip(*each, strict=True)
     images, targets = torch.cat(shown), torch.tensor(classes, device=device)
     models: dict[bool, nn.Module] = {False: plain_model, True: fold_batch_norm(plain_model, images[:1])}
-    sizes = {"steps": arguments.steps, "samples": arguments.samples}
+    sizes, amount = {"steps": arguments.steps, "samples": arguments.samples}, "T = {steps}, N = {samples}"
+    if arguments.passes:
+        sizes, amount = {"passes": arguments.passes}, "passes = {passes}"
 
     def scores(maps: Tensor) -> tuple[Tensor, Tensor]:
         found = insertion_deletion(plain_model, images, maps, targets, steps=arguments.metric_steps, compile="off")
@@ -172,8 +175,8 @@ def main(given: list[str] | None = None) -> int:
         if min(row.attribution) < LOWEST.get(name, -1):
             failed.append(f"{name}: a correlation of {min(row.attribution):.3f}, and {LOWEST[name]} is asked for")
     what = (
-        f"{plain_model.name}, {arguments.method}, {len(images)} images, T = {arguments.steps}, "
-        f"N = {arguments.samples}, torch {torch.__version__}, {device}; plain path: insertion {insertion.mean():.3f}, "
+        f"{plain_model.name}, {arguments.method}, {len(images)} images, {amount.format(**sizes)}, "
+        f"torch {torch.__version__}, {device}; plain path: insertion {insertion.mean():.3f}, "
         f"deletion {deletion.mean():.3f}"
     )
     titles = ["", "attribution", "map", "insertion", "deletion"]

@@ -13,6 +13,7 @@ from ..answers.explainer import explain_noise, map_shape, noise_for
 from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
 from ..engine.config import PathConfig
+from ..engine.precision import settled_precision
 from ..files import json_text
 from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
@@ -71,7 +72,7 @@ def make_plan(
     maker = create_method(method, classifier, **options)
     noise = noise_for(classifier)
     info = probe(classifier, noise)
-    precision = _precision_of(maker)
+    precision = _precision_of(maker, noise.device)
     chunk = internal_batch_size
     if chunk is None:
         chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info]).size
@@ -119,7 +120,7 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
     return method
 
 
-def _precision_of(method: Any) -> str:
-    """Read the precision of the passes; of a filter's, that of the method that it filters."""
+def _precision_of(method: Any, device: torch.device) -> str:
+    """Name the precision of the passes on a device; of a filter's, that of the method that it filters."""
     config = getattr(unfiltered(method), "config", None)
-    return str(config.precision) if isinstance(config, PathConfig) else "fp32"
+    return settled_precision(config.precision if isinstance(config, PathConfig) else "auto", device)

@@ -25,7 +25,7 @@ from ..runtime.compilation import Compile
 Mode = Literal["mix", "modulate", "allpass"]
 Loss = Literal["cross_entropy", "softmax_twice"]
 Direction = Literal["descend", "ascend"]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
 # Spacings of float32 near the largest pixel that one step of the path covers at least: the map is then right to 3 %.
@@ -127,7 +127,9 @@ class PathConfig:
             public code.
         seed: number that every random number follows from, any 64-bit integer.
         bounds: smallest and largest pixel value, finite.
-        precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
+        precision: of the model alone; samples and sums are float32. ``auto`` is float32, on a GPU with tf32 where the
+            process allows it, as torch does for convolutions by default; ``fp32`` forbids tf32, ``tf32`` allows it, and
+            ``bf16`` and ``fp16`` autocast.
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
             graphs), or ``auto``: on for GPUs, off on a CPU. On a CPU it pays in long runs only (MobileNetV2 on 2 cores:
             40 s to compile, for passes that are some 10 % faster). It changes the model's last bits;
@@ -151,7 +153,7 @@ class PathConfig:
     loss: Loss = "cross_entropy"
     seed: int = 0
     bounds: tuple[float, float] = (0.0, 1.0)
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..runtime.tf32 import tensor_float32
+from ..runtime.tf32 import tensor_float32, tf32_in_use
 from .config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,8 +16,34 @@ LOSS_SCALE = {"fp16": 2.0**12}
 
 
 def matrix_precision(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Allow tf32 on a GPU for ``tf32`` and forbid it for all else, around the model's passes."""
-    return tensor_float32(precision == "tf32") if device.type == "cuda" else nullcontext()
+    """Allow tf32 on a GPU for ``tf32``, follow the process for ``auto``, and forbid it for all else.
+
+    Opened around the model's passes. The samples and the sums that lie between them use no product that it rounds:
+    ``ops.separable_transform`` forbids tf32 for itself.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    return tensor_float32(None if precision == "auto" else precision == "tf32")
+
+
+def settled_precision(precision: Precision, device: torch.device) -> str:
+    """Name the arithmetic that ``auto`` stands for on a device in this process; other names are their own.
+
+    Args:
+        precision: of a configuration.
+        device: where the model runs.
+
+    Returns:
+        "fp32", "tf32", or "fp32 with tf32 convolutions" or "fp32 with tf32 products" where the process allows tf32 for
+        one of the two alone, as torch does for convolutions by default.
+    """
+    if precision != "auto":
+        return precision
+    products, convolutions = tf32_in_use() if device.type == "cuda" else (False, False)
+    if products and convolutions:
+        return "tf32"
+    part = "products" if products else "convolutions" if convolutions else ""
+    return f"fp32 with tf32 {part}" if part else "fp32"
 
 
 def cast_dtype(precision: Precision) -> torch.dtype | None:

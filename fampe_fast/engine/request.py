@@ -60,7 +60,7 @@ def prepared(
     bounds: tuple[float, float],
     image_ids: Sequence[int] | Tensor | None = None,
     internal_batch_size: int | None = None,
-    precision: str = "fp32",
+    precision: str = "auto",
     input_diversity: bool = False,
     gradients: bool = True,
 ) -> Iterator[Request]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from .._version import __version__
+from ..engine.precision import settled_precision
 from ..errors import BackendUnavailableError, first_line
 from ..files import check_folder
 from ..ops.backends import NO_TRITON, VARIABLE, choice
@@ -70,6 +71,7 @@ def examine() -> list[Finding]:
             findings.append(Finding(f"backend, {device}", f"{name} ({reason})"))
         except BackendUnavailableError as error:
             findings.append(Finding(f"backend, {device}", str(error), healthy=False))
+        findings.append(Finding(f"precision, {device}", f"auto is {settled_precision('auto', torch.device(device))}"))
     findings.append(_self_test())
     return findings
 

@@ -73,7 +73,7 @@ class ChunkSize:
         models: tuple[Model, ...],
         images: Tensor,
         asked: int | None,
-        precision: str = "fp32",
+        precision: str = "auto",
         probed: Sequence[ModelInfo] | None = None,
     ) -> ChunkSize:
         """Choose the size for forward and backward passes over samples of images.

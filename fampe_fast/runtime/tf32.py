@@ -4,47 +4,43 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 
 @contextmanager
-def tensor_float32(enabled: bool) -> Iterator[None]:
+def tensor_float32(enabled: bool | None) -> Iterator[None]:
     """Allow or forbid tf32 for matrix products and convolutions; what was set before comes back.
 
     The switches belong to the whole process. Threads that want the same share them, and the last to leave puts them
-    back; a thread that wants the other waits until they have left.
+    back; a thread that wants the other waits until they have left. Of blocks within each other the innermost counts
+    alone: a thread that waits holds nothing that others wait for.
 
     Torch 2.9 added new switches beside the old ones, which then refuse to be read, by inductor among others, once the
     two disagree. Setting an old one sets the new ones along, so the old ones are set, and the new ones put back after.
 
     Args:
-        enabled: whether tf32 may be used inside.
+        enabled: whether tf32 may be used inside; None for what the process has set outside of all such blocks.
     """
     thread = threading.get_ident()
     with _TURN:
-        _TURN.wait_for(
-            lambda: not _LEVELS or _LEVELS[-1].enabled == enabled or all(set(v.threads) <= {thread} for v in _LEVELS)
-        )
-        if not _LEVELS or _LEVELS[-1].enabled != enabled:
-            _LEVELS.append(_Level(enabled, _set(enabled), Counter()))
-        level = _LEVELS[-1]
-        level.threads[thread] += 1
+        wanted = _WANTED.setdefault(thread, [])
+        _change(thread, enabled)
+        wanted.append(enabled)
     try:
         yield
     finally:
         with _TURN:
-            level.threads[thread] -= 1
-            if not level.threads[thread]:
-                del level.threads[thread]
-            while _LEVELS and not _LEVELS[-1].threads:
-                _LEVELS.pop().put_back()
-            _TURN.notify_all()
+            wanted.pop()
+            if wanted:
+                _change(thread, wanted[-1])
+            else:
+                del _WANTED[thread]
+                _leave(thread)
 
 
 def matrix_precision() -> str | bool:
@@ -53,37 +49,70 @@ def matrix_precision() -> str | bool:
     return matmul.fp32_precision if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)
 
 
-@dataclass
-class _Level:
-    """A setting, how to undo it, and how often each thread has asked for it."""
+def tf32_in_use() -> tuple[bool, bool]:
+    """Tell whether a GPU may use tf32 now for products of float32 matrices, and for convolutions."""
+    cudnn: Any = torch.backends.cudnn
+    convolutions = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else bool(cudnn.allow_tf32)
+    return matrix_precision() in ("tf32", True), convolutions in ("tf32", True)
 
-    enabled: bool
-    put_back: Callable[[], None]
-    threads: Counter[int]
+
+@dataclass
+class _Setting:
+    """The setting that threads share now, and how to undo it."""
+
+    enabled: bool | None = None
+    put_back: Callable[[], None] = lambda: None
+    threads: set[int] = field(default_factory=set)
 
 
 _TURN = threading.Condition()
-_LEVELS: list[_Level] = []
+_WANTED: dict[int, list[bool | None]] = {}
+_NOW = _Setting()
 
 
-def _set(enabled: bool) -> Callable[[], None]:
-    """Set the switches; the result puts them back."""
+def _change(thread: int, enabled: bool | None) -> None:
+    """Leave the setting that a thread holds, unless it is this one, and wait for this one."""
+    if thread in _NOW.threads and _NOW.enabled == enabled:
+        return
+    _leave(thread)
+    _TURN.wait_for(lambda: not _NOW.threads or _NOW.enabled == enabled)
+    if not _NOW.threads:
+        _NOW.enabled, _NOW.put_back = enabled, _set(enabled)
+    _NOW.threads.add(thread)
+
+
+def _leave(thread: int) -> None:
+    _NOW.threads.discard(thread)
+    if not _NOW.threads:
+        _NOW.put_back()
+        _NOW.put_back = lambda: None
+        _TURN.notify_all()
+
+
+def _set(enabled: bool | None) -> Callable[[], None]:
+    """Set the switches; the result puts them back.
+
+    For None only an old switch is set that cannot be read, to what the new one says.
+    """
     old: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     new = [part for part in (old[0], *_parts(old[1])) if hasattr(part, "fp32_precision")]
     with _quiet():
         before = [_read(owner) for owner in old]
+        wanted = dict.fromkeys(range(len(old)), enabled)
+        if enabled is None:
+            wanted = {k: now for k, now in enumerate(tf32_in_use()) if before[k] is None}
         precisions = [owner.fp32_precision for owner in new]
-        for owner in old:
-            owner.allow_tf32 = enabled
+        for k, value in wanted.items():
+            old[k].allow_tf32 = value
         for part in new:
-            if not enabled and part.fp32_precision == "tf32":  # inherited from a switch above these
+            if enabled is False and part.fp32_precision == "tf32":  # inherited from a switch above these
                 part.fp32_precision = "ieee"
 
     def put_back() -> None:
         with _quiet():
-            for owner, value in zip(old, before, strict=True):
-                owner.allow_tf32 = enabled if value is None else value
-            for part, precision in zip(new, precisions, strict=True):
+            for k, value in wanted.items():
+                old[k].allow_tf32 = value if before[k] is None else before[k]
+            for part, precision in zip(new, precisions, strict=True) if wanted else ():
                 part.fp32_precision = precision
 
     return put_back

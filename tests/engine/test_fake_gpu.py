@@ -23,9 +23,10 @@ from fampe_fast.engine import aggregation, path, schedule
 from fampe_fast.engine.request import Request
 from fampe_fast.engine.targets import Targets
 from fampe_fast.metrics.scorer import Scorer
-from fampe_fast.ops import pixel_mask
+from fampe_fast.ops import pixel_mask, separable_transform
 from fampe_fast.runtime.chunking import ChunkSize
 from fampe_fast.runtime.model_probe import ModelInfo
+from fampe_fast.runtime.tf32 import tensor_float32, tf32_in_use
 
 from ..models_for_tests import published
 
@@ -163,6 +164,51 @@ def test_a_model_that_asks_for_a_value_is_seen() -> None:
 def test_a_model_that_carries_tensors_to_the_gpu_is_seen() -> None:
     _, crossings = walk(FAMPE(carrying, steps=STEPS, samples=SAMPLES, compile="off"))
     assert set(crossings) == {"aten._to_copy.default"}
+
+
+class Roundings(TorchDispatchMode):
+    """Notes whether products and convolutions may be rounded to tf32 when one of them runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[bool, bool]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(func) for name in ("convolution", "mm")):
+            self.seen.add(tf32_in_use())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+@pytest.mark.parametrize("make", [FAMPE, AttEXplore])
+@pytest.mark.parametrize(
+    ("precision", "seen"),
+    [("auto", (False, True)), ("fp32", (False, False)), ("tf32", (True, True)), ("bf16", (False, False))],
+)
+def test_the_model_alone_follows_the_process_s_tf32(
+    make: Callable[..., Any], precision: str, seen: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    weight = torch.empty(3, 3, 3, 3, device="cuda")
+
+    def convolving(pixels: Tensor) -> Tensor:
+        return colours(torch.nn.functional.conv2d(pixels, weight))
+
+    assert tf32_in_use() == (False, True)  # torch's own default
+    with Roundings() as found:
+        walk(make(convolving, steps=STEPS, samples=SAMPLES, compile="off", precision=precision))
+    assert found.seen == {seen}
+    assert tf32_in_use() == (False, True)
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+@pytest.mark.parametrize("around", [None, True, False])
+def test_the_transforms_of_samples_are_never_rounded(around: bool | None) -> None:
+    values, matrix = torch.empty(2, 8, 8, device="cuda"), torch.empty(8, 8, device="cuda")
+    transform: Any = separable_transform
+    with tensor_float32(around), Roundings() as found:
+        transform.__wrapped__(values, matrix, matrix)
+    assert found.seen == {(False, False)}
 
 
 @pytest.mark.usefixtures("on_fake_gpu")

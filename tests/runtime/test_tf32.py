@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 
 import pytest
 import torch
 
-from fampe_fast.runtime.tf32 import tensor_float32
+from fampe_fast.engine.precision import settled_precision
+from fampe_fast.runtime.tf32 import tensor_float32, tf32_in_use
 
 
 def state() -> list[object]:
@@ -72,12 +74,57 @@ def test_what_the_caller_has_set_comes_back(setting: str) -> None:
 
         {setting}
         before = precisions()
-        for enabled in (True, False):
+        for enabled in (True, False, None):
             with tensor_float32(enabled):
-                for precision in precisions():
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # the compiler reads them
+                for precision in precisions() if enabled is not None else ():
                     assert (precision == "tf32" or precision is True) is enabled, precisions()
             assert precisions() == before, (enabled, before, precisions())
         """
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_none_is_what_the_process_has_set_whatever_lies_around() -> None:
+    before = state()
+    for around in (True, False):
+        with tensor_float32(around):
+            with tensor_float32(None):
+                assert state() == before
+                with tensor_float32(around):
+                    assert state()[:2] == [around, around]
+                assert state() == before
+            assert state()[:2] == [around, around]
+    assert state() == before
+
+
+@pytest.mark.parametrize("shared", [True, None])
+def test_threads_that_share_a_setting_may_ask_for_another_inside(shared: bool | None) -> None:
+    """As AttEXplore's transforms do inside passes in tf32: neither waits for the other to end its passes."""
+    together, found = threading.Barrier(2, timeout=20), []
+
+    def work() -> None:
+        with tensor_float32(shared):
+            together.wait()
+            with tensor_float32(False):
+                together.wait()
+                found.append(tf32_in_use())
+                together.wait()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [(False, False)] * 2
+
+
+def test_auto_is_named_by_what_the_process_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for enabled, name in ((True, "tf32"), (False, "fp32"), (None, "fp32 with tf32 convolutions")):
+        with tensor_float32(enabled):
+            assert settled_precision("auto", gpu) == name
+            assert settled_precision("auto", cpu) == "fp32"
+            assert [settled_precision(name, gpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
