@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ import torch
 from ..answers.explainer import explain_noise, map_shape, noise_for
 from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
-from ..engine.config import PathConfig
-from ..engine.precision import settled_precision
+from ..engine.config import PathConfig, Precision
+from ..engine.precision import arithmetic, settled_precision
 from ..files import json_text
 from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
@@ -22,6 +23,7 @@ from ..methods.settings import everything_of, unfiltered
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
 from ..ops.backends import choice
+from ..runtime.chunk_probe import ENDLESS
 from ..runtime.chunking import ChunkSize
 from ..runtime.model_probe import probe
 from .model_spec import ModelSpec
@@ -72,10 +74,11 @@ def make_plan(
     maker = create_method(method, classifier, **options)
     noise = noise_for(classifier)
     info = probe(classifier, noise)
-    precision = _precision_of(maker, noise.device)
+    precision = _precision_of(maker)
     chunk = internal_batch_size
     if chunk is None:
-        chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info]).size
+        around = partial(arithmetic, precision, noise.device)
+        chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info], ENDLESS, around).size
     maps = explain_noise(maker, noise, chunk)
     return Plan(
         sources=tuple(without_secrets(absolute(source)) for source in sources),
@@ -86,7 +89,7 @@ def make_plan(
         identity=identity_of(classifier),
         everything=json.loads(json_text(everything_of(maker, classifier))),
         device=noise.device.type,
-        precision=precision,
+        precision=settled_precision(precision, noise.device),
         backend=choice(noise.device)[0],
         shape=map_shape(maps),
         classes=info.shape[0],
@@ -120,7 +123,7 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
     return method
 
 
-def _precision_of(method: Any, device: torch.device) -> str:
-    """Name the precision of the passes on a device; of a filter's, that of the method that it filters."""
+def _precision_of(method: Any) -> Precision:
+    """Read the precision of the passes; of a filter's, that of the method that it filters."""
     config = getattr(unfiltered(method), "config", None)
-    return settled_precision(config.precision if isinstance(config, PathConfig) else "auto", device)
+    return config.precision if isinstance(config, PathConfig) else "auto"

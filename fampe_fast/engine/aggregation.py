@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -10,15 +11,18 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..runtime.auto_compile import AutoCompile, Mode, auto_compile, work_of
+from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import ChunkSize
-from ..runtime.compilation import Compiled, resolve_compile
+from ..runtime.compilation import Compiled
+from ..runtime.layout import takes_channels_last
 from ..runtime.model import Model, input_dtype, memory_format
 from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from ..runtime.per_model import cache_of
 from .config import PathConfig, Precision
 from .placements import padded_size, resize_matrix
-from .precision import LOSS_SCALE, autocast, matrix_precision
+from .precision import LOSS_SCALE, autocast, cast_dtype, matrix_precision, settled_precision
 from .samplers import Batch, Chunk, Sampler
 from .schedule import Schedule
 from .targets import Targets
@@ -58,6 +62,20 @@ def form_of(model: Model, probed: ModelInfo, config: PathConfig, frames: Schedul
         back = tuple(resize_matrix(padded_size(size), size, frames.device) for size in frames.size)
     channels_last = memory_format(model) == torch.channels_last
     return ModelForm(input_dtype(model), channels_last, probed.reading, probed.writes_input, back)
+
+
+def turns_channels_last(model: Model, images: Tensor, probed: ModelInfo, config: PathConfig) -> bool:
+    """Tell whether a model's passes are given channels-last images and weights that it does not have itself.
+
+    Not in strict float32, which no tensor core computes.
+    """
+    arithmetic = settled_precision(config.precision, images.device)
+    return arithmetic != "fp32" and takes_channels_last(model, images, probed)
+
+
+def turned(form: ModelForm, channels_last: bool) -> ModelForm:
+    """Change the memory format of samples to channels-last, where it is not."""
+    return form._replace(channels_last=form.channels_last or channels_last)
 
 
 def shown_to(model: Model, inputs: Tensor, form: ModelForm, precision: Precision) -> Tensor:
@@ -103,11 +121,11 @@ class GradientLoop:
         probed: ModelInfo,
         takes_frames: bool,
         *,
-        twin: Model,
         sampler: Sampler,
         config: PathConfig,
         schedule: Schedule,
         chunks: ChunkSize,
+        images: Tensor,
     ) -> None:
         """Take what the loop needs; nothing is compiled before the first call.
 
@@ -115,20 +133,44 @@ class GradientLoop:
             model: in evaluation mode.
             probed: what is known of it.
             takes_frames: whether it takes input diversity's larger frames.
-            twin: makes the passes in its place (``cast_weights``).
             sampler: makes the samples.
             config: of the path.
             schedule: the order of the samples.
             chunks: samples per model pass.
+            images: (B, C, H, W), x_0.
 
         Raises:
             ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not; CUDA
                 graphs for a device that has none.
         """
-        self._twin, self._config, self._schedule, self._chunks = twin, config, schedule, chunks
-        self._form = form_of(model, probed, config, None if takes_frames else schedule)
-        self._compile = resolve_compile(config.compile, schedule.device)
-        self._body = _compiled_of(model, sampler, config, self._compile == "graphs")
+        self._model, self._sampler, self._config = model, sampler, config
+        self._schedule, self._chunks = schedule, chunks
+        self._form = self._own_form = form_of(model, probed, config, None if takes_frames else schedule)
+        self._turned = turns_channels_last(model, images, probed, config)
+        kind = ("gradients", sampler.kind, config.loss, config.precision)
+        choice = auto_compile(model, kind, "the gradients", config.compile, schedule.device)
+        self._auto: AutoCompile | None = None
+        if not isinstance(choice, str):
+            self._auto = choice
+            work = work_of(schedule.rows, chunks.size, probed.saved_bytes)
+            choice = choice.mode(work, schedule.row_counts(chunks.size))
+        self._take(choice)
+
+    def _take(self, mode: Mode) -> None:
+        # A CUDA graph holds the casts, and is recorded again for weights that lie elsewhere in every call.
+        self._compile, self._twin, self._form = mode, self._model, self._own_form
+        self._body = _compiled_of(self._model, self._sampler, self._config, mode == "graphs")
+
+    @contextmanager
+    def weights_at_hand(self) -> Iterator[None]:
+        """Make the passes with weights that are cast and turned once, before the first one, and not in each."""
+        if self._compile == "graphs":
+            yield
+            return
+        with cast_weights(self._model, cast_dtype(self._config.precision), self._turned) as twin:
+            self._twin = twin
+            self._form = turned(self._own_form, self._turned)
+            yield
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W), at step ``step``.
@@ -140,6 +182,8 @@ class GradientLoop:
 
     def _sum(self, batch: Batch, step: int, chunk_size: int) -> Tensor:
         device, (count, channels) = batch.spectrum.device, batch.spectrum.shape[:2]
+        if self._compile == "on" and self._auto is not None and self._auto.asks_for_time(device):
+            self._measure(self._auto, batch, step, chunk_size)
         plain = self._compile == "off" or not self._body.active
         if not plain and count == 1:  # a compiler takes a size of one for a constant
             batch = _twice(batch)
@@ -150,6 +194,20 @@ class GradientLoop:
                 single = len(chunk.samples) == 1 < chunk_size
                 self._add(total, batch, chunk, plain or single)
         return total[:count]
+
+    def _measure(self, auto: AutoCompile, batch: Batch, step: int, chunk_size: int) -> None:
+        """Let ``auto`` time a chunk, and take CUDA graphs from here on where it chooses them."""
+        chunk, device = next(self._schedule.chunks(step, chunk_size)), batch.spectrum.device
+        shape = (len(batch.spectrum), batch.spectrum.shape[1], batch.height, batch.width)
+        unused = torch.zeros(shape, dtype=torch.float32, device=device)
+        with matrix_precision(self._config.precision, device):
+            mode = auto.measure(
+                lambda: self._body.plain(unused, self._twin, batch, chunk, self._form),
+                device,
+                self._schedule.row_counts(chunk_size),
+            )
+        if mode == "graphs":
+            self._take(mode)
 
     def _add(self, total: Tensor, batch: Batch, chunk: Chunk, plain: bool) -> None:
         arguments = self._twin, batch, chunk, self._form

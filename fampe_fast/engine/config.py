@@ -131,9 +131,11 @@ class PathConfig:
             process allows it, as torch does for convolutions by default; ``fp32`` forbids tf32, ``tf32`` allows it, and
             ``bf16`` and ``fp16`` autocast.
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
-            graphs), or ``auto``: on for GPUs, off on a CPU. On a CPU it pays in long runs only (MobileNetV2 on 2 cores:
-            40 s to compile, for passes that are some 10 % faster). It changes the model's last bits;
-            a model that cannot be compiled runs as it is, with a warning.
+            graphs), or ``auto``: off on a CPU. On a GPU on from the call with which a model's passes have kept 8 TiB
+            for their backward passes, or from ``warmup`` on, and always in runs that record their chunk (``batch``,
+            ``serve``); with CUDA graphs where the host takes longer to ask for a chunk than the device to compute it.
+            On a CPU it pays in long runs only (MobileNetV2 on 2 cores: 40 s to compile, for passes that are some 10 %
+            faster). It changes the model's last bits; a model that cannot be compiled runs as it is, with a warning.
     """
 
     steps: int = 10

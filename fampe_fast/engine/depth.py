@@ -12,13 +12,14 @@ from torch import Tensor
 from .. import ops
 from ..errors import warn
 from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
+from ..runtime.auto_compile import auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import even_parts
-from ..runtime.compilation import Compiled, resolve_compile
+from ..runtime.compilation import Compiled
 from ..runtime.model import Model, frozen_parameters
 from ..runtime.model_probe import holds_compiled
 from ..runtime.per_model import cache_of
-from .aggregation import ModelForm, form_of, objective, shown_to
+from .aggregation import ModelForm, form_of, objective, shown_to, turned, turns_channels_last
 from .config import PathConfig, Precision
 from .levels import levels_of
 from .precision import cast_dtype, matrix_precision
@@ -79,15 +80,17 @@ def collect_depths(
     levels = levels_of(model, images, probed, config.layer_names)
     entering = pixels_enter([level.name for level in levels], config)
     pixels = entering or with_pixels
-    form = form_of(model, probed, config)
     # Compiled, one pass has the graph of several; plain, there is nothing to win in one.
-    several = resolve_compile(config.compile, images.device) != "off" or len(images) * views > request.chunks.size
+    compiled = _compiles(request, config, levels)
+    several = compiled or len(images) * views > request.chunks.size
+    channels_last = several and turns_channels_last(model, images, probed, config)
+    form = turned(form_of(model, probed, config), channels_last)
     with (
         torch.no_grad(),
         frozen_parameters(model),
         uncompiled(model),
         matrix_precision(config.precision, images.device),
-        cast_weights(model, cast_dtype(config.precision) if several else None) as twin,
+        cast_weights(model, cast_dtype(config.precision) if several else None, channels_last) as twin,
     ):
         # An image's views lie side by side: a chunk is full also where there is one image.
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
@@ -96,7 +99,7 @@ def collect_depths(
             count, rows = even_parts(len(shown), chunk_size), torch.arange(len(shown), device=images.device)
             of_image = rows.div(views, rounding_mode="floor")
             parts = [
-                _evidence(request, twin, config, form, levels, part, index, pixels)
+                _evidence(request, twin, config, form, levels, part, index, pixels, compiled)
                 for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
             ]
             return [torch.cat(level) for level in zip(*parts, strict=True)]
@@ -196,6 +199,7 @@ def _evidence(
     images: Tensor,
     index: Tensor,
     pixels: bool,
+    compiled: bool,
 ) -> list[Tensor]:
     """Make one pass of images (P, C, H, W) with the targets of ``index``, by the model's twin (``cast_weights``).
 
@@ -203,9 +207,9 @@ def _evidence(
         (P, H, W) of the pixels, where they are asked for, and (P, h, w) of every layer.
     """
     model, classes = request.models[0], request.targets.classes[index]
-    compiled = resolve_compile(config.compile, images.device) != "off" and not holds_compiled(model)
     if compiled and len(images) == 1 < request.chunks.size:  # a compiler takes a size of one for a constant
-        pair = _evidence(request, twin, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2), pixels)
+        two = images.expand(2, -1, -1, -1), index.expand(2)
+        pair = _evidence(request, twin, config, form, levels, *two, pixels, compiled)
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     shown = images.contiguous(memory_format=layout).detach()
@@ -258,6 +262,16 @@ def _tapped_pass(
     tap.start(zeros)
     output = shown_to(model, images, form, precision)
     return output, tap.finish(), []
+
+
+def _compiles(request: Request, config: PathConfig, levels: Sequence[Activation]) -> bool:
+    """Tell whether the passes are compiled; a model that its owner has compiled stays as it is."""
+    model, rows = request.models[0], len(request.images) * config.views
+    kind = ("depths", config.precision, tuple(levels))
+    choice = auto_compile(model, kind, "the depths", config.compile, request.images.device)
+    if not isinstance(choice, str):
+        choice = choice.mode(work_of(rows, request.chunks.size, request.probed[0].saved_bytes), ())
+    return choice != "off" and not holds_compiled(model)
 
 
 def _compiled_pass(model: Model, config: PathConfig, levels: Sequence[Activation]) -> tuple[Compiled, Tap]:

@@ -14,12 +14,10 @@ from torch import Tensor
 from .. import ops
 from ..errors import warn
 from ..frequency.low_pass import low_pass
-from ..runtime.cast_weights import cast_weights
 from ..runtime.model import frozen_parameters
 from .aggregation import GradientLoop
 from .config import PathConfig
 from .depth import DepthEvidence
-from .precision import cast_dtype
 from .request import Request
 from .samplers import Batch, sampler_of
 from .schedule import Schedule
@@ -93,8 +91,6 @@ def follow_path(
     step_size = config.eps / max(config.steps, 1) * (1 if config.direction == "descend" else -1)
     count, _, height, width = images.shape
     sampler, schedule = sampler_of(config), Schedule(config, count, height, width, device)
-    # A CUDA graph holds the casts, and is recorded again for weights that lie elsewhere in every call.
-    dtype = None if config.compile == "graphs" else cast_dtype(config.precision)
 
     def gradients(of: GradientLoop, batch: Batch, step: int) -> Tensor:
         total = of(batch, step)
@@ -125,18 +121,18 @@ def follow_path(
         loops = []
         for model, probed, takes_frames in zip(request.models, request.probed, request.takes_frames, strict=True):
             held.enter_context(frozen_parameters(model))
-            loops.append(
-                GradientLoop(
-                    model,
-                    probed,
-                    takes_frames,
-                    twin=held.enter_context(cast_weights(model, dtype)),
-                    sampler=sampler,
-                    config=config,
-                    schedule=schedule,
-                    chunks=request.chunks,
-                )
+            of_model = GradientLoop(
+                model,
+                probed,
+                takes_frames,
+                sampler=sampler,
+                config=config,
+                schedule=schedule,
+                chunks=request.chunks,
+                images=images,
             )
+            held.enter_context(of_model.weights_at_hand())
+            loops.append(of_model)
         loop, explorer = loops[0], loops[1] if len(loops) > 1 else None
         spectrum = sampler.transform(images)
         prepared = sampler.prepare(images, spectrum)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -39,7 +40,10 @@ def settled_precision(precision: Precision, device: torch.device) -> str:
     """
     if precision != "auto":
         return precision
-    products, convolutions = tf32_in_use() if device.type == "cuda" else (False, False)
+    if device.type != "cuda":
+        return "fp32"
+    with tensor_float32(None):
+        products, convolutions = tf32_in_use()
     if products and convolutions:
         return "tf32"
     part = "products" if products else "convolutions" if convolutions else ""
@@ -56,3 +60,10 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run a model's passes inside as a configuration's precision has them."""
+    with matrix_precision(precision, device), autocast(precision, device):
+        yield

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_image_ids, check_images
+from ..runtime.chunk_probe import Rows
 from ..runtime.chunking import ChunkSize
 from ..runtime.cpu_memory import kept_memory
 from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model
 from ..runtime.model_probe import ModelInfo, outputs, probe, takes_size
 from ..runtime.outputs import Reading
+from .config import Precision
 from .placements import padded_size
+from .precision import arithmetic
 from .targets import Target, Targets, first_choices, resolve_targets
 
 
@@ -60,9 +63,10 @@ def prepared(
     bounds: tuple[float, float],
     image_ids: Sequence[int] | Tensor | None = None,
     internal_batch_size: int | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     input_diversity: bool = False,
     gradients: bool = True,
+    samples: tuple[int, int] = (0, 0),
 ) -> Iterator[Request]:
     """Check the arguments of a call, and run what is inside apart from what the caller has set in torch.
 
@@ -76,6 +80,8 @@ def prepared(
         precision: of the passes.
         input_diversity: whether samples are shown in larger frames, which some models do not take.
         gradients: whether the models are asked for gradients, or for scores alone.
+        samples: that a model is shown of an image, in all and as many as may share a pass, where a long run may choose
+            the images per pass by that.
 
     Raises:
         TypeError: inputs, target, ids or chunk size of a wrong type, or a model whose output is no tensor.
@@ -97,7 +103,11 @@ def prepared(
             if one.no_gradient:
                 raise ValueError(f"the model's output has no gradient with respect to the image: {one.no_gradient}")
         if gradients:
-            chunks = ChunkSize.for_gradients(tuple(models), images, internal_batch_size, precision, probed)
+            rows = Rows(*(len(images) * each for each in samples))
+            around = partial(arithmetic, precision, images.device)
+            chunks = ChunkSize.for_gradients(
+                tuple(models), images, internal_batch_size, precision, probed, rows, around
+            )
         else:
             chunks = ChunkSize.for_scores(models[0], images, internal_batch_size, probed[0])
         with chunks.advice():

@@ -59,6 +59,11 @@ class Schedule:
         self._placements = placements.to(device)
 
     @property
+    def rows(self) -> int:
+        """The rows of all steps."""
+        return self._batch * self._numbers.numel()
+
+    @property
     def most_rows(self) -> int:
         """The rows of one kind, diversified or not, that a step cuts into chunks: the most of all steps."""
         samples = self._numbers.shape[1]
@@ -70,13 +75,22 @@ class Schedule:
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
         """Cut a step's pairs, flattened with the image running fastest, into even parts of at most ``size`` rows."""
+        for first, last, diverse in self._parts(step, size):
+            # [P], and so are the pairs' images and samples; placements [P, 4]
+            flat = torch.arange(first, last, device=self.device)
+            position = flat // self._batch
+            places = self._placements[step][position] if diverse else None
+            yield Chunk(flat % self._batch, self._numbers[step][position], places)
+
+    def row_counts(self, size: int) -> frozenset[int]:
+        """List the numbers of rows that the chunks of all steps have, at most ``size`` each."""
+        steps = range(len(self._plain))
+        return frozenset(last - first for step in steps for first, last, _ in self._parts(step, size))
+
+    def _parts(self, step: int, size: int) -> Iterator[tuple[int, int, bool]]:
+        """Cut a step's rows into chunks: the first row, the one after the last, and whether they are diversified."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
             count = even_parts(stop - start, size)
             for k in range(count):
-                first, last = (start + (stop - start) * part // count for part in (k, k + 1))
-                # [P], and so are the pairs' images and samples; placements [P, 4]
-                flat = torch.arange(first, last, device=self.device)
-                position = flat // self._batch
-                places = self._placements[step][position] if diverse else None
-                yield Chunk(flat % self._batch, self._numbers[step][position], places)
+                yield start + (stop - start) * k // count, start + (stop - start) * (k + 1) // count, diverse

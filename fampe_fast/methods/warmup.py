@@ -21,6 +21,7 @@ from ..engine.targets import Target
 from ..errors import FampeWarning
 from ..ops import backends
 from ..runtime.compilation import compiled_graphs, resolve_compile
+from ..runtime.decisions import collected_decisions, decided_at_once
 from ..runtime.model import chunk_size
 from .base import PathMethod
 from .fampe import FAMPE
@@ -40,6 +41,7 @@ class WarmUp:
         steps: of the path that were walked for it.
         seconds: what it took.
         note: why nothing was compiled, or empty.
+        decisions: of ``auto``, a sentence each: whether CUDA graphs are used, and the like.
     """
 
     graphs: int
@@ -47,6 +49,7 @@ class WarmUp:
     steps: int
     seconds: float
     note: str = ""
+    decisions: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Tell whether anything was compiled."""
@@ -72,10 +75,11 @@ def warmup(
 ) -> WarmUp:
     """Compile a method's loop and kernels for images of one size, so that its first map comes as fast as the others.
 
-    It explains noise, over as few steps as show every kind of sample (with CUDA graphs over all, for they are captured
-    for each size of a chunk); what is compiled then serves every method with that model and every later call with
-    images of that size. With ``compile="on"`` one warm-up serves every batch and chunk size; with ``graphs`` give
-    those that will be used. A warm-up of a method that was called before, or is called with the same sizes again,
+    It explains noise, over as few steps as show every kind of sample (over all where CUDA graphs may be used, for they
+    are captured for each size of a chunk). With ``compile="auto"`` a GPU's passes are compiled from then on, and what
+    else waits for a long run is decided now. What is compiled then serves every method with that model and every later
+    call with images of that size. With ``compile="on"`` one warm-up serves every batch and chunk size; with ``graphs``
+    give those that will be used. A warm-up of a method that was called before, or is called with the same sizes again,
     compiles nothing. The compilers keep what they made on disk, too (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in
     ``TRITON_CACHE_DIR``): a process that finds it there warms up in a fraction of the time.
 
@@ -107,7 +111,8 @@ def warmup(
     height, width = _size(path.forward_func, image_size)
     where = torch.device(device) if device is not None else _device_of(path.forward_func)
     shape = (check_count("batch", batch), check_count("channels", channels), height, width)
-    steps = _steps_needed(path.config, shape, chunk_size(internal_batch_size, where))
+    captures = where.type == "cuda" and path.config.compile == "auto"
+    steps = path.config.steps if captures else _steps_needed(path.config, shape, chunk_size(internal_batch_size, where))
     # A twin, so that the method keeps its number of steps; what is compiled is kept by model and kind, not by method.
     twin = copy.copy(path)
     twin.config = dataclasses.replace(path.config, steps=steps)
@@ -115,7 +120,7 @@ def warmup(
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * (upper - lower) + lower
     graphs, kernels = compiled_graphs(), backends.compiled_kernels()
     start = time.perf_counter()
-    with _mixes(where), warnings.catch_warnings():
+    with _mixes(where), decided_at_once(), collected_decisions() as decisions, warnings.catch_warnings():
         # Noise may well lie where the model is flat; that torch.compile failed is still said.
         warnings.filterwarnings("ignore", "the (gradient|evidence) of image", FampeWarning)
         twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
@@ -125,7 +130,7 @@ def warmup(
     new_kernels = tuple(
         sorted(name for name, count in backends.compiled_kernels().items() if count > kernels.get(name, 0))
     )
-    found = WarmUp(compiled_graphs() - graphs, new_kernels, steps, seconds)
+    found = WarmUp(compiled_graphs() - graphs, new_kernels, steps, seconds, decisions=tuple(decisions))
     return found if found else dataclasses.replace(found, note=_why_nothing(path, where))
 
 

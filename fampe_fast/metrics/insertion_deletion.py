@@ -117,8 +117,8 @@ def insertion_deletion(
             but for the rounding inside the model. Where a pass runs out of memory, it is halved, once, with a warning,
             and remembered for the model.
         compile: the model's forward pass through ``torch.compile``: "on", "off", "graphs" (with CUDA graphs), or
-            "auto": on for GPUs, off on a CPU. It changes the model's last bits; a model that cannot be compiled runs as
-            it is, with one warning.
+            "auto": off on a CPU, and on a GPU on once so many passes were made that it pays. It changes the model's
+            last bits; a model that cannot be compiled runs as it is, with one warning.
         show_progress: draw a progress bar on standard error.
 
     Returns:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_classes, check_maps, check_targets, check_unit_images
+from ..runtime.auto_compile import Mode, auto_compile, work_of
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compile, Compiled, resolve_compile
 from ..runtime.model import Model, check_model, input_dtype
@@ -20,6 +21,9 @@ __all__ = ["Score", "Scorer", "prepare"]
 
 Score = Literal["probability", "logit"]
 
+# Of the work of a pass that goes forward and backward.
+_FORWARD = 1 / 3
+
 
 def prepare(
     model: Model,
@@ -28,7 +32,7 @@ def prepare(
     targets: int | Sequence[int] | Tensor,
     internal_batch_size: int | None,
     compile: Compile,
-) -> tuple[Tensor, ModelInfo, ChunkSize, Literal["off", "on", "graphs"]]:
+) -> tuple[Tensor, ModelInfo, ChunkSize, Compile]:
     """Check the arguments that metrics of maps have in common, before any work.
 
     Args:
@@ -98,7 +102,7 @@ class Scorer:
         *,
         chunks: ChunkSize,
         probed: ModelInfo,
-        compile: Literal["off", "on", "graphs"],
+        compile: Compile,
         score: Score = "probability",
         advance: Callable[[int], None],
     ) -> None:
@@ -120,7 +124,7 @@ class Scorer:
             check_classes(probed.shape, targets)
         self._model, self._targets, self._chunks, self._advance = model, targets, chunks, advance
         self._dtype = input_dtype(model)
-        self._compile = compile
+        self._wanted, self._saved_bytes = compile, probed.saved_bytes
         self._forward = _forward_of(model, score, probed, compile == "graphs")
 
     def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
@@ -135,11 +139,12 @@ class Scorer:
         Returns:
             (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
         """
+        mode = self._mode(len(image_index))
 
         def ask(part: slice) -> Tensor:
             # Not inference_mode, whose tensors a model may keep, in a buffer or a cache, and could not train with.
             with torch.no_grad():
-                return self._run(make(part))
+                return self._run(make(part), mode)
 
         own, common = [], []
         for part, found in self._chunks.each(len(image_index), ask):
@@ -148,11 +153,17 @@ class Scorer:
             self._advance(len(found))
         return torch.cat(own), torch.cat(common)
 
-    def _run(self, pixels: Tensor) -> Tensor:
-        if self._compile == "off" or not self._forward.active:
+    def _mode(self, rows: int) -> Mode:
+        choice = auto_compile(self._model, "scores", "the scores", self._wanted, self._targets.device)
+        if isinstance(choice, str):
+            return choice
+        return choice.mode(_FORWARD * work_of(rows, self._chunks.size, self._saved_bytes), ())
+
+    def _run(self, pixels: Tensor, mode: Mode) -> Tensor:
+        if mode == "off" or not self._forward.active:
             plain: Callable[..., Tensor] = self._forward.plain
             return plain(self._model, pixels, self._dtype)
-        count, graphed = len(pixels), self._compile == "graphs"
+        count, graphed = len(pixels), mode == "graphs"
         pixels = _padded(pixels, _size(count, self._chunks.size, graphed))
         if graphed:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -143,6 +143,7 @@ class BandLimitedAttack:
             image_ids=image_ids,
             internal_batch_size=internal_batch_size,
             precision=config.precision,
+            samples=(config.passes, config.samples),
             input_diversity=config.input_diversity,
         ) as request:
             self.check_size(*request.images.shape[-2:])

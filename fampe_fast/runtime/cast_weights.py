@@ -1,4 +1,6 @@
-"""Hold a model's weights in a smaller type while a call lasts, where autocast would cast them anew in every pass.
+"""Hold a model's weights in a smaller type, or in channels-last format, while a call lasts.
+
+Else autocast would cast them anew in every pass, and a convolution of channels-last images turn them.
 
 Autocast casts the float32 weights of convolutions and linear layers whenever they are used. It keeps the casts of
 weights that need gradients, which those of a call do not, and its store belongs to the whole process.
@@ -32,25 +34,26 @@ _OTHER_LAYERS = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.linear.Linea
 
 
 @contextmanager
-def cast_weights(model: Model, dtype: torch.dtype | None) -> Iterator[Model]:
+def cast_weights(model: Model, dtype: torch.dtype | None, channels_last: bool = False) -> Iterator[Model]:
     """Give a twin of a model whose layers compute with weights that are cast already, for use under autocast.
 
-    Its output and its gradients are those of the model, to the bit. The model itself is left as it is, for other
-    threads that use it: a twin consists of copies of the modules that hold such layers, and shares everything else,
-    parameters, buffers and hooks among it. What a pass assigns to a module's attributes is handed to the model's own
-    module when the context ends.
+    Its output and its gradients are those of the model, to the bit; with channels-last weights to rounding. The model
+    itself is left as it is, for other threads that use it: a twin consists of copies of the modules that hold such
+    layers, and shares everything else, parameters, buffers and hooks among it. What a pass assigns to a module's
+    attributes is handed to the model's own module when the context ends.
 
     Args:
         model: whose parameters are frozen inside.
         dtype: autocast's; None for none.
+        channels_last: turn the weights of convolutions channels-last as well.
 
     Yields:
-        The twin; the model itself where there is nothing to cast, or where it holds what its owner has compiled.
+        The twin; the model itself where there is nothing to do, or where it holds what its owner has compiled.
     """
-    if dtype is None or not isinstance(model, nn.Module) or holds_compiled(model):
+    if (dtype is None and not channels_last) or not isinstance(model, nn.Module) or holds_compiled(model):
         yield model
         return
-    twins = _Twins(dtype)
+    twins = _Twins(dtype, channels_last)
     try:
         yield twins.of(model)
     finally:
@@ -60,8 +63,9 @@ def cast_weights(model: Model, dtype: torch.dtype | None) -> Iterator[Model]:
 class _Twins:
     """The twins of modules, and the casts of their parameters, each made once."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype | None, channels_last: bool) -> None:
         self._dtype = dtype
+        self._channels_last = channels_last
         self._known: dict[int, nn.Module] = {}
         self._casts: dict[int, nn.Parameter] = {}
         self._copies: list[tuple[nn.Module, dict[str, Any], nn.Module]] = []
@@ -102,10 +106,14 @@ class _Twins:
         return twin
 
     def _cast(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or not parameter.is_floating_point() or parameter.dtype in (torch.float64, self._dtype):
+        if parameter is None or not parameter.is_floating_point():
             return parameter
         if id(parameter) not in self._casts:
-            self._casts[id(parameter)] = nn.Parameter(parameter.detach().to(self._dtype), requires_grad=False)
+            own = parameter.detach()
+            cast = own if self._dtype is None or own.dtype == torch.float64 else own.to(self._dtype)
+            if self._channels_last and own.ndim == 4:
+                cast = cast.contiguous(memory_format=torch.channels_last)
+            self._casts[id(parameter)] = parameter if cast is own else nn.Parameter(cast, requires_grad=False)
         return self._casts[id(parameter)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import warn
+from .chunk_probe import Rows, Surroundings, fastest_size
 from .model import Model, chunk_size
 from .model_probe import ModelInfo, probe
 from .out_of_memory import is_out_of_memory, release_memory, with_advice
 from .per_model import cache_of
 
 Result = TypeVar("Result")
+
+_UNKNOWN = Rows()
 
 # Of the free memory; the rest is for workspaces and fragmentation.
 _SHARE = 0.8
@@ -41,6 +44,11 @@ def pinned_chunks() -> Iterator[None]:
         yield
     finally:
         _pinned.reset(before)
+
+
+def are_pinned() -> bool:
+    """Tell whether sizes are taken as they are asked for (``pinned_chunks``)."""
+    return _pinned.get()
 
 
 class ChunkSize:
@@ -75,15 +83,20 @@ class ChunkSize:
         asked: int | None,
         precision: str = "auto",
         probed: Sequence[ModelInfo] | None = None,
+        rows: Rows = _UNKNOWN,
+        around: Surroundings = nullcontext,
     ) -> ChunkSize:
         """Choose the size for forward and backward passes over samples of images.
 
         Args:
             models: whose passes they are.
             images: (B, C, H, W), what will be explained.
-            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory.
+            asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory. On
+                a CUDA device a long run takes the fastest of ``chunk_probe.SIZES`` that fit.
             precision: of the passes.
             probed: what is known of the models, where they have been probed.
+            rows: that the call shows them.
+            around: opened around passes that are timed, for their precision.
 
         Raises:
             TypeError, ValueError: a choice that is no whole number of at least 1, or models that ``probe`` refuses.
@@ -93,7 +106,8 @@ class ChunkSize:
             found = [probe(model, images) for model in models] if probed is None else probed
             size = min(_at_most(size, asked, one) for one in found)
             if asked is None:
-                size = min(size, *(_that_fit(one, images) or size for one in found))
+                each = zip(models, found, strict=True)
+                size = min(_chosen(model, images, one, size, rows, precision, around) for model, one in each)
         return cls(models, images, size, precision)
 
     @classmethod
@@ -204,6 +218,19 @@ def _at_most(size: int, asked: int | None, probed: ModelInfo) -> int:
 def even_parts(rows: int, size: int) -> int:
     """Count the even parts of at most ``size`` that rows are cut into; a small remainder would cost more per row."""
     return -(-rows // size)
+
+
+def _chosen(
+    model: Model, images: Tensor, probed: ModelInfo, size: int, rows: Rows, kind: str, around: Surroundings
+) -> int:
+    """Choose the images per pass of one model: ``size``, or the fastest number where that was measured, if they fit."""
+    limit = _that_fit(probed, images)
+    if limit is None:
+        return size
+    found = None
+    if images.device.type == "cuda" and not probed.single:
+        found = fastest_size(model, images, probed, limit, rows, kind, around)
+    return min(size, limit) if found is None else found
 
 
 def _that_fit(probed: ModelInfo, images: Tensor) -> int | None:

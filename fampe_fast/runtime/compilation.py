@@ -21,17 +21,15 @@ Compile = Literal["auto", "off", "on", "graphs"]
 _FILTERING = threading.RLock()
 
 
-def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on", "graphs"]:
-    """Resolve ``auto`` for a device: off on a CPU, on elsewhere.
+def resolve_compile(wanted: Compile, device: torch.device) -> Compile:
+    """Resolve ``auto`` for a CPU, where it is off; elsewhere it is decided call by call (``auto_compile``).
 
     Raises:
         ValueError: CUDA graphs for a device that has none.
     """
     if wanted == "graphs" and device.type != "cuda":
         raise ValueError(f"compile='graphs' needs a CUDA GPU, and the images are on {device}; use 'on' or 'off'")
-    if wanted == "auto":
-        return "off" if device.type == "cpu" else "on"
-    return wanted
+    return "off" if wanted == "auto" and device.type == "cpu" else wanted
 
 
 class Compiled:

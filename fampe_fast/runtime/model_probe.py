@@ -110,18 +110,21 @@ def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, wid
     return known[key]
 
 
-def call(model: Model, images: Tensor, probed: ModelInfo | None = None) -> Tensor:
+def call(
+    model: Model, images: Tensor, probed: ModelInfo | None = None, layout: torch.memory_format | None = None
+) -> Tensor:
     """Compute the model's output for images, in its type and memory format; the images stay as they are.
 
     Args:
         model: in evaluation mode.
         images: (P, C, H, W).
         probed: what is known of it; without it the images may be written to.
+        layout: another memory format than the model's own.
 
     Raises:
         TypeError, ValueError: as ``probe``.
     """
-    shown = images.to(input_dtype(model)).contiguous(memory_format=memory_format(model))
+    shown = images.to(input_dtype(model)).contiguous(memory_format=layout or memory_format(model))
     if probed is not None and probed.writes_input and shown.data_ptr() == images.data_ptr():
         shown = shown.clone()
     return forward(model, shown)

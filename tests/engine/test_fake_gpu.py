@@ -8,7 +8,10 @@ model's gradient is replaced by one of its shape.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +27,11 @@ from fampe_fast.engine.request import Request
 from fampe_fast.engine.targets import Targets
 from fampe_fast.metrics.scorer import Scorer
 from fampe_fast.ops import pixel_mask, separable_transform
-from fampe_fast.runtime.chunking import ChunkSize
+from fampe_fast.runtime import auto_compile, chunk_probe, chunking, device_time, layout
+from fampe_fast.runtime.chunk_probe import ENDLESS, Rows
+from fampe_fast.runtime.chunking import ChunkSize, pinned_chunks
+from fampe_fast.runtime.decisions import collected_decisions, decided_at_once
+from fampe_fast.runtime.device_time import CallTime
 from fampe_fast.runtime.model_probe import ModelInfo
 from fampe_fast.runtime.tf32 import tensor_float32, tf32_in_use
 
@@ -229,3 +236,263 @@ def test_scores_are_collected_without_asking_for_a_value() -> None:
     assert own.shape == (11,)
     assert common.shape == (1, BATCH)
     assert passes == [4, 4, 3]
+
+
+class FakeClock:
+    """Stands for a device's events and the host's clock, which stand still but for what calls take, in seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, host: float, device: float) -> None:
+        self.now, self.host, self.device, self.asked = 0.0, host, device, list[str]()
+        clock = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                clock.asked.append("event")
+
+            def elapsed_time(self, other: object) -> float:
+                return 1e3 * clock.device
+
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.asked.append("wait"))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.asked.append("busy"))
+        monkeypatch.setattr(device_time.time, "perf_counter", lambda: self.now)
+
+    def __call__(self) -> None:
+        """Pass the time that the host takes for a call."""
+        self.asked.append("call")
+        self.now += self.host
+
+
+def test_a_call_is_timed_behind_work_that_keeps_the_device_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch, host=0.25, device=0.125)
+    assert device_time.time_call(clock, torch.device("cuda")) == CallTime(0.25, 0.125)
+    assert clock.asked == ["call", "wait", "call", "wait", "busy", "event", "call", "event", "wait"]
+
+
+@pytest.fixture
+def compiled_as(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The modes in which functions were compiled; they run plain."""
+    modes: list[str | None] = []
+
+    def compile_nothing(function: Callable[..., Any], *, fullgraph: bool, mode: str | None = None) -> Any:
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return modes
+
+
+def auto(classifier: Callable[[Tensor], Tensor] | None = None, **options: Any) -> FAMPE:
+    """A method for a model of its own: what is decided for it serves no other test."""
+    return FAMPE(classifier or (lambda pixels: colours(pixels)), steps=STEPS, samples=SAMPLES, **options)
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+def test_auto_compiles_once_a_run_is_long_enough(
+    compiled_as: list[str | None], gradients: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeClock(monkeypatch, host=1.0, device=2.0)
+    method, chunks = auto(), STEPS * -(-BATCH * SAMPLES // 4)
+    work = auto_compile.work_of(STEPS * BATCH * SAMPLES, 4, None)
+    monkeypatch.setattr(auto_compile, "COMPILE_AFTER", 2 * work)
+    for modes, timed in (([], 0), ([], 0), ([None], 3), ([None], 0)):
+        gradients.clear()
+        _, crossings = walk(method)
+        assert compiled_as == modes
+        assert not crossings
+        assert len(gradients) == chunks + timed  # one of them is measured, once
+    walk(FAMPE(method.forward_func, steps=1, samples=4))  # another number of steps, the same code
+    assert compiled_as == [None]
+
+
+@pytest.mark.usefixtures("on_fake_gpu", "gradients")
+@pytest.mark.parametrize(("host", "device", "mode"), [(2.0, 1.0, "reduce-overhead"), (1.0, 2.0, None)])
+def test_cuda_graphs_replay_what_the_host_asks_for_too_slowly(
+    host: float, device: float, mode: str | None, compiled_as: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, method = FakeClock(monkeypatch, host, device), auto()
+    monkeypatch.setattr(aggregation, "_chunk_gradients", passing_time(clock, aggregation._chunk_gradients))
+    with decided_at_once(), collected_decisions() as decisions:
+        walk(method)
+    assert compiled_as == [mode]
+    assert decisions == [
+        "compile: the gradients of function are compiled from now on",
+        f"CUDA graphs: {'not ' if mode is None else ''}used for the gradients of function, a chunk of which takes the "
+        f"host {1e3 * host:.2f} ms and the device {1e3 * device:.2f} ms",
+    ]
+    with collected_decisions() as decisions:
+        walk(method)
+    assert compiled_as == [mode]
+    assert not decisions
+
+
+def passing_time(clock: FakeClock, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: Any) -> Tensor:
+        clock()
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.usefixtures("on_fake_gpu", "gradients")
+def test_where_chunks_are_pinned_auto_does_not_depend_on_what_ran_before(compiled_as: list[str | None]) -> None:
+    method = auto()
+    for _ in range(2):
+        with pinned_chunks(), collected_decisions() as decisions:
+            walk(method)
+        assert compiled_as == [None]
+        assert not decisions
+
+
+@pytest.mark.usefixtures("on_fake_gpu", "gradients")
+@pytest.mark.parametrize("wanted", ["off", "on", "graphs"])
+def test_what_is_asked_for_is_not_decided(wanted: str, compiled_as: list[str | None]) -> None:
+    with decided_at_once(), collected_decisions() as decisions:
+        walk(auto(compile=wanted))
+    assert compiled_as == {"off": [], "on": [None], "graphs": ["reduce-overhead"]}[wanted]
+    assert not decisions
+
+
+# The memory format ----------------------------------------------------------------------------------------------------
+
+
+class Formats(TorchDispatchMode):
+    """Notes whether the images and the weights of convolutions are channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[bool, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in str(func):
+            self.seen.add(tuple(of.is_contiguous(memory_format=torch.channels_last) for of in args[:2]))
+        return func(*args, **(kwargs or {}))
+
+
+class Convolving(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 3, device="cuda")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return colours(self.layer(pixels))
+
+
+@pytest.mark.usefixtures("on_fake_gpu", "gradients")
+@pytest.mark.parametrize(
+    ("precision", "same", "variable", "turned"),
+    [
+        ("auto", True, "1", True),
+        ("tf32", True, "1", True),
+        ("auto", False, "1", False),
+        ("auto", True, "0", False),
+        ("fp32", True, "1", False),
+    ],
+)
+def test_a_plain_module_is_given_channels_last_images_and_weights(
+    precision: str, same: bool, variable: str, turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Size] = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv(layout.VARIABLE, variable)
+    monkeypatch.setattr(layout, "same_answers", lambda model, images, probed: asked.append(images.shape) or same)
+    model = Convolving().eval()
+    with collected_decisions() as decisions:
+        for _ in range(2):
+            with Formats() as found:
+                walk(FAMPE(model, steps=1, samples=4, compile="off", precision=precision))
+            assert found.seen == {(turned, turned)}
+    probed = precision != "fp32" and variable == "1"
+    assert asked == [(2, 3, SIDE, SIDE)] * probed
+    given = "given channels-last images and weights" if same else "left in the memory format it has"
+    assert decisions == [f"memory format: Convolving is {given}"] * probed
+    assert model.layer.weight.is_contiguous()
+
+
+# The images per pass -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes_timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images whose passes were timed; 64 and 128 take equally long per image, and others longer."""
+    timed: list[int] = []
+
+    def time_call(call: Callable[[], Tensor], device: torch.device) -> CallTime:
+        assert torch.is_autocast_enabled("cuda")
+        timed.append(len(call()))
+        return CallTime(0.0, timed[-1] * {64: 1.0, 128: 0.99}.get(timed[-1], 1.5))
+
+    monkeypatch.setattr(torch.autograd, "grad", lambda value, leaf: (torch.empty_like(leaf),))
+    monkeypatch.setattr(chunk_probe, "time_call", time_call)
+    monkeypatch.setattr(chunking, "free_memory", lambda device: 2**30)
+    return timed
+
+
+def chosen(model: Callable[[Tensor], Tensor], rows: Rows, saved_bytes: int = 100_000, asked: int | None = None) -> int:
+    """The images per pass; of the default, 2**30 / (2 * saved_bytes + 98304) * 0.8 fit."""
+    images, info = torch.empty(2, 3, SIDE, SIDE, device="cuda"), ModelInfo(saved_bytes=saved_bytes)
+    around = partial(autocast_of, torch.bfloat16)
+    return ChunkSize.for_gradients((model,), images, asked, "bf16", [info], rows, around).size
+
+
+@contextmanager
+def autocast_of(dtype: torch.dtype) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there is no GPU, and switches autocast off
+        before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", True)
+        yield
+        torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+def test_a_long_run_takes_the_fastest_chunk_that_fits(sizes_timed: list[int]) -> None:
+    model = torch.nn.AdaptiveAvgPool2d(1)
+
+    def shown(images: Tensor) -> Tensor:
+        return model(images).flatten(1)
+
+    with collected_decisions() as decisions:
+        assert chosen(shown, ENDLESS) == 64
+    assert sizes_timed == [32, 64, 128, 256]
+    assert decisions[0].startswith("chunk: 64 images per pass of function, by milliseconds per image of 32: 1500.000")
+    assert chosen(shown, Rows(1, 1)) == 64
+    assert chosen(shown, ENDLESS, asked=5) == 5
+    assert chosen(shown, ENDLESS, saved_bytes=2**24) == 25  # as many as fit now
+    assert len(sizes_timed) == 4
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+def test_a_short_run_takes_what_fits_and_no_more_than_64(sizes_timed: list[int]) -> None:
+    def model(images: Tensor) -> Tensor:
+        return colours(images)
+
+    def never_more_than_32_together(images: Tensor) -> Tensor:
+        return colours(images)
+
+    few = Rows(chunk_probe.PROBE_AFTER / 4, 200)
+    assert [chosen(model, few) for _ in range(3)] == [64] * 3
+    assert chosen(never_more_than_32_together, Rows(ENDLESS.total, 32), saved_bytes=2**23) == 50
+    assert not sizes_timed
+    assert chosen(model, few) == 64
+    assert sizes_timed == [32, 64, 128, 256]
+
+
+@pytest.mark.usefixtures("on_fake_gpu")
+def test_a_warm_up_measures_the_chunk_at_once(sizes_timed: list[int]) -> None:
+    def model(images: Tensor) -> Tensor:
+        return colours(images)
+
+    with decided_at_once():
+        assert chosen(model, Rows(200, 200), saved_bytes=5 * 10**6) == 64
+    assert sizes_timed == [32, 64]  # 85 fit
+
+
+def test_the_smallest_size_that_is_about_as_fast_as_the_best_is_taken() -> None:
+    assert chunk_probe.fastest({32: 32 * 1.5, 64: 64 * 1.02, 128: 128 * 1.0, 256: 256 * 1.1}) == 64
+    assert chunk_probe.fastest({32: 32 * 1.5, 64: 64 * 1.1, 128: 128 * 1.0}) == 128
+    assert chunk_probe.fastest({32: 1.0}) == 32

@@ -17,7 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from fampe_fast import FAMPE
-from fampe_fast.engine import depth, path
+from fampe_fast.engine import aggregation, depth
 from fampe_fast.runtime.cast_weights import cast_weights
 
 from ..models_for_tests import Smooth, some_images, suited
@@ -68,7 +68,7 @@ OPTIONS = {"a path": {"steps": 2, "samples": 5, "views": 0}, "views": {"passes":
 
 
 @contextmanager
-def no_cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
+def no_cast(model: nn.Module, dtype: torch.dtype | None, channels_last: bool = False) -> Iterator[nn.Module]:
     yield model
 
 
@@ -87,7 +87,7 @@ def test_maps_are_those_of_weights_cast_in_every_pass(
         return method.attribute(images, 0, internal_batch_size=2)
 
     found = maps()
-    for module in (path, depth):
+    for module in (aggregation, depth):
         monkeypatch.setattr(module, "cast_weights", no_cast)
     assert torch.equal(found, maps())
     assert float(found.abs().sum()) > 0
@@ -145,12 +145,13 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[nn.Module]]:
     found: list[weakref.ref[nn.Module]] = []
 
     @contextmanager
-    def watched(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
+    def watched(model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> Iterator[nn.Module]:
+        assert not channels_last
         with cast_weights(model, dtype) as twin:
             found.extend([weakref.ref(twin), weakref.ref(twin.head._within.weight)])
             yield twin
 
-    monkeypatch.setattr(path, "cast_weights", watched)
+    monkeypatch.setattr(aggregation, "cast_weights", watched)
     return found
 
 
@@ -185,6 +186,6 @@ def test_one_graph_without_a_cast_of_a_weight_serves_every_call(
     assert cast == [[]]
     gc.collect()
     assert [twin() for twin in twins] == [None] * 6
-    monkeypatch.setattr(path, "cast_weights", no_cast)
+    monkeypatch.setattr(aggregation, "cast_weights", no_cast)
     FAMPE(Smooth(), steps=1, samples=4, views=0, precision="bf16", compile="on").attribute(some_images(2), 0)
     assert len(cast[1]) == 6  # weights and biases of three layers

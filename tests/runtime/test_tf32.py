@@ -7,6 +7,8 @@ import sys
 import textwrap
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -120,11 +122,28 @@ def test_threads_that_share_a_setting_may_ask_for_another_inside(shared: bool | 
     assert found == [(False, False)] * 2
 
 
-def test_auto_is_named_by_what_the_process_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+@contextmanager
+def allowed_by_the_process(products: bool, convolutions: bool) -> Iterator[None]:
+    owners = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [owner.allow_tf32 for owner in owners]
+    for owner, value in zip(owners, (products, convolutions), strict=True):
+        owner.allow_tf32 = value
+    yield
+    for owner, value in zip(owners, before, strict=True):
+        owner.allow_tf32 = value
+
+
+def test_auto_is_named_by_what_the_process_allows() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    for enabled, name in ((True, "tf32"), (False, "fp32"), (None, "fp32 with tf32 convolutions")):
-        with tensor_float32(enabled):
-            assert settled_precision("auto", gpu) == name
+    for products, convolutions, name in (
+        (True, True, "tf32"),
+        (False, False, "fp32"),
+        (False, True, "fp32 with tf32 convolutions"),
+        (True, False, "fp32 with tf32 products"),
+    ):
+        with allowed_by_the_process(products, convolutions):
+            for around in (None, True, False):
+                with tensor_float32(around):
+                    assert settled_precision("auto", gpu) == name
             assert settled_precision("auto", cpu) == "fp32"
-            assert [settled_precision(name, gpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+            assert [settled_precision(own, gpu) for own in ("fp32", "bf16")] == ["fp32", "bf16"]

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         channels=classifier.channels,
         internal_batch_size=arguments.internal_batch_size,
     )
-    console().print(str(found), soft_wrap=True, highlight=False, markup=False)
+    for line in (str(found), *found.decisions):
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
     if arguments.save is not None:
         save_compile_cache(arguments.save)
     return DONE
