@@ -102,6 +102,14 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [row["way"] for row in rows] == ["other chunks", "folded"]
     assert all(len(row["attribution"]) == 2 for row in rows)
     assert "| folded |" in (tmp_path / "out" / "accuracy.md").read_text()
+    code = accuracy.main(
+        [str(photos), "--ways", "bf16", "--passes", "1", "--metric-steps", "2", "--model", "test_resnet",
+         "--weights", str(weights), "--device", "cpu", "--out", str(tmp_path / "one")]
+    )  # fmt: skip
+    assert code == 0
+    text = (tmp_path / "one" / "accuracy.md").read_text()
+    assert "2 images, passes = 1, torch" in text
+    assert "| bf16 |  | 0.9" in text  # no path, no attribution
 
 
 def test_correlations_are_pearson_s() -> None:

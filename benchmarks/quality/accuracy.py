@@ -9,6 +9,7 @@ Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -189,8 +190,11 @@ def main(given: list[str] | None = None) -> int:
 
 
 def cells(row: Comparison) -> list[str]:
-    """Write correlations as median (lowest), differences as mean ± standard error."""
-    found = [f"{sorted(values)[len(values) // 2]:.4f} ({min(values):.4f})" for values in (row.attribution, row.maps)]
+    """Write correlations as median (lowest), none where there is no path; differences as mean ± standard error."""
+    found = [
+        "" if any(map(math.isnan, values)) else f"{sorted(values)[len(values) // 2]:.4f} ({min(values):.4f})"
+        for values in (row.attribution, row.maps)
+    ]
     for difference in (row.insertion, row.deletion):
         estimate = mean_and_error(difference)
         error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.4f}"
