@@ -37,7 +37,7 @@ from .end_to_end.cases import OURS, PEERS, Case, ModelSpec
 from .end_to_end.measuring import Plan, measure_calls
 from .end_to_end.report import markdown
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
 def parser() -> argparse.ArgumentParser:

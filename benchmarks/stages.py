@@ -13,9 +13,11 @@ import torch
 from .common.command import Say, file_name
 from .common.machine import Build, LoadMonitor, Machine, build_of
 from .common.plot import plot_kernels
-from .common.results import CallRow, KernelRow, Results, read, write
+from .common.results import NOT_RUN, CallRow, KernelRow, LatencyRow, Results, read, write
 from .common.timing import timer_for
 from .end_to_end.cases import BARE, Case, ModelSpec
+from .end_to_end.latency import BARE_PASS, LatencyPlan, measure_latencies
+from .end_to_end.latency import markdown as latencies
 from .end_to_end.measuring import Plan, measure_calls
 from .end_to_end.report import markdown
 from .kernels import gate
@@ -38,6 +40,7 @@ class Session:
         device: that is measured.
         build: it, and versions.
         failed: what went wrong, for the command's last lines.
+        checked: by primitive, what failed of its kernel's own checks, or nothing.
     """
 
     chosen: argparse.Namespace
@@ -46,6 +49,7 @@ class Session:
     device: torch.device = field(init=False)
     build: Build = field(init=False)
     failed: list[str] = field(default_factory=list)
+    checked: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._monitor = LoadMonitor()
@@ -68,7 +72,7 @@ class Session:
 
     def keep(self, **found: Any) -> None:
         """Write rows, or what is known of the machine: it survives whatever comes."""
-        rows = {name: tuple(found.pop(name, ())) for name in ("kernels", "calls")}
+        rows = {name: tuple(found.pop(name, ())) for name in ("kernels", "calls", "latencies")}
         write(read(self.file).merged(Results((self.machine(**found),), **rows)), self.file)
 
     def rows(self) -> Results:
@@ -77,9 +81,20 @@ class Session:
         return Results(
             kernels=tuple(row for row in stored.kernels if row.build.key == key),
             calls=tuple(row for row in stored.calls if row.build.key == key),
+            latencies=tuple(row for row in stored.latencies if row.build.key == key),
         )
 
-    def note(self, rows: Sequence[KernelRow] | Sequence[CallRow]) -> None:
+    def passes_its_checks(self, primitive: str) -> bool:
+        """Tell whether a kernel's own checks pass on this build; they are run once, when that is first asked."""
+        if primitive not in self.checked:
+            said = gate.own_failure(primitive, self.device, self.deadline, dry_run=self.chosen.dry_run)
+            self.checked[primitive] = said
+            self.say(f"{primitive}: {said or 'its checks passed'}")
+            if said and said != NOT_RUN:
+                self.failed.append(f"{primitive}: {said}")
+        return not self.checked[primitive]
+
+    def note(self, rows: Sequence[KernelRow] | Sequence[CallRow] | Sequence[LatencyRow]) -> None:
         """Remember the rows that could not be measured."""
         self.failed += [f"{row.status}: {row.key}" for row in rows if row.status.startswith("failed")]
 
@@ -94,6 +109,7 @@ def check(session: Session) -> None:
     session.keep(
         kernels=[replace(row, verified=row.verified and _verified(row, machine)) for row in before.kernels],
         calls=[replace(row, verified=row.verified and _verified(row, machine)) for row in before.calls],
+        latencies=[replace(row, verified=row.verified and _verified(row, machine)) for row in before.latencies],
     )
     session.failed += [failure.text for failure in failures]
     session.say(f"UNVERIFIED: {', '.join(unverified)}" if failures else "the tests passed")
@@ -109,6 +125,22 @@ def other_kernels(session: Session) -> None:
     """Measure every kernel at the other sizes."""
     wanted, sizes = _wanted(session)
     _kernels(session, [case for case in wanted if case[1] != case[0].fitted(sizes[0])], first=False)
+
+
+def one_image(session: Session) -> None:
+    """Measure how long one image waits for its map."""
+    chosen, machine = session.chosen, session.machine()
+    plan = LatencyPlan(ModelSpec("resnet50"), session.device, session.build, ("bf16", "auto"), ("off", "on", "graphs"))
+    if chosen.dry_run:
+        plan = replace(plan, model=ModelSpec("embedded"), precisions=("auto",), compile=("off",), repetitions=2)
+    elif chosen.quick:
+        plan = replace(plan, precisions=("bf16",), compile=("off", "on"))
+    rows = []
+    for row in measure_latencies(plan, session.deadline, session.say):
+        rows.append(replace(row, verified=_verified(row, machine)))
+        session.keep(latencies=rows[-1:])
+    session.note(rows)
+    print(f"\n{latencies(rows, session.machine())}", flush=True)
 
 
 def whole_model(session: Session) -> None:
@@ -128,6 +160,7 @@ def whole_model(session: Session) -> None:
 STAGES: dict[str, Callable[[Session], None]] = {
     "tests": check,
     "kernels": usual_kernels,
+    "latency": one_image,
     "model": whole_model,
     "sizes": other_kernels,
 }
@@ -158,7 +191,10 @@ def _kernels(session: Session, wanted: Sequence[KernelCase], *, first: bool) -> 
     work = {} if dry_run and not first else counted_work(wanted[:1] if dry_run else wanted, session.device, say)
     machine, rows = session.machine(), []
     for row in measure_kernels(wanted, session.chosen.providers, work, bench, session.deadline, say):
-        rows.append(replace(row, verified=_verified(row, machine)))
+        verified = row.verified and _verified(row, machine)
+        if verified and row.measured and row.provider == "kernel":
+            verified = session.passes_its_checks(primitive(row.kernel).implemented_by)
+        rows.append(replace(row, verified=verified))
         session.keep(kernels=rows[-1:])
     session.note(rows)
     print(f"\n{report(rows)}", flush=True)
@@ -167,11 +203,13 @@ def _kernels(session: Session, wanted: Sequence[KernelCase], *, first: bool) -> 
     print(f"\n{picture}")
 
 
-def _verified(row: KernelRow | CallRow, machine: Machine) -> bool:
-    """Tell whether the tests of what a row times have passed; the reference and the bare model need none."""
+def _verified(row: KernelRow | CallRow | LatencyRow, machine: Machine) -> bool:
+    """Tell whether the tests of what a row times have not failed; a whole method's must have run."""
     if isinstance(row, CallRow):
         return row.way.method == BARE or machine.verifies(None)
-    return row.provider != "kernel" or machine.verifies(primitive(row.kernel).implemented_by)
+    if isinstance(row, LatencyRow):
+        return row.kind == BARE_PASS or machine.verifies(None)
+    return row.provider != "kernel" or primitive(row.kernel).implemented_by not in machine.unverified
 
 
 def plan_of(device: torch.device, build: Build, *, quick: bool, dry_run: bool) -> Plan:
@@ -181,15 +219,16 @@ def plan_of(device: torch.device, build: Build, *, quick: bool, dry_run: bool) -
         device,
         build,
         tuple(Case(batch, 224, 2, 20, diversity) for diversity in (False, True) for batch in (32, 1)),
-        precisions=("bf16", "fp32"),  # what is compiled longest comes last
+        precisions=("bf16", "auto", "fp32"),  # what is compiled longest comes last
         peer_precisions=(),
-        compile=("on",),
+        compile=("off", "on", "graphs"),
         methods=("fampe",),
         chunks=(64, 128, 320),
         memory=False,
-        plain_bound=True,
+        own_bound=True,
+        apart=True,
     )
     if dry_run:
         toy, cases = ModelSpec("embedded"), (Case(1, 32, 1, 2, False),)
         return replace(plan, model=toy, cases=cases, precisions=("fp32",), compile=("off",), chunks=(2,), repetitions=1)
-    return replace(plan, cases=plan.cases[:1], precisions=("fp32",)) if quick else plan
+    return replace(plan, cases=plan.cases[:1], precisions=("bf16",), compile=("off", "on")) if quick else plan

@@ -30,7 +30,7 @@ _METHODS = {
     "integrated_gradients": ("#009E73", "D"),
     "smoothgrad": ("#CC79A7", "v"),
 }
-_LINES = {"fp32": "-", "tf32": "--", "bf16": "-.", "fp16": ":"}
+_LINES = {"auto": "-", "fp32": "-", "tf32": "--", "bf16": "-.", "fp16": ":"}
 _AXES: dict[str, Callable[[CallRow], float]] = {
     "images per call": lambda row: row.case.batch,
     "samples per step, N": lambda row: row.case.samples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from .timing import Spread
 
 MEASURED = "measured"
 NOT_RUN = "not run: the time was up"
+ENOUGH = 100
+"""Calls that have a slowest hundredth."""
 
 _T = TypeVar("_T")
 
@@ -107,6 +110,7 @@ class CallRow:
         enlarged: share of the passes that saw images enlarged by input diversity; the bound has as many.
         peak_bytes: of a call, None where it was not measured.
         peak_is: what that counts.
+        graph_launches: CUDA graphs that a call replays, as a profile counts them; None on a CPU.
         verified: whether the tests of all kernels have passed on this build.
     """
 
@@ -124,6 +128,7 @@ class CallRow:
     enlarged: float = 0.0
     peak_bytes: int | None = None
     peak_is: str = ""
+    graph_launches: int | None = None
     verified: bool = True
 
     @property
@@ -149,12 +154,64 @@ class CallRow:
 
 
 @dataclass(frozen=True)
+class LatencyRow:
+    """How long calls with one image take.
+
+    Attributes:
+        model: name of the classifier.
+        kind: the method and its passes, or the bare pass.
+        precision: of the model.
+        compile: off, on or graphs.
+        build: machine and versions.
+        status: ``MEASURED``, or why there is no time.
+        p50_ms: half of the calls took no longer, in milliseconds.
+        p99_ms: 99 % took no longer; None of fewer than ``ENOUGH`` calls.
+        repetitions: how many calls.
+        graph_launches: CUDA graphs that a call replays, as a profile counts them; None on a CPU.
+        verified: whether the tests of all kernels have passed on this build.
+    """
+
+    model: str
+    kind: str
+    precision: str
+    compile: str
+    build: Build
+    status: str = MEASURED
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    repetitions: int = 0
+    graph_launches: int | None = None
+    verified: bool = True
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a newer row replaces."""
+        return (self.model, self.kind, self.precision, self.compile, *self.build.key)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a time."""
+        return self.status == MEASURED
+
+    def of(self, ms: Sequence[float]) -> LatencyRow:
+        """Fill in the milliseconds of the calls, at least one."""
+        p99 = percentile(ms, 0.99) if len(ms) >= ENOUGH else None
+        return dataclasses.replace(self, status=MEASURED, p50_ms=percentile(ms, 0.5), p99_ms=p99, repetitions=len(ms))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest of the values that at least this share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything in a file."""
 
     machines: tuple[Machine, ...] = ()
     kernels: tuple[KernelRow, ...] = ()
     calls: tuple[CallRow, ...] = ()
+    latencies: tuple[LatencyRow, ...] = ()
 
     def merged(self, new: Results) -> Results:
         """Add newer results, key by key.
@@ -170,7 +227,12 @@ class Results:
                     found[row.key] = row
             return tuple(found.values())
 
-        return Results(tuple(machines.values()), joined(self.kernels, new.kernels), joined(self.calls, new.calls))
+        return Results(
+            tuple(machines.values()),
+            joined(self.kernels, new.kernels),
+            joined(self.calls, new.calls),
+            joined(self.latencies, new.latencies),
+        )
 
 
 def write(record: object, path: Path, table: str = "") -> Path:

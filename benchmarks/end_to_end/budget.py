@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Where the time of a map goes.")
     found.add_argument("--models", nargs="+", default=list(MODELS), help="as load_classifier takes them, or 'embedded'")
     found.add_argument("--batches", nargs="+", type=positive, default=[1, 8], help="images per call (%(default)s)")
-    found.add_argument("--precisions", nargs="+", default=["fp32"], choices=("fp32", "tf32", "bf16", "fp16"))
+    found.add_argument("--precisions", nargs="+", default=["fp32"], choices=("auto", "fp32", "tf32", "bf16", "fp16"))
     found.add_argument("--compile", nargs="+", default=["off"], choices=("off", "on", "graphs"))
     found.add_argument("--method", default="fampe", choices=("fampe", "attexplore"))
     found.add_argument("--steps", type=positive, default=2, help="T (%(default)s)")

@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from fampe_fast.errors import FampeWarning
 
 from .. import ROOT
 from ..common.command import Say
@@ -22,6 +25,7 @@ from ..common.results import MEASURED, NOT_RUN, CallRow, status_of
 from ..common.timing import Call, in_turns, peak_bytes, seconds_of
 from .cases import BARE, OURS, PEERS, Case, ModelSpec, Way
 from .contestants import Models, Passes, bare_passes, build, count_passes, in_precision, load_images
+from .profiling import graph_launches
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Plan:
         repetitions: of every call, interleaved.
         memory: whether peak memory is measured in processes of its own; without, a GPU's is in this one.
         images: a folder, or None for noise.
-        plain_bound: compare with uncompiled bare passes of the model as it is here alone, which takes less time.
+        own_bound: compare with bare passes of the model as it is here alone, which takes less time.
+        apart: measure one precision and compilation after the other, plain ones first and every case of one before the
+            next: what takes long to compile comes last. Otherwise all ways of a case are measured in turns.
     """
 
     model: ModelSpec
@@ -56,7 +62,8 @@ class Plan:
     repetitions: int = 5
     memory: bool = True
     images: str | None = None
-    plain_bound: bool = False
+    own_bound: bool = False
+    apart: bool = False
 
     def bare_ways(self, case: Case) -> list[Way]:
         """List the bare passes: as published and as here, on images of the case's size and, if need be, enlarged."""
@@ -66,8 +73,8 @@ class Plan:
         return [
             Way(BARE, precision, compiled, enlarged, prepared)
             for precision in precisions
-            for prepared in ((True,) if self.plain_bound else (False, True))
-            for compiled in (self.compile if precision in self.precisions and not self.plain_bound else ("off",))
+            for prepared in ((True,) if self.own_bound else (False, True))
+            for compiled in (self.compile if precision in self.precisions else ("off",))
             for enlarged in sizes
         ]
 
@@ -83,6 +90,18 @@ class Plan:
         peers = [Way(method, precision) for precision in self.peer_precisions for method in PEERS]
         return ours + [way for way in peers if way.method in self.methods]
 
+    def groups(self) -> list[tuple[Case, list[Way]]]:
+        """List what is measured in turns: cases, and the ways of each."""
+        every = [(case, [*self.bare_ways(case), *self.ways()]) for case in self.cases]
+        if not self.apart:
+            return every
+        kinds = dict.fromkeys((way.precision, way.compile) for _, ways in every for way in ways)
+        return [
+            (case, [way for way in ways if (way.precision, way.compile) == kind])
+            for kind in sorted(kinds, key=lambda kind: kind[1] != "off")  # else in the order of the plan
+            for case, ways in every
+        ]
+
 
 @dataclass
 class _Runner:
@@ -95,6 +114,7 @@ class _Runner:
     passes: Passes | None = None
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    graph_launches: int | None = None
 
     @contextmanager
     def guarded(self, say: Say) -> Iterator[None]:
@@ -109,19 +129,18 @@ class _Runner:
 def measure_calls(
     plan: Plan, deadline: float, say: Say, keep: Callable[[list[CallRow]], object] = lambda rows: None
 ) -> list[CallRow]:
-    """Measure one row per case and way; ``keep`` is given all so far after every case, should the run be ended."""
+    """Measure one row per case and way; ``keep`` is given all so far after every group, should the run be ended."""
     model, side = plan.model.load(plan.device), plan.cases[0].side
     models = Models.of(
         model, torch.rand(1, 3, side, side, device=plan.device), plain="public_attexplore" in plan.methods
     )
     chunks: dict[tuple[int, str, int], int] = {}
     rows = []
-    for case in plan.cases:
-        ways = [*plan.bare_ways(case), *plan.ways()]
+    for case, ways in plan.groups():
         if time.monotonic() > deadline:
             rows += [CallRow(case, way, plan.model.name, plan.build, NOT_RUN) for way in ways]
             continue
-        say(str(case))
+        say(f"{case}: {', '.join(dict.fromkeys(f'{way.precision} {way.compile}' for way in ways))}")
         images = load_images(plan.images, case.batch, case.side, models.best).to(plan.device)
         with torch.no_grad():
             targets = models.best(images).argmax(1)
@@ -134,10 +153,14 @@ def measure_calls(
             best[precision] = chunks[key]
         runners = [_Runner(way, best[way.precision]) for way in ways]
         for runner in runners:
+            if time.monotonic() > deadline:
+                runner.status = NOT_RUN
+                continue
             with runner.guarded(say):
                 _warm_up(runner, case, models, images, targets, say)
                 assert runner.call is not None
                 runner.peak_bytes = None if plan.memory else peak_bytes(runner.call, plan.device)
+                runner.graph_launches = graph_launches(runner.call, plan.device)
         _repeat(runners, plan, deadline, say)
         rows += _rows(runners, case, plan)
         keep(rows)
@@ -173,9 +196,14 @@ def _warm_up(runner: _Runner, case: Case, models: Models, images: Tensor, target
     way = runner.way
     if way.method != BARE:
         runner.passes = count_passes(way, case, runner.chunk)
-    call = build(way, case, models, runner.chunk, images, targets, warm=True)
-    runner.call = in_precision(call, way.precision, images.device)
-    say(f"  {way}: {seconds_of(runner.call, images.device):.2f} s the first time")
+    with warnings.catch_warnings():
+        # What runs uncompiled all the same is no time of compiled code.
+        warnings.filterwarnings("error", "torch.compile failed", FampeWarning)
+        call = in_precision(
+            build(way, case, models, runner.chunk, images, targets, warm=True), way.precision, images.device
+        )
+        say(f"  {way}: {seconds_of(call, images.device):.2f} s the first time")
+    runner.call = call
 
 
 def _repeat(runners: Sequence[_Runner], plan: Plan, deadline: float, say: Say) -> None:
@@ -214,13 +242,14 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[CallRow]:
             continue
         if runner.peak_bytes is not None:
             row = replace(row, peak_bytes=runner.peak_bytes, peak_is="allocated on the GPU above what was there before")
+        row = replace(row, graph_launches=runner.graph_launches)
         if way.method == BARE:
             seconds = bare[way.precision, way.compile, way.prepared][way.enlarged]
             rows.append(replace(row, pass_ms=tuple(1e3 * value for value in seconds)))
             continue
         assert runner.passes is not None
         pass_ms = tuple(1e3 * value / case.passes for value in runner.seconds)
-        mine = _bound(bare.get((way.precision, way.compile, False)), runner.passes.enlarged)
+        mine = _bound(bare.get((way.precision, way.compile, plan.own_bound)), runner.passes.enlarged)
         others = [_bound(found, runner.passes.enlarged) for key, found in bare.items() if key[0] == way.precision]
         best = min((bound for bound in others if bound), key=lambda bound: sorted(bound)[len(bound) // 2], default=())
         rows.append(

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--models", nargs="+", default=list(MODELS), help="as load_classifier takes them, or 'embedded'")
     found.add_argument("--batches", nargs="+", type=positive, default=[1, 32], help="images per call (%(default)s)")
     found.add_argument("--repetitions", type=positive, default=7, help="of every call (%(default)s)")
-    found.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="of FAMPE")
+    found.add_argument("--precision", default="fp32", choices=("auto", "fp32", "tf32", "bf16", "fp16"), help="of FAMPE")
     found.add_argument("--compile", default="auto", choices=("auto", "off", "on"), help="of FAMPE")
     found.add_argument("--no-memory", action="store_true", help="no process per row for its peak memory")
     found.add_argument("--peak-of", help=argparse.SUPPRESS)  # a request from this command to itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ _RULES = tuple(
     )
 )
 _SYNCHRONISATIONS = re.compile(r"(cuda|hip)\w*Synchronize$")
+_GRAPH_LAUNCH = re.compile(r"(cuda|hip)GraphLaunch")
 _OWN_WAITS = 2  # before and after the call
 _COPIES_OF_DEVICE = re.compile(r"Memcpy (HtoD|DtoH)")
 
@@ -100,6 +101,20 @@ def profile_call(call: Call, device: torch.device, repetitions: int = 3) -> Budg
         max(0, sum(count for name, count in names.items() if _SYNCHRONISATIONS.search(name)) - _OWN_WAITS),
         sum(count for name, count in names.items() if _COPIES_OF_DEVICE.search(name)),
     )
+
+
+def graph_launches(call: Call, device: torch.device) -> int | None:
+    """Count the CUDA graphs that a call replays, in the driver's own words; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        seconds_of(call, device)
+    return replayed_graphs(profiled.events() or ())
+
+
+def replayed_graphs(events: Iterable[Any]) -> int:
+    """Count the launches of graphs among a profile's events."""
+    return sum(bool(_GRAPH_LAUNCH.match(event.name)) for event in events)
 
 
 def sort_events(events: Sequence[Any], *, on_device: bool) -> Counter[str]:

@@ -21,8 +21,9 @@ def markdown(rows: Sequence[CallRow], of: Machine) -> str:
         f"{', '.join(dict.fromkeys(row.model for row in rows))} on {of}.",
         "",
         "Medians over the repetitions, quartiles in brackets. Bound: the bare model's passes, as many and on images of "
-        "the same sizes, of the same precision and compilation, of the model as published; best: the fastest of the "
-        "same precision, compiled or not, as published or as here: normalisation folded, freed memory kept.",
+        "the same sizes and in the same chunks, of the same precision and compilation, of the model as published (in "
+        "benchmarks.run as here); best: the fastest of the "
+        "same precision that was measured beside it, as published or as here: normalisation folded, freed memory kept.",
     ]
     if of.warning:
         lines += ["", f"**{of.warning}**"]
@@ -35,11 +36,18 @@ def markdown(rows: Sequence[CallRow], of: Machine) -> str:
     return "\n".join(lines) + "\n"
 
 
+def graphs_of(compiled: str, launches: int | None) -> str:
+    """Say whether graphs were replayed, where that was asked and is not what the way's name promises."""
+    if launches is None or (launches > 0) == (compiled == "graphs"):
+        return f" ({launches} a call)" if launches else ""
+    return f", {launches} GRAPHS A CALL" if launches else ", NO GRAPH ACTIVE"
+
+
 def _cells(row: CallRow) -> list[str]:
     if not row.measured:
         return [str(row.way), row.status, *[""] * 6]
     return [
-        f"{row.way}{'' if row.verified else ', UNVERIFIED'}",
+        f"{row.way}{graphs_of(row.way.compile, row.graph_launches)}{'' if row.verified else ', UNVERIFIED'}",
         "" if row.way.method == BARE and row.way.enlarged else str(row.maps_per_s),
         str(row.per_pass),
         *(Spread.of(shares).percent() if shares else "" for shares in (row.shares, row.shares_of_best)),

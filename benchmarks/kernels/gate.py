@@ -1,4 +1,4 @@
-"""Run the tests that must pass for a time to count: no speed without equivalence."""
+"""Run the checks that must pass for a time to count: no speed without equivalence."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from fampe_fast.errors import first_line
+from fampe_fast.testing import load_primitives, registered
+
 from .. import ROOT
+from ..common.results import NOT_RUN
 
 _NOTHING_COLLECTED = 5
 
@@ -63,6 +70,33 @@ def concerned(failures: Sequence[Failure], primitives: Sequence[str]) -> tuple[s
         for test in failure.tests or ("",):
             found.update([name for name in primitives if name in test] or primitives)
     return tuple(name for name in primitives if name in found)
+
+
+def own_failure(primitive: str, device: torch.device, deadline: float, *, dry_run: bool) -> str:
+    """Run the checks of the public suite that are about one kernel, in this process.
+
+    Args:
+        primitive: its name.
+        device: where it runs.
+        deadline: by ``time.monotonic``, after which no check is begun.
+        dry_run: take each check's first case alone, for an interpreter.
+
+    Returns:
+        The check that failed first and why, or why not all were run; empty where all passed.
+    """
+    kernels = load_primitives("triton", device)
+    for check in registered():
+        if primitive not in check.primitives or not set(check.primitives) <= set(kernels):
+            continue
+        small = [case for case in check.cases if not case.gpu]
+        for case in small[:1] if dry_run else small:
+            if time.monotonic() > deadline:
+                return NOT_RUN
+            try:
+                check.function(kernels, device, case)
+            except Exception as error:  # a wrong result, or what a kernel that does not compile or launch raises
+                return f"{check.name} at {case}: {type(error).__name__}: {first_line(error)}"
+    return ""
 
 
 def failures(checks: Sequence[Check], timeout: float) -> list[Failure]:

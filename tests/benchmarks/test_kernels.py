@@ -262,6 +262,40 @@ def test_a_result_that_differs_from_the_reference_is_not_timed() -> None:
     assert eager.measured
 
 
+def test_a_reference_without_memory_leaves_the_kernel_its_time() -> None:
+    right = primitive("radial_mask")
+
+    class Hungry(type(right)):  # type: ignore[misc]
+        def reference(self) -> Callable[..., Any]:
+            def out_of_memory(*arguments: Any, **named: Any) -> Any:
+                raise torch.OutOfMemoryError("full")
+
+            return out_of_memory
+
+        def kernel(self) -> Callable[..., Any]:
+            return right.reference()
+
+    fields = {field.name: getattr(right, field.name) for field in dataclasses.fields(right)}
+    kernel, eager = measure_case(Hungry(**fields), right.fitted(SMALL), ("kernel", "eager"), [], bench())
+    assert (kernel.measured, kernel.verified) == (True, False)
+    assert eager.status == "out of memory"
+
+
+@pytest.mark.usefixtures("triton_runs")
+def test_a_kernel_is_held_to_its_own_checks(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    ever = math.inf
+    assert gate.own_failure("radial_mask", device, ever, dry_run=True) == ""
+    assert gate.own_failure("radial_mask", device, 0.0, dry_run=True) == NOT_RUN
+    loaded = gate.load_primitives("triton", device)
+
+    def one_percent_off(*args: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(mask * 1.01 for mask in loaded.radial_mask(*args, **named))
+
+    wrong = type(loaded)({**loaded, "radial_mask": one_percent_off})
+    monkeypatch.setattr(gate, "load_primitives", lambda name, where: wrong)
+    assert "AssertionError" in gate.own_failure("radial_mask", device, ever, dry_run=True)
+
+
 def test_nothing_is_begun_when_the_time_is_up() -> None:
     rows = list(
         measure_kernels(cases(PRIMITIVES, [SMALL]), ("kernel", "eager"), {}, bench(), time.monotonic() - 1, print)
@@ -328,9 +362,16 @@ def test_what_failing_tests_are_about_is_marked(
         verified = [row.verified for row in found.kernels], [row.verified for row in found.calls]
         return *verified, capsys.readouterr().out
 
-    untested, _, said = stage("kernels", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "own_failure", lambda *args, **named: "it is accurate at 8 x 8: AssertionError: no")
+        untested, _, said = stage("kernels", 1)
     assert untested == [False, True]  # the kernel, and the reference
     assert said.count("UNVERIFIED") == 1
+    assert "FAILED: radial_mask: it is accurate at 8 x 8: AssertionError: no" in said
+    verified, _, said = stage("kernels", 0)
+    assert verified == [True, True]
+    assert "radial_mask: its checks passed" in said
+    assert stage("model", 0)[1] == [True, False]  # a whole method wants the tests
     stage("tests", 0)
     assert stage("kernels", 0)[0] == [True, True]
     _, calls, said = stage("model", 0)
@@ -377,6 +418,13 @@ def test_a_dry_run_measures_writes_and_draws(
     assert len(fampe.shares_of_best) == 1
     assert {call.build.device for call in found.calls} == {machine.build.device for machine in found.machines}
     assert "| FAMPE, fp32 |" in said
+    assert [(row.kind, row.compile, row.repetitions, row.p99_ms) for row in found.latencies] == [
+        ("bare pass", "off", 2, None),
+        ("FAMPE, 1 pass", "off", 2, None),
+        ("FAMPE, 10 passes", "off", 2, None),
+    ]
+    assert all(row.measured and row.p50_ms > 0 and row.verified for row in found.latencies)
+    assert "| FAMPE, 10 passes | auto | off |" in said
     (picture,) = tmp_path.glob("*.png")
     assert picture.stat().st_size > 10_000
 

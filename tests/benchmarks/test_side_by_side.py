@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from benchmarks.end_to_end.contestants import Models, Passes, bare_passes, count
 from benchmarks.end_to_end.counting import Counted, MeanColour
 from benchmarks.end_to_end.measuring import Plan, measure_calls
 from benchmarks.end_to_end.memory import resident_growth
+from benchmarks.end_to_end.profiling import graph_launches, replayed_graphs
 from benchmarks.end_to_end.public_attexplore import PublicAttEXplore, dct_2d, idct_2d
 from benchmarks.end_to_end.report import markdown
 from fampe_fast import AttEXplore
@@ -153,11 +155,11 @@ def test_this_package_runs_the_model_with_its_normalisation_folded() -> None:
     assert set(shown) == {ours}
     plan = Plan(ModelSpec("embedded"), CPU, BUILD, (case,))
     assert [way.prepared for way in plan.bare_ways(case)] == [False, True]
-    assert [way.prepared for way in replace(plan, plain_bound=True, compile=("on",)).bare_ways(case)] == [True]
+    assert [way.prepared for way in replace(plan, own_bound=True, compile=("on",)).bare_ways(case)] == [True]
 
 
 def test_enlarged_bare_passes_are_made_where_a_method_enlarges() -> None:
-    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (), plain_bound=True)
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (), own_bound=True)
 
     def enlarged(diversity: bool | None, *methods: str) -> list[bool]:
         found = replace(plan, methods=methods).bare_ways(Case(1, 32, 1, 2, diversity))
@@ -229,6 +231,67 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     bare = [("bare", prepared, enlarged) for prepared in (False, True) for enlarged in (False, True)]
     forth = [*bare, ("fampe", False, False)]
     assert kept == [*forth, *forth[::-1]] * 2
+
+
+def test_apart_plain_ways_come_first_and_each_has_the_bound_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(measuring, "graph_launches", lambda call, device: 12)
+    cases = tuple(Case(batch=batch, side=32, steps=1, samples=2, diversity=False) for batch in (2, 1))
+    plan = Plan(
+        ModelSpec("embedded"),
+        CPU,
+        BUILD,
+        cases,
+        precisions=("bf16", "fp32"),
+        peer_precisions=(),
+        compile=("off", "on", "graphs"),
+        methods=("fampe",),
+        chunks=(1,),
+        repetitions=3,
+        memory=False,
+        own_bound=True,
+        apart=True,
+    )
+    kept: list[int] = []
+    rows = measure_calls(plan, float("inf"), lambda text: None, lambda so_far: kept.append(len(so_far)))
+    kinds = [(row.case.batch, row.way.precision, row.way.compile) for row in rows if row.way.method == "fampe"]
+    assert kinds == [
+        (batch, precision, compiled)
+        for precision, compiled in (
+            ("bf16", "off"), ("fp32", "off"), ("bf16", "on"), ("bf16", "graphs"), ("fp32", "on"), ("fp32", "graphs"),
+        )
+        for batch in (2, 1)
+    ]  # fmt: skip
+    assert kept == list(range(2, 25, 2))  # the bare passes of a kind, and the method
+    assert all(row.chunk == 1 and row.graph_launches == 12 for row in rows)
+    assert {prepared for method, prepared, _ in clock.order if method == "bare"} == {False, True}  # to find the chunk
+    for row in rows:
+        if row.way.method == "fampe":  # 0.5 ms allowed, 2.5 ms taken
+            assert all(share == pytest.approx(0.2, rel=0.15) for share in row.shares)
+            assert row.shares == row.shares_of_best
+
+
+def test_no_way_is_begun_when_the_time_is_up_within_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: clock.now)
+    case = Case(batch=2, side=32, steps=1, samples=2, diversity=False)
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (case,), methods=("fampe",), chunks=(1,), memory=False)
+    first = {row.way: row for row in measure_calls(plan, 0.019, lambda text: None)}
+    assert [row.status for row in first.values()] == ["measured", "measured", NOT_RUN]
+    assert all(len(row.pass_ms) == 1 for row in first.values() if row.measured)  # and no second round
+
+
+def test_what_runs_uncompiled_is_no_time_of_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise RuntimeError("no compiler today")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    case = Case(batch=1, side=32, steps=1, samples=2, diversity=False)
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, (case,), compile=("on",), methods=("fampe",), chunks=(2,))
+    plan = replace(plan, peer_precisions=(), repetitions=1, memory=False, own_bound=True)
+    bare, fampe = measure_calls(plan, float("inf"), lambda text: None)
+    assert bare.status == "failed: RuntimeError: no compiler today"
+    assert fampe.status.startswith("failed: FampeWarning: torch.compile failed for the band mix, which")
 
 
 def test_rows_are_handed_over_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +372,23 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
     assert "Not a measurement" not in table
+
+
+def test_a_graph_that_is_missing_is_named() -> None:
+    def cell(compiled: str, launches: int | None) -> str:
+        row = CallRow(CASE, Way("fampe", "bf16", compiled), "net", BUILD, pass_ms=(2.0,), graph_launches=launches)
+        return markdown([row], HERE).splitlines()[-1].split(" | ")[0]
+
+    assert cell("graphs", 5) == "| FAMPE, bf16, CUDA graphs (5 a call)"
+    assert cell("graphs", 0) == "| FAMPE, bf16, CUDA graphs, NO GRAPH ACTIVE"
+    assert cell("on", 0) == "| FAMPE, bf16, compiled"
+    assert cell("on", 3) == "| FAMPE, bf16, compiled, 3 GRAPHS A CALL"
+    assert cell("off", None) == "| FAMPE, bf16"
+    events = [
+        SimpleNamespace(name=name) for name in ("cudaGraphLaunch", "aten::add", "hipGraphLaunch", "cudaLaunchKernel")
+    ]
+    assert replayed_graphs(events) == 2
+    assert graph_launches(lambda: pytest.fail("called"), CPU) is None
 
 
 def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
