@@ -1,19 +1,20 @@
 """Measure every Triton kernel on this machine's GPU, and FAMPE as a whole, in stages.
 
-    python -m benchmarks.run [--stage tests kernels latency model sizes] [--quick] [--minutes 8] [--out FOLDER]
+    python -m benchmarks.run [--stage checks kernels latency model tests sizes] [--quick] [--minutes 8]
     python -m benchmarks.run --dry-run
 
 Every stage writes what it finds and prints its report before the next begins, so that a call that is cut short keeps
 what it has, and a later one goes on with other stages:
 
-tests: the GPU tests. A kernel that a failing test is about, and all that is built on it, is marked UNVERIFIED in what
-    follows, as are whole methods on a build whose tests have not run.
+checks: each kernel's own checks, of the public suite. A kernel that fails one, or for which there was no time, and all
+    that is built on it, is marked UNVERIFIED; the others are not. Stages that are run without this one check first what
+    they measure.
 kernels: each kernel at the most important size, beside the reference, eager and through torch.compile in real
-    arithmetic. Each has its own checks, of the public suite: where one fails, or was not run in time, or the reference
-    had no memory to compare with, the kernel is marked UNVERIFIED.
+    arithmetic. Where the reference has no memory to compare with, the kernel is timed and marked UNVERIFIED.
 latency: one image's map and bare pass, p50 and p99, plain, compiled and with CUDA graphs.
 model: FAMPE as a whole with the bare model's passes, plain, compiled and with CUDA graphs, in equal chunks; what takes
     long to compile comes last. Of CUDA graphs a profile tells whether one was replayed.
+tests: the GPU tests, which take longer. What failing ones are about is marked UNVERIFIED, also what was measured before.
 sizes: the kernels at the other sizes, in the order of their importance.
 
 Results go into one JSON file, merged with what it holds of other machines and versions, and one plot per machine.
@@ -33,7 +34,7 @@ from collections.abc import Sequence
 from .common.command import add_output, output_folder, stopwatch
 
 PROVIDERS = ("kernel", "eager", "compiled")
-STAGES = ("tests", "kernels", "latency", "model", "sizes")
+STAGES = ("checks", "kernels", "latency", "model", "tests", "sizes")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,6 @@ class Session:
         device: that is measured.
         build: it, and versions.
         failed: what went wrong, for the command's last lines.
-        checked: by primitive, what failed of its kernel's own checks, or nothing.
     """
 
     chosen: argparse.Namespace
@@ -49,7 +49,6 @@ class Session:
     device: torch.device = field(init=False)
     build: Build = field(init=False)
     failed: list[str] = field(default_factory=list)
-    checked: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._monitor = LoadMonitor()
@@ -66,7 +65,7 @@ class Session:
         """Describe the machine, with what earlier stages have found of this commit on it, and what this one has."""
         for known in read(self.file).machines:
             if known.build.key == self.build.key and known.build.commit == self.build.commit:
-                kept = ("tests", "unverified", "copy_bytes_per_s", "write_bytes_per_s")
+                kept = ("tests", "checked", "unverified", "copy_bytes_per_s", "write_bytes_per_s")
                 found = {**{name: getattr(known, name) for name in kept}, **found}
         return self._monitor.machine(self.build, **found)
 
@@ -84,26 +83,47 @@ class Session:
             latencies=tuple(row for row in stored.latencies if row.build.key == key),
         )
 
-    def passes_its_checks(self, primitive: str) -> bool:
-        """Tell whether a kernel's own checks pass on this build; they are run once, when that is first asked."""
-        if primitive not in self.checked:
-            said = gate.own_failure(primitive, self.device, self.deadline, dry_run=self.chosen.dry_run)
-            self.checked[primitive] = said
-            self.say(f"{primitive}: {said or 'its checks passed'}")
-            if said and said != NOT_RUN:
-                self.failed.append(f"{primitive}: {said}")
-        return not self.checked[primitive]
+    def check(self, primitives: Sequence[str]) -> None:
+        """Run kernels' own checks, those that have neither passed nor failed on this build yet."""
+        for name in primitives:
+            machine = self.machine()
+            if machine.verifies(name) or name in machine.unverified:
+                continue
+            said = gate.own_failure(name, self.device, self.deadline, dry_run=self.chosen.dry_run)
+            self.say(f"{name}: {said or 'its checks passed'}")
+            if not said:
+                self.keep(checked=(*machine.checked, name))
+            elif said != NOT_RUN:
+                self.keep(unverified=(*machine.unverified, name))
+                self.failed.append(f"{name}: {said}")
 
     def note(self, rows: Sequence[KernelRow] | Sequence[CallRow] | Sequence[LatencyRow]) -> None:
         """Remember the rows that could not be measured."""
         self.failed += [f"{row.status}: {row.key}" for row in rows if row.status.startswith("failed")]
 
 
-def check(session: Session) -> None:
-    """Run the tests that must pass on this build, and note the primitives that those which fail are about."""
-    names = [entry.name for entry in PRIMITIVES if entry.function is None]
-    failures = gate.failures(gate.checks(session.chosen.dry_run), timeout=max(240.0, 45 * session.chosen.minutes))
-    unverified = gate.concerned(failures, names)
+ALL = tuple(entry.name for entry in PRIMITIVES if entry.function is None)
+
+
+def own_checks(session: Session) -> None:
+    """Run every kernel's own checks; those that fail mark what they are about, and nothing else."""
+    session.check([primitive(name).implemented_by for name in session.chosen.kernels or ALL])
+
+
+def run_tests(session: Session) -> None:
+    """Run the GPU tests, and note the primitives that those which fail are about."""
+    left = session.deadline - time.monotonic()
+    if left < 0:
+        session.say(NOT_RUN)
+        return
+    found = gate.failures(gate.checks(session.chosen.dry_run), timeout=max(60.0, left))
+    for one in found:
+        if not one.ended:
+            session.say(one.text)
+    failures = [one for one in found if one.ended]
+    if found and not failures:
+        return
+    unverified = gate.concerned(failures, ALL)
     session.keep(tests=f"failed: {failures[0].text.splitlines()[0]}" if failures else "passed", unverified=unverified)
     machine, before = session.machine(), session.rows()
     session.keep(
@@ -129,6 +149,7 @@ def other_kernels(session: Session) -> None:
 
 def one_image(session: Session) -> None:
     """Measure how long one image waits for its map."""
+    session.check(ALL)
     chosen, machine = session.chosen, session.machine()
     plan = LatencyPlan(ModelSpec("resnet50"), session.device, session.build, ("bf16", "auto"), ("off", "on", "graphs"))
     if chosen.dry_run:
@@ -145,6 +166,7 @@ def one_image(session: Session) -> None:
 
 def whole_model(session: Session) -> None:
     """Measure FAMPE beside the bare model's passes."""
+    session.check(ALL)
     machine = session.machine()
 
     def marked(rows: Sequence[CallRow]) -> list[CallRow]:
@@ -158,10 +180,11 @@ def whole_model(session: Session) -> None:
 
 
 STAGES: dict[str, Callable[[Session], None]] = {
-    "tests": check,
+    "checks": own_checks,
     "kernels": usual_kernels,
     "latency": one_image,
     "model": whole_model,
+    "tests": run_tests,
     "sizes": other_kernels,
 }
 """In the order of their importance: the kernels' other sizes come last."""
@@ -189,12 +212,11 @@ def _kernels(session: Session, wanted: Sequence[KernelCase], *, first: bool) -> 
     bench = Bench(session.device, timer, session.build, ceilings(bandwidth, session.device), seconds=0.3)
     # Counting compiles; in a dry run one case shows the way: nothing there is as fast as a floor.
     work = {} if dry_run and not first else counted_work(wanted[:1] if dry_run else wanted, session.device, say)
-    machine, rows = session.machine(), []
+    rows: list[KernelRow] = []
     for row in measure_kernels(wanted, session.chosen.providers, work, bench, session.deadline, say):
-        verified = row.verified and _verified(row, machine)
-        if verified and row.measured and row.provider == "kernel":
-            verified = session.passes_its_checks(primitive(row.kernel).implemented_by)
-        rows.append(replace(row, verified=verified))
+        if row.provider == "kernel" and row.measured:
+            session.check([primitive(row.kernel).implemented_by])
+        rows.append(replace(row, verified=row.verified and _verified(row, session.machine())))
         session.keep(kernels=rows[-1:])
     session.note(rows)
     print(f"\n{report(rows)}", flush=True)
@@ -204,12 +226,12 @@ def _kernels(session: Session, wanted: Sequence[KernelCase], *, first: bool) -> 
 
 
 def _verified(row: KernelRow | CallRow | LatencyRow, machine: Machine) -> bool:
-    """Tell whether the tests of what a row times have not failed; a whole method's must have run."""
+    """Tell whether the kernels in what a row times are verified; the reference and the bare model have none."""
     if isinstance(row, CallRow):
-        return row.way.method == BARE or machine.verifies(None)
+        return row.way.method == BARE or machine.verifies(*ALL)
     if isinstance(row, LatencyRow):
-        return row.kind == BARE_PASS or machine.verifies(None)
-    return row.provider != "kernel" or primitive(row.kernel).implemented_by not in machine.unverified
+        return row.kind == BARE_PASS or machine.verifies(*ALL)
+    return row.provider != "kernel" or machine.verifies(primitive(row.kernel).implemented_by)
 
 
 def plan_of(device: torch.device, build: Build, *, quick: bool, dry_run: bool) -> Plan:

@@ -65,7 +65,8 @@ class Machine:
         stolen: share of the processors' time in between that went to other machines on the same host, where the
             system knows it.
         tests: "passed" or what failed, where tests ran.
-        unverified: the primitives that failing tests are about.
+        checked: the primitives whose kernels have passed their own checks.
+        unverified: the primitives that failing checks and tests are about.
         copy_bytes_per_s: of device memory, where it was measured.
         write_bytes_per_s: likewise.
     """
@@ -76,6 +77,7 @@ class Machine:
     load: tuple[float, ...] = ()
     stolen: float = 0.0
     tests: str = ""
+    checked: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     copy_bytes_per_s: float | None = None
     write_bytes_per_s: float | None = None
@@ -85,9 +87,9 @@ class Machine:
         """Whether the figures mean nothing."""
         return self.build.device == DRY_RUN_DEVICE
 
-    def verifies(self, primitive: str | None) -> bool:
-        """Tell whether tests have run here and none failed that is about a primitive; None for about any."""
-        return bool(self.tests) and (not self.unverified if primitive is None else primitive not in self.unverified)
+    def verifies(self, *primitives: str) -> bool:
+        """Tell whether kernels have passed their own checks or the tests, and nothing failed that is about them."""
+        return all((name in self.checked or self.tests) and name not in self.unverified for name in primitives)
 
     @property
     def disturbed(self) -> str:

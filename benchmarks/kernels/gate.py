@@ -57,10 +57,12 @@ class Failure:
     Attributes:
         text: for people; the first line is the short of it.
         tests: the names of the tests that failed; none where pytest did not come to name any.
+        ended: whether they ran to their end; what had no time has not failed.
     """
 
     text: str
     tests: tuple[str, ...] = ()
+    ended: bool = True
 
 
 def concerned(failures: Sequence[Failure], primitives: Sequence[str]) -> tuple[str, ...]:
@@ -79,23 +81,26 @@ def own_failure(primitive: str, device: torch.device, deadline: float, *, dry_ru
         primitive: its name.
         device: where it runs.
         deadline: by ``time.monotonic``, after which no check is begun.
-        dry_run: take each check's first case alone, for an interpreter.
+        dry_run: make the first check on its first case alone, for an interpreter.
 
     Returns:
         The check that failed first and why, or why not all were run; empty where all passed.
     """
     kernels = load_primitives("triton", device)
-    for check in registered():
-        if primitive not in check.primitives or not set(check.primitives) <= set(kernels):
-            continue
-        small = [case for case in check.cases if not case.gpu]
-        for case in small[:1] if dry_run else small:
-            if time.monotonic() > deadline:
-                return NOT_RUN
-            try:
-                check.function(kernels, device, case)
-            except Exception as error:  # a wrong result, or what a kernel that does not compile or launch raises
-                return f"{check.name} at {case}: {type(error).__name__}: {first_line(error)}"
+    trials = [
+        (check, case)
+        for check in registered()
+        if primitive in check.primitives and set(check.primitives) <= set(kernels)
+        for case in check.cases
+        if not case.gpu
+    ]
+    for check, case in trials[:1] if dry_run else trials:
+        if time.monotonic() > deadline:
+            return NOT_RUN
+        try:
+            check.function(kernels, device, case)
+        except Exception as error:  # a wrong result, or what a kernel that does not compile or launch raises
+            return f"{check.name} at {case}: {type(error).__name__}: {first_line(error)}"
     return ""
 
 
@@ -106,7 +111,8 @@ def failures(checks: Sequence[Check], timeout: float) -> list[Failure]:
         try:
             done = subprocess.run(check.command, cwd=ROOT, timeout=timeout, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
-            found.append(Failure(f"the tests did not end within {timeout:.0f} s: {' '.join(check.command[1:])}"))
+            said = f"the tests did not end within {timeout:.0f} s: {' '.join(check.command[1:])}"
+            found.append(Failure(said, ended=False))
             continue
         if done.returncode and not (check.may_be_empty and done.returncode == _NOTHING_COLLECTED):
             said = (done.stdout + done.stderr).splitlines()

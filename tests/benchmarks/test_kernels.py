@@ -325,6 +325,7 @@ def test_every_check_must_succeed() -> None:
     assert len(gate.failures(commands("raise SystemExit(5)", "raise SystemExit(1)"), 20)) == 2
     (late,) = gate.failures(commands("import time; time.sleep(30)"), 0.2)
     assert "did not end" in late.text
+    assert not late.ended
     assert all(check.command[:3] == (sys.executable, "-m", "pytest") for check in gate.checks(False))
     first = {Path(word).name for word in gate.checks(False)[0].command}
     assert first >= {"test_kernels.py", "test_equivalence.py"}
@@ -350,7 +351,7 @@ TOY = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", 
 def test_what_failing_tests_are_about_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stage by stage, each in a call of its own."""
+    """By its own checks and by the tests, stage by stage, each in a call of its own."""
     assert tuple(stages.STAGES) == run.STAGES
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     tests = {"outcome": ""}
@@ -362,16 +363,35 @@ def test_what_failing_tests_are_about_is_marked(
         verified = [row.verified for row in found.kernels], [row.verified for row in found.calls]
         return *verified, capsys.readouterr().out
 
+    checked: list[str] = []
+
+    def own_failure(name: str, *rest: Any, **named: Any) -> str:
+        checked.append(name)
+        return {"radial_mask": "it is accurate at 8 x 8: AssertionError: no", "band_mix": NOT_RUN}.get(name, "")
+
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "own_failure", lambda *args, **named: "it is accurate at 8 x 8: AssertionError: no")
+        patch.setattr(gate, "own_failure", own_failure)
         untested, _, said = stage("kernels", 1)
-    assert untested == [False, True]  # the kernel, and the reference
-    assert said.count("UNVERIFIED") == 1
-    assert "FAILED: radial_mask: it is accurate at 8 x 8: AssertionError: no" in said
+        assert checked == ["radial_mask"]
+        assert untested == [False, True]  # the kernel, and the reference
+        assert said.count("UNVERIFIED") == 1
+        assert "FAILED: radial_mask: it is accurate at 8 x 8: AssertionError: no" in said
+        assert stage("model", 0)[1] == [True, False]  # a whole method is built on it, its bare passes are not
+        assert sorted(checked) == sorted(stages.ALL)  # once each
+        patch.setattr(gate, "own_failure", lambda *args, **named: "")
+        assert "band_mix: its checks passed" in stage("model", 0)[2]  # for which there was no time before
+    (tmp_path / "results.json").unlink()
     verified, _, said = stage("kernels", 0)
     assert verified == [True, True]
     assert "radial_mask: its checks passed" in said
-    assert stage("model", 0)[1] == [True, False]  # a whole method wants the tests
+    assert "checks passed" not in stage("checks", 0)[2]  # of the only one that TOY names
+    tests["outcome"] = "import time; time.sleep(30)"
+    run_checks = gate.failures
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "failures", lambda wanted, timeout: run_checks(wanted, 0.2))
+        assert "the tests did not end within" in stage("tests", 0)[2]
+    assert stage("kernels", 0)[0] == [True, True]  # which is no failure
+    tests["outcome"] = ""
     stage("tests", 0)
     assert stage("kernels", 0)[0] == [True, True]
     _, calls, said = stage("model", 0)
@@ -393,6 +413,10 @@ def test_a_dry_run_measures_writes_and_draws(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(gate, "checks", lambda dry_run: commands(""))
+    real = gate.own_failure
+    monkeypatch.setattr(  # of the others the checks take an interpreter minutes
+        gate, "own_failure", lambda name, *rest, **named: real(name, *rest, **named) if name == "radial_mask" else ""
+    )
     counted = LaunchWork("radial_mask", 1, 0, 0, {"issue": 1e12})
     monkeypatch.setattr(
         stages, "counted_work", lambda wanted, device, say: {(entry.name, size): [counted] for entry, size in wanted}
