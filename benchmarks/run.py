@@ -14,7 +14,7 @@ kernels: each kernel at the most important size, beside the reference, eager and
 latency: one image's map and bare pass, p50 and p99, plain, compiled and with CUDA graphs.
 model: FAMPE as a whole with the bare model's passes, plain, compiled and with CUDA graphs, in equal chunks; what takes
     long to compile comes last. Of CUDA graphs a profile tells whether one was replayed.
-tests: the GPU tests, which take longer. What failing ones are about is marked UNVERIFIED, also what was measured before.
+tests: the GPU tests, which take longer. What failing ones are about is marked UNVERIFIED, also what was there before.
 sizes: the kernels at the other sizes, in the order of their importance.
 
 Results go into one JSON file, merged with what it holds of other machines and versions, and one plot per machine.

@@ -269,9 +269,11 @@ def _compiles(request: Request, config: PathConfig, levels: Sequence[Activation]
     model, rows = request.models[0], len(request.images) * config.views
     kind = ("depths", config.precision, tuple(levels))
     choice = auto_compile(model, kind, "the depths", config.compile, request.images.device)
+    if holds_compiled(model):
+        return False
     if not isinstance(choice, str):
         choice = choice.mode(work_of(rows, request.chunks.size, request.probed[0].saved_bytes), ())
-    return choice != "off" and not holds_compiled(model)
+    return choice != "off"
 
 
 def _compiled_pass(model: Model, config: PathConfig, levels: Sequence[Activation]) -> tuple[Compiled, Tap]:

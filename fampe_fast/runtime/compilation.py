@@ -14,7 +14,7 @@ import torch
 from ..errors import warn
 from .compile_cache import load_compile_cache
 from .isolation import DEVICE_TYPES
-from .tf32 import matrix_precision
+from .tf32 import matrix_precision, tf32_in_use
 
 Compile = Literal["auto", "off", "on", "graphs"]
 
@@ -100,6 +100,7 @@ def _settings() -> tuple[Any, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         matrix_precision(),
+        tf32_in_use()[1],  # of convolutions, whose algorithms a CUDA graph holds
         torch.is_autocast_cache_enabled(),
         *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICE_TYPES),
     )

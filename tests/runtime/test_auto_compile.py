@@ -7,13 +7,16 @@ import logging
 import pytest
 import torch
 
+from fampe_fast import FAMPE, warmup
 from fampe_fast.runtime import auto_compile
 from fampe_fast.runtime.auto_compile import AutoCompile, graphs_pay, work_of
-from fampe_fast.runtime.chunking import pinned_chunks
+from fampe_fast.runtime.chunk_probe import ENDLESS, SIZES
+from fampe_fast.runtime.chunking import ChunkSize, pinned_chunks
 from fampe_fast.runtime.decisions import LOGGER, collected_decisions, decided_at_once
-from fampe_fast.runtime.device_time import CallTime
+from fampe_fast.runtime.device_time import CallTime, time_call
+from fampe_fast.runtime.model_probe import probe
 
-from ..models_for_tests import Smooth
+from ..models_for_tests import Smooth, some_images
 
 GPU = torch.device("cuda")
 
@@ -79,3 +82,45 @@ def test_decisions_are_logged_and_handed_to_who_collects(caplog: pytest.LogCaptu
             AutoCompile("the gradients of Smooth").mode(1, ())
         assert inner == caplog.messages == ["compile: the gradients of Smooth are compiled from now on"]
         assert not outer
+
+
+# On a GPU -------------------------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_the_host_asks_for_and_what_the_device_does_are_told_apart() -> None:
+    small, large = torch.rand(8, 8, device="cuda"), torch.rand(8192, 8192, device="cuda")
+    launches = time_call(lambda: [small.add(1) for _ in range(500)], GPU)
+    work = time_call(lambda: [large @ large for _ in range(5)], GPU)
+    assert launches.host > launches.device > 0
+    assert work.device > work.host > 0
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_after_a_warm_up_auto_gives_the_maps_of_the_plain_loop(precision: str) -> None:
+    model, images = Smooth().cuda(), some_images(3).cuda()
+    options = {"steps": 2, "samples": 8, "views": 0, "precision": precision}
+    method = FAMPE(model, **options)
+    found = warmup(method, tuple(images.shape[-2:]), batch=3)
+    assert found.graphs > 0
+    assert any(decision.startswith("CUDA graphs: ") for decision in found.decisions)
+    expected = FAMPE(model, compile="off", **options).attribute(images, target=1)
+    pairs = zip(method.attribute(images, target=1), expected, strict=True)
+    correlations = [float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) for a, b in pairs]
+    assert min(correlations) > (0.98 if precision == "bf16" else 0.999)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_long_run_measures_its_chunk() -> None:
+    model, images = Smooth().cuda(), some_images(1).cuda()
+    info = probe(model, images)
+    with decided_at_once(), collected_decisions() as decisions:
+        size = ChunkSize.for_gradients((model,), images, None, "auto", [info], ENDLESS).size
+    assert size in SIZES
+    assert decisions[0].startswith(f"chunk: {size} images per pass of Smooth, by milliseconds per image of 32: ")

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fampe_fast import FAMPE
 from fampe_fast.runtime.cast_weights import cast_weights
-from fampe_fast.runtime.layout import same_answers, takes_channels_last
+from fampe_fast.runtime.decisions import collected_decisions
+from fampe_fast.runtime.layout import VARIABLE, same_answers, takes_channels_last
 from fampe_fast.runtime.model import frozen_parameters
 from fampe_fast.runtime.model_probe import ModelInfo, call
 
@@ -84,3 +86,23 @@ def test_both_at_once_cast_and_turn() -> None:
 def test_on_a_cpu_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fampe_fast.runtime.layout.same_answers", lambda *arguments: pytest.fail("asked"))
     assert not takes_channels_last(Convolution(mean), some_images(1), ModelInfo())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_channels_last_passes_give_the_maps_of_the_own_format(
+    precision: str, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, maps = some_images(4).cuda(), []
+    for variable in ("1", "0"):
+        monkeypatch.setenv(VARIABLE, variable)
+        model = Smooth().cuda()
+        with collected_decisions() as decisions:
+            method = FAMPE(model, steps=2, samples=6, precision=precision, compile=compiled)
+            maps.append(method.attribute(images, target=1))
+        assert ("memory format: Smooth is given channels-last images and weights" in decisions) is (variable == "1")
+        assert all(tensor.is_contiguous() for tensor in model.parameters())
+    for pair in zip(*maps, strict=True):
+        assert float(torch.corrcoef(torch.stack([one.flatten() for one in pair]))[0, 1]) > 0.98
