@@ -46,8 +46,9 @@ class Plan:
         memory: whether peak memory is measured in processes of its own; without, a GPU's is in this one.
         images: a folder, or None for noise.
         own_bound: compare with bare passes of the model as it is here alone, which takes less time.
-        apart: measure one precision and compilation after the other, plain ones first and every case of one before the
-            next: what takes long to compile comes last. Otherwise all ways of a case are measured in turns.
+        apart: measure one precision and compilation after the other, plain ones first, every case of one before the
+            next, and cases with input diversity last: what takes long to compile comes late. Otherwise all ways of a
+            case are measured in turns.
     """
 
     model: ModelSpec
@@ -96,11 +97,13 @@ class Plan:
         if not self.apart:
             return every
         kinds = dict.fromkeys((way.precision, way.compile) for _, ways in every for way in ways)
-        return [
+        found = [
             (case, [way for way in ways if (way.precision, way.compile) == kind])
-            for kind in sorted(kinds, key=lambda kind: kind[1] != "off")  # else in the order of the plan
+            for kind in kinds
             for case, ways in every
         ]
+        # Within these in the order of the plan: enlarged images compile everything once more.
+        return sorted(found, key=lambda group: (group[0].diversity is True, group[1][0].compile != "off"))
 
 
 @dataclass

@@ -271,6 +271,16 @@ def test_apart_plain_ways_come_first_and_each_has_the_bound_of_its_kind(monkeypa
             assert row.shares == row.shares_of_best
 
 
+def test_apart_input_diversity_comes_last() -> None:
+    cases = tuple(Case(1, 32, 1, 2, diversity) for diversity in (True, False))
+    plan = Plan(ModelSpec("embedded"), CPU, BUILD, cases, peer_precisions=(), compile=("on", "off"), methods=("fampe",))
+    groups = replace(plan, own_bound=True, apart=True).groups()
+    assert [(case.diversity, {way.compile for way in ways}, len(ways)) for case, ways in groups] == [
+        (False, {"off"}, 2), (False, {"on"}, 2), (True, {"off"}, 3), (True, {"on"}, 3),
+    ]  # fmt: skip
+    assert [case for case, _ in plan.groups()] == list(cases)
+
+
 def test_no_way_is_begun_when_the_time_is_up_within_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     monkeypatch.setattr(measuring.time, "monotonic", lambda: clock.now)
