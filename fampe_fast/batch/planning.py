@@ -15,6 +15,7 @@ from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
 from ..engine.config import PathConfig, Precision
 from ..engine.precision import arithmetic, settled_precision
+from ..errors import warn
 from ..files import json_text
 from ..images.reading import MAX_PIXELS
 from ..methods.base import AttributionMethod
@@ -107,7 +108,8 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
 
     Raises:
         ValueError: the model is another than the plan was made with, or the method's settings are, as where a file of
-            calibrations has changed; the message names both.
+            calibrations has changed; the message names both. Warns (``FampeWarning``) where this process allows tf32
+            otherwise than the one that made the plan.
     """
     identity = identity_of(classifier)
     if identity["fingerprint"] != plan.identity["fingerprint"]:
@@ -120,6 +122,13 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
     if now != plan.everything:
         changed = differences(plan, replace(plan, everything=now))
         raise ValueError(f"the method's settings are not those that were planned: {'; '.join(changed)}")
+    device = classifier.mean.device
+    here = settled_precision(_precision_of(method), device)
+    if here != plan.precision and device.type == plan.device:
+        warn(
+            f"the plan was made where the model's passes are in {plan.precision}, and in this process they are in "
+            f"{here}, which changes the maps: set torch.backends as they were, or plan with precision='fp32'"
+        )
     return method
 
 

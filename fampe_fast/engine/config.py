@@ -127,11 +127,11 @@ class PathConfig:
             public code.
         seed: number that every random number follows from, any 64-bit integer.
         bounds: smallest and largest pixel value, finite.
-        precision: of the model alone; samples and sums are float32. ``auto`` is float32, on a GPU with tf32 where the
-            process allows it, as torch does for convolutions by default; ``fp32`` forbids tf32, ``tf32`` allows it, and
+        precision: arithmetic of the model; samples and sums are float32. ``auto`` is float32, on a GPU with tf32 where
+            the process allows it, as torch does for convolutions by default; ``fp32`` forbids tf32, ``tf32`` allows it, and
             ``bf16`` and ``fp16`` autocast.
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
-            graphs), or ``auto``: off on a CPU. On a GPU on from the call with which a model's passes have kept 8 TiB
+            graphs), or ``auto``: off on a CPU. On a GPU on from the call with which a model's passes have kept 4 TiB
             for their backward passes, or from ``warmup`` on, and always in runs that record their chunk (``batch``,
             ``serve``); with CUDA graphs where the host takes longer to ask for a chunk than the device to compute it.
             On a CPU it pays in long runs only (MobileNetV2 on 2 cores: 40 s to compile, for passes that are some 10 %

@@ -19,6 +19,7 @@ from fampe_fast.batch.model_spec import EMBEDDED, ModelSpec
 from fampe_fast.batch.plan import Plan, Row, read_back, write_plan
 from fampe_fast.batch.planning import make_plan, method_of
 from fampe_fast.batch.storage import open_storage
+from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.registry import create_method
 from fampe_fast.models import Classifier
 from fampe_fast.models.loading import absolute_source
@@ -73,6 +74,13 @@ def test_a_plan_finds_the_shape_of_the_maps_and_its_method_again(
     image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     expected = create_method(method, classifier, **options).attribute(image, 1, image_ids=[7])
     assert torch.equal(again.attribute(image, 1, image_ids=[7]), expected)
+
+
+def test_a_process_that_rounds_otherwise_is_warned_of(classifier: Classifier, tmp_path: Path) -> None:
+    plan = carried_out(planned(classifier), tmp_path)
+    with pytest.warns(FampeWarning, match=r"passes are in tf32, and in this process they are in fp32, which changes"):
+        method_of(replace(plan, precision="tf32"), classifier)
+    method_of(replace(plan, precision="tf32", device="cuda"), classifier)  # on another device all bits are others
 
 
 def test_another_model_is_refused_with_both_fingerprints(classifier: Classifier, tmp_path: Path) -> None:
