@@ -3,8 +3,8 @@
     python examples/ten_lines.py                                           # scikit-image's cat, timm's resnet50
     python examples/ten_lines.py dog.jpg --model convnext_tiny.in12k_ft_in1k --out dog_explained.png
 
-Prints the class, its probability and how faithful the map is; writes a picture of the image, the map, both together and
-the image's spectrum with its energy cut-off.
+Prints the class, its probability and how faithful the map is (insertion, higher is better; deletion, lower is better);
+writes a picture of the image, the map, both together and the image's spectrum with its energy cut-off.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def main() -> None:
     with torch.inference_mode():
         probabilities = clf(image).softmax(1)[0]
     target = int(probabilities.argmax())
-    method = FAMPE(clf, include_dc=False)  # the cut-off then says nothing of the mean colour, which holds most energy
+    name, probability = clf.class_name(target), float(probabilities[target])
+    method = FAMPE(clf, include_dc=False)  # the cut-off then leaves out the mean colour, which holds most of the energy
     maps, details = method.attribute(image, target, return_details=True)  # (1, 3, H, W)
+    cutoff = float(details.cutoff[0])  # cycles over the shorter side
+    figure = explanation_figure(image[0], maps[0], class_name=name, probability=probability, cutoff=cutoff)
+    save_figure(figure, arguments.out)
     scores = insertion_deletion(clf, image, maps, target, passes=33)
-
-    head = {"class_name": clf.class_name(target), "probability": float(probabilities[target])}
-    save_figure(explanation_figure(image[0], maps[0], **head, cutoff=float(details.cutoff[0])), arguments.out)
-    print("{class_name}, probability {probability:.3f}".format(**head))
+    print(f"{name}, probability {probability:.3f}; energy cut-off {cutoff:.0f}")
     print(f"insertion {float(scores.insertion):.3f}, deletion {float(scores.deletion):.3f}; see {arguments.out}")
 
 
