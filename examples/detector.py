@@ -28,7 +28,7 @@ from fampe_fast.plots import explanation_figure, save_figure
 
 WEIGHTS = SSDLite320_MobileNet_V3_Large_Weights.DEFAULT
 SIDE = 320  # pixels; the detector's transform squeezes every photograph into a square of this size
-# Layers of the backbone, from fine to coarse. Named, because the one found last would be the scores of all anchors.
+# Layers of the backbone, from fine to coarse. By itself FAMPE stops where the scales part, before the last one.
 LAYERS = tuple(f"model.network.backbone.features.{part}" for part in ("0.1", "0.3", "0.6", "0", "1"))
 
 

@@ -26,7 +26,7 @@ from fampe_fast.metrics import relevance_mass
 from fampe_fast.plots import explanation_figure, save_figure
 
 WEIGHTS = LRASPP_MobileNet_V3_Large_Weights.DEFAULT
-# Layers of the backbone, from fine to coarse. Named, because the one found last would be the network's own scores.
+# Layers of the backbone, from fine to coarse. By itself FAMPE takes the map of scores as the last one.
 LAYERS = tuple(f"model.network.backbone.{block}" for block in (1, 3, 6, 16))
 
 
