@@ -1,13 +1,13 @@
-"""Use this package's methods where Captum and Quantus take theirs.
+"""Judge a method of this package by the metrics of Captum and of Quantus.
 
     python examples/captum_and_quantus.py
     python examples/captum_and_quantus.py --method gradcam --model resnet50 --photographs photos/
 
 Every method here has the interface of a Captum ``Attribution``, and ``fampe_fast.methods.quantus.explain`` is an
-``explain_func`` of Quantus. Prints of some images (by default generated ones, with the classifier that ships with this
-package) Captum's infidelity (lower is better), its sensitivity to small changes (lower is better), what its NoiseTunnel
-makes of the method (the correlation with the map), and the mean probability while Quantus flips the pixels, the
-strongest first (lower is better).
+``explain_func`` of Quantus. For some images (by default generated ones, with the classifier that ships with this
+package) prints Captum's infidelity and its sensitivity to small changes, both better when low; the correlation of the
+map with its mean over noisy copies, by Captum's NoiseTunnel; and the mean probability while Quantus flips the pixels,
+the strongest first, better when low.
 """
 
 from __future__ import annotations

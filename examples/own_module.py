@@ -1,12 +1,11 @@
-"""Explain a module of your own: what it has to take and return, and the one word that says what it returns.
+"""Explain a module of your own, and say in one word whether it returns logits, probabilities or independent scores.
 
     python examples/own_module.py
 
 A small network learns, in seconds, to tell fine textures from coarse ones in images that this package generates. It is
 explained in four forms: with one logit for "fine", with a logit for each class, with probabilities, and as a plain
-function. Prints of each form the share of the map that lies in the textured object, of fine images that the network
-gets right; a map that is as good as chance has the object's share of the image. Then the refusal of the form that does
-not say what it returns.
+function. Of fine images that the network gets right, prints the share of each form's map that lies in the textured
+object; a map made by chance has the object's share of the image. Then the refusal of a form without its word.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from fampe_fast.metrics import relevance_mass
 class FineTexture(nn.Module):
     """Score "the texture is fine" by one logit, of pixels in [0, 1]: the normalisation is a part of the model."""
 
-    output = "sigmoid"  # what forward returns; without this word one value for each image is refused
+    output = "sigmoid"  # the meaning of the logit; without this word a model of one value per image is refused
 
     def __init__(self) -> None:
         super().__init__()

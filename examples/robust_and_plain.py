@@ -4,9 +4,9 @@
 
 Two small networks learn to tell images with a texture from images without one, in under a minute. The texture has a
 coarse and a fine part, and either tells the class: which one a network relies on is up to its training. One is trained
-plainly, the other adversarially, on images changed by PGD. Prints of both the accuracy, also under attack, and for each
-band of frequencies the drop in the class's probability without the band (occluded frequency) and the band's share of
-the logit (integrated gradients of the spectrum); writes the drops as curves.
+plainly, the other adversarially, on images changed by PGD. For both, prints the accuracy without and under attack, and
+for each band of frequencies the drop in the class's probability without the band (occluded frequency) and the band's
+share of what all bands add to the logit (integrated gradients of the spectrum); writes the drops as curves.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
     """Train both, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-steps", type=int, default=150)
-    parser.add_argument("--images", type=int, default=64, help="that the networks are judged by")
+    parser.add_argument("--images", type=int, default=64, help="number of test images")
     parser.add_argument("--out", default="reliance.png")
     arguments = parser.parse_args()
 
