@@ -4,9 +4,9 @@
     python examples/tune_forgrad.py --model resnet50 --photographs photos/ --method smoothgrad
 
 FORGrad takes the high frequencies out of a map. Which ones depends on the model and the method: the radius is searched
-on validation images, by the mean of insertion minus deletion; judge the maps on others. Prints the score of the maps as
-they are and at every radius tried; writes the outcome to a file that ``TunedCutoff.load`` reads, and maps of four images
-before and after.
+on validation images, by the mean of insertion minus deletion; judge the maps on others. Prints the score of the maps
+as they are and at every radius tried; writes the outcome to a file that ``TunedCutoff.load`` reads, and maps of four
+images before and after.
 """
 
 from __future__ import annotations
