@@ -52,7 +52,9 @@ VARIABLES = DOCS / "reference" / "environment-variables.md"
 
 
 def code_of(*folders: str) -> str:
-    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".yaml")]
+    files = [
+        path for folder in folders for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".yaml")
+    ]
     return "\n".join(path.read_text() for path in [*files, ROOT / ".ci" / "run"])
 
 

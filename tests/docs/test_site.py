@@ -65,7 +65,9 @@ def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
         if source.startswith("data:"):
             continue
         assert not re.match(r"[a-z]+:|//", source), f"{place} fetches {source}"
-        file = (site if source.startswith("/") else place.parent) / source.lstrip("/").partition("?")[0].partition("#")[0]
+        file = (site if source.startswith("/") else place.parent) / source.lstrip("/").partition("?")[0].partition("#")[
+            0
+        ]
         assert file.exists(), f"{place} fetches {source}"
 
 
