@@ -16,7 +16,7 @@ from fampe_fast.cli import DONE, main
 from fampe_fast.cli.parser import make_parser
 
 from .pages import ROOT, Block, blocks, help_texts, name_of, pages, prose, shell_lines
-from .small_world import small_models, write_files
+from .small_world import TINY_TRAINING, small_models, write_files
 
 for _package in ("captum", "pytorch_grad_cam", "pyarrow", "starlette"):
     pytest.importorskip(_package)
@@ -57,7 +57,7 @@ ADDED = {
     "frequency": "--passes 2 --limit 2",
     "gradients": "--limit 2",
     "spectra": "--size 64",
-    "defend": "--data textures --train-images 16 --test-images 8 --train-steps 1 --attack-steps 1 --adversarial-steps 1",
+    "defend": f"--data textures {TINY_TRAINING}",
 }
 """Options that a command gets besides its own, where they are not among them."""
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fampe_fast
 from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
 
 from .pages import DOCS, ROOT, blocks, help_texts, pages, tables
-from .small_world import small_models, write_files
+from .small_world import TINY_TRAINING, small_models, write_files
 
 API = sorted((DOCS / "reference" / "api").glob("*.md"))
 PACKAGES = ("", "images", "frequency", "models", "metrics", "methods", "robustness", "plots", "testing", "ops")
@@ -60,7 +59,7 @@ def code_of(*folders: str) -> str:
 
 def test_every_variable_of_the_package_is_in_the_reference_and_no_other() -> None:
     code = code_of("fampe_fast", "kernels", "reference", "benchmarks", "tests", "deploy")
-    own = {name for name in re.findall(r"\bFAMPE_FAST_[A-Z_]+[A-Z]\b", code)}
+    own = set(re.findall(r"\bFAMPE_FAST_[A-Z_]+[A-Z]\b", code))
     assert {"FAMPE_FAST_BACKEND", "FAMPE_FAST_CI_ENV"} <= own
     assert own == {name for names in tables(VARIABLES).values() for name in names if name.startswith("FAMPE_FAST_")}
 
@@ -111,9 +110,8 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "gradients photos --model resnet50 --limit 1 --samples 2",
         "spectra photos --size 64 --count 1",
         f"attack {small} --cutoff 10 --steps 1",
-        "defend --train-images 16 --test-images 4 --train-steps 1 --attack-steps 1 --adversarial-steps 1",
-        "defend --out seeds --seeds 3 --data textures --train-images 16 --test-images 4 --train-steps 1 --attack-steps 1 "
-        "--adversarial-steps 1",
+        f"defend {TINY_TRAINING}",
+        f"defend --out seeds --seeds 3 --data textures {TINY_TRAINING}",
         "batch photos --out maps --model resnet50 --decoders 0",
         "verify maps --sample 0 --json report.json",
     ):

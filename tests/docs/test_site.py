@@ -18,7 +18,7 @@ from .pages import DOCS, ROOT, help_texts
 pytest.importorskip("mkdocs", reason="the site's packages are not installed: pip install '.[docs]'")
 pytest.importorskip("mkdocstrings")
 
-NOWHERE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
