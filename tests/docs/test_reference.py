@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
+from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE
 
 from .pages import DOCS, ROOT, blocks, help_texts, pages, tables
-from .small_world import TINY_TRAINING, small_models, write_files
+from .running import run_page, small_world
 
 API = sorted((DOCS / "reference" / "api").glob("*.md"))
 PACKAGES = ("", "images", "frequency", "models", "metrics", "methods", "robustness", "plots", "testing", "ops")
@@ -92,31 +92,15 @@ def test_every_command_has_its_files_in_the_reference() -> None:
     assert headings == {name for name in help_texts() if name}
 
 
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the commands write, from small runs."""
-    pytest.importorskip("pyarrow")
-    write_files(tmp_path)
-    small_models(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    small = "photos --model resnet50 --labels labels.json --limit 2"
-    for line in (
-        f"explain {small}",
-        f"evaluate {small} --method fampe --metric-steps 2",
-        f"study budget {small} --metric-steps 2",
-        f"tune {small} --method saliency --metric-steps 2",
-        f"calibrate {small} --metric-steps 2",
-        "frequency photos --model resnet50 --limit 1 --passes 1 --bands 2 --pictures 1",
-        "gradients photos --model resnet50 --limit 1 --samples 2",
-        "spectra photos --size 64 --count 1",
-        f"attack {small} --cutoff 10 --steps 1",
-        f"defend {TINY_TRAINING}",
-        f"defend --out seeds --seeds 3 --data textures {TINY_TRAINING}",
-        "batch photos --out maps --model resnet50 --decoders 0",
-        "verify maps --sample 0 --json report.json",
-    ):
-        assert main(line.split()) == DONE, line
-    return tmp_path
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the examples of the page of the commands have run."""
+    for package in ("captum", "pytorch_grad_cam", "pyarrow", "sklearn"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("commands")
+    with small_world(folder, tmp_path_factory.mktemp("downloads")):
+        run_page(DOCS / "reference" / "commands.md")
+    return folder
 
 
 @pytest.mark.filterwarnings("default::fampe_fast.errors.FampeWarning")
@@ -132,7 +116,7 @@ def test_the_fields_in_the_reference_are_exactly_those_that_are_written(written:
         assert isinstance(found, dict)
         return set(found)
 
-    with np.load(written / "fampe_explain" / "cat.npz") as archive:
+    with np.load(written / "explained" / "cat.npz") as archive:
         arrays = set(archive.files)
         rows = FORMATS.read_text().partition("### NAME.npz")[2].partition("\n## ")[0]
         for name, described in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", rows, re.MULTILINE):
@@ -143,16 +127,16 @@ def test_the_fields_in_the_reference_are_exactly_those_that_are_written(written:
     actual = {
         "NAME.npz": arrays,
         "scores.json": scores,
-        "study.json": set(content("fampe_study_budget/study.json")) - scores,
+        "study.json": set(content("fampe_study_alpha/study.json")) - scores,
         "An entry of cutoffs.json": entry("fampe_tune/cutoffs.json"),
         "An entry of calibrations.json": entry("fampe_calibrate/calibrations.json"),
         "frequency.json": set(content("fampe_frequency/frequency.json")),
-        "occluded_frequency.json": set(content("fampe_frequency/occluded_frequency.json")),
+        "occluded_frequency.json": set(content("fampe_occlude/occluded_frequency.json")),
         "gradients.json": set(content("fampe_gradients/gradients.json")),
         "spectra.json": set(content("fampe_spectra/spectra.json")),
         "attack.json": set(content("fampe_attack/attack.json")),
         "defence.json": set(content("fampe_defend/defence.json")),
-        "trainings.json": set(content("seeds/trainings.json")),
+        "trainings.json": set(content("fampe_defend/trainings.json")),
         "maps/NNN/NNNNNN.parquet": set(parquet.read_schema(written / "maps/maps/000/000000.parquet").names),
         "manifest.parquet": set(parquet.read_schema(written / "maps/manifest.parquet").names),
         "The report": set(content("report.json")),

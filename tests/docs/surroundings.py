@@ -21,9 +21,6 @@ SIDE = 64
 
 NAMES = ("cat", "dog", "fox", "owl")
 
-TINY_TRAINING = "--train-images 16 --test-images 8 --train-steps 1 --attack-steps 1 --adversarial-steps 1"
-"""Options of ``defend``."""
-
 
 def small_models(patch: pytest.MonkeyPatch, downloads: Path) -> None:
     """Make timm's names build small architectures and their downloads hold random weights.
