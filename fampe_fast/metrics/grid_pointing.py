@@ -83,7 +83,7 @@ def grid_pointing(
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong
             number, fewer classes than the grid needs, a grid below 2 or finer than the image, a model that does not
             take native cells, maps that are not of the composite's size.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     check_unit_images(images)

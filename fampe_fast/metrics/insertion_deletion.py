@@ -86,16 +86,14 @@ def insertion_deletion(
     Measured against all 225 steps (``rise``, MobileNetV2, 16 photographs, 3 methods; by
     ``benchmarks/quality/metric_passes.py``):
 
-    ====================================== ========= ========= ========= ==================== ====================
-    errors                                 passes=17 passes=33 passes=65 tolerance=0.01       tolerance=0.0025
-    ====================================== ========= ========= ========= ==================== ====================
-    steps measured per curve               17        33        65        23.7                 62.0
-    an image's area, root mean square      0.0050    0.0027    0.0010    0.0038               0.0010
-    an image's area, largest               0.019     0.014     0.004     0.018                0.004
-    a method's mean area, largest          0.0020    0.0009    0.0009    0.0008               0.0008
-    mean difference of methods, largest    0.0034    0.0013    0.0012    0.0003               0.0015
-    the estimate covers so many areas      96 %      92 %      98 %      95 %                 96 %
-    ====================================== ========= ========= ========= ==================== ====================
+    | errors | passes=17 | passes=33 | passes=65 | tolerance=0.01 | tolerance=0.0025 |
+    |---|--:|--:|--:|--:|--:|
+    | steps measured per curve | 17 | 33 | 65 | 23.7 | 62.0 |
+    | an image's area, root mean square | 0.0050 | 0.0027 | 0.0010 | 0.0038 | 0.0010 |
+    | an image's area, largest | 0.019 | 0.014 | 0.004 | 0.018 | 0.004 |
+    | a method's mean area, largest | 0.0020 | 0.0009 | 0.0009 | 0.0008 | 0.0008 |
+    | mean difference of methods, largest | 0.0034 | 0.0013 | 0.0012 | 0.0003 | 0.0015 |
+    | the estimate covers so many areas | 96 % | 92 % | 98 % | 95 % | 96 % |
 
     The estimate is no bound: a hump between two measured steps can stay unseen.
 

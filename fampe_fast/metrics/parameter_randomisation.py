@@ -83,7 +83,7 @@ def parameter_randomisation(
         ValueError: a model that is no ``nn.Module``, has no parameters that were learnt, or does not compute with them;
             wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number, a word
             that is none of ``values``.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     check_unit_images(images)

@@ -106,7 +106,7 @@ def stability(
             type.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong
             number, a radius that is not above 0, an unknown distance, maps of varying shape.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     with torch.no_grad():

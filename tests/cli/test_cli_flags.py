@@ -1,10 +1,9 @@
-"""The flags that are made of the code's options, and the commands that the documentation shows."""
+"""The flags that are made of the code's options."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -221,36 +220,3 @@ def test_a_wrong_value_is_refused_before_the_model_is_loaded(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
-
-
-# The documentation ----------------------------------------------------------------------------------------------------
-
-
-def documented() -> list[str]:
-    """Every command line of the package that the documentation shows as a whole."""
-    found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        text = path.read_text()
-        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [line[line.index("fampe-fast ") :] for line in lines if "fampe-fast " in line]
-        inline = re.findall(r"`(fampe-fast [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-        found += [line for line in inline if "..." not in line]
-    return found
-
-
-def test_the_documentation_shows_commands() -> None:
-    assert len(documented()) > 20
-
-
-@pytest.mark.parametrize("line", documented())
-def test_a_command_that_the_documentation_shows_is_understood(line: str) -> None:
-    words = shlex.split(line, comments=True)[1:]
-    if words[-1] == "--help":
-        with pytest.raises(SystemExit, match="0"):
-            parse(words)
-        return
-    if len(words) == 1 and words[0] not in ("demo", "defend", "doctor"):
-        assert words[0] in COMMANDS  # named, not shown
-        return
-    assert parse(words).command == words[0]
