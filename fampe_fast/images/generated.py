@@ -236,7 +236,8 @@ def _signed_distance(shape: str, side: float, rotation: float, x: FloatArray, y:
     ex, ey = ratio * outer * math.cos(half) - outer, ratio * outer * math.sin(half)
     along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0.0, 1.0)
     inside = ex * py - ey * px > 0.0
-    return np.sqrt((px - along * ex) ** 2 + (py - along * ey) ** 2) * np.where(inside, -1.0, 1.0)
+    distance: FloatArray = np.sqrt((px - along * ex) ** 2 + (py - along * ey) ** 2)
+    return np.where(inside, -distance, distance)
 
 
 def _outer_radius(shape: str, side: float) -> float:

@@ -117,5 +117,5 @@ def _checkerboard(size: int, cycles: int) -> Texture:
         rows, columns = (np.roll(sign, int(shift)) for shift in rng.integers(0, period, 2))
         return _MEAN + _SQUARES * np.outer(rows, columns)
 
-    power = np.outer(along, along[: size // 2 + 1])
+    power = along[:, None] * along[: size // 2 + 1]
     return Texture(f"checkerboard, {cycles} x {cycles} cycles", draw, _with_mean(power, _MEAN, _SQUARES**2))

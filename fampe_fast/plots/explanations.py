@@ -222,7 +222,8 @@ def _show_map(
         draw_outline(axes, outline)
     if scaled.empty:
         width, height = figure.get_size_inches()
-        x, y = axes.get_position().intervalx.mean() * width, (1 - axes.get_position().intervaly.mean()) * height
+        place = axes.get_position()
+        x, y = (place.x0 + place.x1) / 2 * width, (1 - (place.y0 + place.y1) / 2) * height
         words = add_text(figure, x, y, "no evidence", size=11, colour="white", align="center", vertical="center")
         words.set_bbox({"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 3.0})
 
