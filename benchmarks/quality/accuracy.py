@@ -129,10 +129,12 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="What the fast paths change.")
     add_photographs(found)
     found.add_argument("--method", choices=METHODS, default="fampe")
-    found.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that run here")
+    found.add_argument("--ways", nargs="+", choices=WAYS, help="fast paths to measure (default: all that run here)")
     found.add_argument("--steps", type=positive, default=3, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=6, help="N (%(default)s)")
-    found.add_argument("--metric-steps", type=positive, default=28, help="of insertion and deletion (%(default)s)")
+    found.add_argument(
+        "--metric-steps", type=positive, default=28, help="steps of insertion and deletion (%(default)s)"
+    )
     found.add_argument("--out", type=Path, required=True, help="folder of accuracy.json and accuracy.md")
     add_batches(found)
     add_model(found)
