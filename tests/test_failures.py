@@ -50,7 +50,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_gets_the_kernels(pretended_gpu) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     pretended_gpu(9, 0)
-    assert backends.choice("cuda") == ("triton", "the choice for cuda tensors")
+    assert backends.choice("cuda") == ("triton", "the default for cuda tensors")
     for op in backends.OPS:
         assert backends.implementation(op, torch.device("cuda")).__module__.startswith("fampe_fast.kernels")
 
@@ -132,7 +132,7 @@ def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch
     pytest.importorskip("triton", reason="the package triton is not installed")
     monkeypatch.setenv(backends.VARIABLE, "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendUnavailableError, match="need a GPU, and the tensors are on the CPU"):
+    with pytest.raises(BackendUnavailableError, match="need a GPU, but the tensors are on the CPU"):
         FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
     monkeypatch.setenv(backends.VARIABLE, "cuda")
     with pytest.raises(BackendUnavailableError, match="unknown; known are auto, triton, compiled, reference"):
@@ -353,7 +353,7 @@ def test_free_memory_is_known_here() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 8, 20000), (1, 1, 20000, 8), (1, 200, 4000, 4000)])
 def test_images_beyond_the_kernels_reach_are_refused(shape: tuple[int, ...]) -> None:
     images = torch.zeros(1).expand(shape)  # takes no memory
-    with pytest.raises(ValueError, match=r"16384 pixels a side and 1073741824 values at most, got \("):
+    with pytest.raises(ValueError, match=r"at most 16384 pixels a side and 1073741824 values, got \("):
         FAMPE(Smooth(), steps=1, samples=1).attribute(images, target=0)
 
 

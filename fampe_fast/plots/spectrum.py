@@ -108,7 +108,7 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
     """Write the frequencies at the ends and the unit under a spectrum; takes 0.4 inches of height.
 
     Args:
-        figure: where.
+        figure: the figure.
         left: of the spectrum, inches, as ``top`` and ``width``.
         top: of the spectrum's lower edge.
         width: of the spectrum.

@@ -308,7 +308,7 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     table = markdown(rows, HERE)
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
-    assert "Not a measurement" not in table
+    assert "Not a valid measurement" not in table
 
 
 def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
