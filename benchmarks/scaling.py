@@ -26,7 +26,7 @@ GROUP = 8
 
 @dataclass(frozen=True)
 class Worker:
-    """One device with what stands beside it.
+    """One device with its decoding cores and its writer.
 
     Attributes:
         name: of it.
@@ -203,7 +203,7 @@ class _Writer:
         self.free = 0.0
 
     def store(self, now: float, seconds: float) -> float:
-        """Take a shard that is explained, and say when the device may go on."""
+        """Take an explained shard, and return the time at which the device may continue."""
         going_on = max(now, self.free)
         self.free = going_on + seconds
         return going_on

@@ -73,7 +73,7 @@ def _attention(name: str) -> MethodRow:
 
 def _floor(kind: str, *only: str) -> MethodRow:
     home = f"{_PACKAGE}.methods.floors:{kind}"
-    return MethodRow(home, home, (*only, "bounds"), family="the floors")
+    return MethodRow(home, home, (*only, "bounds"), family="the baselines")
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {

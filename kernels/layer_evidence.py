@@ -8,7 +8,7 @@ neighbouring lanes share a pixel; where pixels do, vectors and lanes lie along t
 several channels. Vectors have 16 bytes where the sizes allow; a plane of 7 x 7 in NCHW begins anywhere and is read
 element by element. Any other strides are right, and slow.
 
-Neither block nor strides change which numbers are added, nor in which order: the result is the same to the bit in every
+Neither block nor strides change the numbers that are added or their order: the result is bitwise the same in every
 memory format, batch and run, and the reference's own.
 """
 

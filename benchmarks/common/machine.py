@@ -16,7 +16,7 @@ import torch
 from .. import ROOT
 
 DRY_RUN_DEVICE = "CPU, dry run"
-"""Stands where a device's name stands, so that a dry run's rows can be taken for nothing else."""
+"""Used in place of a device's name, so that a dry run's rows cannot be mistaken for measurements."""
 
 
 @dataclass(frozen=True)

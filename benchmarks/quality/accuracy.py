@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.accuracy PHOTOS --labels labels.json --model ... [--ways folded bf16] --out results
 
-For scale stand beside them the plain path with other chunks, which differs in rounding alone, and with another seed.
+For comparison there are the plain path with other chunks, which differs only in rounding, and with another seed.
 Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.
 """
 

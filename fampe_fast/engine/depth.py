@@ -315,7 +315,7 @@ def _usable(evidence: DepthEvidence, collected: bool, entering: bool, image_ids:
     for flags, what in (
         (peaks == 0, f"is zero {where}: it adds nothing to the map"),
         (~usable, "was NaN or infinite: it is left out of the map"),
-        (usable & ~clean, "was NaN or infinite at pixels, which do not enter the map: these are taken for zero"),
+        (usable & ~clean, "was NaN or infinite at pixels, which the map does not use: these are set to zero"),
     ):
         if bool(flags.any()):
             warn(f"the evidence of image(s) {image_ids[flags].tolist()[:5]} {what}")

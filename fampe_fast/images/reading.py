@@ -273,7 +273,7 @@ class FoundImages:
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List the image files of paths.
 
-    A directory stands for the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
+    For a directory these are the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
     upper or lower case, hidden files left out. The figures that this package writes are no images, and left out
     wherever they are. Anything else is kept as it is given, in its place, whether or not it exists: what is wrong with
     it comes out when it is read.

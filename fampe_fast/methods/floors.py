@@ -52,7 +52,7 @@ class CentrePrior(_Floor):
     """Rank pixels by their closeness to the centre: ``metrics.centre_prior``.
 
     Args:
-        model: asked for nothing but a target that is not given.
+        model: the model, called only to predict a target that is not given.
         bounds: smallest and largest pixel value.
 
     Raises:
@@ -69,7 +69,7 @@ class RandomMap(_Floor):
     """Rank pixels at random: uniform noise in [0, 1), one number per pixel.
 
     Args:
-        model: asked for nothing but a target that is not given.
+        model: the model, called only to predict a target that is not given.
         seed: seed of the noise, any 64-bit integer; together with the image's id it determines the noise.
         bounds: smallest and largest pixel value.
 

@@ -67,7 +67,7 @@ def refine(
         taken |= wanted
         known = taken.gather(1, shown)
         # [N, K + 1] int64, known steps: the latest up to a step, the last before it, and the next from it on. An
-        # interval has its place in the tables at its right end; 0 stands before the first.
+        # interval is stored in the tables at its right end; 0 precedes the first.
         latest = torch.where(known, number, 0).cummax(1).values
         left = latest.roll(1, 1)
         left[:, 0] = 0

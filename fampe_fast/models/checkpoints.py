@@ -328,7 +328,7 @@ def load_weights(
             model.load_state_dict(candidate, strict=False)
             return model
         if classes is not None:
-            raise ValueError(f"weights {weights} have {classes} classes; {current} were asked for ({what})")
+            raise ValueError(f"weights {weights} have {classes} classes, but {current} are needed ({what})")
         first = first or mismatch
     assert first is not None
     raise ValueError(f"weights {weights} do not fit {what}: {first.describe()}")

@@ -209,7 +209,7 @@ class _Tracer(fx.Tracer):
         return _Symbol(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is taken for a tensor
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is treated as a tensor
 
     # An answer to any of these would hold for only some inputs.
     def to_bool(self, obj: fx.Proxy) -> bool:

@@ -35,7 +35,7 @@ _OTHER_LAYERS = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.linear.Linea
 def cast_weights(model: Model, dtype: torch.dtype | None) -> Iterator[Model]:
     """Give a twin of a model whose layers compute with weights that are already cast, for use under autocast.
 
-    Its output and its gradients are those of the model, to the bit. The model itself is left as it is, for other
+    Its output and its gradients are bitwise those of the model. The model itself is not changed, for other
     threads that use it: a twin consists of copies of the modules that hold such layers, and shares everything else,
     parameters, buffers and hooks among it. What a pass assigns to a module's attributes is handed to the model's own
     module when the context ends.

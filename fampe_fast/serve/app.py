@@ -238,7 +238,7 @@ class _Handlers:
         finally:
             self._room.leave(len(body))
         if form != JSON and len(images) > 1:
-            raise RefusalError(406, f"{form} holds one explanation, and {len(images)} are asked for")
+            raise RefusalError(406, f"{form} can hold only one explanation, but the request has {len(images)} images")
         self._refuse_if_not_ready()
         jobs = [
             Job(asked.ask, image.item(instance), deadline)

@@ -490,7 +490,7 @@ class TestWeights:
 
     def test_wrong_number_of_classes(self, tmp_path: Path) -> None:
         path = self._save(tmp_path / "a.pth", _timm(num_classes=4).state_dict())
-        with pytest.raises(ValueError, match=r"a\.pth have 4 classes; 6 were asked for \(test_resnet\)"):
+        with pytest.raises(ValueError, match=r"a\.pth have 4 classes, but 6 are needed \(test_resnet\)"):
             load_classifier(SMALL, weights=path, num_classes=6)
 
     def test_another_model(self, tmp_path: Path) -> None:
@@ -653,7 +653,7 @@ class TestTorchvision:
         torch.save(model.state_dict(), tmp_path / "a.pth")
         clf = load_classifier("torchvision/squeezenet1_1", weights=tmp_path / "a.pth", class_names=["a", "b", "c"])
         assert (clf.num_classes, clf.class_names) == (3, ("a", "b", "c"))
-        with pytest.raises(ValueError, match="have 3 classes; 7 were asked for"):
+        with pytest.raises(ValueError, match="have 3 classes, but 7 are needed"):
             load_classifier("torchvision/squeezenet1_1", weights=tmp_path / "a.pth", num_classes=7)
 
     def test_cached_pretrained_weights_need_no_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
