@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -278,7 +278,7 @@ class _Handlers:
             raise RefusalError(503, f"the service is {service.not_ready() or 'draining'}", retry_after=1) from None
         done = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         gone = asyncio.ensure_future(_until_gone(request))
-        waits: set[Awaitable[Any]] = {done, gone}
+        waits: set[asyncio.Future[Any]] = {done, gone}
         try:
             left = jobs[0].deadline - time.monotonic()
             await asyncio.wait(waits, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
