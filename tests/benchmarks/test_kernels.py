@@ -386,7 +386,7 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
         run.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
     assert run.parse(["--dry-run"]).out != RESULTS
-    assert "no measurement" in capsys.readouterr().err
+    assert "not a measurement" in capsys.readouterr().err
 
 
 # Machine code, compiled without a GPU ---------------------------------------------------------------------------------

@@ -495,7 +495,7 @@ BAD_NUMBERS = [
     (
         {"steps": 0, "views": 0},
         ValueError,
-        "steps and views are both 0, and a map needs a path \\(steps=5\\) or a view of the image",
+        "steps and views are both 0, but a map needs a path \\(steps=5\\) or a view of the image",
     ),
     ({"views": 3}, ValueError, r"views must be 0, 1 \(the image\) or 2 \(its mirror image as well\), got 3"),
     ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),

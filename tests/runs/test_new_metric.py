@@ -95,7 +95,7 @@ def test_its_options_are_checked_before_work(photos: Path, tmp_path: Path) -> No
         Measurement(("moment",), {"moment": {"power": "two"}})
     with pytest.raises(ValueError, match=r"no option\(s\) exponent; known: power, absolute"):
         Measurement(("moment",), {"moment": {"exponent": 2}})
-    with pytest.raises(ValueError, match="options of moment, but measured are insertion_deletion alone"):
+    with pytest.raises(ValueError, match="options of moment, but only insertion_deletion will be measured"):
         Measurement(options={"moment": {"power": 2}})
 
 
