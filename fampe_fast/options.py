@@ -10,7 +10,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ def read_options(home: str, names: Iterable[str] | None = None) -> tuple[Option,
     return tuple(found.values()) if names is None else tuple(found[wanted] for wanted in names)
 
 
-@lru_cache(maxsize=None)  # a command line's flags ask for the same ones a hundred times
+@cache  # a command line's flags ask for the same ones a hundred times
 def _options(module: str, name: str) -> dict[str, Option]:
     return {option.name: option for option in _read(module, name)}
 

@@ -36,6 +36,7 @@ from fampe_fast.images.generated import generate
 from fampe_fast.metrics import Estimate
 from fampe_fast.runs.settings import unique_names
 
+SMALL = ["--input-size", "64"]
 PATH = ["--steps", "1", "--samples", "1", "--views", "0"]  # the model file, a program, has no layers
 QUICK = {
     "explain": PATH,
@@ -75,7 +76,7 @@ def words(command: str, photos: Path | str, model: Path, out: Path | str, *more:
     if command in ("demo", "defend"):
         return [command, "--out", str(out)]
     named = ["study", "noise"] if command == "study" else [command]
-    return [*named, str(photos), "--model", str(model), "--out", str(out), *QUICK[command], *more]
+    return [*named, str(photos), "--model", str(model), *SMALL, "--out", str(out), *QUICK[command], *more]
 
 
 def contents(*folders: Path) -> dict[Path, bytes]:

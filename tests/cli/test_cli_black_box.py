@@ -69,7 +69,7 @@ def test_a_command_line_attacks_three_bands(
     paths, _ = two_waves(tmp_path / "images", 2)
     out = tmp_path / "out"
     line = ["attack", str(paths[0].parent), "--model", str(model_file), "--out", str(out), "--rings", "4"]
-    line += ["--bands", "low,middle,high", "--cutoff", "6", "--upper-cutoff", "12"]
+    line += ["--bands", "low,middle,high", "--cutoff", "6", "--upper-cutoff", "12", "--input-size", "64"]
     line += (
         ["--steps", "2", "--smoothness", smoothness] if smoothness else ["--gradients", "none", "--max-queries", "20"]
     )

@@ -22,7 +22,8 @@ from fampe_fast.runs.labels import image_ids_of, read_image_ids
 from ..images_for_tests import draw
 
 # Enough noise that other random numbers make another map.
-PATH = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--batch-size", "1"]
+SMALL = ["--batch-size", "1", "--input-size", "64"]
+PATH = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", *SMALL]
 QUICK = [*PATH, "--views", "0"]  # the model file, a program, has no layers
 
 
@@ -83,8 +84,8 @@ def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
 
 COMMANDS = {
     "attack": ["--gradients", "fampe", "--bands", "all", "--cutoff", "12", *PATH],
-    "occlude": ["--bands", "4", "--batch-size", "1"],
-    "frequency": ["--parts", "attribution", "--passes", "1", "--batch-size", "1"],
+    "occlude": ["--bands", "4", *SMALL],
+    "frequency": ["--parts", "attribution", "--passes", "1", *SMALL],
     "tune": ["--metric-steps", "2", "--limit", "2", *QUICK],
     "evaluate": [
         "--method", "fampe,attexplore", "--metric", "insertion_deletion,stability", "--metric-steps", "2",

@@ -33,7 +33,8 @@ from fampe_fast.runs.labels import labels_of, read_labels
 
 from ..images_for_tests import draw
 
-QUICK = ["--steps", "1", "--samples", "1", "--views", "0"]  # the model file, a program, has no layers
+# The model file, a program, has no layers, and does not say its size.
+QUICK = ["--steps", "1", "--samples", "1", "--views", "0", "--input-size", "64"]
 
 
 @pytest.fixture
@@ -100,12 +101,12 @@ def test_tune_prints_the_size_and_the_names(
 ) -> None:
     names = tmp_path / "names.txt"
     names.write_text("".join(f"kind {k}\n" for k in range(8)))
-    arguments = ["tune", str(photos), "--model", str(model_file), "--input-size", "72", "--class-names", str(names)]
+    arguments = ["tune", str(photos), "--model", str(model_file), "--class-names", str(names)]
     assert main([*arguments, *QUICK, "--metric-steps", "2", "--out", str(tmp_path / "cut")]) == DONE
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fampe-fast explain"))
     assert main([*shlex.split(line)[1:], "--out", str(tmp_path / "out")]) == DONE
     assert "kind " in capsys.readouterr().out
-    assert np.load(tmp_path / "out" / "object_0.npz")["map"].shape == (3, 72, 72)
+    assert np.load(tmp_path / "out" / "object_0.npz")["map"].shape == (3, 64, 64)
 
 
 # Class names and targets ----------------------------------------------------------------------------------------------

@@ -34,21 +34,28 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-@pytest.fixture
-def classifier() -> Classifier:
+def misled() -> Classifier:
     return Classifier(Rolled.misled(), name="rolled", input_size=64, transform=to_tensor, num_classes=2).eval()
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[Path]:
-    """Squares of 4 pixels, each of one brightness."""
-    folder = tmp_path / "images"
+def classifier() -> Classifier:
+    return misled()
+
+
+def squares(folder: Path) -> list[Path]:
+    """Draw images of squares of 4 pixels, each of one brightness."""
     folder.mkdir()
     for k in range(COUNT):
         drawn = torch.rand(16, 16, generator=torch.Generator().manual_seed(k))
         levels = (255 * (0.2 + 0.8 * drawn)).round().byte().repeat_interleave(4, 0).repeat_interleave(4, 1)
         Image.fromarray(levels[:, :, None].expand(-1, -1, 3).numpy()).save(folder / f"image_{k}.png")
     return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return squares(tmp_path / "images")
 
 
 def method_of(classifier: Classifier, **options: Any) -> FAMPE:
@@ -168,13 +175,23 @@ class Killed(BaseException):
     """The process is gone: nothing catches this."""
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DepthCalibration, Path]:
+    """What a run of batches of two images finds that nothing disturbs, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return found_by(misled(), squares(folder / "images"), folder / "out", batch_size=2), folder / "out"
+
+
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 9, 30])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
-    after: int, classifier: Classifier, paths: list[Path], tmp_path: Path, counted: list[int]
+    after: int,
+    classifier: Classifier,
+    paths: list[Path],
+    tmp_path: Path,
+    undisturbed: tuple[DepthCalibration, Path],
+    counted: list[int],
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    expected = found_by(classifier, paths, whole, batch_size=2)
-    counted.clear()
+    (expected, whole), out = undisturbed, tmp_path / "out"
     calls = 0
 
     def done(count: int) -> None:

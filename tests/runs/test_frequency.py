@@ -211,6 +211,7 @@ def test_the_command_writes_both_parts_and_the_old_name_the_first_alone(
     photos, out = photos_of(tmp_path / "photos"), tmp_path / "out"
     (photos / "broken.png").write_bytes(b"nothing")
     arguments = [str(photos), "--model", str(model_file), "--bands", "4", "--batch-size", "2"]
+    arguments += ["--input-size", "64"]
     assert main(["frequency", *arguments, "--passes", "2", "--out", str(out)]) == SOME_FAILED
     printed = capsys.readouterr()
     assert printed.err.count("broken.png") == 1
@@ -270,6 +271,7 @@ def test_bad_words_cost_one_line(
 def test_the_runs_beside_are_inputs(tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture) -> None:
     photos, out = photos_of(tmp_path / "photos"), tmp_path / "out"
     words = ["frequency", str(photos), "--model", str(model_file), "--passes", "1", "--parts", "attribution"]
+    words += ["--input-size", "64"]
     assert main([*words, "--out", str(out)]) == DONE
     assert main([*words, "--out", str(out), "--beside", str(out)]) == UNUSABLE
     assert "is one of the inputs, and would be replaced" in capsys.readouterr().err

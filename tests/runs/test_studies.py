@@ -111,7 +111,9 @@ def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, 
     assert sum(scored) == 9 - 5
 
 
-def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
+def test_other_images_models_and_settings_are_not_mixed_in(
+    classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder that holds a study of something else gives what a new folder gives, and keeps what it held."""
     paths = find_images([photos])
     retrained, renormalised = copy.deepcopy(classifier), copy.deepcopy(classifier)
@@ -128,6 +130,7 @@ def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: P
         (SMALL, renormalised, paths[:2], [4, 5], 4),
         (other, classifier, paths[:2], [4, 5], 4),
     ]
+    monkeypatch.setattr("fampe_fast.runs.study.write_report", lambda *found: None)  # its pictures take most of the time
     seen = []
     for k, (study, model, files, targets, steps) in enumerate(runs):
         options = {"targets": targets, "measurement": areas(steps), "batch_size": 1}
@@ -349,6 +352,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     labels.write_text("".join(f"{k}.png,{k}\n" for k in range(3)))
     out = tmp_path / "out"
     base = ["study", "noise", str(photos), "--labels", str(labels), "--model", str(model), "--out", str(out)]
+    base += ["--input-size", "64"]
     base += ["--steps", "1", "--samples", "1", "--views", "0", "--metric-steps", "2", "--alpha", "0.4"]
     assert main(base) == DONE
     table = capsys.readouterr().out
