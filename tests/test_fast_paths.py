@@ -70,6 +70,7 @@ SLOW_ON_A_CPU = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", list(accuracy.LOWEST))
 def test_fast_paths_agree_with_the_plain_one(
@@ -93,6 +94,7 @@ def test_fast_paths_agree_with_the_plain_one(
     assert abs(float((mine.deletion - scores.deletion).mean())) < SCORES
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_another_seed_would_not_pass(plain, device: torch.device) -> None:
     """The thresholds are worth something: they lie above what different samples reach."""

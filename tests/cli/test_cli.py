@@ -40,6 +40,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_demo_explains_what_it_generated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["demo", "--out", str(tmp_path / "new" / "demo"), "--images", "2"]) == DONE
     output = capsys.readouterr().out
@@ -84,6 +85,7 @@ def test_explain_writes_a_picture_and_an_archive_for_each(
     assert not list(out.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_map_does_not_depend_on_the_batch_it_was_made_in(photos: Path, model_file: Path, tmp_path: Path) -> None:
     maps = []
     for size in ("1", "3"):
@@ -381,6 +383,7 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
     assert study["outcomes"][0]["insertion"]["mean"] == pytest.approx(float(areas.insertion.mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
 def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -510,6 +513,7 @@ def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: P
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_explain_runs_on_a_real_photograph_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -540,6 +544,7 @@ def test_occlude_prints_the_drop_of_every_band(
         assert min(picture.size) > 300
 
 
+@pytest.mark.slow
 def test_defend_reports_clean_and_attacked_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["defend", "--train-steps", "2", "--train-images", "16", "--test-images", "8", "--attack-steps", "1"]
     assert main([*arguments, "--out", str(tmp_path)]) == DONE

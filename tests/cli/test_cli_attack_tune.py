@@ -570,6 +570,7 @@ def test_an_interrupted_search_keeps_the_methods_it_finished(
         TunedCutoff.load(out / "cutoffs.json", "linear", "second")
 
 
+@pytest.mark.slow
 def test_tune_prints_curves_and_a_line_that_works(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -618,6 +619,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     assert shown.shape == (3, *images.shape[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 def test_tune_searches_for_the_filter_that_is_named(
     signed: bool, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -761,6 +763,7 @@ def test_labels_that_only_the_model_can_refuse_are_named(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by a signal")
 def test_a_request_to_end_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -817,6 +820,7 @@ def test_bands_are_drawn_with_the_cut_off() -> None:
 # The real model -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_both_run_on_photographs_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture

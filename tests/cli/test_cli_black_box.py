@@ -21,6 +21,7 @@ QUERIES = AttackSettings(
 )
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_one_band_is_fooled_in_that_band_alone_by_queries(tmp_path: Path) -> None:
     """Radius 2.2 is low; 9.2, which the other reader reads, is high: in the middle there is nothing for either."""
     paths, truth = two_waves(tmp_path / "images", 4)

@@ -52,6 +52,7 @@ def ids_file(path: Path, ids: dict[str, int]) -> str:
 # Ids ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["json", "csv"])
 def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
     ending: str, photos: Path, model_file: Path, tmp_path: Path
@@ -111,6 +112,7 @@ def results(path: Path) -> dict[tuple[Any, ...], Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_with_its_id_has_the_same_record_in_any_order_and_part(
     command: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -190,6 +192,7 @@ def test_ids_are_found_by_name(tmp_path: Path) -> None:
 # Classes --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_target_is_the_class_of_every_image_of_every_command(photos: Path, model_file: Path, tmp_path: Path) -> None:
     given = ["--model", str(model_file), "--target", "3", "--limit", "2"]
     for command, options in COMMANDS.items():
@@ -209,6 +212,7 @@ def test_a_target_that_is_no_class_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_labels_are_what_is_explained(photos: Path, model_file: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({f"object_{k}.png": 5 - k for k in range(3)}))
@@ -220,6 +224,7 @@ def test_labels_are_what_is_explained(photos: Path, model_file: Path, tmp_path: 
 # Several methods ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_methods_explain_into_a_folder_each(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

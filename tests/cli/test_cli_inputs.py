@@ -298,6 +298,7 @@ def test_labels_that_lack_an_image_are_said_before_the_model_is_loaded(
 # Terminals ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_a_name_that_cannot_be_printed_loses_nothing(
     encoding: str, photos: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -328,6 +329,7 @@ def test_a_name_that_cannot_be_printed_loses_nothing(
     assert len(list((tmp_path / "out").glob("*.npz"))) == 3 + bool(strange)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
 def test_a_pipe_that_is_closed_changes_no_exit_code(photos: Path, model_file: Path, tmp_path: Path) -> None:
     ours, theirs = os.pipe()
@@ -399,6 +401,7 @@ def test_other_images_are_read_without_a_word(tmp_path: Path) -> None:
         read_image(tmp_path / "dark.tif")
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line(photos: Path, model_file: Path, tmp_path: Path) -> None:
     for path in photos.iterdir():
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16

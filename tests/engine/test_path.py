@@ -278,6 +278,7 @@ def test_maps_depend_on_seed_and_id_and_not_on_the_run(method: type) -> None:
     assert min(pearson(a, b) for a, b in zip(base, flipped, strict=True)) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_of_the_real_model_agree_across_batches_chunks_and_order(method: type, mobilenet, photographs) -> None:

@@ -20,6 +20,7 @@ import torch
 pytest.importorskip("triton", reason="the package triton is not installed")
 ROOT = Path(__file__).parents[2]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself"),
     pytest.mark.skipif(
         tuple(map(int, version("triton").split(".")[:2])) < (3, 6), reason="older launchers are called otherwise"

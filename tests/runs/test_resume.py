@@ -35,6 +35,7 @@ from fampe_fast.runs.records import Item, Journal, Records
 from ..images_for_tests import draw
 from .forked import start
 
+pytestmark = pytest.mark.slow
 COUNT = 4
 SMALL = ["--input-size", "48"]  # half of what the model was trained on
 PATH = ["--views", "0"]  # the model file, a program, has no layers

@@ -49,6 +49,7 @@ def compiled_in_a_process(caches: Path, *arguments: str, **environment: str) -> 
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_compiler_obstacle("cpu") is not None, reason="no C++ compiler here")
 def test_another_process_finds_what_was_saved(tmp_path: Path) -> None:
     saved, caches = tmp_path / "saved", tmp_path / "caches"
