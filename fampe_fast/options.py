@@ -10,7 +10,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +60,13 @@ def read_options(home: str, names: Iterable[str] | None = None) -> tuple[Option,
         LookupError: there is no such module or definition.
     """
     module, _, name = home.partition(":")
-    found = {option.name: option for option in _read(module, name)}
+    found = _options(module, name)
     return tuple(found.values()) if names is None else tuple(found[wanted] for wanted in names)
+
+
+@cache  # a command line's flags ask for the same ones a hundred times
+def _options(module: str, name: str) -> dict[str, Option]:
+    return {option.name: option for option in _read(module, name)}
 
 
 @lru_cache
@@ -105,7 +110,7 @@ def _read(module: str, name: str) -> Iterator[Option]:
     inherited: dict[str, str] = {}
     for base in node.bases:
         if isinstance(base, ast.Name):
-            for option in _read(*_origin(module, base.id)):
+            for option in _options(*_origin(module, base.id)).values():
                 inherited[option.name] = option.help
                 yield option
     for field in node.body:

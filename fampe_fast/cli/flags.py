@@ -99,7 +99,8 @@ def add_shared_flags(
     families = list(dict.fromkeys(holder.family for holder in holders))
 
     def having(name: str) -> list[str]:
-        return [f for f in families if any(h.family == f and h.name in held[name] for h in holders)]
+        found = {holder.family for holder in holders if holder.name in held[name]}
+        return [family for family in families if family in found]
 
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in sorted(held, key=lambda name: -len(having(name))):

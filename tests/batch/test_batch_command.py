@@ -367,6 +367,7 @@ def test_a_request_to_end_says_how_to_go_on(
     assert given["classifier"] is not None
 
 
+@pytest.mark.slow
 def test_what_a_devices_process_says_of_its_end_is_said_in_a_line(
     batch: Callable[..., int], photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_without_random_numbers_it_gives_the_maps_of_this_package(steps: int, sa
     torch.testing.assert_close(maps.float(), expected, rtol=1e-4, atol=2e-6 * float(expected.abs().amax()))
 
 
+@pytest.mark.slow
 def test_with_random_numbers_both_draw_from_the_same_distribution() -> None:
     """Two estimates of one map from 200 samples each: as alike as two of this package's own with other seeds."""
     model, images, target = Smooth(), some_images(1), torch.tensor([1])
@@ -231,6 +232,7 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     assert kept == [*forth, *forth[::-1]] * 2
 
 
+@pytest.mark.slow
 def test_rows_are_handed_over_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run which is ended keeps what it has measured."""
     Clock(monkeypatch)
@@ -258,6 +260,7 @@ def test_memory_is_what_a_call_adds_at_its_peak() -> None:
     assert 30 << 20 < found["peak_bytes"] < 48 << 20
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     plan = Plan(ModelSpec("embedded"), CPU, BUILD, ())
     small = Case(batch=1, side=64, steps=1, samples=2, diversity=False)
@@ -344,6 +347,7 @@ def test_the_model_is_loaded_as_the_command_line_says(given: str, mean: list[flo
     assert model.std.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_tabulates_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("captum")
     assert side_by_side.main(["--dry-run", "--no-memory", "--out", str(tmp_path)]) == 0

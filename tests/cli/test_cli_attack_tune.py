@@ -237,7 +237,7 @@ def test_nothing_is_left_of_a_weak_attack_in_8_bits(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "low", "--eps", "1/999", "--limit", "1"]
-    assert main([*arguments, "--steps", "2", "--save-images", "--out", str(out)]) == DONE
+    assert main([*arguments, "--steps", "2", "--save-images", "--input-size", "64", "--out", str(out)]) == DONE
     assert "8 bits erase an attack" in capsys.readouterr().out
     saved = json.loads((out / "attack.json").read_text())["images"][0]["attacks"]["low"].popitem()[1]["saved"]
     assert saved["largest_change"] == 0
@@ -350,7 +350,7 @@ def test_attack_prints_tables_and_writes_figures(
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "high,low", "--cutoff", "12"]
     arguments += ["--eps", "16/255", "--steps", "4", "--rings", "5", "--transfer-to", str(model_file)]
-    assert main([*arguments, "--save-images", "--out", str(out)]) == SOME_FAILED
+    assert main([*arguments, "--save-images", "--input-size", "64", "--out", str(out)]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
     assert "1 of 4 images failed" in captured.err
@@ -570,6 +570,7 @@ def test_an_interrupted_search_keeps_the_methods_it_finished(
         TunedCutoff.load(out / "cutoffs.json", "linear", "second")
 
 
+@pytest.mark.slow
 def test_tune_prints_curves_and_a_line_that_works(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -578,6 +579,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     out = tmp_path / "my cutoffs"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency,attexplore", "--steps", "1"]
     arguments += ["--samples", "2", "--metric-steps", "3", "--out", str(out), "--loss", "softmax_twice"]
+    arguments += ["--input-size", "64"]
     assert main([*arguments, "--limit", "3"]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "1 of 3 images failed" in captured.err
@@ -602,7 +604,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     # Saliency is tuned with its signs, as the filter gets it; the line shows the maps that were scored.
     from fampe_fast.models import load_classifier
 
-    classifier = load_classifier(str(model_file))
+    classifier = load_classifier(str(model_file), input_size=64)
     best = TunedCutoff.load(out / "cutoffs.json", model, "saliency")
     images = torch.stack([classifier.transform(Image.open(photos / f"object_{k}.png")) for k in range(2)])
     targets = classifier(images).argmax(1)
@@ -617,6 +619,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     assert shown.shape == (3, *images.shape[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 def test_tune_searches_for_the_filter_that_is_named(
     signed: bool, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -627,6 +630,7 @@ def test_tune_searches_for_the_filter_that_is_named(
     out = tmp_path / "tuned"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency", "--metric-steps", "4"]
     arguments += ["--protocol", "per_element", "--out", str(out), *(["--signed"] if signed else [])]
+    arguments += ["--input-size", "64"]
     assert main(arguments) == DONE
     printed = capsys.readouterr().out
     assert f"{'signed filter' if signed else 'FORGrad'}, 3 images, protocol per_element" in printed
@@ -634,7 +638,7 @@ def test_tune_searches_for_the_filter_that_is_named(
     method = "forgrad_signed_saliency" if signed else "forgrad_saliency"
     assert shlex.split(line)[3:5] == ["--method", method]
 
-    classifier = load_classifier(str(model_file))
+    classifier = load_classifier(str(model_file), input_size=64)
     best = TunedCutoff.load(out / "cutoffs.json", classifier.name, "saliency", signed=signed)
     assert (best.signed, best.protocol) == (signed, "per_element")
     with pytest.raises(KeyError):
@@ -759,6 +763,7 @@ def test_labels_that_only_the_model_can_refuse_are_named(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by a signal")
 def test_a_request_to_end_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -815,6 +820,7 @@ def test_bands_are_drawn_with_the_cut_off() -> None:
 # The real model -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_both_run_on_photographs_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -75,6 +75,7 @@ def test_every_flag_says_what_it_is(command: str) -> None:
         assert "--option" not in action.option_strings
 
 
+@pytest.mark.slow
 def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
     pytest.importorskip("captum")
     pytest.importorskip("pytorch_grad_cam")

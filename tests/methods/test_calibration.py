@@ -107,6 +107,7 @@ def test_where_every_layer_is_right_the_defaults_stay() -> None:
     assert got.evaluations == 1 + 3 * 3 + 4 + 4
 
 
+@pytest.mark.slow
 def test_the_evidence_is_collected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     attribute = PathMethod.attribute
@@ -121,6 +122,7 @@ def test_the_evidence_is_collected_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert got.evaluations > 17
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(found: DepthCalibration) -> None:
     for sizes in ([3, 5], [1] * 8):
         got = calibrated(Rolled.misled(), cells(), sizes)

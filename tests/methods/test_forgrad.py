@@ -462,6 +462,7 @@ def test_white_noise_is_flat_and_its_low_pass_is_steep() -> None:
     assert fourier_signature(noise[:0]).shape == (0, 33)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_fampe_s_maps_of_the_real_model_gain_by_the_filter(mobilenet, photographs) -> None:
     """What the paper reports for white-box methods: raw gradients have a flatter spectrum than their filtered maps."""

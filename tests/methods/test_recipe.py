@@ -88,6 +88,7 @@ def run(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_its_own_test_and_those_of_every_method_s_flags_pass(checkout: Path) -> None:
     pytest.importorskip("captum")
     run(
@@ -96,6 +97,7 @@ def test_its_own_test_and_those_of_every_method_s_flags_pass(checkout: Path) -> 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "evaluate", "tune"])
 def test_its_options_are_flags_with_help(command: str, used: tuple[dict[str, str], Path]) -> None:
     text = " ".join(used[0][f"{command} --help"].split())

@@ -406,6 +406,7 @@ def test_nothing_is_compiled_on_a_cpu_unless_asked_for() -> None:
     assert graphs() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_a_model_goes_with_its_graph() -> None:
     model, images = Smooth(), some_images(1)

@@ -883,6 +883,7 @@ def test_end_points_are_the_classifiers_own_probabilities(name: str, mobilenet, 
     assert (own["image"] > 10 * own["fill"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_order_of_all_values_is_the_later_public_code_s_on_the_real_classifier(mobilenet, photographs) -> None:
     images, labels = photographs(2)

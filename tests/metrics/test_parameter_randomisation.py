@@ -341,6 +341,7 @@ def test_no_images_give_no_scores() -> None:
 # In runs --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_scores_in_count_of_any_size_and_refuses_methods_before_work(tmp_path: Path) -> None:
     classifier = load_embedded_classifier()
     paths = sorted(draw(tmp_path / "photos", 3).iterdir())
@@ -361,6 +362,8 @@ def test_a_run_scores_in_count_of_any_size_and_refuses_methods_before_work(tmp_p
 def test_both_commands_measure_it(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = [str(draw(tmp_path / "photos", 2)), "--model", str(model_file), "--steps", "1", "--samples", "1"]
     given += [
+        "--input-size",
+        "64",
         "--views",
         "0",
         "--metric",

@@ -473,6 +473,7 @@ TRANSFORMERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_of_one_size_are_explained_by_every_path_method(name: str) -> None:
     """With random weights: that they run, and that diversified samples have a part in the map."""
@@ -495,6 +496,7 @@ def test_transformers_of_one_size_are_explained_by_every_path_method(name: str) 
         assert maps.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_transformer_of_the_photographs_is_explained(shared_dir: Any) -> None:
     from fampe_fast import load_classifier

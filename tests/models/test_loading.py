@@ -1455,6 +1455,7 @@ class TestDownloads:
             hub_module.url_file((tmp_path / "served-00000000.pth").as_uri(), what="x")
         assert not list((tmp_path / "home").rglob("*.pth"))
 
+    @pytest.mark.slow
     def test_the_real_client_against_a_local_server(self, tmp_path: Path) -> None:
         """Download, then cache, then failure, with the libraries' own clients, in a process of its own."""
         from safetensors.torch import save_file
@@ -1546,6 +1547,7 @@ class TestDownloads:
         assert done.stdout.strip().endswith("all well")
 
 
+@pytest.mark.slow
 def test_importing_is_light() -> None:
     code = (
         "import sys, fampe_fast.models, fampe_fast.images\n"
@@ -1579,6 +1581,7 @@ def labels(shared_dir: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.shared
 class TestRealModel:
+    @pytest.mark.slow
     def test_recorded_probabilities(self, shared_dir: Path, labels: dict[str, dict[str, Any]]) -> None:
         """They were recorded with bilinear resizing, to four decimals: half a unit of the last, and float32's noise."""
         clf = load_classifier(**MODEL, weights=shared_dir / "models" / CHECKPOINT, interpolation="bilinear")
@@ -1594,6 +1597,7 @@ class TestRealModel:
         for label in labels.values():
             assert clf.class_name(label["index"]).split(",")[0].split(" (")[0] == label["name"]
 
+    @pytest.mark.slow
     def test_equal_to_timms_own_pipeline(
         self, shared_dir: Path, mobilenet: Classifier, labels: dict[str, dict[str, Any]]
     ) -> None:

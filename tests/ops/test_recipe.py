@@ -45,6 +45,7 @@ def run_tests(checkout: Path, *paths: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("triton_runs")
 def test_the_recipe_is_enough(checkout: Path) -> None:
     """The new primitive is dispatched, checked as an operator, compiled, measured, and tested by the suite."""
@@ -61,6 +62,7 @@ def test_the_recipe_is_enough(checkout: Path) -> None:
     assert "test_the_real_forms_are_the_reference[blend] PASSED" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("triton_runs")
 def test_a_fault_in_the_new_kernel_is_found(checkout: Path) -> None:
     kernel = checkout / FILES[1]

@@ -646,6 +646,7 @@ def test_bad_contact_sheets_are_refused(arguments, error, words):
         contact_sheet(**{**good, **arguments})
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_page_of_photographs_is_a_small_file(photographs, tmp_path):
     images, labels = photographs(16)
@@ -807,6 +808,7 @@ def test_the_users_rcparams_change_nothing():
         assert draw() == plain
 
 
+@pytest.mark.slow
 def test_importing_is_light_and_pyplot_never_comes(tmp_path):
     script = """
 import json, sys

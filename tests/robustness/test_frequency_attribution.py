@@ -305,6 +305,7 @@ def test_bad_arguments_are_named(call, error: type[Exception], message: str) -> 
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_photographs_on_a_real_model(mobilenet, photographs) -> None:
     """Pixels, bands, rings and coefficients hold the same evidence, and the integral is nearly complete."""
@@ -320,6 +321,7 @@ def test_photographs_on_a_real_model(mobilenet, photographs) -> None:
     assert (found.gap().abs() < 0.1 * (found.score - found.baseline_score).abs()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_bands_add_up_on_every_photograph(mobilenet, photographs) -> None:
     for images, labels in zip(*(part.split(8) for part in photographs(64)), strict=True):

@@ -57,7 +57,8 @@ def photos(tmp_path: Path) -> Path:
     return draw(tmp_path / "photos", 2, seed=11, name="{}.png")
 
 
-QUICK = ["--steps", "1", "--samples", "1", "--views", "0", "--limit", "2"]  # the model file has no layers
+# The model file has no layers, and does not say its size.
+QUICK = ["--steps", "1", "--samples", "1", "--views", "0", "--limit", "2", "--input-size", "64"]
 
 
 def test_evaluate_measures_it(photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

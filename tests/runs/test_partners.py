@@ -72,6 +72,7 @@ def scores_of(result: Comparison) -> list[float]:
     return result.scores["squares"].values["grid_pointing"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_library_in_every_batch_and_order(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_without_labels_the_model_s_choices_are_the_classes(
     assert scores_of(result) == scores_of(labelled)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_used_again_beside_the_same_files_alone(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_what_is_finished_is_used_again_beside_the_same_files_alone(
     assert (asked, relabelled.earlier) == (2 * COUNT, 0)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_partners(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_an_unreadable_file_is_no_partner_and_costs_no_other_image(
     assert scores_of(result) == scores_of(without)
 
 
+@pytest.mark.slow
 def test_an_image_that_fails_costs_itself_and_stays_a_partner(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -195,6 +199,7 @@ def test_native_cells_that_the_model_does_not_take_are_refused_before_work(photo
     assert len(result.paths) == COUNT
 
 
+@pytest.mark.slow
 def test_both_commands_play_it(
     photos: list[Path], model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

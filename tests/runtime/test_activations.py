@@ -187,6 +187,7 @@ def test_families_of_timm_have_their_last_spatial_layer(name: str) -> None:
     assert (last.name, last.layout) == (expected, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "last"), [("vgg11", "avgpool"), ("swin_t", "permute"), ("vit_b_16", None)])
 def test_families_of_torchvision_have_their_last_spatial_layer(name: str, last: str | None) -> None:
     model = with_head(torchvision.models.get_model(name, weights=None))
@@ -243,6 +244,7 @@ def test_a_function_has_no_layers_names() -> None:
         named_activations(lambda x: x.mean((2, 3)), torch.rand(1, 3, 16, 24), ["first"])
 
 
+@pytest.mark.slow
 def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
     net, images = Net().eval(), torch.rand(2, 3, 16, 24)
     compiled = torch.compile(net, backend="eager")

@@ -45,6 +45,7 @@ def saved(folder: Path, answer: dict) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_answer_is_computed_again_to_the_bit(service: Running, tmp_path: Path) -> None:
     image = photo(1)
     whole = saved(tmp_path, service.explain(image, QUERY).json)
@@ -141,6 +142,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, content: str, words: str) 
         read_record(path)
 
 
+@pytest.mark.slow
 def test_the_command_serves_and_verifies(model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """The whole way of an auditor, with the commands alone."""
     import multiprocessing

@@ -21,6 +21,7 @@ from fampe_fast.serve.settings import ServiceSettings, retry_after, service_name
 from .running import JSON, PATH, a_classifier, encoded, instances, photo, running
 
 
+@pytest.mark.slow
 def test_a_chunk_that_does_not_fit_is_halved_and_a_reproducible_map_is_not_made_of_another(tmp_path: Path) -> None:
     with running(tmp_path, methods={"fampe": {}, "attexplore": {"steps": 2, "samples": 8}}, most=3) as service:
         query = "method=attexplore"

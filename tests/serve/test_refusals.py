@@ -155,6 +155,7 @@ def test_a_refused_body_does_not_end_the_connection(service: Running) -> None:
     assert service.explain(photo(), connection=connection).code == 200
 
 
+@pytest.mark.slow
 def test_the_queue_is_full_before_a_body_is_read(tmp_path: Path) -> None:
     with running(tmp_path, methods={"fampe": {}}, queue=2, batch_size=1, deadline=60.0) as service:
         service.hold()
@@ -178,6 +179,7 @@ def test_the_queue_is_full_before_a_body_is_read(tmp_path: Path) -> None:
         assert service.explain(photo()).code == 200
 
 
+@pytest.mark.slow
 def test_a_deadline_that_passes_costs_the_device_nothing(tmp_path: Path) -> None:
     with running(tmp_path, methods={"fampe": {}}, batch_size=1, deadline=0.5) as service:
         service.hold()
@@ -194,6 +196,7 @@ def test_a_deadline_that_passes_costs_the_device_nothing(tmp_path: Path) -> None
         assert service.metric("fampe_batch_images_sum") == 2  # the one it was held with, and the last one
 
 
+@pytest.mark.slow
 def test_slow_senders_are_ended_and_others_are_answered_meanwhile(service: Running) -> None:
     starts = [b"", b"POST ", f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-A: ".encode()]
     streams = [service.socket() for _ in range(300)]
@@ -214,6 +217,7 @@ def test_slow_senders_are_ended_and_others_are_answered_meanwhile(service: Runni
             stream.close()
 
 
+@pytest.mark.slow
 def test_a_connection_that_was_answered_does_not_wait_for_ever(service: Running) -> None:
     with service.socket() as stream:
         stream.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
