@@ -19,8 +19,10 @@ from fampe_fast.engine.schedule import Schedule
 from fampe_fast.engine.targets import Targets
 from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency import two_scale_map
+from fampe_fast.reference.band_mix import band_mix
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
 from fampe_fast.reference.radial_mask import SHAPES
+from fampe_fast.testing import assert_as_accurate
 
 from ..models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 
@@ -227,6 +229,23 @@ def test_the_two_cpu_backends_give_the_same_samples_to_the_bit(monkeypatch: pyte
             monkeypatch.setenv("FAMPE_FAST_BACKEND", name)
             drawn.append(draw(sampler, images, [0, 1], [(0, 0), (1, 5)], 2))
         assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
+
+
+@pytest.mark.parametrize("size", [(31, 45), (224, 224)])
+def test_samples_are_as_accurate_as_those_divided_after_the_transform(size: tuple[int, int], backend: str) -> None:
+    """The error rule: against the mix and its transform in double precision, the factor 1/HW in its usual place."""
+    images, config = some_images(2, 3, *size), FAMPEConfig()
+    sampler = BandMixSampler(config)
+    drawn = torch.stack(list(draw(sampler, images, [7, 8], [(0, 0), (1, 1)], 2).values()))
+    rows = torch.arange(2)
+    weights = torch.tensor([[*config.band_weights(), config.sigma]]).expand(2, -1)
+    cutoff = sampler.prepare(images, torch.fft.rfft2(images)).cutoff
+
+    def divided_after(spectrum: Tensor) -> Tensor:
+        mixed = band_mix(spectrum, cutoff, weights, rows + 7, rows, rows, torch.tensor(3), torch.tensor(2), size[1])
+        return torch.fft.irfft2(mixed, s=size)
+
+    assert_as_accurate(drawn, divided_after(torch.fft.rfft2(images)), divided_after(torch.fft.rfft2(images.double())))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
