@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive (image, sample) pairs, sample by sample; all diversified, or none."""
+    """Consecutive (image, sample) pairs, image by image; all diversified, or none."""
 
     image_index: Tensor
     """(P,) int64, position of the image in the batch."""

@@ -270,16 +270,18 @@ def test_chunks_cover_every_pair_once_in_order(diversity: bool) -> None:
             places = draw_placements(2, step + 1, 6, 32, 40)[step] if diversity else [None] * 6
             assert int(schedule.step_number(step)) == step
             assert schedule.step_number(step).data_ptr() % 16 == 0  # other addresses cost a GPU another compilation
-            order = [n for n in range(6) if places[n] is None] + [n for n in range(6) if places[n] is not None]
-            for size in (1, 2, 5, 100):
+            plain, diverse = ([n for n in range(6) if (places[n] is None) == wanted] for wanted in (True, False))
+            for size in (1, 2, 4, 5, 100):
                 seen = []
                 for image_index, samples, placements in schedule.chunks(step, size):
                     assert 0 < len(samples) <= size
+                    for rows in (image_index, samples) if size % 2 == 0 else ():
+                        assert rows.data_ptr() % 16 == 0  # as above
                     for p, number in enumerate(samples.tolist()):
                         place = places[number]
                         assert place == (None if placements is None else tuple(placements[p].tolist()))
                     seen += list(zip(samples.tolist(), image_index.tolist(), strict=True))
-                assert seen == [(number, image) for number in order for image in range(batch)]
+                assert seen == [(n, image) for kind in (plain, diverse) for image in range(batch) for n in kind]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -32,7 +32,8 @@ pytestmark = [
 AT_LEAST = {
     "kernels/test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
-    "kernels/test_memory_traffic.py": 27,
+    "kernels/test_memory_traffic.py": 29,
+    "kernels/test_step_traffic.py": 1,
     "kernels/test_large_offsets.py": 14,
     "testing/test_equivalence.py": 160,
 }
@@ -45,6 +46,7 @@ AT_LEAST = {
         ("kernels/test_kernels.py", "sm_90"),
         ("test_backends_end_to_end.py", "sm_90"),
         ("kernels/test_memory_traffic.py", "sm_90"),
+        ("kernels/test_step_traffic.py", "sm_90"),
         ("kernels/test_large_offsets.py", "sm_90"),
         ("testing/test_equivalence.py", "sm_90"),
         ("testing/test_equivalence.py", "sm_80,-1"),
