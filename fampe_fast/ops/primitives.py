@@ -195,11 +195,22 @@ def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor
         return rows @ values @ columns.T
 
 
-@operator(lambda spectrum, width: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real()))
-def irfft2(spectrum: Tensor, width: int) -> Tensor:
+@operator(
+    lambda spectrum, width, norm: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real())
+)
+def irfft2(spectrum: Tensor, width: int, norm: str = "backward") -> Tensor:
     """Transform half spectra (..., H, W//2+1), complex, back to images (..., H, W); not differentiable.
 
     ``torch.fft.irfft2`` as an operator, because older torch cannot trace its own with dynamic shapes.
+
+    Args:
+        spectrum: (..., H, W//2+1), complex.
+        width: W.
+        norm: ``backward`` divides by HW; ``forward`` does not, and on a GPU saves a launch that reads and writes all
+            pixels.
+
+    Returns:
+        (..., H, W), real.
     """
-    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width))
+    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width), norm=norm)
     return images
