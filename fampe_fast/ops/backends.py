@@ -29,6 +29,9 @@ NO_TRITON = "the package triton is not installed: pip install triton (torch for 
 PLUGINS = "fampe_fast.backends"
 OPS: dict[str, str] = {}
 """Each primitive and the file that contains it, in ``reference`` and in ``kernels``; ``primitives`` fills it."""
+FLOAT64: list[str] = []
+"""Primitives that compute in float64, in the reference and in the kernels; ``primitives`` fills it. Masks in the shape
+of a disc do, too."""
 
 Implementation = Callable[..., Any]
 
@@ -47,10 +50,6 @@ class Backend:
     load: Callable[[str], Implementation | None]
     obstacle: Callable[[torch.device], str | None]
     automatic: Callable[[str], bool]
-
-
-FLOAT64 = ("combine_layers", "energy_cutoff", "gradient_step")
-"""Primitives that compute in float64, in the reference as in the kernels; masks in the shape of a disc do, too."""
 
 
 def lacks_float64(device: torch.device) -> bool:
@@ -235,7 +234,7 @@ def _choice(wanted: str, device: torch.device, interpret: str | None) -> tuple[s
         if reason is None:
             why = [f"the default for {device.type} tensors", *passed_over]
             if lacks_float64(device):
-                why.append(f"it has no float64, so the CPU computes {', '.join(FLOAT64)} and masks of a disc")
+                why.append(f"it has no float64, so the CPU computes {', '.join(sorted(FLOAT64))} and masks of a disc")
             return backend.name, "; ".join(why)
         passed_over.append(f"{backend.name} cannot run: {reason}")
     raise AssertionError("the reference runs on every device")
