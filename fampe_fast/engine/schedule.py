@@ -20,18 +20,18 @@ class Schedule:
 
     Attributes:
         size: height and width of the images, in pixels.
-        device: where the samples are computed.
+        device: device of the samples.
     """
 
     def __init__(self, config: PathConfig, batch: int, height: int, width: int, device: torch.device) -> None:
         """Draw the placements of all steps.
 
         Args:
-            config: of the path.
+            config: configuration of the path.
             batch: B.
             height: H of the images.
             width: W of the images.
-            device: where the samples are computed.
+            device: device of the samples.
         """
         self.size = height, width
         self._batch = batch
