@@ -36,7 +36,7 @@ def scene(device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
 def few_programs(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after the other: long ones, then, which changes no bit."""
     if interpreted:
-        monkeypatch.setattr("fampe_fast.kernels.launch.ENOUGH_PROGRAMS", 1)
+        monkeypatch.setattr("fampe_fast.kernels.launch.MULTIPROCESSORS", 1)
         monkeypatch.setattr("fampe_fast.kernels.gradient_step.ENOUGH_PROGRAMS", 1)
 
 
@@ -63,6 +63,7 @@ def assert_alike(expected: Any, got: Any, correlation: float, scale: float) -> N
     torch.testing.assert_close(got[1].gradient_scale, expected[1].gradient_scale, rtol=scale, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FAMPE, published, AttEXplore])
 def test_maps_are_those_of_the_reference(method: Any, scene, on_both) -> None:
     clf, images, targets = scene

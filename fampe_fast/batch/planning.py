@@ -1,4 +1,4 @@
-"""Make a plan for a model and a method, and find the method of a plan again."""
+"""Make a plan for a model and a method, and make the method of a plan."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def make_plan(
     internal_batch_size: int | None = None,
     **settings: Any,
 ) -> Plan:
-    """Make a plan without its rows; an image of noise is explained, to see whether it can be and what its map is like.
+    """Make a plan without its rows; explain an image of noise, to check the method and find the shape of its maps.
 
     Args:
         classifier: the model, on its device.
-        model: what ``classifier`` was loaded from.
-        method: its name.
-        options: of ``create_method``.
-        sources: as of ``list_rows``.
-        internal_batch_size: samples per model pass; None for 8 on a CPU, and what fits into the free memory elsewhere.
-        **settings: the fields of ``Plan`` that are to be others than their defaults: ``target``, ``sample``, ``seed``,
+        model: the arguments with which ``classifier`` was loaded.
+        method: name of the method.
+        options: options of ``create_method``.
+        sources: as for ``list_rows``.
+        internal_batch_size: samples per model pass; None for 8 on a CPU, and as many as fit into memory elsewhere.
+        **settings: values for the fields of ``Plan`` that differ from their defaults: ``target``, ``sample``, ``seed``,
             ``rows_per_shard``, ``batch_size``, ``threads`` (default: as many as torch has now), ``map_dtype``,
             ``overlay``, ``max_pixels``, ``max_bytes``, ``rows_per_piece``.
 
@@ -103,31 +103,32 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
     """Make the method of a plan for its model.
 
     Args:
-        plan: what is to be explained.
-        classifier: loaded from ``plan.model``.
+        plan: the plan.
+        classifier: the classifier, loaded from ``plan.model``.
 
     Raises:
-        ValueError: the model is another than the plan was made with, or the method's settings are, as where a file of
-            calibrations has changed; the message names both. Warns (``FampeWarning``) where this process allows tf32
-            otherwise than the one that made the plan.
+        ValueError: the model or the method's settings differ from the plan's, for example because a file of
+            calibrations has changed; the message names both.
+
+    Warns (``FampeWarning``) if this process allows tf32 differently from the one that made the plan.
     """
     identity = identity_of(classifier)
     if identity["fingerprint"] != plan.identity["fingerprint"]:
         raise ValueError(
-            f"the model is not the one that was planned: {plan.identity['model']} has the fingerprint "
+            f"the model is not the planned one: {plan.identity['model']} has the fingerprint "
             f"{plan.identity['fingerprint']} in the plan, and {identity['model']} has {identity['fingerprint']} now"
         )
     method = create_method(plan.method, classifier, **plan.options)
     now = json.loads(json_text(everything_of(method, classifier)))
     if now != plan.everything:
         changed = differences(plan, replace(plan, everything=now))
-        raise ValueError(f"the method's settings are not those that were planned: {'; '.join(changed)}")
+        raise ValueError(f"the method's settings are not the planned ones: {'; '.join(changed)}")
     device = classifier.mean.device
     here = settled_precision(_precision_of(method), device)
     if here != plan.precision and device.type == plan.device:
         warn(
-            f"the plan was made where the model's passes are in {plan.precision}, and in this process they are in "
-            f"{here}, which changes the maps: set torch.backends as they were, or plan with precision='fp32'"
+            f"the plan was made for passes in {plan.precision}, and in this process they are in {here}, which changes "
+            "the maps: set torch.backends as they were, or make the plan with precision='fp32'"
         )
     return method
 

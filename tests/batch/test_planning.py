@@ -78,7 +78,7 @@ def test_a_plan_finds_the_shape_of_the_maps_and_its_method_again(
 
 def test_a_process_that_rounds_otherwise_is_warned_of(classifier: Classifier, tmp_path: Path) -> None:
     plan = carried_out(planned(classifier), tmp_path)
-    with pytest.warns(FampeWarning, match=r"passes are in tf32, and in this process they are in fp32, which changes"):
+    with pytest.warns(FampeWarning, match=r"passes in tf32, and in this process they are in fp32, which changes"):
         method_of(replace(plan, precision="tf32"), classifier)
     method_of(replace(plan, precision="tf32", device="cuda"), classifier)  # on another device all bits are others
 
@@ -88,16 +88,14 @@ def test_another_model_is_refused_with_both_fingerprints(classifier: Classifier,
     other = load_embedded_classifier()
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
-    with pytest.raises(
-        ValueError, match=rf"not the one that was planned: .*{plan.identity['fingerprint']} in the plan"
-    ):
+    with pytest.raises(ValueError, match=rf"not the planned one: .*{plan.identity['fingerprint']} in the plan"):
         method_of(plan, other)
 
 
 def test_other_settings_of_the_method_are_refused(classifier: Classifier, tmp_path: Path) -> None:
     plan = carried_out(planned(classifier, "random_map", {"seed": 3}), tmp_path)
     with pytest.raises(
-        ValueError, match=r"settings are not those that were planned: everything\.config\.seed: 3 there, 4 now"
+        ValueError, match=r"settings are not the planned ones: everything\.config\.seed: 3 there, 4 now"
     ):
         method_of(replace(plan, options={"seed": 4}), classifier)
 

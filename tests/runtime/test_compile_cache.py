@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from benchmarks import ROOT
 from fampe_fast.cli import DONE, UNUSABLE, main
 from fampe_fast.errors import FampeWarning
 from fampe_fast.files import mark_of
+from fampe_fast.methods.warmup import WarmUp
 from fampe_fast.models.embedded import load_embedded_classifier
 from fampe_fast.ops.backends import _compiler_obstacle
 from fampe_fast.runtime import compile_cache
+from fampe_fast.runtime.chunking import are_pinned
 from fampe_fast.runtime.compilation import Compiled
 
 COMPILE = """
@@ -37,7 +40,7 @@ print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name i
 
 
 def compiled_in_a_process(caches: Path, *arguments: str, **environment: str) -> dict[str, int]:
-    """Compile a layer where torch's cache folder is empty, and count what torch found in its caches."""
+    """Compile a layer with torch's caches in this folder, and count what torch found in them."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, *arguments],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(caches), "PYTHONPATH": str(ROOT), **environment},
@@ -48,16 +51,25 @@ def compiled_in_a_process(caches: Path, *arguments: str, **environment: str) -> 
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_compiler_obstacle("cpu") is not None, reason="no C++ compiler here")
 def test_another_process_finds_what_was_saved(tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
-    assert compiled_in_a_process(tmp_path / "first", str(saved)) == {"hit": 0, "miss": 1}
+    saved, caches = tmp_path / "saved", tmp_path / "caches"
+
+    def without_graphs(name: str) -> Path:
+        """Copy torch's caches but for those of graphs: a C++ compiler need not translate the same program again."""
+        graphs = shutil.ignore_patterns("fxgraph", "aotautograd")
+        return shutil.copytree(caches, tmp_path / name, ignore=graphs)
+
+    assert compiled_in_a_process(caches, str(saved)) == {"hit": 0, "miss": 1}
+    assert (caches / "fxgraph").is_dir()
     assert mark_of(saved).kind == "compile cache"
     loading = {compile_cache.VARIABLE: str(saved)}
     # What was loaded can be saved again.
     again = tmp_path / "again"
-    assert compiled_in_a_process(tmp_path / "third", str(again), **loading) == {"hit": 1, "miss": 0}
-    assert compiled_in_a_process(tmp_path / "fourth", FAMPE_FAST_COMPILE_CACHE=str(again)) == {"hit": 1, "miss": 0}
+    assert compiled_in_a_process(without_graphs("third"), str(again), **loading) == {"hit": 1, "miss": 0}
+    loading = {"FAMPE_FAST_COMPILE_CACHE": str(again)}
+    assert compiled_in_a_process(without_graphs("fourth"), **loading) == {"hit": 1, "miss": 0}
 
 
 def content(**others: str) -> bytes:
@@ -84,7 +96,7 @@ def test_a_file_of_no_use_costs_a_warning(
         path.write_bytes(written)
     monkeypatch.setenv(compile_cache.VARIABLE, str(path))
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    with pytest.warns(FampeWarning, match=f"is of no use, and all is compiled here: .*{reason}"):
+    with pytest.warns(FampeWarning, match=f"is not used, and everything is compiled here: .*{reason}"):
         assert Compiled(lambda value: value + 1, "a sum")(2) == 3
     assert Compiled(lambda value: value + 1, "a sum")(2) == 3  # silently from then on
 
@@ -115,3 +127,23 @@ def test_the_command_compiles_and_saves(
     (tmp_path / "theirs").touch()
     assert main([*words, "--save", str(tmp_path / "theirs")]) == UNUSABLE
     assert "was not written by fampe_fast" in capsys.readouterr().err
+
+
+def test_code_that_is_saved_is_that_of_runs_that_record_their_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The workers of ``batch`` load it, which compile without CUDA graphs whatever a measurement favours."""
+    pinned: list[bool] = []
+
+    def warmed_up(method: object, **sizes: object) -> WarmUp:
+        pinned.append(are_pinned())
+        return WarmUp(1, (), 1, 0.5, decisions=("CUDA graphs: not used for anything",))
+
+    monkeypatch.setattr("fampe_fast.cli.model_and_methods.classifier_of", Known())
+    monkeypatch.setattr("fampe_fast.methods.warmup.warmup", warmed_up)
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"torch's", None))
+    for words in ([], ["--save", str(tmp_path / "saved")]):
+        assert main(["warmup", "--passes", "1", *words]) == DONE
+        assert capsys.readouterr().out == "compiled 1 graph in 0.5 s\nCUDA graphs: not used for anything\n"
+    assert pinned == [False, True]
+    assert not are_pinned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..arguments import add_batches, add_model, add_one_method
@@ -12,15 +13,15 @@ from ..flags import add_method_flags
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
-        "warmup", help="compile a method for a model, and save what was compiled for other processes"
+        "warmup", help="compile a method for a model, and save the compiled code for other processes"
     )
     add_one_method(parser)
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FILE",
-        help="write what torch has compiled; processes of the same versions and device load it where "
-        "FAMPE_FAST_COMPILE_CACHE names it. It is a program: let them load only files that you have made",
+        help="write the compiled code to a file; processes with the same versions and device load it if "
+        "FAMPE_FAST_COMPILE_CACHE names it. The file is a program: load only files that you have made yourself",
     )
     add_model(parser)
     add_batches(parser)
@@ -29,10 +30,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compile, save, and say what was compiled."""
+    """Compile and save a method, and print what was compiled."""
     from ...files import Output
     from ...methods.registry import create_method
     from ...methods.warmup import warmup
+    from ...runtime.chunking import pinned_chunks
     from ...runtime.compile_cache import KIND, save_compile_cache
     from .. import DONE
     from ..model_and_methods import check_all_outputs, classifier_of, options_by_method
@@ -42,12 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.save is not None:
         check_all_outputs(arguments, [Output(arguments.save, KIND)], [])
     classifier = classifier_of(arguments)
-    found = warmup(
-        create_method(arguments.method, classifier, **options),
-        batch=arguments.batch_size,
-        channels=classifier.channels,
-        internal_batch_size=arguments.internal_batch_size,
-    )
+    # Runs that record their chunk load the file: they compile without CUDA graphs.
+    with nullcontext() if arguments.save is None else pinned_chunks():
+        found = warmup(
+            create_method(arguments.method, classifier, **options),
+            batch=arguments.batch_size,
+            channels=classifier.channels,
+            internal_batch_size=arguments.internal_batch_size,
+        )
     for line in (str(found), *found.decisions):
         console().print(line, soft_wrap=True, highlight=False, markup=False)
     if arguments.save is not None:
