@@ -1,7 +1,7 @@
-"""Add rows of gradients to their images, without atomics: a program owns a stretch of an image and walks the rows.
+"""Add rows of gradients to their images without atomics: each program owns a range of pixels and loops over the rows.
 
 Read per row: its image's number, from cache, and only where it matches the gradient. So each gradient is read once and
-each image read and written once, and the rows are added in ascending order: the same to the bit from run to run.
+each image read and written once, and the rows are added in ascending order: bitwise the same from run to run.
 """
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.

@@ -1,17 +1,17 @@
-"""Mix the bands in one kernel, random numbers, symmetry and masks included: read X, write Y, touch nothing else.
+"""Mix the bands in one kernel, with random numbers, symmetry and masks: read X, write Y, no other memory traffic.
 
 Counted in sm_90 machine code (``benchmarks/kernels/compile_kernels.py``) the kernel is about as much arithmetic as it
-is memory traffic, so every instruction per coefficient and sample counts. These keep them few:
+is memory traffic, so every instruction per coefficient and sample counts. Three choices reduce their number:
 
-- Everything that depends on the coefficient alone (frequencies, radius, Hermitian twin) is computed once per program,
-  and what depends on the image besides (masks, the six weights) once per image; the loop over samples holds only the
+- Whatever depends only on the coefficient (frequencies, radius, conjugate partner) is computed once per program,
+  and whatever also depends on the image (masks, the six weights) once per image; the loop over samples has only the
   generator, four conversions, four fused multiply-adds and two multiplications.
 - The mix is rewritten for that: with ``base = g0 + L*aL + Hi*aH`` the gain is ``base + (L*bL)*xiL + (Hi*bH)*xiH``. It
   rounds less often than the reference and in other places: equal random words, values within a few ulp of the plane's
   largest.
-- A complex number travels as one 64-bit integer, two of them in one 16-byte access. No layout but this one, the first
-  axis of a block inside a thread, spares the exchange between threads; when H * (W//2+1) is odd every other plane
-  starts 8 bytes off, and accesses have 8 bytes.
+- A complex number is loaded as one 64-bit integer, two of them in one 16-byte access. Only this layout, with the first
+  axis of a block inside a thread, needs no exchange between threads; when H * (W//2+1) is odd every other plane
+  starts 8 bytes off, and accesses are 8 bytes wide.
 """
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
@@ -49,7 +49,7 @@ def _band_mix(
     rows,  # P
     stride,  # a program takes the rows p, p + stride, p + 2*stride, ...
     run,  # ... this many of them
-    low_byte,  # LOW_BYTE, see there
+    low_byte,  # LOW_BYTE, explained in philox.py
     weight_stride,
     channels,
     height,
@@ -108,7 +108,7 @@ def _band_mix(
     for _ in range(tl.minimum(run, tl.cdiv(rows - first, stride))):
         wanted = tl.load(image_index_ptr).to(tl.int32)
         if wanted != image:
-            # Once per image: the spectrum and what the masks make of the weights.
+            # Once per image: the spectrum, and the weights times the masks.
             image = wanted
             where = image.to(tl.int64)
             name = tl.load(image_ids_ptr + where).to(tl.uint32)

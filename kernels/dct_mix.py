@@ -1,6 +1,6 @@
-"""Simulate spectra as AttEXplore does, in one kernel: read D from cache, write Y, touch nothing else.
+"""Simulate spectra as AttEXplore does, in one kernel: read D from cache, write Y, no other memory traffic.
 
-The baseline that FAMPE is measured against runs on a kernel too. No symmetry and no mask here: what is left is the
+The baseline that FAMPE is compared with also runs on a kernel. It has no symmetry and no mask, so most of it is the
 generator, of whose four words two are used, so that the numbers are those of the reference.
 """
 

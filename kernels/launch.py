@@ -1,4 +1,4 @@
-"""Launch kernels: the device guard, the launch, and the cutting of work that every host side shares."""
+"""Launch kernels: device guard, launch, and the division of work into programs that all wrappers share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Programs that keep the largest of today's GPUs busy: about 150 multiprocessors, a handful of programs on each, a few
-# waves of them so that the last one weighs little. Only speed depends on it.
+# waves of them so that a partly filled last one costs little. Only speed depends on it.
 ENOUGH_PROGRAMS = 4096
 
 WIDEST_ACCESS = 16
@@ -21,7 +21,7 @@ LAUNCHED: defaultdict[str, set[Any]] = defaultdict(set)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Make the tensor's device current: Triton launches on the current one, whatever the pointers say."""
+    """Make the tensor's device current: Triton launches on the current device, wherever the tensors are."""
     if tensor.device.type in ("cpu", "meta"):
         return nullcontext()
     guard: AbstractContextManager[Any] = getattr(torch, tensor.device.type).device(tensor.device)
@@ -31,9 +31,9 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
 def launch(kernel: Any, programs: int, *arguments: Any, like: Tensor, warps: int, **constants: Any) -> None:
     """Run ``programs`` programs of a kernel on the device of ``like``; without work there is no launch.
 
-    ``enable_fp_fusion=False``: the compiler contracts no multiplication and addition. Where a fused one is wanted
-    the kernel says ``tl.fma``. So results do not depend on the compiler: the interpreter, the GPUs of two vendors and
-    the next compiler round alike.
+    ``enable_fp_fusion=False``: the compiler fuses no multiplication and addition. Where a fused one is wanted
+    the kernel calls ``tl.fma``. So results do not depend on the compiler: the interpreter, GPUs of two vendors and
+    later compilers round the same way.
 
     Raises:
         ValueError: a tensor lies on another device (a kernel would follow its pointer all the same).
@@ -63,7 +63,7 @@ def block_of(group: int, warps: int) -> int:
 
 
 class Deal(NamedTuple):
-    """Rows dealt to programs, so that a program meets one image where the image runs fastest."""
+    """Rows assigned to programs, so that a program has rows of one image only where the image index runs fastest."""
 
     stride: int
     """A program takes the rows p, p + stride, p + 2 * stride, ..."""
@@ -74,7 +74,7 @@ class Deal(NamedTuple):
 
 
 def deal_rows(rows: int, batch: int, programs_per_row: int, run: int | None) -> Deal:
-    """Deal ``rows`` rows of ``batch`` images; ``run`` None for as many per program as keep the GPU busy."""
+    """Assign ``rows`` rows of ``batch`` images to programs; ``run`` None for as many each as keep the GPU busy."""
     stride = min(batch, rows)
     per_start = -(-rows // max(stride, 1))  # rows that lie `stride` apart
     run = run or run_length(per_start, programs_per_row * stride)

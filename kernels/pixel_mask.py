@@ -95,7 +95,7 @@ def _pixel_mask(
         channel * finish_channel.to(tl.int64) + row * finish_row.to(tl.int64) + column * finish_column.to(tl.int64)
     )
 
-    # Said so that the compiler sees what it is divisible by.
+    # Written this way so that the compiler sees the divisor.
     plane = pixels // GROUP * GROUP if WHOLE_GROUPS and not CHANNELS_LAST else pixels
     image = tl.full((), -1, tl.int32)
     # [GROUP, BLOCK // GROUP]
@@ -170,7 +170,7 @@ def pixel_mask(
         device=start.device,
         memory_format=memory_format,
     )
-    bits = _BITS[start.element_size()]  # values are only moved, so their bits do, whatever they stand for
+    bits = _BITS[start.element_size()]  # values are only copied, so any type of the same width works
     group = widest(count, out)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)

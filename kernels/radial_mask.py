@@ -1,4 +1,4 @@
-"""Compute radial masks: in device functions for the mix, and in a kernel of its own."""
+"""Compute radial masks: device functions that the mix uses, and a separate kernel."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -16,7 +16,7 @@ from .radius import scaled_radius, signed_frequency, squared_radius
 
 @triton.jit
 def mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE: tl.constexpr):
-    """Compute the squared radius as ``low_pass`` takes it: for a disc times long^2, in float64."""
+    """Compute the squared radius as ``low_pass`` expects it: for a disc, multiplied by long^2, in float64."""
     if SHAPE == "disc":
         squared = scaled_radius(frequency, column, height, width)
     else:
@@ -28,7 +28,7 @@ def mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE
 def low_pass(squared, cutoff, height, width, SHAPE: tl.constexpr):
     """Compute the mask of a squared radius (see ``mask_radius``) and a scalar cut-off.
 
-    Disc and Butterworth, whose operations are all rounded exactly, are the reference's to the bit.
+    Disc and Butterworth, whose operations are all rounded exactly, are bitwise equal to the reference.
 
     The Gaussian is one multiplication and one exp2 for each squared: 2^x instead of e^x saves a multiplication; the
     reference divides each squared radius, here the scalar is divided, so the exponent x carries one more rounding. That

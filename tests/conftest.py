@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -8,11 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the tests run side by side; two processes with two threads each would wait for each other
+# The tests run side by side: processes with a thread for each core would wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes to share its work
 
 if not torch.cuda.is_available():
     # Before anything imports triton: the kernels then run on CPU tensors, slowly, through its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test ``fast`` that is not marked ``slow``."""
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is there by now: models that are loaded ask for it, a second each time."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = "mobilenetv2_100_same.imagenet.safetensors"

@@ -63,6 +63,7 @@ def assert_alike(expected: Any, got: Any, correlation: float, scale: float) -> N
     torch.testing.assert_close(got[1].gradient_scale, expected[1].gradient_scale, rtol=scale, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FAMPE, published, AttEXplore])
 def test_maps_are_those_of_the_reference(method: Any, scene, on_both) -> None:
     clf, images, targets = scene

@@ -33,6 +33,7 @@ def run(code: str, cwd: Path | None = None, **environment: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_heavy_and_touches_no_device() -> None:
     heavy = run("""
         import sys, fampe_fast, fampe_fast.cli
@@ -50,6 +51,7 @@ def test_the_bare_package_does_not_even_load_torch() -> None:
     assert run("import sys, fampe_fast; print('torch' in sys.modules)").strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "passes=10, compile='off'"])
 def test_a_map_on_a_cpu_loads_no_compiler(options: str) -> None:
     """Which takes longer than the map; the reference mixes the samples, for the CPU's own backend is compiled."""
@@ -121,6 +123,7 @@ def files_of(archive: Path) -> set[str]:
         return {member.name.partition("/")[2] for member in content if member.isfile()}
 
 
+@pytest.mark.slow
 def test_wheel_and_sdist_hold_the_same_files_with_and_without_links(
     distributions: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def links_of(path: Path) -> list[Path]:
     return [parent for parent in path.parents if parent.is_symlink()]
 
 
+@pytest.mark.slow
 def test_a_checkout_without_links_works(tmp_path: Path) -> None:
     source = copy_of_the_checkout(tmp_path, links=False)
     output = run(
@@ -171,6 +175,7 @@ def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_n
     assert wheel.stat().st_size < 1.5 * 2**20  # a third of it is the weights
 
 
+@pytest.mark.slow
 def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     subprocess.run(
@@ -207,6 +212,7 @@ def test_a_checkout_works_where_another_copy_is_installed() -> None:
     assert [Path(file).resolve().parent for file in output] == [ROOT / name for name in folders]
 
 
+@pytest.mark.slow
 def test_a_checkout_offers_no_other_folder_as_part_of_the_package() -> None:
     output = run(
         """
@@ -285,6 +291,7 @@ NOT_INSTALLED = "import sys; sys.modules['triton'] = None"
 """Importing it then raises what it raises where it is not installed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -301,6 +308,7 @@ def test_no_command_needs_triton(words: list[str], model_file: Path, tmp_path: P
     run(code, tmp_path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
 
 
+@pytest.mark.slow
 def test_the_triton_backend_says_what_to_install_where_it_is_missing(tmp_path: Path) -> None:
     code = f"{NOT_INSTALLED}; from fampe_fast.cli import main; sys.stderr = sys.stdout; assert main(['demo']) == 2"
     said = run(code, tmp_path, PYTHONPATH=str(ROOT), FAMPE_FAST_BACKEND="triton", TRITON_INTERPRET="1")

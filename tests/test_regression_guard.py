@@ -371,6 +371,7 @@ def test_the_memory_counter_counts() -> None:
     assert 3 * 4000 > peak_bytes(call) >= 2 * 4000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_grows_with_the_chunk_and_not_with_steps_and_samples(method: type) -> None:
     model, images = Smooth(), some_images(2)
@@ -391,6 +392,7 @@ def test_memory_grows_with_the_chunk_and_not_with_steps_and_samples(method: type
 # Compilation ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_number_of_the_configuration_compiles_anything_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three graphs for all, of samples with and without input diversity, and of the depths.
 
@@ -456,6 +458,7 @@ def test_kernel_launches_per_step(monkeypatch: pytest.MonkeyPatch, device: torch
     assert 0 < diverse["diversify"] == diverse["diversify_adjoint"] < diverse["accumulate"] == diverse["band_mix"]
 
 
+@pytest.mark.slow
 def test_instructions_per_element() -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     from benchmarks.kernels.sizes import USUAL

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel ahead of time, without a GPU, and read from the machine code what it costs.
+"""Compile every Triton kernel ahead of time, without a GPU, and derive its costs from the machine code.
 
     python -m benchmarks.kernels.compile_kernels [--targets sm_90 gfx942] [--variants] [--json FILE] [--workers 1]
 
@@ -246,7 +246,7 @@ def show(rows: list[CompiledKernel]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time and show what it costs.")
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time and show its costs.")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--variants", action="store_true", help="also compile the less usual launches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")

@@ -1,4 +1,4 @@
-"""The table of what is measured. A new kernel takes part with one entry in ``PRIMITIVES``.
+"""Define the table of measured primitives: a new kernel is measured through one entry in ``PRIMITIVES``.
 
 An entry says what the reference looks like in real arithmetic (the fair form for ``torch.compile``, which generates no
 code for complex numbers), and what the call must move. A call's arguments are the examples of ``fampe_fast.testing``.

@@ -1,4 +1,4 @@
-"""Problem sizes, in the order of importance: when the time is up, what comes last was not run."""
+"""Problem sizes in order of importance: if the time runs out, the last ones are not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Order the samples of a step, and cut them into chunks."""
+"""Order the samples of a step, and divide them into chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .samplers import Chunk
 
 
 class Schedule:
-    """The order of a path's samples, drawn and uploaded before it starts: no step waits for the host.
+    """The order of a path's samples, drawn and uploaded before the path starts, so that no step waits for the host.
 
     Within a step the samples without input diversity come first. Takes 40 bytes per step and sample number.
 
@@ -60,16 +60,16 @@ class Schedule:
 
     @property
     def most_rows(self) -> int:
-        """The rows of one kind, diversified or not, that a step cuts into chunks: the most of all steps."""
+        """The largest number of rows of one kind, diversified or not, that a step divides into chunks."""
         samples = self._numbers.shape[1]
         return self._batch * max(max(plain, samples - plain) for plain in self._plain)
 
     def step_number(self, step: int) -> Tensor:
-        """Give a step's number as a () int64 tensor on the device."""
+        """Return a step's number as a () int64 tensor on the device."""
         return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """Cut a step's pairs, flattened with the image running fastest, into even parts of at most ``size`` rows."""
+        """Divide a step's pairs, flattened with the image running fastest, into even parts of up to ``size`` rows."""
         plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
         for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
             count = even_parts(stop - start, size)

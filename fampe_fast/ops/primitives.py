@@ -1,6 +1,6 @@
-"""List the primitives: an entry of the table holds reference, shapes without data and gradients.
+"""List the primitives in a table of references, fake shapes and gradients.
 
-All are functional but ``accumulate``. They are differentiable where their result is a smooth function of its input:
+All except ``accumulate`` are functional. They are differentiable in inputs of which the result is a smooth function:
 the mixes in the spectrum (they are linear in it), the masks in the cut-off, the masked images in the images.
 """
 
@@ -97,7 +97,7 @@ def _samples_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tens
 
 
 def _start_gradient(saved: Saved, shape: torch.Size, gradient: Tensor) -> Tensor:
-    """Give a pixel's gradient to the image it was taken from."""
+    """Pass a pixel's gradient to the image it was taken from."""
     return _add_rows(gradient.masked_fill(_changed(saved), 0), saved["image_index"], shape)
 
 
@@ -180,7 +180,7 @@ combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty
 
 @operator(lambda values, rows, columns: values.new_empty((*values.shape[:-2], rows.shape[0], columns.shape[0])))
 def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Compute ``rows @ values @ columns.T`` in full float32, whatever precision the process or an autocast allows.
+    """Compute ``rows @ values @ columns.T`` in full float32, whatever precision the process or autocast allows.
 
     Args:
         values: (..., H, W).

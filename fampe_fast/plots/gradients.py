@@ -1,4 +1,4 @@
-"""Draw what low-passed gradients explain, and their spectra on both sides of layers (after arXiv 2307.09591)."""
+"""Draw how much low-passed gradients explain, and gradients' spectra around layers (after arXiv 2307.09591)."""
 
 from __future__ import annotations
 

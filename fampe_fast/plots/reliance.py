@@ -62,7 +62,7 @@ def reliance_figure(
     Args:
         spectrum: the images' shares of energy per octave.
         models: by name, at least one; all with the octaves of the spectrum.
-        title: the head.
+        title: title of the figure.
         band: of the dots, in words.
         confidence: of the intervals.
         dpi: pixels per inch of a figure of 10.6 x 4.5 inches.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CIRCLE_COLOUR = "#3fd0ff"
 # Below this share of the panel's half width a circle is a dot: a magnified centre is drawn into the corner.
 _SMALLEST_CIRCLE = 0.12
-# Where the magnified centre stands, as shares of the panel's width and height.
+# Position of the magnified centre, as shares of the panel's width and height.
 _CORNER_START, _CORNER_END = 0.58, 0.98
 
 
@@ -108,7 +108,7 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
     """Write the frequencies at the ends and the unit under a spectrum; takes 0.4 inches of height.
 
     Args:
-        figure: where.
+        figure: the figure.
         left: of the spectrum, inches, as ``top`` and ``width``.
         top: of the spectrum's lower edge.
         width: of the spectrum.
@@ -142,7 +142,7 @@ def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:
     seen = spectrum[np.abs(np.arange(height) - height // 2) * up <= reach]
     seen = seen[:, np.abs(np.arange(width) - width // 2) * across <= reach]
     low, high = np.percentile(seen, [1.0, 99.9])
-    # For an even side the highest frequency stands at both ends, as the spectrum is periodic: no blank half bin.
+    # For an even side the highest frequency is drawn at both ends, as the spectrum is periodic: no blank half bin.
     closed = np.pad(spectrum, ((0, 1 - height % 2), (0, 1 - width % 2)), mode="wrap")
     right, top = (width // 2 + 0.5) * across, (height // 2 + 0.5) * up
     axes.imshow(

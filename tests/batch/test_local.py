@@ -205,6 +205,7 @@ def test_the_second_request_ends_at_once(storage: Storage, undisturbed: str) -> 
 # Processes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_shards(tmp_path: Path) -> None:
     """Each has a process of its own, which loads the plan's model anew."""
     from fampe_fast.models.embedded import load_embedded_classifier
@@ -219,6 +220,7 @@ def test_several_devices_share_the_shards(tmp_path: Path) -> None:
     assert len(list(two.names("log"))) == 2
 
 
+@pytest.mark.slow
 def test_what_a_devices_process_fails_of_is_said(tmp_path: Path) -> None:
     storage = planned(tmp_path / "out", draw(tmp_path / "few", 1), a_classifier())
     with pytest.raises(RuntimeError, match=r"cpu: .*fragile"):  # no name that a process could load
@@ -242,6 +244,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_at_random_moments_give_the_bytes_of_one_run(interrupted: dict[str, Any]) -> None:
     found = interrupted["killed"]
     assert found["kills"] == KILLS

@@ -182,6 +182,7 @@ def test_an_error_that_stays_long_enough_is_a_row_that_may_be_healed(
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_shard_that_does_not_fit_is_made_again_from_its_start_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_shard_that_does_not_fit_is_made_again_from_its_start_and_says_so(
     np.testing.assert_array_equal(part["map"], np.concatenate([one["map"] for one in read_maps(small.address)]))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_one_by_one_is_a_row_that_may_be_healed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +294,7 @@ def test_a_transform_that_cannot_be_sent_is_used_here(tmp_path: Path) -> None:
     from fampe_fast.errors import FampeWarning
 
     decoder = Decoder(lambda image: torch.zeros(3, 8, 8), 10**6, 10**6)
-    with pytest.warns(FampeWarning, match="cannot be sent to processes that decode ahead"):
+    with pytest.warns(FampeWarning, match="cannot be sent to decoding processes"):
         assert Decoders(decoder, 2).processes == 0
 
 

@@ -64,6 +64,7 @@ def test_a_marked_model_is_the_model(capsys: pytest.CaptureFixture) -> None:
     assert torch.equal(Marked(model)(x), model(x))
 
 
+@pytest.mark.slow
 def test_the_command_writes_shares_that_sum_to_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command.main(["--dry-run", "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*.json")

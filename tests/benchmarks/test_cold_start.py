@@ -9,6 +9,7 @@ import pytest
 from benchmarks.end_to_end import cold_start
 
 
+@pytest.mark.slow
 def test_every_part_of_every_start_is_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +36,7 @@ def test_every_part_of_every_start_is_timed(
     assert "| off | empty | yes |" in (tmp_path / "cold_start.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="unknown model"):
         cold_start.main(["--model", "no_such_model", "--repetitions", "1", "--out", str(tmp_path)])

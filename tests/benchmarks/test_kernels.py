@@ -311,6 +311,7 @@ def test_failing_tests_name_the_primitives_that_they_are_about() -> None:
 TOY = ["--kernels", "radial_mask", "--providers", "kernel", "eager", "--sizes", "2x1x8x12"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, and a GPU is here")
 @pytest.mark.usefixtures("triton_runs")
 def test_what_failing_tests_are_about_is_marked(
@@ -345,6 +346,7 @@ def test_what_failing_tests_are_about_is_marked(
     assert read(tmp_path / "results.json").machines[0].tests.startswith("failed: exit status 1")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, and a GPU is here")
 @pytest.mark.usefixtures("triton_runs")
 def test_a_dry_run_measures_writes_and_draws(
@@ -386,7 +388,7 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
         run.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
     assert run.parse(["--dry-run"]).out != RESULTS
-    assert "no measurement" in capsys.readouterr().err
+    assert "not a measurement" in capsys.readouterr().err
 
 
 # Machine code, compiled without a GPU ---------------------------------------------------------------------------------
@@ -397,6 +399,7 @@ WIDE_LOADS = {*WIDE, "layer_evidence", "level_sums"}
 WIDE_STORES = {*WIDE, "pixel_mask", "radial_mask"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_kernel_compiles_without_spills_and_with_wide_accesses(target: str, tmp_path: Path) -> None:
     table = tmp_path / "table.json"

@@ -25,6 +25,7 @@ def test_a_dry_run_measures_every_way(tmp_path: Path, capsys: pytest.CaptureFixt
     assert one_pass.GRAD_CAM in said
 
 
+@pytest.mark.slow
 def test_a_way_s_peak_memory_is_measured_in_a_process_of_its_own() -> None:
     options = {"precision": "fp32", "compile": "off"}
     peak = one_pass._peak_elsewhere("embedded", 2, one_pass.FAMPE_1, torch.device("cpu"), options)

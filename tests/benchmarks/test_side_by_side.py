@@ -62,6 +62,7 @@ def test_without_random_numbers_it_gives_the_maps_of_this_package(steps: int, sa
     torch.testing.assert_close(maps.float(), expected, rtol=1e-4, atol=2e-6 * float(expected.abs().amax()))
 
 
+@pytest.mark.slow
 def test_with_random_numbers_both_draw_from_the_same_distribution() -> None:
     """Two estimates of one map from 200 samples each: as alike as two of this package's own with other seeds."""
     model, images, target = Smooth(), some_images(1), torch.tensor([1])
@@ -231,6 +232,7 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     assert kept == [*forth, *forth[::-1]] * 2
 
 
+@pytest.mark.slow
 def test_rows_are_handed_over_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run which is ended keeps what it has measured."""
     Clock(monkeypatch)
@@ -258,6 +260,7 @@ def test_memory_is_what_a_call_adds_at_its_peak() -> None:
     assert 30 << 20 < found["peak_bytes"] < 48 << 20
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     plan = Plan(ModelSpec("embedded"), CPU, BUILD, ())
     small = Case(batch=1, side=64, steps=1, samples=2, diversity=False)
@@ -308,12 +311,12 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     table = markdown(rows, HERE)
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
-    assert "Not a measurement" not in table
+    assert "Not a valid measurement" not in table
 
 
 def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = replace(HERE, load=(1.7, 0.1))
-    assert "Not a measurement to be kept: more was running at the start: load average 1.7" in markdown([], loaded)
+    assert "Not a valid measurement: other programs were running at the start: load average 1.7" in markdown([], loaded)
     shared = replace(HERE, stolen=0.42)
     assert "42% of the processors' time went to other machines" in markdown([], shared)
     ticks = iter(["cpu  100 0 50 900 9 1 0 10 0 0\n", "cpu  150 0 60 999 9 1 0 50 0 0\n", "", ""])
@@ -344,6 +347,7 @@ def test_the_model_is_loaded_as_the_command_line_says(given: str, mean: list[flo
     assert model.std.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_tabulates_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("captum")
     assert side_by_side.main(["--dry-run", "--no-memory", "--out", str(tmp_path)]) == 0
@@ -364,4 +368,4 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stopped:
         side_by_side.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
-    assert "no measurement" in capsys.readouterr().err
+    assert "not a measurement" in capsys.readouterr().err

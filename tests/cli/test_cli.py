@@ -24,7 +24,8 @@ from fampe_fast.runs import doctor
 from fampe_fast.runs.measurement import Measurement
 
 FOUR_STEPS = Measurement(options={"insertion_deletion": {"steps": 4}})
-QUICK = ["--steps", "1", "--samples", "2", "--views", "0"]  # the model file, a program, has no layers
+# The model file, a program, has no layers, and does not say its size.
+QUICK = ["--steps", "1", "--samples", "2", "--views", "0", "--input-size", "64"]
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_demo_explains_what_it_generated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["demo", "--out", str(tmp_path / "new" / "demo"), "--images", "2"]) == DONE
     output = capsys.readouterr().out
@@ -83,6 +85,7 @@ def test_explain_writes_a_picture_and_an_archive_for_each(
     assert not list(out.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_map_does_not_depend_on_the_batch_it_was_made_in(photos: Path, model_file: Path, tmp_path: Path) -> None:
     maps = []
     for size in ("1", "3"):
@@ -174,7 +177,7 @@ def test_evaluate_takes_other_metrics_where_they_are_asked_for(
     with Image.open(out / "contact_sheet.png") as sheet:
         sheet.verify()
 
-    classifier = load_classifier(str(model_file))
+    classifier = load_classifier(str(model_file), input_size=64)
     last = scores["images"][2]
     image = classifier.transform(Image.open(photos / last["file"]).convert("RGB"))[None]
     options = {"seed": 4, "image_ids": [3]}  # its place among the four files
@@ -216,7 +219,7 @@ def test_doctor_finds_a_folder_that_a_compiler_cannot_write(
     monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
     (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
     assert not found.healthy
-    assert f"set {variable} to a folder that can be written" in found.text
+    assert f"set {variable} to a writable folder" in found.text
     monkeypatch.setenv(variable, str(tmp_path / "new" / "cache"))
     (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
     assert (found.healthy, found.text) == (True, str(tmp_path / "new" / "cache"))
@@ -237,7 +240,7 @@ def test_doctor_compares_triton_with_what_torch_is_made_for(monkeypatch: pytest.
     for wanted, healthy in ((f"triton~={own}.0; python_version < '3.15'", True), ("pytorch-triton-rocm==2.1.0", False)):
         monkeypatch.setattr(doctor, "_requirements", lambda package, wanted=wanted: ["numpy==9.9", wanted])
         assert doctor._triton(gpu=True).healthy is healthy
-    assert "this torch is made for 2.1: install triton==2.1.*" in doctor._triton(gpu=False).text
+    assert "this torch was built for 2.1: install triton==2.1.*" in doctor._triton(gpu=False).text
     assert doctor._triton(gpu=False).healthy
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install triton" in doctor._triton(gpu=True).text
@@ -261,7 +264,7 @@ def test_an_own_models_classes_and_size_can_be_told(
     (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
     out = tmp_path / "out"
     told = ["--class-names", str(tmp_path / "names.txt"), "--input-size", "72"]
-    assert main(["explain", str(photos), "--model", str(model_file), "--out", str(out), *told, *QUICK]) == DONE
+    assert main(["explain", str(photos), "--model", str(model_file), "--out", str(out), *QUICK, *told]) == DONE
     assert "kind " in capsys.readouterr().out
     assert np.load(out / "object_0.npz")["image"].shape == (3, 72, 72)
 
@@ -271,7 +274,7 @@ UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "{model}", "--steps=-1"], "steps must be at least 0, got -1"),
     (
         ["explain", "{photos}", "--model", "{model}", "--steps", "0", "--views", "0"],
-        "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)",
+        "steps and views are both 0, but a map needs a path (steps=5) or a view of the image (views=1)",
     ),
     (["explain", "{photos}", "--model", "{model}", "--noise", "9"], "no such option(s): --noise; known are --alpha"),
     (["explain", "{photos}", "--model", "{model}", "--eps", "0/255"], "eps must be in (0, inf], got 0.0"),
@@ -289,7 +292,7 @@ UNUSABLE_ARGUMENTS = [
     ),
     (
         ["evaluate", "{photos}", "--model", "{model}", "--stability-radius", "0.1"],
-        "but measured are insertion_deletion",
+        "but only insertion_deletion will be measured",
     ),
     (["evaluate", "{photos}", "--model", "{model}", "--labels", "{photos}/object_0.png"], "cannot read the labels"),
 ]
@@ -354,7 +357,7 @@ def test_labels_that_do_not_fit_are_named(
 def test_evaluate_and_study_score_in_the_protocol_that_is_named(
     protocol: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    clf = load_classifier(str(model_file))
+    clf = load_classifier(str(model_file), input_size=64)
     images = torch.stack([clf.transform(read_image(photos / f"object_{k}.png")) for k in range(3)])
     maps = create_method("attexplore", clf, steps=1, samples=2).attribute(images, clf(images).argmax(1))
     areas = insertion_deletion(clf, images, maps, clf(images).argmax(1), protocol=protocol, steps=4)
@@ -362,7 +365,7 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
     for other in others:
         found = insertion_deletion(clf, images, maps, clf(images).argmax(1), protocol=other, steps=4)
         assert not torch.allclose(found.insertion, areas.insertion, atol=1e-3)
-    given = ["--model", str(model_file), "--protocol", protocol, "--metric-steps", "4"]
+    given = ["--model", str(model_file), "--protocol", protocol, "--metric-steps", "4", "--input-size", "64"]
     out = tmp_path / "out"
     assert main(["evaluate", str(photos), "--method", "attexplore", *given, "--out", str(out), *QUICK]) == DONE
     assert f"protocol {protocol}" in capsys.readouterr().out.replace("\n", " ")
@@ -380,6 +383,7 @@ def test_evaluate_and_study_score_in_the_protocol_that_is_named(
     assert study["outcomes"][0]["insertion"]["mean"] == pytest.approx(float(areas.insertion.mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal")
 def test_ctrl_c_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -509,6 +513,7 @@ def test_a_failing_batch_is_tried_again_image_by_image(photos: Path, tmp_path: P
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_explain_runs_on_a_real_photograph_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -516,7 +521,8 @@ def test_explain_runs_on_a_real_photograph_with_the_real_model(
     photograph = shared_dir / "images" / "n02110958_pug.JPEG"
     weights = shared_dir / "models" / "mobilenetv2_100_same.imagenet.safetensors"
     model = ["--model", "mobilenetv2_100", "--model-arg", "pad_type=same", "--mean", "0.5", "--std", "0.5"]
-    assert main(["explain", str(photograph), "--weights", str(weights), *model, "--out", str(tmp_path), *QUICK]) == DONE
+    arguments = ["explain", str(photograph), "--weights", str(weights), *model, "--out", str(tmp_path), *QUICK]
+    assert main([*arguments, "--input-size", "224"]) == DONE
     assert "254 pug" in capsys.readouterr().out
     with np.load(tmp_path / "n02110958_pug.npz") as archive:
         assert archive["map"].shape == (3, 224, 224)
@@ -528,7 +534,7 @@ def test_occlude_prints_the_drop_of_every_band(
     (photos / "broken.png").write_bytes(b"nothing")
     out = tmp_path / "out"
     arguments = ["occlude", str(photos), "--model", str(model_file), "--bands", "4", "--out", str(out)]
-    assert main([*arguments, "--batch-size", "2"]) == SOME_FAILED
+    assert main([*arguments, "--batch-size", "2", "--input-size", "64"]) == SOME_FAILED
     table = capsys.readouterr().out
     found = json.loads((out / "occluded_frequency.json").read_text())
     assert table.count(" to ") >= 2 * 4  # radii and intervals
@@ -538,6 +544,7 @@ def test_occlude_prints_the_drop_of_every_band(
         assert min(picture.size) > 300
 
 
+@pytest.mark.slow
 def test_defend_reports_clean_and_attacked_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["defend", "--train-steps", "2", "--train-images", "16", "--test-images", "8", "--attack-steps", "1"]
     assert main([*arguments, "--out", str(tmp_path)]) == DONE

@@ -237,8 +237,8 @@ def test_nothing_is_left_of_a_weak_attack_in_8_bits(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "low", "--eps", "1/999", "--limit", "1"]
-    assert main([*arguments, "--steps", "2", "--save-images", "--out", str(out)]) == DONE
-    assert "8 bits leave nothing" in capsys.readouterr().out
+    assert main([*arguments, "--steps", "2", "--save-images", "--input-size", "64", "--out", str(out)]) == DONE
+    assert "8 bits erase an attack" in capsys.readouterr().out
     saved = json.loads((out / "attack.json").read_text())["images"][0]["attacks"]["low"].popitem()[1]["saved"]
     assert saved["largest_change"] == 0
     assert saved["band_share"] == 1
@@ -321,7 +321,7 @@ def test_one_image_and_a_model_that_is_never_right(tmp_path: Path) -> None:
         (lambda: attack_config(eps=0.0), "eps must be in (0, inf]"),
         (lambda: attack_config(alpha=0.5), "no option(s) alpha"),
         (lambda: attack_config(direction="descend"), "no option(s) direction"),
-        (lambda: attack_config(samples=3), "3 times the same one"),
+        (lambda: attack_config(samples=3), "3 samples would all be the same"),
     ],
 )
 def test_settings_that_make_no_attack_are_named(call: Callable[[], object], message: str) -> None:
@@ -350,7 +350,7 @@ def test_attack_prints_tables_and_writes_figures(
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "high,low", "--cutoff", "12"]
     arguments += ["--eps", "16/255", "--steps", "4", "--rings", "5", "--transfer-to", str(model_file)]
-    assert main([*arguments, "--save-images", "--out", str(out)]) == SOME_FAILED
+    assert main([*arguments, "--save-images", "--input-size", "64", "--out", str(out)]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
     assert "1 of 4 images failed" in captured.err
@@ -570,6 +570,7 @@ def test_an_interrupted_search_keeps_the_methods_it_finished(
         TunedCutoff.load(out / "cutoffs.json", "linear", "second")
 
 
+@pytest.mark.slow
 def test_tune_prints_curves_and_a_line_that_works(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -578,6 +579,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     out = tmp_path / "my cutoffs"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency,attexplore", "--steps", "1"]
     arguments += ["--samples", "2", "--metric-steps", "3", "--out", str(out), "--loss", "softmax_twice"]
+    arguments += ["--input-size", "64"]
     assert main([*arguments, "--limit", "3"]) == SOME_FAILED
     captured = capsys.readouterr()
     assert "1 of 3 images failed" in captured.err
@@ -602,7 +604,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     # Saliency is tuned with its signs, as the filter gets it; the line shows the maps that were scored.
     from fampe_fast.models import load_classifier
 
-    classifier = load_classifier(str(model_file))
+    classifier = load_classifier(str(model_file), input_size=64)
     best = TunedCutoff.load(out / "cutoffs.json", model, "saliency")
     images = torch.stack([classifier.transform(Image.open(photos / f"object_{k}.png")) for k in range(2)])
     targets = classifier(images).argmax(1)
@@ -617,6 +619,7 @@ def test_tune_prints_curves_and_a_line_that_works(
     assert shown.shape == (3, *images.shape[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 def test_tune_searches_for_the_filter_that_is_named(
     signed: bool, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -627,6 +630,7 @@ def test_tune_searches_for_the_filter_that_is_named(
     out = tmp_path / "tuned"
     arguments = ["tune", str(photos), "--model", str(model_file), "--method", "saliency", "--metric-steps", "4"]
     arguments += ["--protocol", "per_element", "--out", str(out), *(["--signed"] if signed else [])]
+    arguments += ["--input-size", "64"]
     assert main(arguments) == DONE
     printed = capsys.readouterr().out
     assert f"{'signed filter' if signed else 'FORGrad'}, 3 images, protocol per_element" in printed
@@ -634,7 +638,7 @@ def test_tune_searches_for_the_filter_that_is_named(
     method = "forgrad_signed_saliency" if signed else "forgrad_saliency"
     assert shlex.split(line)[3:5] == ["--method", method]
 
-    classifier = load_classifier(str(model_file))
+    classifier = load_classifier(str(model_file), input_size=64)
     best = TunedCutoff.load(out / "cutoffs.json", classifier.name, "saliency", signed=signed)
     assert (best.signed, best.protocol) == (signed, "per_element")
     with pytest.raises(KeyError):
@@ -662,10 +666,10 @@ UNUSABLE_ARGUMENTS = [
     (["attack", "{photos}", "--rho", "0.5"], "--gradients plain: no such option(s): --rho; known are --bounds"),
     (["attack", "{photos}", "--fampe-cutoff", "9"], "no such option(s): --fampe-cutoff"),
     (["attack", "{photos}", "--steps", "0"], "steps must be at least 1, got 0"),
-    (["attack", "{photos}", "--samples", "5"], "5 times the same one"),
+    (["attack", "{photos}", "--samples", "5"], "5 samples would all be the same"),
     (["attack", "{photos}", "--rings", "9999"], "bands"),
     (["attack", "{photos}", "--transfer-to-weights", "{model}"], "name it with --transfer-to"),
-    (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg belongs to a model"),
+    (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg needs a model"),
     (["study", "explorer", "{photos}", "--explorer-mean", "0.5"], "name it with --explorer"),
     (["study", "alpha", "{photos}", "--samples", "0"], "samples must be at least 1, got 0"),
     (["attack", "{photos}/object_0.png"], "attack takes a folder of images"),
@@ -722,7 +726,7 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
         (["attack", "x", "--option", "decay=1"], "unrecognized arguments: --option"),
         (["tune", "x", "--map-cutoff", "3"], "unrecognized arguments: --map-cutoff"),
         (["attack", "x", "--gradients", "magic"], "invalid choice: 'magic'"),
-        (["tune", "x", "--method", "saliency,forgrad_fampe"], "forgrad_fampe: the cut-off is sought for the"),
+        (["tune", "x", "--method", "saliency,forgrad_fampe"], "forgrad_fampe: tune takes the unfiltered method"),
         (["tune", "x", "--method", "magic"], "unknown method(s) 'magic'"),
         (["tune", "x", "--protocol", "magic"], "invalid choice: 'magic'"),
     ],
@@ -759,6 +763,7 @@ def test_labels_that_only_the_model_can_refuse_are_named(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by a signal")
 def test_a_request_to_end_leaves_finished_results_whole(photos: Path, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -815,6 +820,7 @@ def test_bands_are_drawn_with_the_cut_off() -> None:
 # The real model -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_both_run_on_photographs_with_the_real_model(
     shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture

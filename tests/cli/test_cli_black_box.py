@@ -21,6 +21,7 @@ QUERIES = AttackSettings(
 )
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_one_band_is_fooled_in_that_band_alone_by_queries(tmp_path: Path) -> None:
     """Radius 2.2 is low; 9.2, which the other reader reads, is high: in the middle there is nothing for either."""
     paths, truth = two_waves(tmp_path / "images", 4)
@@ -69,7 +70,7 @@ def test_a_command_line_attacks_three_bands(
     paths, _ = two_waves(tmp_path / "images", 2)
     out = tmp_path / "out"
     line = ["attack", str(paths[0].parent), "--model", str(model_file), "--out", str(out), "--rings", "4"]
-    line += ["--bands", "low,middle,high", "--cutoff", "6", "--upper-cutoff", "12"]
+    line += ["--bands", "low,middle,high", "--cutoff", "6", "--upper-cutoff", "12", "--input-size", "64"]
     line += (
         ["--steps", "2", "--smoothness", smoothness] if smoothness else ["--gradients", "none", "--max-queries", "20"]
     )

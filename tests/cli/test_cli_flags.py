@@ -75,6 +75,7 @@ def test_every_flag_says_what_it_is(command: str) -> None:
         assert "--option" not in action.option_strings
 
 
+@pytest.mark.slow
 def test_the_defaults_that_are_shown_are_the_methods_own() -> None:
     pytest.importorskip("captum")
     pytest.importorskip("pytorch_grad_cam")
@@ -193,7 +194,7 @@ def test_options_of_depths_go_to_the_methods_that_look_at_depths() -> None:
         ("tune {folder} --steps=-1", "steps must be at least 0, got -1"),
         (
             "tune {folder} --steps 0 --views 0",
-            "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)",
+            "steps and views are both 0, but a map needs a path (steps=5) or a view of the image (views=1)",
         ),
         ("explain {photo} --method attexplore --steps 0", "steps and views are both 0"),
         ("explain {photo} --passes 0", "passes must be at least 1, got 0"),
@@ -202,7 +203,7 @@ def test_options_of_depths_go_to_the_methods_that_look_at_depths() -> None:
         ("explain {photo} --views 3", "views must be 0, 1 (the image) or 2 (its mirror image as well), got 3"),
         ("attack {folder} --gradients fampe --steps 0", "steps must be at least 1, got 0"),
         ("study alpha {folder} --gain 0", "gain must be in (0, "),
-        ("study alpha {folder} --gate-floor 1", "no variant of the study 'alpha' looks at depths: give views=1"),
+        ("study alpha {folder} --gate-floor 1", "no variant of the study 'alpha' has views: give views=1"),
         ("occlude {folder} --bands 0", "bands must be at least 1, got 0"),
         ("attack {folder} --gradients fampe --sigma=-1", "sigma must be in [0, "),
     ],

@@ -22,7 +22,8 @@ from fampe_fast.runs.labels import image_ids_of, read_image_ids
 from ..images_for_tests import draw
 
 # Enough noise that other random numbers make another map.
-PATH = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", "--batch-size", "1"]
+SMALL = ["--batch-size", "1", "--input-size", "64"]
+PATH = ["--steps", "2", "--samples", "2", "--sigma", "0.5", "--rho", "1", *SMALL]
 QUICK = [*PATH, "--views", "0"]  # the model file, a program, has no layers
 
 
@@ -51,6 +52,7 @@ def ids_file(path: Path, ids: dict[str, int]) -> str:
 # Ids ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["json", "csv"])
 def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
     ending: str, photos: Path, model_file: Path, tmp_path: Path
@@ -83,8 +85,8 @@ def test_a_file_with_its_id_has_the_same_map_in_any_order_and_part(
 
 COMMANDS = {
     "attack": ["--gradients", "fampe", "--bands", "all", "--cutoff", "12", *PATH],
-    "occlude": ["--bands", "4", "--batch-size", "1"],
-    "frequency": ["--parts", "attribution", "--passes", "1", "--batch-size", "1"],
+    "occlude": ["--bands", "4", *SMALL],
+    "frequency": ["--parts", "attribution", "--passes", "1", *SMALL],
     "tune": ["--metric-steps", "2", "--limit", "2", *QUICK],
     "evaluate": [
         "--method", "fampe,attexplore", "--metric", "insertion_deletion,stability", "--metric-steps", "2",
@@ -110,6 +112,7 @@ def results(path: Path) -> dict[tuple[Any, ...], Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_with_its_id_has_the_same_record_in_any_order_and_part(
     command: str, photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -189,6 +192,7 @@ def test_ids_are_found_by_name(tmp_path: Path) -> None:
 # Classes --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_target_is_the_class_of_every_image_of_every_command(photos: Path, model_file: Path, tmp_path: Path) -> None:
     given = ["--model", str(model_file), "--target", "3", "--limit", "2"]
     for command, options in COMMANDS.items():
@@ -208,6 +212,7 @@ def test_a_target_that_is_no_class_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_labels_are_what_is_explained(photos: Path, model_file: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({f"object_{k}.png": 5 - k for k in range(3)}))
@@ -219,6 +224,7 @@ def test_labels_are_what_is_explained(photos: Path, model_file: Path, tmp_path: 
 # Several methods ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_methods_explain_into_a_folder_each(
     photos: Path, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

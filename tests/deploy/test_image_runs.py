@@ -76,6 +76,7 @@ def image(tmp_path: Path) -> Container:
         return Container(tmp_path, free.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_the_entry_point_serves_is_healthy_ends_in_order_and_writes_into_the_volume_alone(
     image: Container, model_file: Path
 ) -> None:

@@ -209,8 +209,8 @@ def test_a_number_of_passes_that_is_none_is_refused(passes: Any) -> None:
         ({"views": 0, "steps": 0}, "steps and views are both 0"),
         ({"pixel_weight": -1.0}, "pixel_weight"),
         ({"gate_floor": float("nan")}, "gate_floor"),
-        ({"layers": ""}, "layers must be names"),
-        ({"layers": "a,a"}, "layers must be names"),
+        ({"layers": ""}, "layers must be non-empty names"),
+        ({"layers": "a,a"}, "layers must be non-empty names"),
         (
             {"views": 0, "steps": 1, "layers": "a", "pixel_weight": 0.5, "layer_weights": "1,0", "gate_floor": 0.2},
             "views=0 leaves out the depths: .* leave out layers, pixel_weight, layer_weights, gate_floor$",
@@ -442,7 +442,7 @@ class Sometimes(Net):
         return logits.detach() if bright else logits
 
 
-@pytest.mark.parametrize(("leaves_out", "said"), [(False, "it detaches on the way"), (True, "'fine' did not run")])
+@pytest.mark.parametrize(("leaves_out", "said"), [(False, "the model detaches a tensor"), (True, "'fine' did not run")])
 def test_a_pass_that_is_unlike_the_first_one_is_refused(leaves_out: bool, said: str) -> None:
     x = images(2)
     x[1] = 0.95 + 0.05 * x[1]

@@ -278,22 +278,23 @@ def test_maps_depend_on_seed_and_id_and_not_on_the_run(method: type) -> None:
     assert min(pearson(a, b) for a, b in zip(base, flipped, strict=True)) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_of_the_real_model_agree_across_batches_chunks_and_order(method: type, mobilenet, photographs) -> None:
     """What limits it: the model's gradients differ in their last bits between batch sizes (other convolution
     algorithms), and the sign step turns the difference of a gradient near zero into two steps of that pixel."""
-    images, labels = photographs(3)
+    images, labels = photographs(2)
     run = method(mobilenet, steps=3, samples=4)
     base = run.attribute(images, labels)
     others = {
         "chunk 3": run.attribute(images, labels, internal_batch_size=3),
-        "chunk 12": run.attribute(images, labels, internal_batch_size=12),
-        "reversed": run.attribute(images.flip(0), labels.flip(0), image_ids=[2, 1, 0]).flip(0),
-        "alone": torch.cat([run.attribute(images[k : k + 1], labels[k : k + 1], image_ids=[k]) for k in range(3)]),
+        "chunk 6": run.attribute(images, labels, internal_batch_size=6),
+        "reversed": run.attribute(images.flip(0), labels.flip(0), image_ids=[1, 0]).flip(0),
+        "alone": torch.cat([run.attribute(images[k : k + 1], labels[k : k + 1], image_ids=[k]) for k in range(2)]),
     }
     for name, maps in others.items():
-        for k in range(3):
+        for k in range(2):
             assert pearson(base[k], maps[k]) > 0.999, (name, k)
 
 
@@ -495,7 +496,7 @@ BAD_NUMBERS = [
     (
         {"steps": 0, "views": 0},
         ValueError,
-        "steps and views are both 0, and a map needs a path \\(steps=5\\) or a view of the image",
+        "steps and views are both 0, but a map needs a path \\(steps=5\\) or a view of the image",
     ),
     ({"views": 3}, ValueError, r"views must be 0, 1 \(the image\) or 2 \(its mirror image as well\), got 3"),
     ({"steps": 2.5}, TypeError, "steps must be a whole number, got 2.5"),

@@ -225,6 +225,7 @@ def test_masks_without_an_exponential_are_the_reference_s_to_the_bit(
         assert torch.equal(got.cpu(), expected)
 
 
+@pytest.mark.slow
 def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:
     cutoff = torch.tensor([1.0, 2.5, 3.0], device=device)
     whole = radial_mask(cutoff, 12, 20)
@@ -289,6 +290,7 @@ def test_a_pixel_s_channels_are_dealt_to_at_most_256_sums() -> None:
     assert counts == [1, 1, 4, 32, 32, 64, 128, 256, 256, 256]
 
 
+@pytest.mark.slow
 def test_combined_layers_do_not_depend_on_tiles_or_chunks(device: torch.device) -> None:
     arguments = example_arguments("combine_layers", Case(21, 70), device)
     whole = combine_layers(**arguments)

@@ -167,6 +167,7 @@ def test_a_map_depends_neither_on_company_nor_on_chunks_and_nothing_stays(name: 
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_explained_as_it_is() -> None:
     images = some_images(1)
     compiled = torch.compile(suited("attention"), backend="eager")

@@ -415,7 +415,7 @@ def test_an_outcome_from_before_there_were_two_filters_is_the_signed_one_s(tmp_p
 
 def test_bad_loaders_are_named() -> None:
     method = Fixed(torch.rand(1, 3, 24, 24))
-    with pytest.raises(ValueError, match="gave no images"):
+    with pytest.raises(ValueError, match="yielded no images"):
         tune_cutoff(Smooth(), [], method)
     with pytest.raises(TypeError, match="pairs"):
         tune_cutoff(Smooth(), [torch.rand(1, 3, 24, 24)], method)
@@ -462,6 +462,7 @@ def test_white_noise_is_flat_and_its_low_pass_is_steep() -> None:
     assert fourier_signature(noise[:0]).shape == (0, 33)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_fampe_s_maps_of_the_real_model_gain_by_the_filter(mobilenet, photographs) -> None:
     """What the paper reports for white-box methods: raw gradients have a flatter spectrum than their filtered maps."""

@@ -267,6 +267,7 @@ def test_every_image_may_have_a_place_of_its_own(name: str) -> None:
         call(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FAMPE, AttEXplore])
 def test_places_of_their_own_survive_chunks_and_the_compiler(method: type) -> None:
     images, targets = some_images(3), [(1, 0, 2), (3, 1, 0), (0, 1, 1)]

@@ -1,4 +1,4 @@
-"""Walk the recipe "Add a method" of CONTRIBUTING.md on the method it shows, and hold its number of files."""
+"""Walk the recipe docs/extend/add-a-method.md on the method it shows, and hold its number of files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from ..images_for_tests import draw
+from ..recipes_for_tests import ROOT, read_recipe
 
-ROOT = Path(__file__).parents[2]
-RECIPE = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
-FILES = tuple(re.findall(r"^\d+\. `([^`]+)`", RECIPE, re.MULTILINE))
-BLOCKS = dict(re.findall(r"^`([^`]+)`[^\n]*\n\n```python\n(.*?)```$", RECIPE, re.MULTILINE | re.DOTALL))
+RECIPE, FILES, BLOCKS = read_recipe("add-a-method")
 MODULE, ROWS, TEST = FILES
 HEAD = "PLAIN_METHODS: dict[str, MethodRow] = {\n"
 
@@ -90,6 +88,7 @@ def run(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_its_own_test_and_those_of_every_method_s_flags_pass(checkout: Path) -> None:
     pytest.importorskip("captum")
     run(
@@ -98,6 +97,7 @@ def test_its_own_test_and_those_of_every_method_s_flags_pass(checkout: Path) -> 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "evaluate", "tune"])
 def test_its_options_are_flags_with_help(command: str, used: tuple[dict[str, str], Path]) -> None:
     text = " ".join(used[0][f"{command} --help"].split())

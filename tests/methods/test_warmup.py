@@ -43,6 +43,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize(("steps", "views", "count"), [(4, 0, 2), (4, 1, 3), (4, 2, 3), (0, 1, 1), (0, 2, 1)])
 def test_after_it_nothing_is_left_to_compile(
@@ -63,6 +64,7 @@ def test_after_it_nothing_is_left_to_compile(
     assert graphs() == count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_a_mix_has_three_graphs_at_most() -> None:
     """torch gives a function up after eight; a warning that it did would fail this test."""
@@ -77,6 +79,7 @@ def test_a_mix_has_three_graphs_at_most() -> None:
     assert graphs() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_the_settings_of_a_process_do_not_use_the_graphs_up() -> None:
     """Each combination would be a graph of torch's eight; a warning that it gave up would fail this test."""
@@ -111,7 +114,7 @@ def test_on_a_cpu_the_mix_alone_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert graphs() == 1
     again = warmup(method, (24, 24))
     assert not again
-    assert again.note == "all was compiled already"
+    assert again.note == "everything was compiled already"
 
 
 def test_where_nothing_is_compiled_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,8 @@ def test_a_run_names_every_protocol_it_measures_in() -> None:
 def test_both_commands_measure_it(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = [str(draw(tmp_path / "photos", 2)), "--model", str(model_file), "--steps", "1", "--samples", "1"]
     given += [
+        "--input-size",
+        "64",
         "--views",
         "0",
         "--metric",

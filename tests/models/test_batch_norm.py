@@ -378,6 +378,7 @@ class OnABackbone(nn.Module):
         return y if not self.by_value or y.mean() > -9 else self.backbone(-x)
 
 
+@pytest.mark.slow
 def test_a_librarys_network_in_somebodys_module() -> None:
     torch.manual_seed(0)
     model = used(OnABackbone(by_value=False))
@@ -448,6 +449,7 @@ def test_programs_are_returned_as_they_are() -> None:
         assert fold_batch_norm(program, X) is program
 
 
+@pytest.mark.slow
 def test_other_threads_models_are_not_traced() -> None:
     """torch.fx patches nn.Module for the time of a trace."""
     torch.manual_seed(0)

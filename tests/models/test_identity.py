@@ -114,6 +114,7 @@ def test_buffers_that_no_checkpoint_holds_count() -> None:
     assert fingerprint(scaled(1.0)) != fingerprint(scaled(2.0))
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process() -> None:
     script = (
         "from fampe_fast.models import load_embedded_classifier\n"
@@ -316,6 +317,7 @@ def test_quantised_weights_count() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.slow
 def test_all_of_them_are_the_same_in_every_process() -> None:
     """With another order of sets, another number of scripted classes before, and this file under another name."""
     script = (

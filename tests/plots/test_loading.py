@@ -32,6 +32,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("first", ["colours", "figure"])
 def test_ctrl_c_waits_until_matplotlib_is_there(first: str, signal: str) -> None:

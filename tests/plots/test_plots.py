@@ -646,6 +646,7 @@ def test_bad_contact_sheets_are_refused(arguments, error, words):
         contact_sheet(**{**good, **arguments})
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_page_of_photographs_is_a_small_file(photographs, tmp_path):
     images, labels = photographs(16)
@@ -729,7 +730,7 @@ def test_places_where_no_file_can_be(small_figure, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "file" / "a.png", tmp_path / "file" / "deeper" / "a.png"):
-        with pytest.raises(OSError, match="cannot write the file: a file stands where a folder is needed") as caught:
+        with pytest.raises(OSError, match="cannot write the file: a file exists where a folder is needed") as caught:
             save_figure(small_figure, path)
         assert caught.value.filename == str(path)
     with pytest.raises(IsADirectoryError, match=r"folder\.png"):
@@ -807,6 +808,7 @@ def test_the_users_rcparams_change_nothing():
         assert draw() == plain
 
 
+@pytest.mark.slow
 def test_importing_is_light_and_pyplot_never_comes(tmp_path):
     script = """
 import json, sys

@@ -301,6 +301,7 @@ def test_reliance_is_occluded_frequency_side_by_side() -> None:
 # The defence ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_defence_experiment_is_reproducible_and_its_figures_fit_together(tmp_path: Path) -> None:
     settings = DefenceSettings(train_images=32, test_images=12, train_steps=3, batch_size=8, attack_steps=2)
     stages: list[str] = []
@@ -327,6 +328,7 @@ def test_the_defence_experiment_is_reproducible_and_its_figures_fit_together(tmp
             DefenceSettings(**{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_a_real_model_is_fooled_in_either_band(mobilenet, photographs) -> None:
     images, labels = photographs(2)

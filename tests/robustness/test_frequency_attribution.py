@@ -291,7 +291,7 @@ def strange(pixels: Tensor) -> Tensor:
         (
             lambda: FrequencyAttribution(Smooth())(some_images(), 0).places(bands_between(24, 24, [1.1, 1.2])),
             ValueError,
-            "band 1, radii from 1.1 to 1.2, holds no frequency: nothing acts there",
+            "band 1, radii from 1.1 to 1.2, has no frequency, and so no evidence",
         ),
         (
             lambda: FrequencyAttribution(Smooth())(some_images(), 0).places(octave_bands(32, 32)),
@@ -305,6 +305,7 @@ def test_bad_arguments_are_named(call, error: type[Exception], message: str) -> 
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_photographs_on_a_real_model(mobilenet, photographs) -> None:
     """Pixels, bands, rings and coefficients hold the same evidence, and the integral is nearly complete."""
@@ -320,6 +321,7 @@ def test_photographs_on_a_real_model(mobilenet, photographs) -> None:
     assert (found.gap().abs() < 0.1 * (found.score - found.baseline_score).abs()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_bands_add_up_on_every_photograph(mobilenet, photographs) -> None:
     for images, labels in zip(*(part.split(8) for part in photographs(64)), strict=True):

@@ -32,7 +32,7 @@ from fampe_fast.cli import main
 def start(arguments: list[str], errors: Path, prepare: Callable[[], object] | None = None) -> BaseProcess:
     """Start a command in a process that calls ``prepare`` before; its standard error goes to a file."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.preloaded"])
     process = context.Process(target=_run, args=(arguments, errors, prepare), daemon=True)
     process.start()
     return process

@@ -34,21 +34,28 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-@pytest.fixture
-def classifier() -> Classifier:
+def misled() -> Classifier:
     return Classifier(Rolled.misled(), name="rolled", input_size=64, transform=to_tensor, num_classes=2).eval()
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[Path]:
-    """Squares of 4 pixels, each of one brightness."""
-    folder = tmp_path / "images"
+def classifier() -> Classifier:
+    return misled()
+
+
+def squares(folder: Path) -> list[Path]:
+    """Draw images of squares of 4 pixels, each of one brightness."""
     folder.mkdir()
     for k in range(COUNT):
         drawn = torch.rand(16, 16, generator=torch.Generator().manual_seed(k))
         levels = (255 * (0.2 + 0.8 * drawn)).round().byte().repeat_interleave(4, 0).repeat_interleave(4, 1)
         Image.fromarray(levels[:, :, None].expand(-1, -1, 3).numpy()).save(folder / f"image_{k}.png")
     return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return squares(tmp_path / "images")
 
 
 def method_of(classifier: Classifier, **options: Any) -> FAMPE:
@@ -87,6 +94,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # What is found --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_give_what_the_library_finds(classifier: Classifier, paths: list[Path], tmp_path: Path) -> None:
     stages: list[str] = []
     out = tmp_path / "deep" / "out"
@@ -104,6 +112,7 @@ def test_files_give_what_the_library_finds(classifier: Classifier, paths: list[P
     assert stages == ["evidence", "combinations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_batches_do_not_matter(batch_size: int, classifier: Classifier, paths: list[Path], tmp_path: Path) -> None:
     whole = found_by(classifier, paths, tmp_path / "whole")
@@ -115,6 +124,7 @@ def test_batches_do_not_matter(batch_size: int, classifier: Classifier, paths: l
     assert parts.held_out.mean == pytest.approx(whole.held_out.mean, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_without_halves_there_is_nothing_held_out(classifier: Classifier, paths: list[Path], tmp_path: Path) -> None:
     assert found_by(classifier, paths, tmp_path / "off", held_out=False).held_out is None
     assert found_by(classifier, paths[:3], tmp_path / "few").held_out is None
@@ -123,6 +133,7 @@ def test_without_halves_there_is_nothing_held_out(classifier: Classifier, paths:
     assert with_halves.n == 4
 
 
+@pytest.mark.slow
 def test_what_fails_costs_itself(
     classifier: Classifier, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,13 +179,24 @@ class Killed(BaseException):
     """The process is gone: nothing catches this."""
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DepthCalibration, Path]:
+    """What a run of batches of two images finds that nothing disturbs, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return found_by(misled(), squares(folder / "images"), folder / "out", batch_size=2), folder / "out"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 9, 30])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
-    after: int, classifier: Classifier, paths: list[Path], tmp_path: Path, counted: list[int]
+    after: int,
+    classifier: Classifier,
+    paths: list[Path],
+    tmp_path: Path,
+    undisturbed: tuple[DepthCalibration, Path],
+    counted: list[int],
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    expected = found_by(classifier, paths, whole, batch_size=2)
-    counted.clear()
+    (expected, whole), out = undisturbed, tmp_path / "out"
     calls = 0
 
     def done(count: int) -> None:
@@ -210,6 +232,7 @@ def test_a_finished_run_is_not_done_again(
     assert files_in(out) == kept
 
 
+@pytest.mark.slow
 def test_more_images_cost_themselves(
     classifier: Classifier, paths: list[Path], tmp_path: Path, counted: list[int]
 ) -> None:
@@ -224,6 +247,7 @@ def test_more_images_cost_themselves(
     assert found == found_by(classifier, paths, tmp_path / "fresh", batch_size=1, held_out=False)
 
 
+@pytest.mark.slow
 def test_other_combinations_cost_the_evidence_once_more(
     classifier: Classifier, paths: list[Path], tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +260,7 @@ def test_other_combinations_cost_the_evidence_once_more(
     assert not (out / "evidence").exists()
 
 
+@pytest.mark.slow
 def test_images_keep_their_ids_in_halves_and_batches(
     classifier: Classifier, paths: list[Path], tmp_path: Path, counted: list[int]
 ) -> None:
@@ -249,6 +274,7 @@ def test_images_keep_their_ids_in_halves_and_batches(
     assert len(counted) <= COUNT  # what was found is found again, but for combinations that were not asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["model", "settings", "images"])
 def test_what_is_reused_is_what_would_be_computed(
     change: str, classifier: Classifier, paths: list[Path], tmp_path: Path
@@ -301,7 +327,7 @@ def test_methods_and_numbers_that_make_no_search_are_named(
 ) -> None:
     with pytest.raises(ValueError, match="needs at least 2 images, got 1"):
         run(classifier, paths[:1], tmp_path / "out")
-    with pytest.raises(ValueError, match="no depths to weigh without views"):
+    with pytest.raises(ValueError, match="without views has no depths to weigh"):
         calibrate_files(classifier, FAMPE(classifier, views=0, steps=1), paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -326,6 +352,7 @@ def photos(tmp_path: Path) -> Path:
     return draw(tmp_path / "photos", 4)
 
 
+@pytest.mark.slow
 def test_calibrate_prints_a_table_and_a_line_that_works(
     model: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -372,6 +399,7 @@ def a_calibration(model: list[str], file: Path) -> DepthCalibration:
     return found
 
 
+@pytest.mark.slow
 def test_evaluate_and_study_take_the_file(
     model: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -412,7 +440,7 @@ def test_a_file_that_does_not_fit_is_refused(
         assert captured.err.count("\n") == 1
         assert not out.exists()
 
-    refused(["--layers", found.layers[0]], f"is of the layers {', '.join(found.layers)}, and those asked for are")
+    refused(["--layers", found.layers[0]], f"is of the layers {', '.join(found.layers)}, but the chosen layers are")
     refused(["--mean", "0.1"], f"it has test_resnet ({found.fingerprint})")
     file.write_text("[1]")
     refused(["--model", "no_such_model"], "is not a file of calibrations")  # before the model is loaded
@@ -423,7 +451,7 @@ def test_calibrate_refuses_what_it_cannot_use(
 ) -> None:
     words = ["calibrate", str(photos), *model, "--out", str(tmp_path / "out")]
     for more, said in (
-        (["--views", "0", "--steps", "1"], "no depths to weigh without views"),
+        (["--views", "0", "--steps", "1"], "without views has no depths to weigh"),
         (["--limit", "1"], "needs at least 2 images, got 1"),
         (["--tau", "2"], "tau must be in"),
     ):

@@ -59,6 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is known --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("band", BANDS)
 @pytest.mark.parametrize("training", ["plain", "adversarial"])
 def test_evidence_of_one_band_gives_a_reliance_curve_in_that_band(band: str, training: str) -> None:
@@ -76,6 +77,7 @@ def test_evidence_of_one_band_gives_a_reliance_curve_in_that_band(band: str, tra
     assert share > 0.9 if band == "coarse" else share < 0.1
 
 
+@pytest.mark.slow
 def test_adversarial_training_resists_the_attack_that_fools_plain_training() -> None:
     pytest.importorskip("sklearn")
     data = DATA["digits"]
@@ -173,6 +175,7 @@ def test_seeds_have_no_images_and_no_weights_in_common() -> None:
     assert len(torch.stack(weights).flatten(1).unique(dim=0)) == 4
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_alone_and_among_others(whole: Path, tmp_path: Path) -> None:
     """Seeds 1 to 3, in another folder, give what seeds 0 to 2 gave for 1 and 2."""
     first = json.loads((whole / "trainings.json").read_text())["data"]["textures"]["trainings"]
@@ -185,6 +188,7 @@ def test_a_seed_gives_the_same_alone_and_among_others(whole: Path, tmp_path: Pat
             assert later[name]["accuracy"][attack]["values"][:2] == first[name]["accuracy"][attack]["values"][1:]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files(whole: Path, tmp_path: Path) -> None:
     quick(tmp_path)
     assert contents(tmp_path) == contents(whole)
@@ -193,6 +197,7 @@ def test_equal_seeds_give_equal_files(whole: Path, tmp_path: Path) -> None:
 # Finished and not -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are ended by a signal")
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -219,6 +224,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_classifier_is_not_trained_again_and_more_seeds_add_to_it(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +251,7 @@ def test_a_finished_classifier_is_not_trained_again_and_more_seeds_add_to_it(
         quick(tmp_path, eps=0.1)
 
 
+@pytest.mark.slow
 def test_an_interrupt_loses_no_classifier(whole: Path, tmp_path: Path) -> None:
     done = []
 
@@ -291,7 +298,7 @@ def test_digits_without_scikit_learn_are_refused_in_one_line(
     ("words", "said"),
     [
         (["--seeds", "2"], "seeds must be at least 3, got 2"),
-        (["--data", "digits"], "--data chooses the data sets of --seeds: give --seeds, too"),
+        (["--data", "digits"], "--data needs --seeds, whose data sets it chooses"),
         (["--seeds", "3", "--cutoff", "0"], "cutoff must be above 0, got 0"),
         (["--seeds", "3", "--adversarial-steps", "0"], "adversarial_steps must be at least 1, got 0"),
         (
@@ -315,6 +322,6 @@ def test_a_file_of_another_hand_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "trainings.md").write_text("mine")
     with pytest.raises(ValueError, match=r"trainings\.md exists already and was not written by"):
         compare_trainings(tmp_path, 3, ["textures"], **QUICK)
-    for names, said in (([], "data must be one or several of digits, textures; got none"), (["x"], "data must be one")):
+    for names, said in (([], "data must be one or more of digits, textures; got none"), (["x"], "data must be one")):
         with pytest.raises(ValueError, match=said):
             compare_trainings(tmp_path / "other", 3, names)

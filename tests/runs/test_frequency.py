@@ -89,6 +89,7 @@ def test_every_image_s_evidence_is_that_of_one_call_and_a_bad_file_costs_itself(
         assert sum(image.energy["sectors"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_means_classes_and_the_connection_are_those_of_the_images(folder: Path, tmp_path: Path) -> None:
     study = run(folder, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "frequency.json").read_text())
@@ -135,6 +136,7 @@ def test_a_correlation_is_that_of_the_ranks() -> None:
     assert study.connection("high").interval[1] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_again_and_another_setting_does(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_second_run_does_nothing_again_and_another_setting_does(
     assert sum(calls) == 5
 
 
+@pytest.mark.slow
 def test_runs_of_other_models_stand_in_one_figure_if_they_are_of_the_same_images(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "first")
     first = read_study(tmp_path / "first")
@@ -205,12 +208,14 @@ def photos_of(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_parts_and_the_old_name_the_first_alone(
     tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture
 ) -> None:
     photos, out = photos_of(tmp_path / "photos"), tmp_path / "out"
     (photos / "broken.png").write_bytes(b"nothing")
     arguments = [str(photos), "--model", str(model_file), "--bands", "4", "--batch-size", "2"]
+    arguments += ["--input-size", "64"]
     assert main(["frequency", *arguments, "--passes", "2", "--out", str(out)]) == SOME_FAILED
     printed = capsys.readouterr()
     assert printed.err.count("broken.png") == 1
@@ -243,8 +248,8 @@ def test_the_command_writes_both_parts_and_the_old_name_the_first_alone(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("occlude --kind gradient", "--kind is an option of the attribution: add it to --parts"),
-        ("occlude --beside nowhere", "--beside is an option of the attribution: add it to --parts"),
+        ("occlude --kind gradient", "--kind needs the attribution: add it to --parts"),
+        ("occlude --beside nowhere", "--beside needs the attribution: add it to --parts"),
         ("frequency --passes 0", "passes must be at least 1, got 0"),
         ("frequency --beside nowhere", "cannot read the results of another model"),
         ("frequency --sectors 100000", "100000 sectors are too many"),
@@ -270,6 +275,7 @@ def test_bad_words_cost_one_line(
 def test_the_runs_beside_are_inputs(tmp_path: Path, model_file: Path, capsys: pytest.CaptureFixture) -> None:
     photos, out = photos_of(tmp_path / "photos"), tmp_path / "out"
     words = ["frequency", str(photos), "--model", str(model_file), "--passes", "1", "--parts", "attribution"]
+    words += ["--input-size", "64"]
     assert main([*words, "--out", str(out)]) == DONE
     assert main([*words, "--out", str(out), "--beside", str(out)]) == UNUSABLE
     assert "is one of the inputs, and would be replaced" in capsys.readouterr().err

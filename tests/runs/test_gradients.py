@@ -28,6 +28,7 @@ def smooth(seed: int = 0) -> Classifier:
     return Classifier(model, name=f"smooth {seed}", input_size=24, transform=to_tensor, num_classes=2).eval()
 
 
+@pytest.mark.slow
 def test_every_image_is_measured_as_by_hand_and_models_stand_side_by_side(tmp_path: Path) -> None:
     paths, truth = two_waves(tmp_path / "images", 3)
     out = tmp_path / "out"

@@ -72,6 +72,7 @@ def scores_of(result: Comparison) -> list[float]:
     return result.scores["squares"].values["grid_pointing"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_library_in_every_batch_and_order(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_without_labels_the_model_s_choices_are_the_classes(
     assert scores_of(result) == scores_of(labelled)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_used_again_beside_the_same_files_alone(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_what_is_finished_is_used_again_beside_the_same_files_alone(
     assert (asked, relabelled.earlier) == (2 * COUNT, 0)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_partners(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_an_unreadable_file_is_no_partner_and_costs_no_other_image(
     assert scores_of(result) == scores_of(without)
 
 
+@pytest.mark.slow
 def test_an_image_that_fails_costs_itself_and_stays_a_partner(
     classifier: Classifier, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -174,11 +178,11 @@ def test_a_partner_that_is_gone_meanwhile_costs_the_images_beside_it(
 
 def test_too_few_classes_are_refused_before_work(classifier: Classifier, photos: list[Path], tmp_path: Path) -> None:
     method = Squares(classifier)
-    message = "grid_pointing: beside an image stand 3 of other classes, .* for class 0 there are images of 2 others"
+    message = "grid_pointing: an image needs 3 partners of .* for class 0 there are images of 2 others"
     with pytest.raises(ValueError, match=message):
         evaluate(classifier, photos, tmp_path / "out", targets=[k % 3 for k in range(COUNT)], method=method)
     nine = Measurement(("grid_pointing",), {"grid_pointing": {"grid": 3}})
-    with pytest.raises(ValueError, match="beside an image stand 8 of other classes"):
+    with pytest.raises(ValueError, match="an image needs 8 partners of different other classes"):
         evaluate(classifier, photos, tmp_path / "out", measurement=nine, method=method)
     assert method.asked == 0
 
@@ -195,6 +199,7 @@ def test_native_cells_that_the_model_does_not_take_are_refused_before_work(photo
     assert len(result.paths) == COUNT
 
 
+@pytest.mark.slow
 def test_both_commands_play_it(
     photos: list[Path], model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -35,7 +35,9 @@ from fampe_fast.runs.records import Item, Journal, Records
 from ..images_for_tests import draw
 from .forked import start
 
+pytestmark = pytest.mark.slow
 COUNT = 4
+SMALL = ["--input-size", "48"]  # half of what the model was trained on
 PATH = ["--views", "0"]  # the model file, a program, has no layers
 PATHS = [*PATH, "--variant", "fampe, path", "--variant", "fampe_published"]
 # What each command is given, the file that grows while it works, and what it leaves behind.
@@ -51,7 +53,11 @@ COMMANDS: dict[str, tuple[list[str], str, list[str]]] = {
         "attack.jsonl",
         ["attack.json", "attack.png"],
     ),
-    "occlude": (["--bands", "60"], "occluded_frequency.jsonl", ["occluded_frequency.json", "occluded_frequency.png"]),
+    "occlude": (
+        ["--bands", "60", "--input-size", "96"],
+        "occluded_frequency.jsonl",
+        ["occluded_frequency.json", "occluded_frequency.png"],
+    ),
     "frequency": (
         ["--parts", "attribution", "--passes", "24"],
         "frequency.jsonl",
@@ -80,7 +86,8 @@ def words(command: str, photos: Path, model: Path, out: Path, *more: str, batch:
     options, _, _ = COMMANDS[command]
     named = [command, "methods"] if command == "study" else [command]
     return [
-        *named, str(photos), "--model", str(model), "--out", str(out), "--batch-size", str(batch), *options, *more,
+        *named, str(photos), "--model", str(model), *SMALL, "--out", str(out), "--batch-size", str(batch), *options,
+        *more,
     ]  # fmt: skip
 
 
@@ -111,7 +118,8 @@ def hidden(out: Path) -> list[Path]:
     return [path for path in out.rglob(".*") if path.is_file()]
 
 
-ONE_BY_ONE = ["--limit", "3", "--batch-size", "1"]
+ALONE = ["--batch-size", "1"]  # beside another image, a model's last bits may differ
+ONE_BY_ONE = ["--limit", "3", *ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +369,7 @@ def test_a_limit_on_files_is_a_full_disk(photos: Path, model_file: Path, tmp_pat
 
     out = tmp_path / "out"
     process = start(
-        words("explain", photos, model_file, out, "--steps", "1", "--samples", "1"),
+        words("explain", photos, model_file, out, "--steps", "1", "--samples", "1", "--input-size", "96"),
         tmp_path / "errors",
         functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
@@ -400,7 +408,7 @@ QUICK = {
 
 def quick(command: str, photos: Path, model: Path, out: Path, *more: str) -> list[str]:
     named = [command, "methods"] if command == "study" else [command]
-    return [*named, str(photos), "--model", str(model), "--out", str(out), *QUICK[command], *more]
+    return [*named, str(photos), "--model", str(model), *SMALL, "--out", str(out), *QUICK[command], *more]
 
 
 def settled(command: str, arguments: list[str], out: Path) -> Any:
@@ -418,7 +426,7 @@ def finished(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     @functools.cache
     def results_of(command: str) -> Path:
         out = folder / command
-        assert main(quick(command, photos, model_file, out)) == DONE
+        assert main(quick(command, photos, model_file, out, *ALONE)) == DONE
         return out
 
     return results_of
@@ -435,15 +443,15 @@ def test_what_is_reused_is_what_would_be_computed(
     """In a folder of results of something else that bears the same names, a run finds what it finds in a new folder."""
     if command == "explain" and change == "relabelled":
         change = "target"
-    photos, model, more = draw(tmp_path / "photos", 2), model_file, []
+    photos, model, more = draw(tmp_path / "photos", 2), model_file, ALONE
     labels = tmp_path / "labels.json"
     if change == "relabelled":
         labels.write_text('{"object_0.png": 1, "object_1.png": 2}')
-        more = ["--labels", str(labels)]
+        more = [*ALONE, "--labels", str(labels)]
     if change == "target":
-        more = ["--target", "1"]
+        more = [*ALONE, "--target", "1"]
     out, fresh = tmp_path / "out", tmp_path / "fresh"
-    if more:
+    if more is not ALONE:
         assert main(quick(command, photos, model, out, *more)) == DONE
     else:
         shutil.copytree(finished(command), out)
@@ -462,7 +470,7 @@ def test_what_is_reused_is_what_would_be_computed(
     elif change == "relabelled":
         labels.write_text('{"object_0.png": 3, "object_1.png": 2}')
     elif change == "target":
-        more = ["--target", "2"]
+        more = [*ALONE, "--target", "2"]
     elif change == "model":
         changed = load_embedded_classifier()
         with torch.no_grad():
@@ -472,7 +480,7 @@ def test_what_is_reused_is_what_would_be_computed(
         torch.jit.trace(changed, torch.rand(2, 3, 96, 96)).save(str(model))
     else:
         others = {"occlude": ["--bands", "7"], "frequency": ["--passes", "3"], "attack": ["--eps", "4/255"]}
-        more = others.get(command, ["--seed", "3"])
+        more = [*ALONE, *others.get(command, ["--seed", "3"])]
     found = settled(command, quick(command, photos, model, out, *more), out)
     expected = settled(command, quick(command, photos, model, fresh, *more), fresh)
     assert found == expected
@@ -614,7 +622,7 @@ def test_two_runs_do_not_write_into_one_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path, {}, "a test") as journal:
         journal.append({"a": 1})
-        with pytest.raises(OSError, match="another run of fampe_fast is writing there"):
+        with pytest.raises(OSError, match="another run of fampe_fast is writing to it"):
             Journal(path, {}, "a test")
     with Journal(path, {}, "a test") as journal:
         assert journal.lines == [{"a": 1}]

@@ -139,6 +139,7 @@ def test_bad_numbers_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, tmp_path: Path, capsys) -> None:
     base = ["spectra", "--size", "64", "--count", "2", "--out", str(tmp_path / "out")]
     assert main([*base, str(folder)]) == DONE

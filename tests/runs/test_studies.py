@@ -66,6 +66,7 @@ def insertion_of(result: StudyResult, label: str) -> list[float]:
     return result.comparison.scores[label].values["insertion"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_methods_and_the_metric(classifier, photos: Path, tmp_path: Path) -> None:
     (photos / "1.png").write_bytes(b"nothing")  # a bad image costs that image, and moves no other one's random numbers
     result = run(classifier, photos, tmp_path / "out", targets=[4, 5, 6], batch_size=2, measurement=areas(4, passes=3))
@@ -84,6 +85,7 @@ def test_scores_are_those_of_the_methods_and_the_metric(classifier, photos: Path
         assert outcome.passes == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, monkeypatch) -> None:
     whole = run(classifier, photos, tmp_path / "whole", batch_size=1)
     settled = []
@@ -111,7 +113,10 @@ def test_an_interrupted_study_goes_on(classifier, photos: Path, tmp_path: Path, 
     assert sum(scored) == 9 - 5
 
 
-def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_other_images_models_and_settings_are_not_mixed_in(
+    classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder that holds a study of something else gives what a new folder gives, and keeps what it held."""
     paths = find_images([photos])
     retrained, renormalised = copy.deepcopy(classifier), copy.deepcopy(classifier)
@@ -128,6 +133,7 @@ def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: P
         (SMALL, renormalised, paths[:2], [4, 5], 4),
         (other, classifier, paths[:2], [4, 5], 4),
     ]
+    monkeypatch.setattr("fampe_fast.runs.study.write_report", lambda *found: None)  # its pictures take most of the time
     seen = []
     for k, (study, model, files, targets, steps) in enumerate(runs):
         options = {"targets": targets, "measurement": areas(steps), "batch_size": 1}
@@ -143,6 +149,7 @@ def test_other_images_models_and_settings_are_not_mixed_in(classifier, photos: P
     assert len(again.comparison.paths) == 3
 
 
+@pytest.mark.slow
 def test_every_metric_can_be_studied(classifier, photos: Path, tmp_path: Path) -> None:
     measurement = Measurement(
         ("stability", "mu_fidelity"), {"stability": {"samples": 2}, "mu_fidelity": {"samples": 10}}, 3
@@ -202,6 +209,7 @@ def test_a_gain_has_no_share_of_a_score_below_zero(classifier, photos: Path, tmp
     assert below.split(" | ")[:4] == with_share.split(" | ")[:4]
 
 
+@pytest.mark.slow
 def test_a_report_is_a_table_a_plot_and_json(classifier, photos: Path, tmp_path: Path) -> None:
     result = run(classifier, photos, tmp_path / "out")
     written = report_files(result, tmp_path / "out")
@@ -286,6 +294,7 @@ def test_forgrad_is_compared_with_what_it_filters_and_with_methods_without_gradi
     assert len(define_study("forgrad", Budget(1, 1)).variants) == 13  # RISE with no masks is none
 
 
+@pytest.mark.slow
 def test_the_scores_are_drawn_against_the_time(classifier, photos: Path, tmp_path: Path) -> None:
     points = [
         TimePoint("slow", 2.0, Estimate(0.5, 0.1, 4), False),
@@ -327,7 +336,7 @@ def test_options_of_depths_are_for_variants_with_depths(classifier) -> None:
     for config in configs:
         assert (config.gate_floor, config.layer_names) == ((0.7, ("a", "b")) if config.views else (0.5, ()))
     assert sum(bool(config.views) for config in configs) == 1
-    with pytest.raises(ValueError, match="of the study 'alpha' looks at depths.* leave out layers, gate_floor"):
+    with pytest.raises(ValueError, match="of the study 'alpha' has views.* leave out layers, gate_floor"):
         define_study("alpha", Budget(options={"gate_floor": 0.7, "layers": "a"}))
     _, *others = define_study("alpha", Budget(options={"gate_floor": 0.7, "views": 2})).variants
     assert all(variant.options["gate_floor"] == 0.7 for variant in others)
@@ -342,6 +351,7 @@ def test_bad_definitions_are_named() -> None:
         Study("s", "?", (Variant("a", "fampe"), Variant("a", "attexplore")))
 
 
+@pytest.mark.slow
 def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     model = tmp_path / "small.pt"
     torch.jit.trace(classifier, torch.rand(2, 3, 96, 96)).save(str(model))
@@ -349,6 +359,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys, classifier) -> None:
     labels.write_text("".join(f"{k}.png,{k}\n" for k in range(3)))
     out = tmp_path / "out"
     base = ["study", "noise", str(photos), "--labels", str(labels), "--model", str(model), "--out", str(out)]
+    base += ["--input-size", "64"]
     base += ["--steps", "1", "--samples", "1", "--views", "0", "--metric-steps", "2", "--alpha", "0.4"]
     assert main(base) == DONE
     table = capsys.readouterr().out

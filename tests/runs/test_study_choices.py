@@ -146,6 +146,7 @@ def test_a_line_needs_two_variants_and_images() -> None:
     assert choices_of(study, Comparison(Measurement(), {}, {}), {}) == []
 
 
+@pytest.mark.slow
 def test_correlations_have_intervals_that_hold() -> None:
     a = torch.arange(20.0)
     assert correlation(a, a**3).value == 1.0
@@ -184,6 +185,7 @@ def test_the_share_is_the_variants_own() -> None:
     assert tau_of(define_study("alpha")) == tau_of(define_study("cutoff")) == 0.9
 
 
+@pytest.mark.slow
 def test_the_report_has_the_choices(tmp_path: Path) -> None:
     classifier = load_embedded_classifier()
     photos = draw(tmp_path / "photos", 4, seed=5, name="{}.png")

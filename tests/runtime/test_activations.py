@@ -187,6 +187,7 @@ def test_families_of_timm_have_their_last_spatial_layer(name: str) -> None:
     assert (last.name, last.layout) == (expected, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "last"), [("vgg11", "avgpool"), ("swin_t", "permute"), ("vit_b_16", None)])
 def test_families_of_torchvision_have_their_last_spatial_layer(name: str, last: str | None) -> None:
     model = with_head(torchvision.models.get_model(name, weights=None))
@@ -227,9 +228,9 @@ class Unused(Net):
     [
         ("fist", "no layer 'fist'; near it are 'first'"),
         ("spare", "'spare' does not run"),
-        ("act", "runs 3 times in a pass: say which, act#0 to act#2"),
+        ("act", "runs 3 times in a pass: choose act#0 to act#2"),
         ("act#7", "'act' has no call '7'"),
-        ("head", r"'head' gives \(1, 5\) for an image, which has no places"),
+        ("head", r"'head' gives \(1, 5\) for an image, without spatial positions"),
         ("blind", "'blind' has no gradient"),
     ],
 )
@@ -239,10 +240,11 @@ def test_a_layer_that_will_not_do_is_refused_with_what_to_give(name: str, said: 
 
 
 def test_a_function_has_no_layers_names() -> None:
-    with pytest.raises(TypeError, match="names in an nn.Module"):
+    with pytest.raises(TypeError, match="layer names need an nn.Module"):
         named_activations(lambda x: x.mean((2, 3)), torch.rand(1, 3, 16, 24), ["first"])
 
 
+@pytest.mark.slow
 def test_a_model_its_owner_has_compiled_is_seen_into() -> None:
     net, images = Net().eval(), torch.rand(2, 3, 16, 24)
     compiled = torch.compile(net, backend="eager")

@@ -160,6 +160,7 @@ def test_the_casts_go_with_the_call(twins: list[weakref.ref[nn.Module]]) -> None
     assert [twin() for twin in twins] == [None, None]
 
 
+@pytest.mark.slow
 def test_one_graph_without_a_cast_of_a_weight_serves_every_call(
     twins: list[weakref.ref[nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

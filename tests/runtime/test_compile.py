@@ -43,6 +43,7 @@ def pearson(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize("method", [published, AttEXplore])
 def test_nothing_is_compiled_again_when_numbers_change(method: Any) -> None:
@@ -60,6 +61,7 @@ def test_nothing_is_compiled_again_when_numbers_change(method: Any) -> None:
     assert graphs() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_rows_one_by_one_have_a_graph_of_their_own() -> None:
     model = Smooth()
@@ -69,6 +71,7 @@ def test_rows_one_by_one_have_a_graph_of_their_own() -> None:
     assert graphs() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 @pytest.mark.parametrize(
     "options",
@@ -92,6 +95,7 @@ def test_every_option_is_compiled(options: dict[str, str]) -> None:
     assert pearson(maps, expected) > (0.99 if options.get("precision") else 0.9999)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_a_model_s_graphs_keep_the_shapes_apart() -> None:
     """One model, one shape after the other: what was compiled for the first one is not used for the others."""
@@ -106,6 +110,7 @@ def test_a_model_s_graphs_keep_the_shapes_apart() -> None:
     assert all(float((one - other).norm()) < 0.1 * apart for one, other in zip(plain, compiled, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_models_with_several_output_dimensions_and_callables_are_compiled() -> None:
     model = Smooth()
@@ -119,6 +124,7 @@ def test_models_with_several_output_dimensions_and_callables_are_compiled() -> N
     assert pearson(maps, published(model, compile="off", steps=1, samples=4).attribute(images, target=1)) > 0.9999
 
 
+@pytest.mark.slow
 def test_generated_code_gives_the_maps_of_the_plain_loop() -> None:
     model, images = Smooth(), some_images(3)
     options = {"steps": 2, "samples": 4, "seed": 2}
@@ -183,6 +189,7 @@ def test_memory_errors_are_not_taken_for_compiler_failures(monkeypatch: pytest.M
     assert function.active
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_a_compiled_model_is_let_go() -> None:
     model = Smooth()
@@ -194,6 +201,7 @@ def test_a_compiled_model_is_let_go() -> None:
     assert seen() is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
 def test_a_method_is_copied_and_pickled_without_its_compiled_code() -> None:
     method = published(Smooth(), compile="on", steps=1, samples=2)
@@ -297,6 +305,7 @@ class Twice(nn.Module):
         return self.head(self.net[1](self.net(pixels)).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_threads_compile_and_run_depths_and_paths_of_one_model_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     images, start = some_images(2), threading.Barrier(4)

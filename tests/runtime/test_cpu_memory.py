@@ -116,6 +116,7 @@ def printed_by(script: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_kept_memory_is_not_faulted_in_again() -> None:
     """Counts page faults, over so many blocks that it does not matter if the heap has to grow for one more of them."""
@@ -141,6 +142,7 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
     assert kept < 0.1 * usual
 
 
+@pytest.mark.slow
 @needs_glibc
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_what_is_free_is_given_back_at_the_end() -> None:

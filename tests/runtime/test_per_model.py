@@ -56,6 +56,7 @@ def plain_function(pixels: Tensor) -> Tensor:
     return pixels.mean((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Smooth, Equal, lambda: functools.partial(plain_function), lambda: Smooth().forward])
 def test_a_cache_is_one_for_each_model_and_purpose_and_goes_with_the_model(make: Callable[[], Any]) -> None:
     model, other = make(), make()
@@ -90,6 +91,7 @@ def test_of_models_without_weak_references_nothing_is_kept() -> None:
     assert insertion_deletion(model, images, maps, 1, mean=0.5, steps=4).insertion.isfinite().all()
 
 
+@pytest.mark.slow
 def test_it_is_cleared_for_one_model_or_for_all() -> None:
     first, second = Smooth(), Equal()
     held = cache_of(first, "scores")
@@ -148,6 +150,7 @@ def test_a_cleared_model_is_asked_again(views: int) -> None:
         assert model.shown - before == views + 2 + asked * cleared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"steps": 1, "samples": 2, "views": 0}, {"passes": 2}])
 def test_a_cleared_model_is_compiled_again(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -45,6 +45,7 @@ def test_it_comes_back_after_an_error() -> None:
     assert state() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [

@@ -179,7 +179,7 @@ def running(
 ) -> Iterator[Running]:
     """Run a service on a free port, and kill it in the end where it still runs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.preloaded"])
     receiving, sending = context.Pipe(duplex=False)
     log = folder / f"service-{time.monotonic_ns()}.log"
     settings = ServiceSettings(**{"name": "small", "read_timeout": 5.0, **limits})

@@ -21,6 +21,7 @@ from fampe_fast.serve.settings import ServiceSettings, retry_after, service_name
 from .running import JSON, PATH, a_classifier, encoded, instances, photo, running
 
 
+@pytest.mark.slow
 def test_a_chunk_that_does_not_fit_is_halved_and_a_reproducible_map_is_not_made_of_another(tmp_path: Path) -> None:
     with running(tmp_path, methods={"fampe": {}, "attexplore": {"steps": 2, "samples": 8}}, most=3) as service:
         query = "method=attexplore"
@@ -71,7 +72,7 @@ def test_options_are_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixt
         (["--method", "gradcam", "--steps", "3"], "no such option(s): --steps"),
         (["--name", "a/b"], "a model's name in addresses"),
         (["--deadline", "0"], "deadline"),
-        (["--device", "cuda:77"], "--device cuda:77: it cannot be used here"),
+        (["--device", "cuda:77"], "--device cuda:77: cannot be used here"),
     ):
         assert main(["serve", "--model", "no_such_model", *words]) == UNUSABLE
         assert said in capsys.readouterr().err

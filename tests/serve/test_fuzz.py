@@ -101,6 +101,7 @@ def answer_to(service: Running, request: bytes) -> bytes:
         return found
 
 
+@pytest.mark.slow
 def test_malformed_requests_over_the_wire(tmp_path: Path) -> None:
     draw = random.Random(20261126)
     allowed = {200, 400, 404, 405, 406, 408, 411, 413, 415, 422, 431, 501}

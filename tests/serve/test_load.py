@@ -31,6 +31,7 @@ def together(count: int, work: Callable[[int], None]) -> None:
         thread.join()
 
 
+@pytest.mark.slow
 def test_company_changes_no_byte_of_a_reproducible_answer(tmp_path: Path) -> None:
     query = "reproducible=true&passes=10"
     with running(tmp_path, methods=ONE, queue=200) as service:
@@ -48,6 +49,7 @@ def test_company_changes_no_byte_of_a_reproducible_answer(tmp_path: Path) -> Non
         assert [found[k] for k in sorted(found)] == [alone[k // 3 % 4] for k in sorted(found)]
 
 
+@pytest.mark.slow
 def test_images_of_one_ask_share_batches_and_of_others_do_not(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, delay=0.05, batch_size=4) as service:
         sizes: dict[int, int] = {}
@@ -61,6 +63,7 @@ def test_images_of_one_ask_share_batches_and_of_others_do_not(tmp_path: Path) ->
         assert max(sizes.values()) == 4
 
 
+@pytest.mark.slow
 def test_overload_is_shed_and_those_who_are_let_in_get_what_the_queue_promises(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, delay=0.02, queue=16, batch_size=8) as service:
         codes: Counter[int] = Counter()
@@ -90,6 +93,7 @@ def test_overload_is_shed_and_those_who_are_let_in_get_what_the_queue_promises(t
         assert service.metric("fampe_queue_images") == 0
 
 
+@pytest.mark.slow
 def test_a_drain_under_load_breaks_no_request(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, delay=0.01, queue=64) as service:
         codes: Counter[str] = Counter()
@@ -127,6 +131,7 @@ def test_a_drain_under_load_breaks_no_request(tmp_path: Path) -> None:
         assert [line["event"] for line in service.events("draining")] == ["draining"]
 
 
+@pytest.mark.slow
 def test_what_was_taken_in_is_answered_after_the_request_to_end(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, batch_size=1) as service:
         service.hold()
@@ -148,6 +153,7 @@ def test_what_was_taken_in_is_answered_after_the_request_to_end(tmp_path: Path) 
         assert service.process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_a_drain_ends_at_its_deadline_and_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, batch_size=1, drain_timeout=0.5) as service:
         service.hold()
@@ -176,6 +182,7 @@ def quietly(service: Running, k: int) -> None:
         return
 
 
+@pytest.mark.slow
 def test_clients_that_leave_cost_the_device_nothing(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, batch_size=1) as service:
         service.hold()
@@ -194,6 +201,7 @@ def test_clients_that_leave_cost_the_device_nothing(tmp_path: Path) -> None:
         assert service.metric("fampe_batch_images_sum") == 2  # the one it was held with, and the last one
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_requests(tmp_path: Path) -> None:
     with running(tmp_path, methods=ONE, queue=64) as service:
         images = [photo(k) for k in range(8)]

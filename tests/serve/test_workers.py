@@ -53,7 +53,7 @@ def _run(devices: list[str], log: Path, port: Any) -> None:
 @contextlib.contextmanager
 def supervised(folder: Path, devices: list[str]) -> Iterator[Running]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.preloaded"])
     receiving, sending = context.Pipe(duplex=False)
     log = folder / "service.log"
     process = context.Process(target=_run, args=(devices, log, sending))
@@ -80,6 +80,7 @@ def started(service: Running, count: int) -> list[int]:
     return [line["pid"] for line in service.events("process started")]
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_is_started_again_and_the_other_answers_meanwhile(tmp_path: Path) -> None:
     with supervised(tmp_path, ["cpu", "cpu"]) as service:
         pids = started(service, 2)
@@ -108,6 +109,7 @@ def test_one_that_is_killed_is_started_again_and_the_other_answers_meanwhile(tmp
             service.socket()
 
 
+@pytest.mark.slow
 def test_one_whose_device_is_lost_makes_room(tmp_path: Path) -> None:
     with supervised(tmp_path, ["cpu", "cpu"]) as service:
         service.wait_until(lambda: len(service.events("ready")) == 2)
@@ -118,6 +120,7 @@ def test_one_whose_device_is_lost_makes_room(tmp_path: Path) -> None:
         assert service.end() == 0
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_parent_however_it_goes(tmp_path: Path) -> None:
     with supervised(tmp_path, ["cpu", "cpu"]) as service:
         pids = started(service, 2)
@@ -126,6 +129,7 @@ def test_processes_end_with_their_parent_however_it_goes(tmp_path: Path) -> None
         service.wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
+@pytest.mark.slow
 def test_what_cannot_begin_ends_all(tmp_path: Path) -> None:
     with supervised(tmp_path, ["cpu", "broken"]) as service:
         service.process.join(60)

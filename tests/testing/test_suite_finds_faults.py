@@ -787,6 +787,7 @@ def test_a_backend_is_its_own_functions() -> None:
         load_primitives("nonsense", "cpu")
 
 
+@pytest.mark.slow
 def test_importing_it_costs_neither_pytest_nor_triton() -> None:
     program = "import sys, fampe_fast.testing; print([m for m in ('pytest', 'triton', 'timm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
@@ -821,6 +822,7 @@ def pytest_of_a_third_party(folder: Path, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_third_party_runs_the_suite_on_its_backend(tmp_path: Path) -> None:
     options = ("--fampe-backend", "mine,faulty", "--fampe-device", "cpu", "-k", "8x8 or 9x8 or 12x20", "-v")
     code, text = pytest_of_a_third_party(tmp_path, *options)
@@ -834,6 +836,7 @@ def test_a_third_party_runs_the_suite_on_its_backend(tmp_path: Path) -> None:
     assert "faulty-pixel_mask_of_a_row_stands_alone-9x8] PASSED" in text
 
 
+@pytest.mark.slow
 def test_without_triton_the_suite_says_that_no_kernel_is_tested(tmp_path: Path) -> None:
     (tmp_path / "no_triton.py").write_text("import sys; sys.modules['triton'] = None")
     code, text = pytest_of_a_third_party(tmp_path, "-p", "no_triton", "-k", "triton", "-rs")
@@ -841,6 +844,7 @@ def test_without_triton_the_suite_says_that_no_kernel_is_tested(tmp_path: Path) 
     assert re.search(r"SKIPPED.*the Triton kernels are not tested: .*triton is not installed: pip install", text), text
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_be_tested_is_a_usage_error(tmp_path: Path) -> None:
     code, text = pytest_of_a_third_party(tmp_path, "--fampe-backend", "mine,yours")
     assert code == 4, text
