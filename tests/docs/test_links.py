@@ -37,3 +37,9 @@ def test_every_file_that_a_sentence_names_exists(page: Path) -> None:
     for name in re.findall(rf"`((?:{'|'.join(map(re.escape, TREE))})/[\w./-]+)`", prose(page)):
         made = re.search(MADE, name) or "docs/extend/" in name_of(page)
         assert made or (ROOT / name).exists(), f"{name_of(page)} names {name}"
+
+
+def test_the_readme_is_one_page() -> None:
+    """At most 700 words, code and tables included; a word holds a letter or a digit, and a link is its text."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", (ROOT / "README.md").read_text())
+    assert len(re.findall(r"\S*\w\S*", text)) <= 700
