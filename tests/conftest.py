@@ -19,9 +19,22 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# Of the public suite, by their names: Triton's interpreter takes a second or more for some of their cases.
+SLOW_CHECKS = (
+    "_depends_on_",
+    "_uniform_and_independent",
+    "_smallest_radius",
+    "_spares_others_",
+    "_leaves_empty_levels_",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test ``fast`` that is not marked ``slow``."""
     for item in items:
+        slow_check = item.name.startswith("test_primitive[triton") and any(part in item.name for part in SLOW_CHECKS)
+        if slow_check:
+            item.add_marker("slow")
         if item.get_closest_marker("slow") is None:
             item.add_marker("fast")
 
