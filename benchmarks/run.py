@@ -3,11 +3,11 @@
     python -m benchmarks.run [--stage tests kernels model sizes] [--quick] [--minutes 8] [--out benchmarks/results]
     python -m benchmarks.run --dry-run
 
-Every stage writes what it finds and prints its report before the next begins, so that a call that is cut short keeps
-what it has, and a later one goes on with other stages:
+Every stage writes its results and prints its report before the next begins, so that an interrupted call keeps its
+results, and a later one can run the other stages:
 
-tests: the GPU tests. A kernel that a failing test is about, and all that is built on it, is marked UNVERIFIED in what
-    follows, as is everything on a build whose tests have not run.
+tests: the GPU tests. A kernel with a failing test, and everything that uses it, is marked UNVERIFIED in all later
+    results, as is everything on a build whose tests have not run.
 kernels: each kernel at the most important size, beside the reference, eager and through torch.compile in real
     arithmetic.
 model: FAMPE as a whole with the bare model's passes.
@@ -35,12 +35,14 @@ STAGES = ("tests", "kernels", "model", "sizes")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the Triton kernels on this machine's GPU.")
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="only these, in the order of all")
-    parser.add_argument("--quick", action="store_true", help="the most important size alone, in three minutes")
-    parser.add_argument("--minutes", type=float, help="after which nothing new is begun (8, quick: 3)")
-    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="only these")
-    parser.add_argument("--sizes", nargs="+", metavar="BxNxHxW", help="instead of the usual ones")
+    parser.add_argument(
+        "--stage", nargs="+", choices=STAGES, default=STAGES, help="run only these stages, in the order of the default"
+    )
+    parser.add_argument("--quick", action="store_true", help="run only the most important size, in three minutes")
+    parser.add_argument("--minutes", type=float, help="time after which nothing new is started (8, quick: 3)")
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="measure only these kernels")
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="measure only these")
+    parser.add_argument("--sizes", nargs="+", metavar="BxNxHxW", help="sizes to measure instead of the usual ones")
     add_output(parser, "results.json and plots")
     found = parser.parse_args(arguments)
     found.out = output_folder(parser, found)
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     if not chosen.dry_run and not torch.cuda.is_available():
-        say("no CUDA or ROCm GPU here, and only a GPU gives figures; --dry-run shows that the command is complete")
+        say("no CUDA or ROCm GPU here, and only a GPU can be measured; --dry-run checks that the command works")
         return 2
 
     from . import stages
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"stage {name} ...")
             stage(session)
     if chosen.dry_run:
-        print("\nDRY RUN: the command is complete; no time above says anything of a GPU")
+        print("\nDRY RUN: the command works; no time above says anything about a GPU")
     print(f"\n{session.file}")
     for what in session.failed:
         print(f"FAILED: {what}")

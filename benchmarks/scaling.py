@@ -1,4 +1,4 @@
-"""Compute on paper how long a data set takes, and what it waits for: the tables of docs/results/scaling.md.
+"""Compute how long a data set takes, and which part is the bottleneck: the tables of docs/results/scaling.md.
 
     python -m benchmarks.scaling
 
@@ -26,7 +26,7 @@ GROUP = 8
 
 @dataclass(frozen=True)
 class Worker:
-    """One device with what stands beside it.
+    """One device with its decoding cores and its writer.
 
     Attributes:
         name: of it.
@@ -203,7 +203,7 @@ class _Writer:
         self.free = 0.0
 
     def store(self, now: float, seconds: float) -> float:
-        """Take a shard that is explained, and say when the device may go on."""
+        """Take an explained shard, and return the time at which the device may continue."""
         going_on = max(now, self.free)
         self.free = going_on + seconds
         return going_on
@@ -356,7 +356,7 @@ def figures_table() -> str:
 
 
 def one_worker_table() -> str:
-    """Say what one worker can do, and what it waits for."""
+    """Tabulate the rates of one worker and its bottleneck."""
     rows = []
     for worker in (GPU, CPU):
         for passes in PASSES:
@@ -372,7 +372,7 @@ def one_worker_table() -> str:
 
 
 def runs_table(photographs: Photographs) -> str:
-    """Say how long runs on GPUs take."""
+    """Tabulate how long runs on GPUs take."""
     rows = []
     for name, images in IMAGES.items():
         for passes in PASSES:
@@ -385,7 +385,7 @@ def runs_table(photographs: Photographs) -> str:
 
 
 def loose_table() -> str:
-    """Say how many devices one prefix of loose files feeds."""
+    """Tabulate how many devices one prefix of loose files can feed."""
     rows = []
     for passes in PASSES:
         per_device = min(limits(GPU, SMALL, PARQUET, 1, passes).values())
@@ -397,7 +397,7 @@ def loose_table() -> str:
 
 
 def sizes_table() -> str:
-    """Say how much is stored."""
+    """Tabulate the sizes of the stored data."""
     rows = [
         (
             name,

@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure both in turns and print each rate, and the ratios' median and range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of JPEG files")
-    parser.add_argument("--images", type=int, default=384, help="explained in each turn (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=32, help="(default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=384, help="images explained in each turn (default: %(default)s)")
+    parser.add_argument("--clients", type=int, default=32, help="connections that send requests (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each (default: %(default)s)")
     arguments, words = parser.parse_known_args(argv)
     photos = find_images(arguments.photos)
     import torch

@@ -1,4 +1,4 @@
-"""Measure the package beside what people use today: one command, one run, the same machine, model and images.
+"""Compare the package with other packages in one command: one run, the same machine, model and images.
 
     python -m benchmarks.side_by_side --model resnet50 [--batches 32 1] [--samples 20] [--precisions fp32 bf16] ...
     python -m benchmarks.side_by_side --dry-run
@@ -14,8 +14,7 @@ machine meets all alike; then every method's peak memory, in a process of its ow
 The first value of --batches, --samples, --sides and --steps makes the base case; the others vary one of them at a time
 (``--product``: all combinations). The result is a JSON file, a Markdown table and a picture.
 
-``--dry-run`` takes the same way with a tiny model at toy sizes: it proves the command complete and says nothing of
-speed.
+``--dry-run`` runs everything with a tiny model at toy sizes: it shows that the command works, and nothing about speed.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description="Measure this package beside what people use today.")
+    found = argparse.ArgumentParser(description="Compare this package with other packages.")
     add_model(found)
     sizes = found.add_argument_group("sizes; the first of each makes the base case")
     sizes.add_argument("--batches", nargs="+", type=positive, default=[8, 1], help="images per call (%(default)s)")
@@ -51,21 +50,29 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--product", action="store_true", help="all combinations, not one varied at a time")
     ways = found.add_argument_group("ways")
     ways.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
-    ways.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of this package")
-    ways.add_argument("--peer-precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="of the others")
-    ways.add_argument("--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"], help="of this package")
-    ways.add_argument("--no-input-diversity", action="store_true", help="for models that take one image size alone")
+    ways.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="this package's precisions")
+    ways.add_argument(
+        "--peer-precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="the others' precisions"
+    )
+    ways.add_argument(
+        "--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"], help="this package's compile options"
+    )
+    ways.add_argument(
+        "--no-input-diversity",
+        action="store_true",
+        help="switch input diversity off, for models that take only one image size",
+    )
     ways.add_argument(
         "--chunks", nargs="+", type=positive, help="images per bare pass to choose from (8 to 256; CPU: 1 to 32)"
     )
     run = found.add_argument_group("run")
-    run.add_argument("--repetitions", type=positive, default=5, help="of every call (%(default)s)")
+    run.add_argument("--repetitions", type=positive, default=5, help="repetitions of every call (%(default)s)")
     run.add_argument(
         "--no-memory",
         action="store_true",
-        help="no process per row for its peak memory; a GPU's is then that of this one",
+        help="do not start a process per row for its peak memory; a GPU's is then measured in this one",
     )
-    run.add_argument("--minutes", type=float, default=60, help="after which nothing new is begun (%(default)s)")
+    run.add_argument("--minutes", type=float, default=60, help="time after which nothing new is started (%(default)s)")
     add_output(run, "the three files")
     return found
 

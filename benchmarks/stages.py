@@ -1,4 +1,4 @@
-"""Measure in stages: each writes what it finds row by row, and prints its report before the next begins."""
+"""Measure in stages: each writes its results row by row, and prints its report before the next begins."""
 
 from __future__ import annotations
 

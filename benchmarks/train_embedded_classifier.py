@@ -60,10 +60,14 @@ class Settings:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the two files (default: the package)")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of data, initial weights and order")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="seed of data, initial weights and order")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=Settings.steps, help="optimiser steps (default: %(default)s)")
-    length.add_argument("--minutes", type=float, help="as many steps as fit, by the time of the first ones; recorded")
+    length.add_argument(
+        "--minutes",
+        type=float,
+        help="choose as many steps as fit, from the time of the first ones, and record the number",
+    )
     parser.add_argument("--train-images", type=int, default=Settings.train_images)
     parser.add_argument("--test-images", type=int, default=Settings.test_images)
     args = parser.parse_args()
@@ -123,7 +127,7 @@ def training_chunk(job: tuple[range, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimise(net: EmbeddedNet, images: Tensor, labels: Tensor, settings: Settings) -> None:
-    """Train in place: AdamW, one cycle, epochs in random order, images transformed by what leaves the class alone."""
+    """Train in place: AdamW, one cycle, epochs in random order, images transformed in ways that keep the class."""
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.2

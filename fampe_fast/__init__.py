@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
 
 class _Beside(MetaPathFinder):
-    """Find the two parts of the package that lie beside it in a checkout: installing puts them inside.
+    """Finds the two parts of the package that are beside it in a checkout; an installed package contains them.
 
     From a checkout's folder Python finds this package there before an installed one.
     """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Find the package of a part; None for every other name."""
+        """Find the package of a part; None for other names."""
         package, _, part = fullname.rpartition(".")
         if package != __name__ or part not in ("kernels", "reference"):
             return None
@@ -110,7 +110,7 @@ __all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing the package costs next to nothing."""
+    """Import a public name on first use, so that importing the package is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""``python -m fampe_fast``."""
+"""Run the command line with ``python -m fampe_fast``."""
 
 import sys
 

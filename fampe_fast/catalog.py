@@ -1,7 +1,7 @@
-"""Name every method, metric, protocol and study: a row each, as data that imports nothing.
+"""List every method, metric, protocol and study in a table, as data without imports.
 
-``create_method``, ``evaluate``, ``study``, ``tune`` and the command line read these rows, so a new method or metric is
-its file and its row here. The functions below the rows read the options that belong to them, also without torch.
+``create_method``, ``evaluate``, ``study``, ``tune`` and the command line read these tables, so a new method or metric
+needs only its file and its row here. The functions below read the rows' options, also without torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def load(home: str) -> Any:
-    """Import what a row names, ``package.module:Name`` or ``package.module:Class.method``."""
+    """Import an object by its path, ``package.module:Name`` or ``package.module:Class.method``."""
     module, _, name = home.partition(":")
     found: Any = import_module(module)
     for part in name.split("."):
@@ -27,18 +27,18 @@ def load(home: str) -> Any:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method: its class, its options and what it is always given.
+    """A method: its class, its options and its fixed arguments.
 
     Attributes:
-        home: what is called with the model and the options, and gives an object with ``attribute``.
-        options: whose fields or arguments the options are; as ``home`` names things.
-        only: the options it takes; None for all.
-        given: arguments it is always called with.
+        home: path of the callable that takes the model and the options, and returns an object with ``attribute``.
+        options: path of the object whose fields or arguments are the options.
+        only: the accepted options; None for all.
+        given: fixed arguments.
         explorer: whether another model may decide the steps of its path.
-        defaults: of options, where they are not those of ``options``.
-        split: the arguments of ``home`` that are options as well: the class of ``options`` splits them over its fields.
-        own: further ones, which only ``home`` understands.
-        family: what the command line's help calls the methods with these options; default: the class of ``home``.
+        defaults: defaults of options that differ from those of ``options``.
+        split: arguments of ``home`` that are also options: the class of ``options`` splits them into its fields.
+        own: further options, which only ``home`` understands.
+        family: name in the help for the methods with these options; default: the class of ``home``.
     """
 
     home: str
@@ -73,7 +73,7 @@ def _attention(name: str) -> MethodRow:
 
 def _floor(kind: str, *only: str) -> MethodRow:
     home = f"{_PACKAGE}.methods.floors:{kind}"
-    return MethodRow(home, home, (*only, "bounds"), family="the floors")
+    return MethodRow(home, home, (*only, "bounds"), family="the baselines")
 
 
 PLAIN_METHODS: dict[str, MethodRow] = {
@@ -108,17 +108,17 @@ PLAIN_METHODS: dict[str, MethodRow] = {
     "centre_prior": _floor("CentrePrior"),
     "random_map": _floor("RandomMap", "seed"),
 }
-"""Methods that make maps of their own. ``fampe_published`` is ``FAMPEConfig.published()``."""
+"""Methods without filters. ``fampe_published`` is ``FAMPEConfig.published()``."""
 
 FILTERS: dict[str, Mapping[str, object]] = {"forgrad_": {"signed": False}, "forgrad_signed_": {"signed": True}}
-"""Prefixes of a method's name: FORGrad filters its maps, as the authors do or with their signs."""
+"""Prefixes of a method's name with which FORGrad filters its maps, as the authors do or with signs."""
 
 METHODS: tuple[str, ...] = (*PLAIN_METHODS, *(prefix + name for prefix in FILTERS for name in PLAIN_METHODS))
-"""Every name that ``create_method`` takes."""
+"""Every name that ``create_method`` accepts."""
 
 
 def parts_of(method: str) -> tuple[str, str]:
-    """Split a method's name into the filter's prefix, which may be empty, and the plain method.
+    """Split a method's name into the filter's prefix, possibly empty, and the unfiltered method.
 
     Raises:
         ValueError: an unknown name.
@@ -130,7 +130,7 @@ def parts_of(method: str) -> tuple[str, str]:
 
 
 def method_options(method: str) -> tuple[Option, ...]:
-    """Read the options that a method takes, all but the explorer, which is a model.
+    """Read the options of a method, except the explorer, which is a model.
 
     Raises:
         ValueError: an unknown name.
@@ -150,7 +150,7 @@ def _read_arguments(row: MethodRow) -> tuple[Option, ...]:
 
 
 def filter_option() -> Option:
-    """Read the one option of FORGrad's filters."""
+    """Read the single option of FORGrad's filters."""
     return replace(*read_options(f"{_PACKAGE}.methods.forgrad:FORGrad", ["cutoff"]), name="map_cutoff")
 
 
@@ -159,8 +159,8 @@ class GradientRow:
     """A kind of gradients for an attack.
 
     Attributes:
-        options: the configuration whose fields the options are.
-        defaults: of options, where they are not those of ``options``.
+        options: path of the configuration whose fields are the options.
+        defaults: defaults of options that differ from those of ``options``.
     """
 
     options: str
@@ -170,7 +170,7 @@ class GradientRow:
 ATTACK_DEFAULTS: Mapping[str, object] = {
     "steps": 10, "views": 0, "eps": 8 / 255, "smoothing": False, "input_diversity": False,
 }  # fmt: skip
-"""Of an attack's path, where they are not those of a map's."""
+"""Defaults of an attack's path that differ from those of a map's."""
 
 GRADIENTS: dict[str, GradientRow] = {
     "plain": GradientRow(f"{_PACKAGE}.engine.config:PathConfig", {**ATTACK_DEFAULTS, "samples": 1}),
@@ -178,17 +178,17 @@ GRADIENTS: dict[str, GradientRow] = {
     "attexplore": GradientRow(f"{_PACKAGE}.engine.config:AttEXploreConfig", {**ATTACK_DEFAULTS, "samples": 20}),
     "none": GradientRow(f"{_PACKAGE}.robustness.simba:SimBAConfig"),
 }
-"""Of an attack: those of the images themselves, or of a method's samples; or none, which is SimBA."""
+"""Gradients of an attack: of the images themselves, of a method's samples, or none, for SimBA."""
 
 DEPTH_OPTIONS: tuple[str, ...] = ("layers", "pixel_weight", "layer_weights", "gate_floor")
-"""What path methods make of the depths, and a calibration sets; without views there are none."""
+"""Options of path methods that only apply to views, and that a calibration sets."""
 
 NOT_OF_ATTACKS: tuple[str, ...] = ("direction", "area_cutoff", "views", *DEPTH_OPTIONS)
-"""The attack sets the first, and has no map for the others."""
+"""Options that attacks do not have: they set the direction themselves, and make no map for the others."""
 
 
 def gradient_options(gradients: str) -> tuple[Option, ...]:
-    """Read the options that an attack with these gradients takes."""
+    """Read the options of an attack with these gradients."""
     row = GRADIENTS[gradients]
     return tuple(
         replace(option, default=row.defaults.get(option.name, option.default))
@@ -199,15 +199,15 @@ def gradient_options(gradients: str) -> tuple[Option, ...]:
 
 @dataclass(frozen=True)
 class Score:
-    """A number that a metric gives for an image.
+    """A score of a metric.
 
     Attributes:
-        name: in records.
-        title: in pictures.
-        head: of a table's column.
-        short: of the column of differences; empty where there is none.
+        name: name in records.
+        title: title in pictures.
+        head: head of the column in tables.
+        short: short name for the column of differences; empty without such a column.
         better: ``high`` or ``low``.
-        field: of the metric's result; or the two columns, the second subtracted from the first.
+        field: field of the metric's result; or two columns, the second subtracted from the first.
     """
 
     name: str
@@ -220,21 +220,21 @@ class Score:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric: its function, its options and the scores it gives.
+    """A metric: its function, its options and its scores.
 
     Attributes:
-        home: the function: of a model, images, maps and targets, or, where it ``explains``, of a method, images and
+        home: path of the function of a model, images, maps and targets, or, if it ``explains``, of a method, images and
             targets. Its other arguments are its options.
-        scores: what it gives for an image.
+        scores: its scores per image.
         only: the options that a run may set.
-        prefix: of the options' flags on the command line.
-        options: the function whose arguments these are and that describes them; default: ``home``.
+        prefix: prefix of the options' flags on the command line.
+        options: path of the function that documents the options; default: ``home``.
         unprefixed: options whose flags have no prefix.
-        choices: the words that an option takes where its type does not say.
-        explains: whether it has the method explain other images.
-        named: whether images have names in its random stream, so that it takes ``image_ids``.
-        partners: whether it shows an image beside other ones of the run, which it takes as ``partners``.
-        reading: a sentence for under the table.
+        choices: values of an option whose type does not list them.
+        explains: whether it lets the method explain other images.
+        named: whether its random numbers depend on image ids, so that it accepts ``image_ids``.
+        partners: whether it needs other images of the run, as ``partners``.
+        reading: an explanatory sentence below tables.
     """
 
     home: str
@@ -280,14 +280,14 @@ METRICS: dict[str, MetricRow] = {
         f"{_PACKAGE}.metrics.insertion_deletion:insertion_deletion",
         choices={"protocol": tuple(PROTOCOLS)},
         named=False,
-        reading="centre: a Gaussian in the middle, in place of the map; above 0 is better than that",
+        reading="centre: a central Gaussian in place of the map; above 0 is better than it",
     ),
     "mu_fidelity": MetricRow(
         f"{_PACKAGE}.metrics.mu_fidelity:mu_fidelity",
         (Score("mu_fidelity", "mu-fidelity", "mu-fidelity", "mu-f.", "high", "scores"),),
         ("samples", "grid_size", "subset_percent", "baseline", "score", "seed"),
         "mu-fidelity-",
-        reading="mu-fidelity: rank correlation of relevance and probability lost by random parts; high is faithful",
+        reading="mu-fidelity: rank correlation of random parts' relevance and the lost probability; high is faithful",
     ),
     "stability": MetricRow(
         f"{_PACKAGE}.metrics.stability:stability",
@@ -304,7 +304,7 @@ METRICS: dict[str, MetricRow] = {
         "grid-pointing-",
         explains=True,
         partners=True,
-        reading="grid pointing: share of the map on the right one of n x n images of other classes; chance is 1 / n^2",
+        reading="grid pointing: share of the map on the right image of n x n of different classes; chance is 1 / n^2",
     ),
     "parameter_randomisation": MetricRow(
         f"{_PACKAGE}.metrics.parameter_randomisation:parameter_randomisation",
@@ -312,7 +312,7 @@ METRICS: dict[str, MetricRow] = {
         ("stages", "values", "seed"),
         "parameter-randomisation-",
         explains=True,
-        reading="parameter randomisation: rank correlation with the map of a model of random layers; low depends on it",
+        reading="parameter randomisation: rank correlation with a randomised model's map; low depends on the model",
     ),
 }
 
@@ -328,11 +328,11 @@ def metric_options(metric: str) -> tuple[Option, ...]:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study: the function that defines it, and what it varies.
+    """A study: the function that defines it, and the parameter it varies.
 
     Attributes:
-        home: the function that gives the ``Study`` for a ``Budget``.
-        varies: what it varies, for the help.
+        home: path of the function that makes the ``Study`` for a ``Budget``.
+        varies: the varied parameter, for the help.
     """
 
     home: str
@@ -343,7 +343,7 @@ _DEFINITIONS = f"{_PACKAGE}.runs.study_definitions"
 
 STUDIES: dict[str, StudyRow] = {
     "methods": StudyRow(f"{_DEFINITIONS}:methods_study", "FAMPE's parts"),
-    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, also other libraries', and its passes"),
+    "peers": StudyRow(f"{_DEFINITIONS}:peers_study", "the method, including other libraries', and its passes"),
     "tokens": StudyRow(f"{_DEFINITIONS}:tokens_study", "the method, for token models"),
     "forgrad": StudyRow(f"{_DEFINITIONS}:forgrad_study", "gradient methods with FORGrad's filter, beside RISE"),
     "alpha": StudyRow(f"{_DEFINITIONS}:alpha_study", "alpha"),
@@ -355,7 +355,7 @@ STUDIES: dict[str, StudyRow] = {
 }
 
 TRAININGS: tuple[str, ...] = ("plain", "low_pass", "band_mix", "adversarial")
-"""Of the classifiers that ``defend`` compares."""
+"""Trainings of the classifiers that ``defend`` compares."""
 
 TRAINING_DATA: tuple[str, ...] = ("digits", "textures")
-"""What it trains them on."""
+"""Data sets on which it trains them."""

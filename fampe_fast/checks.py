@@ -1,6 +1,6 @@
-"""Check arguments before any work: each check gives the plain value or tensor, or says what is wrong.
+"""Check arguments before any work: each check returns the plain value or tensor, or raises an error.
 
-NumPy's scalars, arrays and tensors of no dimensions are taken wherever a number is; what comes back is an ``int``, a
+NumPy scalars, and arrays and tensors without dimensions, are accepted as numbers; the result is an ``int``, a
 ``float``, a ``bool`` or a ``str``, so that settings compare equal and can be written as JSON.
 """
 
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 LARGEST = 1e12
-"""Of sizes in pixel units and factors on a spectrum: products of two, summed over an image, stay finite in float32."""
+"""Limit of sizes in pixel units and factors on a spectrum: float32 holds an image's sum of products of two."""
 
 SMALLEST_CUTOFF, LARGEST_CUTOFF = 1e-15, 1e15
-"""Of Gaussians in cycles over the shorter side: float32 holds their squares and reciprocals, all frequencies times."""
+"""Limits of Gaussian radii in cycles over the shorter side: float32 holds their squares and reciprocals."""
 
-LARGEST_ID = 2**32 - 2  # the last number is the reserved word of the input-diversity draws
+LARGEST_ID = 2**32 - 2  # the last number is reserved for the draws of input diversity
 SMALLEST_SIDE = 8
-# What the kernels' 32-bit indices and exact radii reach, the larger frames of input diversity included.
+# Limits of the kernels' 32-bit indices and exact radii, including the larger frames of input diversity.
 LARGEST_SIDE = 16384
 LARGEST_IMAGE = 2**30
 _T = TypeVar("_T", bound=str)
 
 
 def check_whole(name: str, value: object, *, unit: str = "") -> int:
-    """Take a whole number of any sign, of a unit if the message is to name one.
+    """Check a whole number of any sign; ``unit`` is for the message.
 
     Raises:
-        TypeError: not a whole number; a bool and a float are none.
+        TypeError: not a whole number, also for a bool or a float.
     """
     number = _index(_plain(value))
     if number is not None:
@@ -44,7 +44,7 @@ def check_whole(name: str, value: object, *, unit: str = "") -> int:
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, unit: str = "") -> int:
-    """Take a whole number of at least 1, or of another bound.
+    """Check a whole number of at least 1, or another bound.
 
     Raises:
         TypeError: not a whole number.
@@ -67,17 +67,17 @@ def check_number(
     kind: str = "a number",
     largest: float = math.inf,
 ) -> float:
-    """Take a finite real number in [low, high].
+    """Check a finite real number in [low, high].
 
     Args:
-        name: of the argument.
-        value: what was given.
+        name: name of the argument.
+        value: the given value.
         low: the smallest value.
         high: the largest value.
         open_low: exclude ``low`` itself.
-        expected: what to say was expected; default: the interval.
-        kind: what to say was expected where the type is wrong.
-        largest: a technical limit below ``high``, with a message of its own: what float32 has room for.
+        expected: description of the expected value; default: the interval.
+        kind: description of the expected type.
+        largest: a limit below ``high`` by float32's range, with its own message.
 
     Raises:
         TypeError: no real number.
@@ -96,7 +96,7 @@ def check_number(
 
 
 def check_fraction(name: str, value: object) -> float:
-    """Take a number in [0, 1].
+    """Check a number in [0, 1].
 
     Raises:
         TypeError: no real number.
@@ -106,7 +106,7 @@ def check_fraction(name: str, value: object) -> float:
 
 
 def check_positive(name: str, value: object, **options: Any) -> float:
-    """Take a number above 0; ``options`` as of ``check_number``.
+    """Check a number above 0; ``options`` are those of ``check_number``.
 
     Raises:
         TypeError: no real number.
@@ -116,7 +116,7 @@ def check_positive(name: str, value: object, **options: Any) -> float:
 
 
 def check_cutoff(name: str, value: object) -> float:
-    """Take a radius in cycles over the shorter side, 0 or more.
+    """Check a radius in cycles over the shorter side, 0 or more.
 
     Raises:
         TypeError: no real number.
@@ -126,12 +126,12 @@ def check_cutoff(name: str, value: object) -> float:
 
 
 def check_gaussian_cutoff(name: str, value: object, expected: str | None = "above 0") -> float:
-    """Take the radius of a Gaussian band in cycles over the shorter side, above 0.
+    """Check the radius of a Gaussian band in cycles over the shorter side, above 0.
 
     Args:
         name: of the argument.
         value: what was given.
-        expected: what to say was expected of a number that is not above 0; None: the interval.
+        expected: description of the expected value for numbers not above 0; None: the interval.
 
     Raises:
         TypeError: no real number.
@@ -149,10 +149,10 @@ def check_gaussian_cutoff(name: str, value: object, expected: str | None = "abov
 def check_interval(
     name: str, value: object, high: float = math.inf, *, largest: float = math.inf
 ) -> tuple[float, float]:
-    """Take an interval (lowest, highest) of numbers in [0, high], or one number that is both.
+    """Check an interval (lowest, highest) of numbers in [0, high], or one number for both.
 
     Raises:
-        TypeError: neither a number nor two.
+        TypeError: neither one number nor two.
         ValueError: NaN, infinite, negative, above ``high`` or ``largest``, or the larger number first.
     """
     ends = _pair(value)
@@ -169,11 +169,11 @@ def check_interval(
 
 
 def check_bounds(bounds: object) -> tuple[float, float]:
-    """Take the smallest and the largest pixel value.
+    """Check the smallest and the largest pixel value.
 
     Raises:
         TypeError: not two numbers.
-        ValueError: not two, not finite, not ascending, or beyond what float32 has room for.
+        ValueError: not two, not finite, not ascending, or outside float32's range.
     """
     pair = _pair(bounds)
     if pair is None:
@@ -194,7 +194,7 @@ def check_bounds(bounds: object) -> tuple[float, float]:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Take True or False.
+    """Check a bool.
 
     Raises:
         TypeError: anything else.
@@ -206,10 +206,10 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_choice(name: str, value: object, choices: Sequence[_T]) -> _T:
-    """Take one of several words.
+    """Check a choice among several words.
 
     Raises:
-        ValueError: none of them.
+        ValueError: another word.
     """
     if isinstance(value, str):
         for choice in choices:
@@ -219,7 +219,7 @@ def check_choice(name: str, value: object, choices: Sequence[_T]) -> _T:
 
 
 def check_seed(seed: object, name: str = "seed") -> int:
-    """Take a whole number of 64 bits.
+    """Check a seed, a whole number of 64 bits.
 
     Raises:
         TypeError: not a whole number.
@@ -232,11 +232,11 @@ def check_seed(seed: object, name: str = "seed") -> int:
 
 
 def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) -> Tensor:
-    """Take image ids as (B,) int64 on the images' device; None numbers them from 0.
+    """Convert image ids to (B,) int64 on the images' device; None numbers the images from 0.
 
     Args:
         image_ids: a sequence, an array or a tensor of B whole numbers.
-        images: (B, ...), whose ids they are.
+        images: (B, ...), the images.
 
     Raises:
         TypeError: not integers.
@@ -267,10 +267,10 @@ def check_image_ids(image_ids: Sequence[int] | Tensor | None, images: Tensor) ->
 
 
 def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
-    """Take images (B, C, H, W) as contiguous float32.
+    """Check images (B, C, H, W), and convert them to contiguous float32.
 
     Raises:
-        TypeError: no tensor, or not floating-point.
+        TypeError: not a tensor, or not floating-point.
         ValueError: not (B, C, H, W), a side below 8 or above 16384 pixels, more than 2^30 values per image, NaN or
             infinity, or values outside ``bounds``.
     """
@@ -297,7 +297,7 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
     if bool(outside.any()):
         raise ValueError(
             f"inputs must lie in [{bounds[0]:g}, {bounds[1]:g}], got values from {float(lowest.min()):g} to "
-            f"{float(highest.max()):g} (image(s) {_list(outside)}); normalisation belongs into the model, "
+            f"{float(highest.max()):g} (image(s) {_list(outside)}); put normalisation into the model, "
             "other ranges into `bounds`"
         )
     checked = images.detach().float().contiguous()
@@ -314,7 +314,7 @@ def check_size(shape: Sequence[int]) -> None:
         raise ValueError(f"images must be at least {SMALLEST_SIDE} pixels high and wide, got {shape[-2]} x {shape[-1]}")
     if max(shape[-2:]) > LARGEST_SIDE or math.prod(shape) > LARGEST_IMAGE:
         raise ValueError(
-            f"images may have {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values at most, got "
+            f"images may have at most {LARGEST_SIDE} pixels a side and {LARGEST_IMAGE} values, got "
             f"{tuple(shape)}; explain a smaller version"
         )
 
@@ -331,7 +331,7 @@ def check_unit_images(images: object) -> None:
     if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
         raise ValueError(
             f"images must lie in [0, 1], got values from {float(images.min()):g} to {float(images.max()):g}; "
-            "normalisation belongs into the model"
+            "put normalisation into the model"
         )
 
 
@@ -351,7 +351,7 @@ def check_maps(maps: object, images: Tensor) -> None:
 
 
 def check_floating(name: str, values: object) -> Tensor:
-    """Take a real floating-point tensor.
+    """Check a real floating-point tensor.
 
     Raises:
         TypeError: anything else.
@@ -363,7 +363,7 @@ def check_floating(name: str, values: object) -> Tensor:
 
 
 def check_batch(name: str, values: object) -> Tensor:
-    """Take a real floating-point tensor (B, C, H, W) of any values; B may be 0, the others not.
+    """Check a real floating-point tensor (B, C, H, W) of any values, where only B may be 0.
 
     Raises:
         TypeError: not a real floating-point tensor.
@@ -386,7 +386,7 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 def check_targets(targets: int | Sequence[int] | Tensor, images: Tensor) -> Tensor:
-    """Take targets as (B,) int64 on the images' device; ``check_classes`` sees whether the model has these classes."""
+    """Convert targets to (B,) int64 on the images' device; ``check_classes`` compares them with the model's classes."""
     batch = len(images)
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "iu":
         targets = torch.from_numpy(targets.astype(np.int64))
@@ -432,13 +432,13 @@ def check_classes(shape: tuple[int, ...], targets: Tensor) -> None:
 
 
 def _plain(value: object) -> object:
-    """Take the Python value of a NumPy scalar, or of an array or a tensor of no dimensions; others as they are."""
+    """Convert a NumPy scalar, or an array or tensor without dimensions, to a Python value; return others unchanged."""
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "shape", None) == () else value
 
 
 def _real(value: object) -> float | None:
-    """Take a real number as a float, infinite where it is too large for one; None for anything else."""
+    """Convert a real number to a float, infinite if it is too large; None for anything else."""
     plain = _plain(value)
     number = plain if isinstance(plain, numbers.Real) and not isinstance(plain, bool) else _index(plain)
     try:
@@ -448,7 +448,7 @@ def _real(value: object) -> float | None:
 
 
 def _index(plain: object) -> int | None:
-    """Take what has an ``__index__`` as an int; None for the rest, for a bool, and for tensors with dimensions."""
+    """Convert an object with ``__index__`` to an int; None for others, bools, and tensors with dimensions."""
     if isinstance(plain, bool) or getattr(plain, "shape", ()) != ():
         return None
     try:
@@ -458,7 +458,7 @@ def _index(plain: object) -> int | None:
 
 
 def _pair(value: object) -> tuple[object, object] | None:
-    """Take the two entries of a sequence, an array or a tensor; None where there are not two."""
+    """Return the two entries of a sequence, an array or a tensor; None if there are not two."""
     entries: Any = value
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return (entries[0], entries[1]) if len(entries) == 2 else None

@@ -10,13 +10,13 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class FampeWarning(UserWarning):
-    """Something the caller should know, though the result stands (a zero gradient, a fallback taken)."""
+    """Something the caller should know, although the result is valid (a zero gradient, a fallback)."""
 
 
 def warn(message: str) -> None:
-    """Give a ``FampeWarning`` that names the line which called the package, however deep inside it the reason lies."""
+    """Issue a ``FampeWarning`` that points to the line that called the package, however deep the cause is."""
     level, frame = 2, sys._getframe(1)
-    # torch's and contextlib's decorators stand between the package's own functions.
+    # Frames of torch's and contextlib's decorators are between the package's own functions.
     between = (_PACKAGE, "torch", "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
         level, frame = level + 1, frame.f_back
@@ -27,8 +27,8 @@ class ImageReadError(ValueError):
     """A file could not be read as an image.
 
     Attributes:
-        path: the file, as it was given.
-        reason: what is wrong with it, in words.
+        path: the file, as given.
+        reason: description of the problem.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
@@ -38,13 +38,13 @@ class ImageReadError(ValueError):
 
 
 class WeightsUnavailableError(RuntimeError):
-    """Pretrained weights could not be had; the message says which and what to do instead."""
+    """Pretrained weights are not available; the message says which, and what to do instead."""
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run here; the message says why."""
+    """A backend that was chosen by name cannot run here; the message says why."""
 
 
 def first_line(error: BaseException) -> str:
-    """Take the first line of an error's message, or its class name where it has none."""
+    """Return the first line of an error's message, or its class name if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

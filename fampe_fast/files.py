@@ -1,7 +1,7 @@
-"""Write files whole, mark them as this package's, and keep them off the files of others.
+"""Write files atomically, mark them as this package's, and protect other files from being replaced.
 
-The mark lies inside a file, so that it survives a copy: a text chunk of a PNG, the first key of a JSON object, an entry
-of an ``.npz``, the first line of JSON lines and of Markdown.
+The mark is inside a file, so that copies keep it: a text chunk of a PNG, the first key of a JSON object, an entry of an
+``.npz``, the first line of JSON lines and of Markdown.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 MARK = "fampe_fast"
 """The name of the mark; its value is the kind of the file."""
 FIGURE, IMAGE = "figure", "image"
-"""Two kinds: a picture of maps or curves, which is never an input, and an image to be classified, which may be one."""
+"""Two kinds of picture: a figure of maps or curves, which is never an input, and an image that can be classified."""
 FOLDER = "folder"
-"""The kind of an output that holds other outputs."""
+"""The kind of an output that contains other outputs."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST_JSON = 2**26  # a file that is not ours may be of any size
+_LARGEST_JSON = 2**26  # foreign files may be of any size
 _HEAD = re.compile(rb'\s*\{\s*"' + MARK.encode() + rb'"\s*:\s*"([a-z ]+)"')
 _COMMENT = re.compile(rb"<!-- " + MARK.encode() + rb": ([a-z ]+) -->")
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
@@ -45,11 +45,11 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Mark:
-    """The package's mark in a file that it wrote.
+    """The package's mark in one of its files.
 
     Attributes:
-        kind: of the file.
-        key: names what it was made from; empty where the file does not say.
+        kind: kind of the file.
+        key: hash of the content's inputs; empty if the file has none.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Output:
 
     Attributes:
         path: the file.
-        kind: what its mark will say; a ``FOLDER`` has none.
+        kind: kind in its mark; a ``FOLDER`` has no mark.
     """
 
     path: Path
@@ -70,19 +70,19 @@ class Output:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making missing folders; it is on the disk when this returns.
+    """Write a file atomically, making missing folders; it is on disk when this returns.
 
-    A link to a file stays, and what it leads to is replaced.
+    A link to a file is kept, and its target is replaced.
 
     Args:
         path: the file.
         content: its bytes.
 
     Raises:
-        OSError: it cannot be written; the message names it and the reason.
+        OSError: the file cannot be written; the message names it and the reason.
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    # Not the full name: a long one plus a suffix may pass the file system's limit.
+    # Not the full name: a long one plus a suffix may exceed the file system's limit.
     temporary = target.parent / f".{_short(target.name)}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,16 +95,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        # Also after Ctrl-C; gone already where the renaming succeeded.
+        # Also after Ctrl-C; it no longer exists if the renaming succeeded.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """Say which file an error kept from being written, and why."""
+    """Make the error for a file that cannot be written."""
     reason = error.strerror or str(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = "a file stands where a folder is needed"
+        reason = "a file exists where a folder is needed"
     return OSError(error.errno, f"cannot write the file: {reason}", os.fspath(path))
 
 
@@ -114,7 +114,7 @@ def _short(name: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk; where a system cannot, the file's content is there all the same."""
+    """Flush a folder's entries to disk; where that is impossible, the file's content is on disk anyway."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -124,7 +124,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that were killed while they wrote have left in a folder."""
+    """Remove incomplete files that killed processes of this machine have left in a folder."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             found = _TEMPORARY.fullmatch(entry.name)
@@ -152,10 +152,10 @@ def png_content(image: Image.Image, kind: str, key: str = "", **options: Any) ->
     """Encode an image as a marked PNG.
 
     Args:
-        image: of a mode that PNG has.
+        image: an image in a mode of PNG.
         kind: ``FIGURE`` or ``IMAGE``.
-        key: names what it was made from.
-        **options: of Pillow's PNG writer.
+        key: hash of the inputs.
+        **options: options of Pillow's PNG writer.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -183,7 +183,7 @@ def json_content(kind: str, content: Mapping[str, Any], *, indent: int | None = 
 
 
 def json_text(content: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """Encode JSON that every reader takes: NaN becomes null, infinities become the words "inf" and "-inf"."""
+    """Encode standard JSON: NaN becomes null, infinities become "inf" and "-inf"."""
     return json.dumps(_finite(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
@@ -203,7 +203,7 @@ def _finite(value: Any) -> Any:
 
 
 def mark_of(path: str | os.PathLike[str]) -> Mark | None:
-    """Read the mark of a file; None where it has none, is no regular file or cannot be read."""
+    """Read the mark of a file; None if it has none, is not a regular file or cannot be read."""
     try:
         # A pipe would wait for a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -220,7 +220,7 @@ def mark_of(path: str | os.PathLike[str]) -> Mark | None:
                 return Mark(found[1].decode())
             if start.lstrip().startswith(b"{") and os.path.getsize(path) <= _LARGEST_JSON:
                 file.seek(0)
-                content = json.loads(file.read())  # by other hands the keys may have come into another order
+                content = json.loads(file.read())  # other programs may have reordered the keys
                 kind = content.get(MARK) if isinstance(content, dict) else None
                 return Mark(kind) if isinstance(kind, str) else None
     except (OSError, ValueError, RecursionError):
@@ -261,8 +261,8 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[str | os.PathLike[
     """Refuse outputs that would replace an input or a file that this package did not write as the same kind of file.
 
     Args:
-        outputs: all that will be written.
-        inputs: all that is read; links, other spellings and other cases of a name are seen through.
+        outputs: all files that will be written.
+        inputs: all files that are read, also through links and other spellings or cases of a name.
 
     Raises:
         ValueError: there are such outputs; the message names the first, and says how many there are.
@@ -295,7 +295,7 @@ def _objection(output: Output, read: set[tuple[int, int] | None]) -> str | None:
     path = output.path
     place = _place(path)
     if place is None:
-        return "is a link that leads nowhere, and would be replaced" if os.path.islink(path) else None
+        return "is a broken link, and would be replaced" if os.path.islink(path) else None
     if place in read and output.kind != FOLDER:
         return "is one of the inputs, and would be replaced by an output"
     if path.is_dir():
@@ -311,10 +311,10 @@ def _objection(output: Output, read: set[tuple[int, int] | None]) -> str | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, or not be written to, before there is anything to lose.
+    """Refuse a folder that cannot be made or written to, before any work.
 
     Raises:
-        OSError: it names the folder and the reason.
+        OSError: the message names the folder and the reason.
     """
     there = folder
     while not os.path.lexists(there) and there != there.parent:
@@ -329,7 +329,7 @@ def check_folder(folder: Path) -> None:
 
 
 def digest_of(path: str | os.PathLike[str]) -> str | None:
-    """Compute the SHA-256 of a file's bytes, in hexadecimal; None for what is no regular file or cannot be read."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal; None if it is not a regular file or cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
@@ -347,10 +347,10 @@ def read_text(path: Path, what: str) -> str:
 
     Args:
         path: the file.
-        what: it holds, for the message.
+        what: its content, for the message.
 
     Raises:
-        ValueError: it cannot be read, or is in another encoding; the message names it.
+        ValueError: the file cannot be read, or is in another encoding; the message names it.
     """
     try:
         return path.read_text(encoding="utf-8-sig")

@@ -1,6 +1,6 @@
 """Read a callable's options from its source: names, types, defaults and help, without importing it (or torch).
 
-The command line makes its flags of them, so that a field of a configuration is written down once, where it is used.
+The command line makes its flags from them, so that a configuration's fields are documented once, in the code.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Option:
     """One option of a callable.
 
     Attributes:
-        name: of the field or argument.
-        kind: what a value is; ``pair`` is two numbers.
+        name: name of the field or argument.
+        kind: type of a value; ``pair`` is two numbers.
         choices: the values of a ``choice``.
-        optional: whether None is a value, too.
-        default: the value where none is given; its text where it is no constant.
-        help: the sentence that the docstring has for it.
+        optional: whether None is also a value.
+        default: the default value, or its source text if it is not a constant.
+        help: its text in the docstring.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Option:
 def read_options(home: str, names: Iterable[str] | None = None) -> tuple[Option, ...]:
     """Read the options of a dataclass, a function or a class's constructor.
 
-    Options are a dataclass's fields, and the arguments of the others that have a default; what cannot be written in
-    words (a model, a callable) is left out.
+    Options are a dataclass's fields, or a function's arguments with defaults; values that cannot be typed on a command
+    line (a model, a callable) are left out.
 
     Args:
         home: ``package.module:Name`` or ``package.module:Class.method``.
-        names: the only ones to take; None takes all.
+        names: names of the options to read; None for all.
 
     Raises:
         LookupError: there is no such module or definition.
@@ -71,7 +71,7 @@ def _options(module: str, name: str) -> dict[str, Option]:
 
 @lru_cache
 def _tree(module: str) -> ast.Module:
-    # The top package alone is found by import machinery: to find a module in it, Python would import its parents.
+    # Only the top package is found by import machinery: finding a module in it would import its parents.
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not spec.submodule_search_locations:
@@ -135,7 +135,7 @@ def _option(module: str, name: str, annotation: ast.expr, default: ast.expr | No
     kinds = [part for part in parts if ast.unparse(part) != "None"]
     optional = len(kinds) < len(parts)
     value = None if default is None else _constant(module, default)
-    for part in kinds:  # of "str | Protocol" the first that words can say
+    for part in kinds:  # of "str | Protocol" the first type that can be typed as text
         text = ast.unparse(part)
         if text in _KINDS:
             yield Option(name, _KINDS[text], (), optional, value, said)
@@ -155,7 +155,7 @@ def _alternatives(annotation: ast.expr) -> Iterator[ast.expr]:
 
 
 def _choices(module: str, annotation: ast.expr) -> tuple[str, ...]:
-    """Read the words of a ``Literal``, which may have a name, here or in another module of the package."""
+    """Read the values of a ``Literal``, which may be defined under a name, also in another module of the package."""
     if isinstance(annotation, ast.Name):
         try:
             home, name = _origin(module, annotation.id)
@@ -170,7 +170,7 @@ def _choices(module: str, annotation: ast.expr) -> tuple[str, ...]:
 
 
 def _origin(module: str, name: str) -> tuple[str, str]:
-    """Find the module of this package that defines a name, and its name there."""
+    """Find the module of this package that defines a name, and the name there."""
     for node in _tree(module).body:
         if isinstance(node, ast.ImportFrom) and node.level:
             for alias in node.names:
@@ -191,7 +191,7 @@ def _assigned(module: str, name: str) -> ast.expr | None:
 
 
 def _constant(module: str, node: ast.expr) -> Any:
-    """Evaluate a constant, a constant's name, or one divided by another; give the text of anything else."""
+    """Evaluate a constant, a constant's name, or one divided by another; return the source text of anything else."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -209,7 +209,7 @@ def _constant(module: str, node: ast.expr) -> Any:
 
 
 def _documented(docstring: str) -> dict[str, str]:
-    """Read what ``Args`` and ``Attributes`` say of each name, in one line without mark-up."""
+    """Read the text of each name in ``Args`` and ``Attributes``, in one line without mark-up."""
     found: dict[str, str] = {}
     name, inside = "", False
     for line in docstring.splitlines():

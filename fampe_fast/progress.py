@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(total: int, label: str, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with the number of finished units; it does nothing unless ``show``."""
+    """Return a function to call with the number of finished units; it does nothing unless ``show``."""
     if not show:
         yield lambda done: None
         return
@@ -21,23 +21,23 @@ def progress(total: int, label: str, show: bool = True) -> Iterator[Callable[[in
 
 
 class UpTo:
-    """A bar's ``advance`` for work of which only the most there may be is known: it ends at its total all the same."""
+    """A bar's ``advance`` for work of which only the maximum is known; the bar still ends at its total."""
 
     def __init__(self, total: int, advance: Callable[[int], None]) -> None:
-        """Start with nothing done.
+        """Start without finished units.
 
         Args:
-            total: units that the bar was promised.
-            advance: the bar's own.
+            total: total of the bar.
+            advance: the bar's own ``advance``.
         """
         self._left, self._advance = total, advance
 
     def __call__(self, count: int) -> None:
-        """Advance by the number of finished units, and not beyond the total."""
+        """Advance by the number of finished units, but not beyond the total."""
         count = min(count, self._left)
         self._left -= count
         self._advance(count)
 
     def finish(self) -> None:
-        """Advance to the total: the rest was not needed."""
+        """Advance to the total, as the rest was not needed."""
         self(self._left)

@@ -1,1 +1,1 @@
-"""Triton kernels of the spectral hot path; a primitive's file bears the name of its plain twin in ``reference``."""
+"""Triton kernels of the spectral hot path; each file has the name of its PyTorch counterpart in ``reference``."""

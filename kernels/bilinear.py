@@ -1,6 +1,6 @@
-"""Find where a pixel of a bilinearly resized image reads.
+"""Find the source pixels and weights of a bilinearly resized image.
 
-That is decided in integers, ``((2y + 1) H - h) / 2h`` for row y of h resized from H, so the weights carry one rounding.
+They are derived from integers, ``((2y + 1) H - h) / 2h`` for row y of h resized from H: a weight is rounded once.
 """
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
@@ -14,13 +14,13 @@ from .fused import fma
 
 @triton.jit
 def inverse(divisor):
-    """Prepare a divisor, a positive scalar, for ``divide``; once per program: a division has 20 instructions."""
+    """Prepare a positive scalar divisor for ``divide``, once per program, as a division takes 20 instructions."""
     return 0xFFFFFFFF // divisor.to(tl.uint32)
 
 
 @triton.jit
 def divide(number, divisor, inverse):
-    """Divide integers 0 <= number < 2^31, exactly, with rest: the product's upper half is short by one at most."""
+    """Divide integers 0 <= number < 2^31 exactly, with remainder: the product's upper half is at most one too small."""
     quotient = tl.umulhi(number.to(tl.uint32), inverse).to(tl.int32)
     rest = number - quotient * divisor
     short = rest >= divisor

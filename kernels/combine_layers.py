@@ -1,4 +1,4 @@
-"""Combine evidence of several sizes in two launches: the levels' sums, then each pixel of the result, once.
+"""Combine evidence of several sizes in two launches: first the levels' sums, then every pixel of the result.
 
 Per pixel 4 bytes are read for the mean, 4 again for the result (from the L2 cache, where the images fit), and 4
 written; the layers are small, and a pixel's four cells of each come from the L1 cache. Pixels are read and written in
@@ -87,7 +87,7 @@ def _level_sums(
 
 @triton.jit
 def _over_mean(total, cells):
-    """Find power and factor by which to multiply, one after the other, what is to be divided by ``total / cells``."""
+    """Find a power of two and a factor that, multiplied in turn, divide a level by its mean ``total / cells``."""
     power = tl.where(total < _SMALL, _UP, tl.where(total > _LARGE, _DOWN, 1.0))
     moved = tl.where(total == 0, 1.0, (total * power.to(tl.float64)).to(tl.float32))
     factor = tl.where(total == 0, 0.0, tl.div_rn(cells.to(tl.float32), moved))
@@ -175,7 +175,7 @@ def _combine_layers(
     total = weight_0 * level
     gate = floor + gate_0 * level
 
-    # What lies outside reads as the last row or column does.
+    # Positions outside read the last row or column.
     y = tl.minimum(y, height - 1)
     x = tl.minimum(x, width - 1)
     inverse_height = inverse(2 * height)
@@ -224,10 +224,10 @@ def combine_layers(
     Args:
         pixels: (B, H, W), float32, not negative: the evidence at the image's own size.
         evidence: (B, K), float32, not negative: the layers' evidence, row by row, one layer behind the other.
-        sizes: h_1, w_1, h_2, w_2, ... of the layers, ``MOST_LAYERS`` of them at most; none will do.
-        weights: of the pixels and of each layer, in the sum.
-        gates: of the pixels and of each layer, in the gate.
-        floor: added to the gate.
+        sizes: h_1, w_1, h_2, w_2, ... of the layers, at most ``MOST_LAYERS`` of them, possibly none.
+        weights: the weights in the sum, of the pixels and then of each layer.
+        gates: the weights in the gate, likewise.
+        floor: constant added to the gate.
         columns: of a tile, a power of two.
         chunk: pixels per program of the first launch, a power of two. Neither changes a bit of the result, except that
             the last bit of a mean, a float64 sum rounded, may do so once in some 10^8 images.

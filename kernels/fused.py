@@ -1,4 +1,4 @@
-"""Multiply and add with one rounding, for algorithms that are only right with one."""
+"""Multiply and add with one rounding, for algorithms that need it to be correct."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

@@ -7,8 +7,8 @@ twice. Counted in float32 per pixel and channel:
   momentum, attribution) + 12 (images, momentum, attribution written) in the second: 36;
 - with the smoothed gradient stored by the first pass: 4 + 4, then 4 + 16 + 12: 40.
 
-Five inputs and three outputs make 32. To get there all programs of an image would have to wait for each other, which
-Triton has no portable way to say. So 36; as far as the gradient fits into the L2 cache its second reading stays there.
+Five inputs and three outputs make 32. For that, all programs of an image would have to wait for each other, which
+Triton cannot express portably. So 36; if the gradient fits into the L2 cache, its second read is served from there.
 
 Smoothing twice is cheap because a program walks down a strip of columns with the sums of the output rows that are
 under way in registers: each input row is smoothed along x once and added, weighted, to every row it contributes to.
@@ -49,17 +49,16 @@ def _smooth(
     COLUMNS: tl.constexpr,
     NARROW: tl.constexpr,
 ):
-    """Smooth separably with zero padding, SLOTS rows on: the input rows ``first`` to ``first + SLOTS - 1`` come in.
+    """Smooth separably with zero padding and advance by SLOTS rows: the inputs ``first`` to ``first + SLOTS - 1``.
 
     ``sums`` (SLOTS, COLUMNS) holds the output rows under way, output row y in slot ``y - top`` modulo SLOTS, SLOTS >=
-    TAPS. Gives the new sums and the output rows that were finished, ``first - TAPS//2`` and the following. Taps are
-    added in ascending order along x, then along y, wherever strips begin: how the image is cut changes no bit. The
-    loops are unrolled, and which slot a row meets with which weight is known at compile time: no selection is left in
-    the code.
+    TAPS. Returns the new sums and the finished output rows, ``first - TAPS//2`` and the following. Taps are added in
+    ascending order along x, then along y, wherever strips begin: the division into strips changes no bit. The loops
+    are unrolled, and the slot and weight of every row are known at compile time, so the code selects nothing.
 
-    The zero padding costs no predicate: near a border a thread reads a window that is shifted into the row, with the
-    weights shifted against it, 0 where the kernel does not reach. What a weight of 0 meets is of the same image, so a
-    number that is not finite makes no image unusable that was not. NARROW: the row is shorter than the window.
+    The zero padding needs no predicate: near a border a thread reads a window that is shifted into the row, with the
+    weights shifted against it, 0 where the kernel does not reach. A weight of 0 multiplies pixels of the same image,
+    so one image's NaN or infinity never spoils another image. NARROW: the row is shorter than the window.
     """
     slot = tl.arange(0, SLOTS)[:, None]  # [SLOTS, 1]
     finished = tl.zeros((SLOTS, COLUMNS), tl.float32)
@@ -84,7 +83,7 @@ def _smooth(
                 factor = tl.load(kernel_ptr + shifted, mask=(shifted >= 0) & (shifted < TAPS), other=0.0)
             along = tl.fma(value, factor, along)
             weight = tl.where(tap == j, tl.load(kernel_ptr + j), weight)
-        # Unsigned, one comparison serves both sides.
+        # As an unsigned number, one comparison checks both sides.
         along = tl.where(row.to(tl.uint32, bitcast=True) < height.to(tl.uint32, bitcast=True), along, 0.0)
         # [SLOTS, COLUMNS]
         sums = tl.where(tap == 0, 0.0, sums)  # the slot of the row that came to its end before begins the next
@@ -266,7 +265,7 @@ def gradient_step(
         attribution: A so far, (B, C, H, W), float32.
         kernel: (K,) smoothing kernel of odd length, at most 15, applied along both axes; of length 0 for none.
         samples: N.
-        decay: of the momentum.
+        decay: factor on the previous momentum.
         step_size: eps/T, positive to descend the loss, negative to ascend it.
         eps: radius of the projection (maximum norm).
         lower: smallest pixel value.

@@ -1,4 +1,4 @@
-"""Sum a layer's products over its channels, in the block that suits how the layer lies in memory.
+"""Sum a layer's products over its channels, with a block shape that suits the layer's memory format.
 
 A program owns some pixels of an image and walks their channels, with ``running_sums(C)`` sums for each pixel in
 registers: both tensors are read once, and a pixel's sums advance side by side, so that a plane of 7 x 7 with 2048
@@ -8,7 +8,7 @@ neighbouring lanes share a pixel; where pixels do, vectors and lanes lie along t
 several channels. Vectors have 16 bytes where the sizes allow; a plane of 7 x 7 in NCHW begins anywhere and is read
 element by element. Any other strides are right, and slow.
 
-Neither block nor strides change which numbers are added, nor in which order: the result is the same to the bit in every
+Neither block nor strides change the numbers that are added or their order: the result is bitwise the same in every
 memory format, batch and run, and the reference's own.
 """
 
@@ -121,7 +121,7 @@ def layer_evidence(activation: Tensor, gradient: Tensor, *, block: int | None = 
 
     Args:
         activation: (B, C, H, W), float16, bfloat16, float32 or float64; any strides.
-        gradient: (B, C, H, W), likewise, also of another dtype.
+        gradient: (B, C, H, W), likewise; its dtype may differ.
         block: pixels per program, a power of two; changes no bit of the result.
 
     Returns:
@@ -129,7 +129,7 @@ def layer_evidence(activation: Tensor, gradient: Tensor, *, block: int | None = 
 
     Raises:
         TypeError: a tensor of another dtype.
-        ValueError: the shapes differ, or have not four dimensions.
+        ValueError: the shapes differ, or do not have four dimensions.
     """
     dtype = evidence_dtype(activation, gradient)
     batch, channels, height, width = activation.shape

@@ -1,4 +1,4 @@
-"""Draw Philox4x32 numbers on the device, the words of ``fampe_fast.reference.philox`` bit for bit."""
+"""Draw Philox4x32 numbers on the device, bitwise equal to those of ``fampe_fast.reference.philox``."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -10,7 +10,7 @@ from ..reference.philox import ROUNDS as _ROUNDS
 
 ROUNDS: tl.constexpr = tl.constexpr(_ROUNDS)
 
-# 2^-31: what `to_integer` leaves to be multiplied by. A power of two, so a factor may absorb it without a rounding.
+# 2^-31: the factor still missing after `to_integer`. A power of two, so other factors can absorb it without rounding.
 UNIT: tl.constexpr = tl.constexpr(2.0**-31)
 
 
@@ -60,5 +60,5 @@ def to_integer(words, mask=0xFFFFFF00):
 
 @triton.jit
 def to_uniform(words):
-    """Convert words to float32 in (-1, 1): an odd integer times 2^-24, the reference's to the bit."""
+    """Convert words to float32 in (-1, 1): an odd integer times 2^-24, bitwise equal to the reference."""
     return to_integer(words) * UNIT

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.pixel_mask import result_format
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, launch, rows_per_program, widest
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -95,7 +95,7 @@ def _pixel_mask(
         channel * finish_channel.to(tl.int64) + row * finish_row.to(tl.int64) + column * finish_column.to(tl.int64)
     )
 
-    # Said so that the compiler sees what it is divisible by.
+    # Written this way so that the compiler sees the divisor.
     plane = pixels // GROUP * GROUP if WHOLE_GROUPS and not CHANNELS_LAST else pixels
     image = tl.full((), -1, tl.int32)
     # [GROUP, BLOCK // GROUP]
@@ -170,12 +170,12 @@ def pixel_mask(
         device=start.device,
         memory_format=memory_format,
     )
-    bits = _BITS[start.element_size()]  # values are only moved, so their bits do, whatever they stand for
+    bits = _BITS[start.element_size()]  # values are only copied, so any type of the same width works
     group = widest(count, out)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
     if run is None:
-        run = run_length(rows, blocks)
+        run = rows_per_program(rows, blocks)
     launch(
         _pixel_mask,
         blocks * triton.cdiv(rows, run),

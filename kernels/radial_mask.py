@@ -1,4 +1,4 @@
-"""Compute radial masks: in device functions for the mix, and in a kernel of its own."""
+"""Compute radial masks: device functions that the mix uses, and a separate kernel."""
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..reference.radial_mask import SHAPES
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, launch, rows_per_program, widest
 from .radius import scaled_radius, signed_frequency, squared_radius
 
 
 @triton.jit
 def mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE: tl.constexpr):
-    """Compute the squared radius as ``low_pass`` takes it: for a disc times long^2, in float64."""
+    """Compute the squared radius as ``low_pass`` expects it: for a disc, multiplied by long^2, in float64."""
     if SHAPE == "disc":
         squared = scaled_radius(frequency, column, height, width)
     else:
@@ -28,7 +28,7 @@ def mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE
 def low_pass(squared, cutoff, height, width, SHAPE: tl.constexpr):
     """Compute the mask of a squared radius (see ``mask_radius``) and a scalar cut-off.
 
-    Disc and Butterworth, whose operations are all rounded exactly, are the reference's to the bit.
+    Disc and Butterworth, whose operations are all rounded exactly, are bitwise equal to the reference.
 
     The Gaussian is one multiplication and one exp2 for each squared: 2^x instead of e^x saves a multiplication; the
     reference divides each squared radius, here the scalar is divided, so the exponent x carries one more rounding. That
@@ -114,7 +114,7 @@ def radial_mask(
     group = widest(count, low)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    run = run_length(batch, blocks)
+    run = rows_per_program(batch, blocks)
     launch(
         _radial_mask,
         blocks * triton.cdiv(batch, run),

@@ -48,5 +48,5 @@ def shell_index(frequency, column, height, width):
 
 @triton.jit
 def on_edge(column, width):
-    """Say whether a column of the half spectrum stands once in the full one: DC, or Nyquist of an even width."""
+    """Tell whether a column of the half spectrum occurs only once in the full one: DC, or Nyquist of an even width."""
     return (column == 0) | (2 * column == width)

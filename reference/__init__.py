@@ -1,1 +1,1 @@
-"""Every kernel's function in plain PyTorch, written to be read beside the formula. Imports torch alone."""
+"""Every kernel's function in plain PyTorch, written to be read beside the formula; imports only torch."""

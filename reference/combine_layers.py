@@ -1,4 +1,4 @@
-"""Combine evidence of several sizes into one map: a weighted sum, gated by another one."""
+"""Combine evidence maps of several sizes into one: a weighted sum, multiplied by a second weighted sum, the gate."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def combine_layers(
         pixels: (B, H, W), float32 or float64, not negative: the evidence at the image's own size.
         evidence: (B, K), in the dtype of ``pixels``, not negative: the layers' evidence, row by row, one layer behind
             the other.
-        sizes: h_1, w_1, h_2, w_2, ... of the layers, ``MOST_LAYERS`` of them at most; none will do.
-        weights: of the pixels and of each layer, in the sum.
-        gates: of the pixels and of each layer, in the gate.
-        floor: added to the gate.
+        sizes: h_1, w_1, h_2, w_2, ... of the layers, at most ``MOST_LAYERS`` of them, possibly none.
+        weights: the weights in the sum, of the pixels and then of each layer.
+        gates: the weights in the gate, likewise.
+        floor: constant added to the gate.
 
     Returns:
         (B, H, W), contiguous, in the dtype of ``pixels``. A level without evidence in an image stays 0; an image of

@@ -13,7 +13,7 @@ def shell_energy(spectrum: Tensor, width: int, include_dc: bool = True) -> Tenso
 
     Args:
         spectrum: (B, C, H, W//2+1), complex, unscaled ``rfft2`` of the images.
-        width: W of the images, which the half spectrum does not tell.
+        width: W of the images, which cannot be derived from the half spectrum.
         include_dc: whether the DC coefficient counts.
 
     Returns:

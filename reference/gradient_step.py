@@ -69,7 +69,7 @@ def gradient_step(
         attribution: A so far, (B, C, H, W).
         kernel: (K,) smoothing kernel of odd length, applied along both axes; of length 0 for none.
         samples: N.
-        decay: of the momentum.
+        decay: factor on the previous momentum.
         step_size: eps/T, positive to descend the loss, negative to ascend it.
         eps: radius of the projection (maximum norm).
         lower: smallest pixel value.

@@ -1,4 +1,4 @@
-"""Evidence of a layer: where its activation, times the loss's gradient, speaks for the target (HiResCAM's product)."""
+"""Compute a layer's evidence for the target: activation times loss gradient, where negative (HiResCAM's product)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def layer_evidence(activation: Tensor, gradient: Tensor) -> Tensor:
     """Compute ``relu(-sum_c gradient[b, c, y, x] * activation[b, c, y, x])`` (HiResCAM, arXiv 2011.08891, of a loss).
 
     HiResCAM takes the gradient of a class's score, which rises where the loss falls: hence the minus. The channels are
-    dealt to ``running_sums(C)`` sums, then neighbours among these are added in pairs: neither batch nor strides change
-    a bit.
+    divided among ``running_sums(C)`` sums, and neighbouring sums are then added in pairs: the result is bitwise
+    independent of batch and strides.
 
     Args:
         activation: (B, C, H, W), float16, bfloat16, float32 or float64; any strides.
-        gradient: (B, C, H, W), of the loss with respect to ``activation``; likewise, also of another dtype.
+        gradient: (B, C, H, W), of the loss with respect to ``activation``; its dtype may differ.
 
     Returns:
         (B, H, W), contiguous, float64 if an argument is, else float32, in which halves are multiplied and added. NaN
@@ -33,7 +33,7 @@ def layer_evidence(activation: Tensor, gradient: Tensor) -> Tensor:
 
     Raises:
         TypeError: a tensor of another dtype.
-        ValueError: the shapes differ, or have not four dimensions.
+        ValueError: the shapes differ, or do not have four dimensions.
     """
     dtype = evidence_dtype(activation, gradient)
     batch, _, height, width = activation.shape
@@ -70,7 +70,7 @@ def _sum_channels(products: Tensor) -> Tensor:
 
 
 def running_sums(channels: int) -> int:
-    """Return to how many running sums the channels of a pixel are dealt, channel c to sum c modulo their number.
+    """Return the number of running sums for a pixel's channels; channel c is added to sum c modulo that number.
 
     A power of two: of the channels' number, up to 32; above 256 channels an eighth of it, ``MOST_SUMS`` at most.
     """
@@ -83,7 +83,7 @@ def evidence_dtype(activation: Tensor, gradient: Tensor) -> torch.dtype:
 
     Raises:
         TypeError: a tensor is none of ``DTYPES``.
-        ValueError: the shapes differ, or have not four dimensions.
+        ValueError: the shapes differ, or do not have four dimensions.
     """
     dtypes = activation.dtype, gradient.dtype
     if not set(dtypes) <= set(DTYPES):

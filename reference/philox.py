@@ -1,4 +1,4 @@
-"""Draw random numbers with Philox4x32, the counter-based generator of the whole package.
+"""Draw random numbers with Philox4x32, the counter-based generator that the whole package uses.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
 """

@@ -1,4 +1,4 @@
-"""Mask images of insertion and deletion: any rows of (image, step) pairs in one go."""
+"""Make the masked images of insertion and deletion, for any list of (image, step) pairs at once."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def radial_mask(cutoff: Tensor, height: int, width: int, shape: str = "gaussian"
     L falls from 1 at DC with the radius r, and the cut-off c says how fast:
 
     - ``gaussian``: ``exp(-r^2 / (2 c^2))``, which is 0.607 at the cut-off;
-    - ``disc``: 1 where ``r <= c``, else 0: what lies on the cut-off itself is inside, to the bit (``inside_radius``);
+    - ``disc``: 1 where ``r <= c``, else 0, decided without rounding (``inside_radius``);
     - ``butterworth``: ``1 / (1 + (r/c)^4)``, order 2, which is 1/2 at the cut-off: half of the amplitude, as in image
       processing. (In electronics the cut-off is where half of the power is left, ``L^2 = 1/2``.)
 

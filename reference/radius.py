@@ -23,7 +23,7 @@ def squared_radius(
 
 
 def inside_radius(radius: Tensor, height: int, width: int) -> Tensor:
-    """Say which coefficients have ``r <= radius``, bool (B, H, W//2+1), for radii (B,) in cycles over the shorter side.
+    """Mark the coefficients with ``r <= radius``, bool (B, H, W//2+1), for radii (B,) in cycles over the shorter side.
 
     ``r^2 * long^2 = (fu*W)^2 + (fv*H)^2`` is a whole number, which float64 holds for sides up to 8192, as it does
     ``radius * long`` of a float32 radius: no coefficient on the radius changes sides by rounding.
@@ -48,6 +48,6 @@ def shell_index(height: int, width: int, device: torch.device | str = "cpu") -> 
 
 
 def multiplicity(width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Count a half spectrum's columns in the full one, int64 (W//2+1,): 1 at DC and Nyquist, else 2."""
+    """Count how often each half-spectrum column is in the full one, int64 (W//2+1,): 1 at DC and Nyquist, else 2."""
     columns = torch.arange(width // 2 + 1, device=device)
     return torch.where((columns == 0) | (2 * columns == width), 1, 2)

@@ -1,4 +1,4 @@
-"""Draw white noise and band multipliers on a half spectrum, as symmetric as a real image's transform."""
+"""Draw white noise and band multipliers on a half spectrum, with the symmetry of a real image's transform."""
 
 from __future__ import annotations
 

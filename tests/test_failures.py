@@ -50,7 +50,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_gets_the_kernels(pretended_gpu) -> None:
     pytest.importorskip("triton", reason="the package triton is not installed")
     pretended_gpu(9, 0)
-    assert backends.choice("cuda") == ("triton", "the choice for cuda tensors")
+    assert backends.choice("cuda") == ("triton", "the default for cuda tensors")
     for op in backends.OPS:
         assert backends.implementation(op, torch.device("cuda")).__module__.startswith("fampe_fast.kernels")
 
@@ -132,7 +132,7 @@ def test_kernels_asked_for_without_a_gpu_are_refused_before_any_pass(monkeypatch
     pytest.importorskip("triton", reason="the package triton is not installed")
     monkeypatch.setenv(backends.VARIABLE, "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendUnavailableError, match="need a GPU, and the tensors are on the CPU"):
+    with pytest.raises(BackendUnavailableError, match="need a GPU, but the tensors are on the CPU"):
         FAMPE(Smooth(), steps=1, samples=1).attribute(some_images(), target=0)
     monkeypatch.setenv(backends.VARIABLE, "cuda")
     with pytest.raises(BackendUnavailableError, match="unknown; known are auto, triton, compiled, reference"):
@@ -162,7 +162,7 @@ class Large(Smooth):
 def test_too_little_memory_names_what_to_change(method: type) -> None:
     explain = method(Large(2), steps=1, samples=10, views=0)
     message = r"with 3 images of \(3, 24, 24\) per model pass: give a smaller internal_batch_size.*Tried to allocate"
-    with pytest.warns(FampeWarning, match="going on with 3"), pytest.raises(torch.OutOfMemoryError, match=message):
+    with pytest.warns(FampeWarning, match="continuing with 3"), pytest.raises(torch.OutOfMemoryError, match=message):
         explain.attribute(some_images(2), target=0, internal_batch_size=8)
     assert explain.attribute(some_images(2), target=0, internal_batch_size=2).shape == (2, 3, 24, 24)
 
@@ -172,7 +172,9 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
     images, options = some_images(2), {"steps": 2, "samples": 6, "views": 0, "input_diversity": False}
     expected = method(Smooth(), **options).attribute(images, target=0, internal_batch_size=4)
     model = Large(5)
-    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3, in later calls") as caught:
+    with pytest.warns(
+        FampeWarning, match=r"out of memory with 6 images .* continuing with 3, in later calls"
+    ) as caught:
         maps = method(model, **options).attribute(images, target=0)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the caller's
@@ -184,7 +186,7 @@ def test_a_chunk_that_does_not_fit_is_halved_once_and_remembered(method: type) -
     model.shown.clear()
     method(model, **options).attribute(images, target=0, internal_batch_size=2)
     assert model.shown == 2 * [2, 2, 2, 2, 2, 2]
-    with pytest.warns(FampeWarning, match="going on with 3"):  # other images may need less
+    with pytest.warns(FampeWarning, match="continuing with 3"):  # other images may need less
         method(model, **options).attribute(some_images(2, height=16, width=16), target=0)
 
 
@@ -192,7 +194,9 @@ def test_views_that_do_not_fit_go_on_with_half_as_well() -> None:
     images = some_images(3)
     expected = FAMPE(Smooth(), passes=2).attribute(images, target=1)
     model = Large(5)
-    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3, in later calls") as caught:
+    with pytest.warns(
+        FampeWarning, match=r"out of memory with 6 images .* continuing with 3, in later calls"
+    ) as caught:
         maps = FAMPE(model, passes=2).attribute(images, target=1)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -209,10 +213,10 @@ def test_a_cpus_want_of_memory_is_known_by_its_message() -> None:
     images = some_images(2)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
         torch.empty(2**50)  # what torch itself says
-    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3"):
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* continuing with 3"):
         FAMPE(Large(4, RuntimeError), steps=1, samples=3, views=0).attribute(images, target=0)
     with (
-        pytest.warns(FampeWarning, match="going on with 3"),
+        pytest.warns(FampeWarning, match="continuing with 3"),
         pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size.*DefaultCPUAllocator"),
     ):
         FAMPE(Large(2, RuntimeError), steps=1, samples=3, views=0).attribute(images, target=0)
@@ -229,7 +233,7 @@ def test_other_errors_of_a_model_are_passed_on() -> None:
     with pytest.warns(FampeWarning, match="one image at a time .*RuntimeError: the model's own mistake"):
         maps = FAMPE(broken, steps=1, samples=3).attribute(images, target=0)
     torch.testing.assert_close(maps, FAMPE(Smooth(), steps=1, samples=3).attribute(images, target=0))
-    with pytest.raises(ValueError, match="one image .*the model's own mistake.*internal_batch_size is 4: give 1"):
+    with pytest.raises(ValueError, match="one image .*the model's own mistake.*internal_batch_size is 4: set it to 1"):
         FAMPE(broken, steps=1, samples=3).attribute(images, target=0, internal_batch_size=4)
 
     class BrokenLater(Smooth):
@@ -246,7 +250,7 @@ def test_other_errors_of_a_model_are_passed_on() -> None:
 def test_half_is_half_of_what_was_tried(chunk: int | None) -> None:
     """Six samples fill no chunk of eight, let alone of 64: half of either would try the same six again."""
     model = Large(4)
-    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* going on with 3"):
+    with pytest.warns(FampeWarning, match=r"out of memory with 6 images .* continuing with 3"):
         FAMPE(model, steps=1, samples=6).attribute(some_images(1), target=0, internal_batch_size=chunk)
     assert model.shown[-3:] == [6, 3, 3]
 
@@ -270,7 +274,9 @@ def _drops(model: torch.nn.Module, **options: Any) -> Tensor:
 def test_what_only_scores_goes_on_with_half_as_well(score: Callable[..., Tensor]) -> None:
     """And counts no row twice; passes that keep gradients have a size of their own."""
     model = Large(5)
-    with pytest.warns(FampeWarning, match=r"out of memory with 8 images .* going on with 4, in later calls") as caught:
+    with pytest.warns(
+        FampeWarning, match=r"out of memory with 8 images .* continuing with 4, in later calls"
+    ) as caught:
         found = score(model)
     assert caught[0].filename == __file__  # the caller's, and not the package's
     torch.testing.assert_close(found, score(Smooth()))
@@ -285,13 +291,13 @@ def test_what_only_scores_goes_on_with_half_as_well(score: Callable[..., Tensor]
     known = Large(1)
     probe(known, some_images(1))
     known.most = 0
-    with pytest.warns(FampeWarning, match="going on with"), pytest.raises(torch.OutOfMemoryError, match=message):
+    with pytest.warns(FampeWarning, match="continuing with"), pytest.raises(torch.OutOfMemoryError, match=message):
         score(known, internal_batch_size=4)
 
 
 def test_attacks_go_on_with_half_as_well() -> None:
     model = Large(3)
-    with pytest.warns(FampeWarning, match="going on with 2"):
+    with pytest.warns(FampeWarning, match="continuing with 2"):
         attacked = BandLimitedAttack(model)(some_images(4), target=0, internal_batch_size=4)
     assert attacked.images.shape == (4, 3, 24, 24)
     assert max(model.shown[3:]) == 2
@@ -347,7 +353,7 @@ def test_free_memory_is_known_here() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 8, 20000), (1, 1, 20000, 8), (1, 200, 4000, 4000)])
 def test_images_beyond_the_kernels_reach_are_refused(shape: tuple[int, ...]) -> None:
     images = torch.zeros(1).expand(shape)  # takes no memory
-    with pytest.raises(ValueError, match=r"16384 pixels a side and 1073741824 values at most, got \("):
+    with pytest.raises(ValueError, match=r"at most 16384 pixels a side and 1073741824 values, got \("):
         FAMPE(Smooth(), steps=1, samples=1).attribute(images, target=0)
 
 
@@ -366,7 +372,7 @@ def test_a_gpu_that_is_full_says_so() -> None:
 
     explain = FAMPE(Hungry().cuda(), steps=1, samples=8, compile="off")
     with (
-        pytest.warns(FampeWarning, match="out of memory with 16 images .* going on with 8"),
+        pytest.warns(FampeWarning, match="out of memory with 16 images .* continuing with 8"),
         pytest.raises(torch.OutOfMemoryError, match="give a smaller internal_batch_size"),
     ):
         explain.attribute(some_images(2).cuda(), target=0)

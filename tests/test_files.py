@@ -200,7 +200,7 @@ def test_a_file_of_another_s_is_not_replaced(
             assert contents(out) == {out / name: content}
             (out / name).unlink()
             (out / name).symlink_to(tmp_path / "nowhere")
-            assert "is a link that leads nowhere" in refused(words(command, photos, model_file, out), capsys)
+            assert "is a broken link" in refused(words(command, photos, model_file, out), capsys)
             (out / name).unlink()
             (out / name).mkdir()
             said = refused(words(command, photos, model_file, out), capsys)
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_is_named_before_any_work(
     for place in ("file", "file/deeper"):
         said = refused(words(command, photos, model_file, tmp_path / place), capsys)
         assert str(tmp_path / "file") in said
-        assert "a file stands where a folder is needed" in said or "is a file, where a folder is needed" in said
+        assert "a file exists where a folder is needed" in said or "is a file, where a folder is needed" in said
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 

@@ -1,1 +1,1 @@
-"""Shared by the benchmarks: the machine, timing, results and plots."""
+"""Code that the benchmarks share: machine, timing, results and plots."""

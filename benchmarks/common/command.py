@@ -1,4 +1,4 @@
-"""Share what the commands have in common: options, the folder of the results, lines of progress."""
+"""Provide what all commands need: common options, the results folder, progress lines."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ Say = Callable[[str], None]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add which classifier runs on which images, and where."""
+    """Add the options of classifier, images and device."""
     group = parser.add_argument_group("model and images")
     group.add_argument("--model", default="resnet50", help="timm name, torchvision/NAME, ... or 'embedded'")
-    group.add_argument("--weights", help="local checkpoint; without one the weights are random, which costs the same")
+    group.add_argument("--weights", help="local checkpoint (default: random weights, which take the same time)")
     group.add_argument("--model-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE")
-    group.add_argument("--mean", type=numbers, help="one number or three, comma-separated")
-    group.add_argument("--std", type=numbers, help="one number or three, comma-separated")
-    group.add_argument("--images", help="a folder (default: noise, which costs the same)")
+    group.add_argument(
+        "--mean", type=numbers, help="mean subtracted from the pixels, one number or three, comma-separated"
+    )
+    group.add_argument("--std", type=numbers, help="divisor of the pixels, one number or three, comma-separated")
+    group.add_argument("--images", help="a folder of images (default: noise, which takes the same time)")
     add_device(group)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
-    """Add where it runs; ``device_of`` reads it."""
-    group.add_argument("--device", help="default: a GPU if there is one")
-    group.add_argument("--threads", type=positive, help="of torch on the CPU")
+    """Add the options of the device, which ``device_of`` reads."""
+    group.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    group.add_argument("--threads", type=positive, help="torch's threads on the CPU")
 
 
 def device_of(found: argparse.Namespace) -> torch.device:
-    """Return the device that was asked for, and set torch's threads."""
+    """Return the chosen device, and set torch's number of threads."""
     import torch
 
     if found.threads:
@@ -51,26 +53,28 @@ def device_of(found: argparse.Namespace) -> torch.device:
 
 
 def add_output(group: argparse._ActionsContainer, files: str) -> None:
-    """Add the folder of some files and the choice of a dry run; ``output_folder`` reads them."""
+    """Add the options --out and --dry-run, which ``output_folder`` reads."""
     group.add_argument("--out", type=Path, help=f"folder of {files} (default: {RESULTS.relative_to(ROOT)})")
-    group.add_argument("--dry-run", action="store_true", help="the same at toy sizes on the CPU, to see it complete")
+    group.add_argument(
+        "--dry-run", action="store_true", help="run everything at toy sizes on the CPU, to check that the command works"
+    )
 
 
 def output_folder(parser: argparse.ArgumentParser, found: argparse.Namespace) -> Path:
     """Return the folder to write to: without ``--out`` that of the measurements, and a new one for a dry run.
 
     Raises:
-        SystemExit: the figures of a dry run would be written among measurements.
+        SystemExit: the figures of a dry run would be written to the measurements' folder.
     """
     if not found.dry_run:
         return found.out or RESULTS
     if found.out is not None and found.out.resolve() == RESULTS:
-        parser.error("a dry run is no measurement: give --out another folder than that of the measurements")
+        parser.error("a dry run is not a measurement: choose another --out than the folder of the measurements")
     return found.out or Path(tempfile.mkdtemp(prefix="fampe_fast_dry_run_"))
 
 
 def stopwatch() -> Say:
-    """Return a function that prints a line with the seconds since now before it."""
+    """Return a function that prints a line of text after the seconds since this call."""
     started = time.monotonic()
 
     def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Describe the machine that a run is on: its names and versions, and whether something else disturbed the run."""
+"""Describe the machine of a run: device, versions, and whether other work disturbed the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from .. import ROOT
 
 DRY_RUN_DEVICE = "CPU, dry run"
-"""Stands where a device's name stands, so that a dry run's rows can be taken for nothing else."""
+"""Used in place of a device's name, so that a dry run's rows cannot be mistaken for measurements."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Build:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What a newer result replaces."""
+        """Identity of a result: a newer result with the same key replaces it."""
         return self.device, self.torch, self.triton
 
 
@@ -82,29 +82,29 @@ class Machine:
 
     @property
     def dry_run(self) -> bool:
-        """Whether the figures mean nothing."""
+        """Whether this was a dry run, whose figures mean nothing."""
         return self.build.device == DRY_RUN_DEVICE
 
     def verifies(self, primitive: str | None) -> bool:
-        """Tell whether tests have run here and none failed that is about a primitive; None for about any."""
+        """Tell whether tests have run here and none of a primitive's failed; None for any primitive."""
         return bool(self.tests) and (not self.unverified if primitive is None else primitive not in self.unverified)
 
     @property
     def disturbed(self) -> str:
-        """What makes the figures useless as measurements, or nothing."""
+        """The reason why the figures are not measurements, or an empty string."""
         found = []
         if self.load and self.load[0] > 0.25 * self.cores:
-            found.append(f"more was running at the start: load average {self.load[0]:.1f}")
+            found.append(f"other programs were running at the start: load average {self.load[0]:.1f}")
         if self.stolen > 0.1:
             found.append(f"{self.stolen:.0%} of the processors' time went to other machines on the host")
         return "; ".join(found)
 
     @property
     def warning(self) -> str:
-        """A sentence to stand above the figures that are no measurements, or nothing."""
+        """A warning for figures that are not measurements, or an empty string."""
         if self.dry_run:
             return "Dry run at toy sizes: the figures mean nothing."
-        return f"Not a measurement to be kept: {self.disturbed}." if self.disturbed else ""
+        return f"Not a valid measurement: {self.disturbed}." if self.disturbed else ""
 
     def __str__(self) -> str:
         build = self.build
@@ -113,25 +113,25 @@ class Machine:
 
 
 class LoadMonitor:
-    """Watch, from its making on, what else the machine does."""
+    """Monitors the machine's other work from its construction on."""
 
     def __init__(self) -> None:
         self._load = _load_average()
         self._before = _processor_time()
 
     def machine(self, build: Build, **rest: Any) -> Machine:
-        """Describe this machine with its load so far; ``rest``: other fields of ``Machine``."""
+        """Describe this machine with its load so far; ``rest`` sets other fields of ``Machine``."""
         load = (*self._load, *_load_average())
         return Machine(build, os.cpu_count() or 1, torch.get_num_threads(), load, self.stolen(), **rest)
 
     def stolen(self) -> float:
-        """Return the share of the time since then that went to other machines."""
+        """Return the share of processor time since construction that went to other machines on the host."""
         stolen, total = (now - before for now, before in zip(_processor_time(), self._before, strict=True))
         return stolen / total if total else 0.0
 
 
 def _load_average() -> tuple[float, ...]:
-    """Read that of the last minute, or nothing where the system does not tell."""
+    """Read the load average of the last minute, or nothing if the system has none."""
     return (os.getloadavg()[0],) if hasattr(os, "getloadavg") else ()
 
 
@@ -154,7 +154,7 @@ def _processor() -> str:
 
 
 def _version(*names: str) -> str:
-    """Find that of the first of these packages that is installed, or "none"."""
+    """Find the version of the first of these packages that is installed, or "none"."""
     for name in names:
         try:
             return metadata.version(name)

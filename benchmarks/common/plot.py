@@ -1,4 +1,4 @@
-"""Draw a run: how fast kernels move their bytes, or time and peak memory of whole methods over what was varied."""
+"""Plot a run: the kernels' bytes per second, or the methods' time and peak memory over the varied size."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plot_kernels(rows: Sequence[KernelRow], bytes_per_s: float, build: Build, pa
         style = {"color": "#D55E00", "markersize": 12, "markeredgewidth": 2, "label": "floor"}
         axis.plot(list(floors), list(floors.values()), "_", **style)
         axis.set(xscale="log", yscale="log", title=name, xlabel="bytes that must move (MB)")
-        if floors:  # a decade at least, so that one size alone has an axis to stand on
+        if floors:  # at least a decade, so that a single size has an axis
             axis.set_xlim(min(floors) / 3.5, max(floors) * 3.5)
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())  # a narrow axis has no room for them
         axis.grid(which="major", linewidth=0.4, alpha=0.6)
@@ -131,7 +131,7 @@ def _style(way: Way) -> tuple[str, str]:
 
 
 def _around_first(rows: Sequence[CallRow], varied: str) -> list[CallRow]:
-    """List the rows whose sizes are the first case's but for the one that is varied."""
+    """List the rows whose sizes equal the first case's except for the varied one."""
     first = rows[0]
     fixed = [value for name, value in _AXES.items() if name != varied]
     return [row for row in rows if all(value(row) == value(first) for value in fixed)]

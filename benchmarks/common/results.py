@@ -1,4 +1,4 @@
-"""Keep results: rows of kernels and of whole methods' calls, a file of many machines and versions, Markdown tables."""
+"""Store results: rows of kernels and of methods' calls, one file for many machines and versions, Markdown tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 def status_of(error: Exception) -> str:
-    """Say in a line why there is no time."""
+    """Return the status line that explains a missing time."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
@@ -150,16 +150,16 @@ class CallRow:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in a file."""
+    """The content of a results file."""
 
     machines: tuple[Machine, ...] = ()
     kernels: tuple[KernelRow, ...] = ()
     calls: tuple[CallRow, ...] = ()
 
     def merged(self, new: Results) -> Results:
-        """Add newer results, key by key.
+        """Merge newer results, key by key.
 
-        What was not measured this time does not replace what was.
+        A row without a time does not replace a measured one.
         """
         machines = {machine.build.key: machine for machine in (*self.machines, *new.machines)}
 
@@ -176,7 +176,7 @@ class Results:
 def write(record: object, path: Path, table: str = "") -> Path:
     """Write dataclasses, lists and dictionaries of them as JSON and a table beside it as Markdown; return the path.
 
-    A file that is there is replaced whole or not at all.
+    An existing file is replaced atomically.
     """
     write_atomically(path, (json.dumps(record, default=dataclasses.asdict, indent=1) + "\n").encode())
     if table:

@@ -1,4 +1,4 @@
-"""Time calls: a kernel by a GPU's events, from a cold cache and without the host's share; anything by the clock."""
+"""Time calls: kernels by GPU events, from a cold cache and without the host's time; other calls by the clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Take them of at least one value."""
+        """Compute them from at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         return cls(*statistics.quantiles(values, n=4, method="inclusive"))
@@ -76,7 +76,7 @@ def in_turns(
     guarded: Callable[[Name], AbstractContextManager[object]] = lambda name: nullcontext(),
     go_on: Callable[[int], bool] = lambda number: True,
 ) -> dict[Name, list[Sample]]:
-    """Sample every call once a round, every other round in reverse order: a drift of the machine meets all alike.
+    """Sample every call once a round, every other round in reverse order, so that drift affects all calls equally.
 
     Args:
         calls: by name.

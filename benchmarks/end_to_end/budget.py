@@ -53,7 +53,7 @@ class BudgetRow:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Where the time of a map goes.")
-    found.add_argument("--models", nargs="+", default=list(MODELS), help="as load_classifier takes them, or 'embedded'")
+    found.add_argument("--models", nargs="+", default=list(MODELS), help="names for load_classifier, or 'embedded'")
     found.add_argument("--batches", nargs="+", type=positive, default=[1, 8], help="images per call (%(default)s)")
     found.add_argument("--precisions", nargs="+", default=["fp32"], choices=("fp32", "tf32", "bf16", "fp16"))
     found.add_argument("--compile", nargs="+", default=["off"], choices=("off", "on", "graphs"))
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=positive, default=2, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=20, help="N (%(default)s)")
     found.add_argument("--chunk", type=positive, help="samples per model pass (default: the package's)")
-    found.add_argument("--repetitions", type=positive, default=3, help="of every call (%(default)s)")
+    found.add_argument("--repetitions", type=positive, default=3, help="repetitions of every call (%(default)s)")
     add_device(found)
     add_output(found, "the two files")
     return found

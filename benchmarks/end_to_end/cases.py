@@ -1,4 +1,4 @@
-"""Name what is run end to end: a classifier, a batch of work, and the ways of doing it."""
+"""Define the end-to-end cases: a classifier, a batch of work, and the ways of doing it."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--compile", nargs="+", default=["off"], choices=("auto", "off", "on", "graphs"))
     found.add_argument("--steps", type=positive, default=10, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=20, help="N (%(default)s)")
-    found.add_argument("--repetitions", type=positive, default=3, help="of each (%(default)s)")
+    found.add_argument("--repetitions", type=positive, default=3, help="runs of each way (%(default)s)")
     add_device(found)
     found.add_argument("--out", type=Path, required=True, help="folder of cold_start.json and cold_start.md")
     return found

@@ -1,4 +1,4 @@
-"""Build what is compared, each as a call that makes the maps of a batch."""
+"""Build the compared methods, each as a call that makes the maps of a batch."""
 
 from __future__ import annotations
 

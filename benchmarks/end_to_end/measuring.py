@@ -98,7 +98,7 @@ class _Runner:
 
     @contextmanager
     def guarded(self, say: Say) -> Iterator[None]:
-        """Let an error cost this way alone."""
+        """Catch an error, so that only this way fails."""
         try:
             yield
         except Exception as error:

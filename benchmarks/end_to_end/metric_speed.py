@@ -189,12 +189,14 @@ def parser() -> argparse.ArgumentParser:
     add_model(found)
     found.add_argument("--side", type=positive, default=224, help="pixels (%(default)s)")
     found.add_argument("--batches", nargs="+", type=positive, default=[8, 1], help="images per call (%(default)s)")
-    found.add_argument("--passes", nargs="+", type=int, default=[0, 33], help="per curve, 0 for all (%(default)s)")
-    found.add_argument("--steps", type=positive, help="at most so many of the protocol, for short calls")
+    found.add_argument(
+        "--passes", nargs="+", type=int, default=[0, 33], help="passes per curve, 0 for all (%(default)s)"
+    )
+    found.add_argument("--steps", type=positive, help="at most this many of the protocol's steps, for short calls")
     found.add_argument("--compile", nargs="+", choices=("off", "on", "graphs"), default=["off"])
     found.add_argument("--protocol", choices=list(PROTOCOLS), default="rise")
     found.add_argument("--chunk", type=positive, help="images per model pass (default: the package's)")
-    found.add_argument("--rounds", type=positive, default=5, help="of every call (%(default)s)")
+    found.add_argument("--rounds", type=positive, default=5, help="repetitions of every call (%(default)s)")
     found.add_argument("--out", type=Path, required=True, help="folder of metrics.json and metrics.md")
     return found
 

@@ -62,12 +62,16 @@ class Row:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Maps of one pass, beside Grad-CAM's and the bare pass.")
-    found.add_argument("--models", nargs="+", default=list(MODELS), help="as load_classifier takes them, or 'embedded'")
+    found.add_argument("--models", nargs="+", default=list(MODELS), help="names for load_classifier, or 'embedded'")
     found.add_argument("--batches", nargs="+", type=positive, default=[1, 32], help="images per call (%(default)s)")
-    found.add_argument("--repetitions", type=positive, default=7, help="of every call (%(default)s)")
-    found.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="of FAMPE")
-    found.add_argument("--compile", default="auto", choices=("auto", "off", "on"), help="of FAMPE")
-    found.add_argument("--no-memory", action="store_true", help="no process per row for its peak memory")
+    found.add_argument("--repetitions", type=positive, default=7, help="repetitions of every call (%(default)s)")
+    found.add_argument(
+        "--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="FAMPE's precision"
+    )
+    found.add_argument("--compile", default="auto", choices=("auto", "off", "on"), help="FAMPE's compile option")
+    found.add_argument(
+        "--no-memory", action="store_true", help="do not start a process per row to measure its peak memory"
+    )
     found.add_argument("--peak-of", help=argparse.SUPPRESS)  # a request from this command to itself
     add_device(found)
     add_output(found, "the two files")

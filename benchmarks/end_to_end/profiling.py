@@ -1,4 +1,4 @@
-"""Find where a call's time goes: the profiler's events, sorted into a few kinds of work."""
+"""Find where a call's time goes by sorting the profiler's events into a few kinds of work."""
 
 from __future__ import annotations
 

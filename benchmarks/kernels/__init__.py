@@ -1,1 +1,1 @@
-"""Single kernels: bytes and arithmetic they need at least, their machine code, their times."""
+"""Benchmarks of single kernels: least bytes and arithmetic, machine code, times."""

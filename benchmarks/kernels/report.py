@@ -1,4 +1,4 @@
-"""Tell what a run of the kernels found: the table, where the kernels lose, and how the bars were met."""
+"""Report a run of the kernels: the table, the sizes at which a kernel loses, and the bars that were met."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The quality of maps and scores: what the fast paths change, how many samples and passes are enough."""
+"""Benchmarks of the quality of maps and scores: effects of the fast paths and of the numbers of samples and passes."""

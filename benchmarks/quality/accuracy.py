@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.accuracy PHOTOS --labels labels.json --model ... [--ways folded bf16] --out results
 
-For scale stand beside them the plain path with other chunks, which differs in rounding alone, and with another seed.
+For comparison there are the plain path with other chunks, which differs only in rounding, and with another seed.
 Exits with 1 where a path's lowest correlation is below what ``LOWEST`` allows.
 """
 
@@ -129,10 +129,12 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="What the fast paths change.")
     add_photographs(found)
     found.add_argument("--method", choices=METHODS, default="fampe")
-    found.add_argument("--ways", nargs="+", choices=WAYS, help="default: all that run here")
+    found.add_argument("--ways", nargs="+", choices=WAYS, help="fast paths to measure (default: all that run here)")
     found.add_argument("--steps", type=positive, default=3, help="T (%(default)s)")
     found.add_argument("--samples", type=positive, default=6, help="N (%(default)s)")
-    found.add_argument("--metric-steps", type=positive, default=28, help="of insertion and deletion (%(default)s)")
+    found.add_argument(
+        "--metric-steps", type=positive, default=28, help="steps of insertion and deletion (%(default)s)"
+    )
     found.add_argument("--out", type=Path, required=True, help="folder of accuracy.json and accuracy.md")
     add_batches(found)
     add_model(found)

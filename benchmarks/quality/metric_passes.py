@@ -194,13 +194,15 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="Errors of insertion and deletion by number of model passes.")
     add_photographs(found, optional=True)  # unless --curves is given
     add_model(found)
-    found.add_argument("--methods", nargs="+", default=list(METHODS), help="by name (%(default)s)")
-    found.add_argument("--steps", type=positive, default=5, help="of the path methods (%(default)s)")
-    found.add_argument("--samples", type=positive, default=8, help="of the path methods (%(default)s)")
+    found.add_argument("--methods", nargs="+", default=list(METHODS), help="names of the methods (%(default)s)")
+    found.add_argument("--steps", type=positive, default=5, help="steps of the path methods (%(default)s)")
+    found.add_argument("--samples", type=positive, default=8, help="samples of the path methods (%(default)s)")
     found.add_argument("--protocol", choices=list(PROTOCOLS), default="rise")
     found.add_argument("--internal-batch-size", type=positive, help="images per model pass")
-    found.add_argument("--curves", type=Path, help="curves of an earlier run, measured no more")
-    found.add_argument("--half", choices=("first", "second"), help="every other image, from the first or the second")
+    found.add_argument("--curves", type=Path, help="read the curves of an earlier run, and measure none")
+    found.add_argument(
+        "--half", choices=("first", "second"), help="use only every other image, from the first or the second on"
+    )
     found.add_argument("--out", type=Path, required=True, help="folder of metric_passes.json, .md and curves.pt")
     return found
 

@@ -1,4 +1,4 @@
-"""Read the photographs, classifier and targets that a command was given."""
+"""Read the photographs, classifier and targets of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_photographs(parser: argparse.ArgumentParser, *, optional: bool = False) 
     """Add the folder of the photographs, their labels and their number."""
     parser.add_argument("images", type=Path, metavar="DIR", nargs="?" if optional else None, help="a folder of images")
     parser.add_argument("--labels", type=Path, help="JSON or CSV from file name to class (default: the model's choice)")
-    parser.add_argument("--limit", type=positive, help="only the first so many images")
+    parser.add_argument("--limit", type=positive, help="use only the first LIMIT images")
     parser.set_defaults(target=None, image_ids=None)
 
 

@@ -1,6 +1,6 @@
-"""Find how many samples a step needs, and whether cleverer sampling needs fewer, by correlation with 200 samples' map.
+"""Find how many samples a step needs, and whether other sampling schemes need fewer, compared with 200 samples.
 
-Plain sampling is held against antithetic pairs (every sample with its mirror image), Latin hypercubes (each random
+Plain sampling is compared with antithetic pairs (every sample with its mirror image), Latin hypercubes (each random
 number of N samples from N strata) and a rule that stops when the gradient's standard error is small. One step, so that
 the gradient alone is judged; the map is FAMPE's of that step, as collected and as shown.
 

@@ -1,1 +1,1 @@
-"""What is found of an image: made on a device, brought into the form that is stored or sent, described and compared."""
+"""Make the results of images on a device, convert them to stored or sent form, describe and compare them."""

@@ -1,4 +1,4 @@
-"""Compare what is stored of an image with what was computed of it again."""
+"""Compare the stored result of an image with a newly computed one."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from .result import Result, RowError, RowResult, attribution_of
 from .summaries import FloatArray, Summary
 
 CORRELATION = 0.99
-"""The least Pearson correlation at which a map of another machine or version counts as the same evidence."""
+"""Least Pearson correlation at which a map of another machine or version counts as alike."""
 LARGEST = 0.1
-"""The largest difference that is allowed to it, as a share of the map's largest magnitude."""
+"""Largest difference of such a map, as a share of the map's largest magnitude."""
 PROBABILITY = 0.01
-"""That of the probability."""
+"""Largest difference of the probability."""
 
 Outcome = Literal["same", "alike", "different", "no map", "unread"]
 
 
 class Comparison(NamedTuple):
-    """A stored result beside the one that was computed now."""
+    """A stored result and the newly computed one."""
 
     outcome: Outcome
-    """``same``: to the bit. ``alike``: within what another machine or version may change. ``no map``: there is none for
+    """``same``: bitwise. ``alike``: within the changes by another machine or version. ``no map``: there is none for
     a reason that may pass. ``unread``: the image cannot be read now."""
     reason: str
-    """What is different, or why it was not compared; empty where it is the same."""
+    """The difference, or the reason why they were not compared; empty if they are the same."""
     correlation: float | None = None
-    """Pearson's, of the maps; None without two maps or for an even one."""
+    """Pearson correlation of the maps; None without two maps or for a constant one."""
     largest: float | None = None
-    """The largest difference of the maps, as a share of the stored one's largest magnitude."""
+    """Largest difference of the maps, as a share of the stored one's largest magnitude."""
 
     @property
     def right(self) -> bool:
-        """Whether nothing speaks against what is stored."""
+        """Whether the stored result is confirmed, or cannot be refuted."""
         return self.outcome in ("same", "alike", "no map")
 
 
 def compare(stored: Result, found: Result, *, exact: bool) -> Comparison:
-    """Compare what is stored of a row with what was computed of it now.
+    """Compare the stored result of a row with a newly computed one.
 
     Args:
-        stored: as read from the shard.
-        found: as the worker makes it.
-        exact: whether equal bits are expected, and anything else is different.
+        stored: the result read from the shard.
+        found: the worker's new result.
+        exact: whether equal bits are expected, so that anything else is different.
     """
     if isinstance(stored, RowError) and stored.kind == "transient":
         return Comparison("no map", f"{stored.reason} (batch --retry-errors tries again)")
@@ -89,7 +89,7 @@ def _distance(stored: FloatArray, found: FloatArray) -> tuple[float | None, floa
 
 
 def _other_values(stored: RowResult, found: RowResult) -> list[str]:
-    """Name the columns besides the map that differ, as they would be stored."""
+    """List the columns besides the map whose stored values would differ."""
     names = {"target": "target", "class_name": "class", "predicted": "predicted", "overlay": "overlay"}
     changed = [column for name, column in names.items() if getattr(stored, name) != getattr(found, name)]
     numbers = {"probability": "probability", "cutoff": "cutoff", "scale": "map_scale"}

@@ -1,4 +1,4 @@
-"""Explain batches of pixels on one device: a map for each image, or the reason why it has none."""
+"""Explain batches of pixels on one device: a map for each image, or the reason for none."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .summaries import FloatArray, summarise
 
 
 class OutOfMemoryError(Exception):
-    """The chunk does not fit: the batch is to be made again with a smaller one."""
+    """The chunk does not fit into memory: repeat the batch with a smaller one."""
 
 
 class MapShapeError(RuntimeError):
-    """The method makes other maps than it is said to, which no image is to blame for."""
+    """The method's maps do not have the expected shape, which is not an image's fault."""
 
 
 class Answer(NamedTuple):
-    """What the device found of an image."""
+    """The device's result for an image."""
 
     target: int
     probability: float
@@ -41,26 +41,26 @@ class Answer(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An image to be explained."""
+    """An image to explain."""
 
     image: Pixels | RowError
-    """Where it could not be read, the reason: its place in the batch is filled, so that the others keep theirs."""
+    """The pixels, or the reason why there are none; the place in the batch is then filled with other pixels."""
     target: int | None
-    """The class to explain; None for the model's own choice."""
+    """The class to explain; None for the model's prediction."""
     image_id: int
-    """Its name in the random stream."""
+    """Its id in the random stream."""
 
 
 class Explainer:
     """Explains batches with one method and one model, on the model's device."""
 
     def __init__(self, method: Any, classifier: Classifier, shape: tuple[int, int, int]) -> None:
-        """Take what is explained with.
+        """Store the method and the model.
 
         Args:
-            method: made for the classifier.
-            classifier: on its device.
-            shape: (C, H, W) of the maps; one channel where all are equal.
+            method: the method, made for the classifier.
+            classifier: the model, on its device.
+            shape: (C, H, W) of the maps; one channel if all are equal.
         """
         self.method = method
         self.classifier = classifier
@@ -70,16 +70,16 @@ class Explainer:
         self._placeholder = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
 
     def __call__(self, items: Sequence[Item], chunk: int) -> list[Answer | RowError]:
-        """Explain a batch, and where that fails its images one by one.
+        """Explain a batch or, if that fails, its images one by one.
 
         Args:
-            items: the images; the bits of a map may depend on how many there are, and on ``chunk``.
+            items: the images; the last bits of a map may depend on their number and on ``chunk``.
             chunk: samples per model pass.
 
         Raises:
             OutOfMemoryError: the chunk does not fit.
-            MapShapeError: the maps are not of the shape that was said.
-            RuntimeError: what is no image's fault, as a device that is lost.
+            MapShapeError: the maps do not have the expected shape.
+            RuntimeError: an error that is not an image's fault, such as a lost device.
         """
         errors = [item.image for item in items if isinstance(item.image, RowError)]
         if len(errors) == len(items):
@@ -91,7 +91,7 @@ class Explainer:
                 raise
             reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
             found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
-        # Out here the traceback, which holds the call's tensors, is gone.
+        # Outside the except block the traceback, which holds the call's tensors, is gone.
         if full:
             if chunk > 1:
                 raise OutOfMemoryError(reason)
@@ -130,7 +130,7 @@ class Explainer:
         ]
 
     def _stored_channels(self, maps: Tensor) -> Tensor:
-        """Take the maps' channels that are stored, on the CPU."""
+        """Select the channels of maps to store, on the CPU."""
         shape = self._shape
         if shape[0] == 1 and maps.shape[1] > 1:
             if not channels_are_equal(maps):
@@ -141,11 +141,11 @@ class Explainer:
         return maps.cpu()
 
     def finish(self, answer: Answer, dtype: str, overlay: bool) -> RowResult:
-        """Bring an answer into the form that is stored or sent; needs no device.
+        """Convert an answer to stored or sent form; needs no device.
 
         Args:
-            answer: of a call.
-            dtype: of the map, "float16" or "float32".
+            answer: answer of a call.
+            dtype: dtype of the map, "float16" or "float32".
             overlay: whether to draw the map over the image.
         """
         stored, scale = scaled_map(answer.attribution, dtype)
@@ -163,25 +163,25 @@ class Explainer:
 
 
 def channels_are_equal(maps: Tensor) -> bool:
-    """Tell whether the channels of maps (B, C, H, W) float32 are equal, to the bit."""
+    """Tell whether the channels of maps (B, C, H, W) float32 are bitwise equal."""
     bits = maps.contiguous().view(torch.int32)
     return torch.equal(bits, bits[:, :1].expand_as(bits))
 
 
 def map_shape(maps: Tensor) -> tuple[int, int, int]:
-    """Take the shape of maps (B, C, H, W) as they are stored: one channel where all are one and not even zero."""
+    """Return the stored shape of maps (B, C, H, W): one channel if all are equal and not zero."""
     _, channels, height, width = maps.shape
     return (1 if channels_are_equal(maps) and bool(maps.any()) else channels), height, width
 
 
 def noise_for(classifier: Classifier) -> Tensor:
-    """Make the image of noise, (1, C, H, W) on the model's device, that shows whether a method works for it."""
+    """Make an image of noise, (1, C, H, W) on the model's device, to try a method."""
     shape = (1, classifier.channels, *classifier.input_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(classifier.mean.device)
 
 
 def explain_noise(method: Any, noise: Tensor, chunk: int) -> Tensor:
-    """Explain the image of noise once, so that what cannot be explained is known before any work.
+    """Explain the image of noise once, so that a method that fails is refused before any work.
 
     Raises:
         ValueError, TypeError, ImportError: the method refuses the model or fails on it; the message says why.
@@ -191,7 +191,7 @@ def explain_noise(method: Any, noise: Tensor, chunk: int) -> Tensor:
         return maps
     except (ValueError, TypeError, ImportError):
         raise
-    except Exception as error:  # of foreign code
+    except Exception as error:  # foreign code may raise anything
         if is_out_of_memory(error):
             raise
         name = getattr(method.forward_func, "name", "the model")

@@ -17,7 +17,7 @@ def overlay_png(pixels: NDArray[Any], attribution: FloatArray) -> bytes | None:
     """Encode the evidence in colours over the darkened image.
 
     Args:
-        pixels: (C, H, W), bytes or in [0, 1].
+        pixels: (C, H, W), in bytes or in [0, 1].
         attribution: (C, H, W).
 
     Returns:

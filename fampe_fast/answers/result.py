@@ -1,4 +1,4 @@
-"""Define what is stored or sent of an image: a map and what belongs to it, or why there is none."""
+"""Define the stored or sent result of an image: a map with its values, or the reason for none."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ ErrorKind = Literal["permanent", "transient"]
 
 
 class RowError(NamedTuple):
-    """Why a row has no map."""
+    """The reason why a row has no map."""
 
     reason: str
-    """In words; a function of the image where the kind is permanent."""
+    """Description of the error, which depends only on the image if the kind is permanent."""
     kind: ErrorKind
-    """``permanent`` where another try would find the same; ``transient`` where another one may heal it."""
+    """``permanent`` if every attempt fails in the same way; ``transient`` if another attempt may succeed."""
 
 
 class RowResult(NamedTuple):
-    """What was found of a row."""
+    """The result of a row."""
 
     target: int
-    """The class explained."""
+    """The explained class."""
     class_name: str
     probability: float
-    """The model's of that class."""
+    """The model's probability of that class."""
     predicted: int
-    """The model's own first choice."""
+    """The model's predicted class."""
     cutoff: float | None
-    """In cycles over the shorter side; None for methods without one."""
+    """Cut-off in cycles over the shorter side; None for methods without one."""
     scale: float
     """A power of two: the attribution is ``map * scale``."""
     map: NDArray[np.floating[Any]]
-    """(C, H, W), in the dtype and shape that were asked for."""
+    """(C, H, W), in the requested dtype and shape."""
     summary: Summary
     overlay: bytes | None = None
     """A PNG."""
@@ -48,14 +48,14 @@ Result = RowResult | RowError
 
 
 def scaled_map(attribution: FloatArray, dtype: str) -> tuple[NDArray[np.floating[Any]], float]:
-    """Bring a map into the dtype that it is stored in.
+    """Convert a map to the stored dtype.
 
     In half precision it is divided by a power of two, which is exact, so that its largest magnitude lies in [1/2, 1):
-    evidence near 1e-6 would else be lost, and a sum over the stored numbers does not overflow. Single precision is
-    stored as it is.
+    otherwise evidence near 1e-6 would be lost, and sums over the stored numbers could overflow. Single precision is not
+    scaled.
 
     Args:
-        attribution: float32; NaN and infinity stay what they are.
+        attribution: float32; NaN and infinity are kept.
         dtype: "float16" or "float32".
 
     Returns:
@@ -65,19 +65,19 @@ def scaled_map(attribution: FloatArray, dtype: str) -> tuple[NDArray[np.floating
         return attribution.astype(np.float32), 1.0
     finite = attribution[np.isfinite(attribution)]
     peak = float(np.abs(finite).max()) if finite.size else 0.0
-    # 2^128 is no float32; up to 2 instead of 1 does no harm.
+    # float32 does not hold 2^128; a limit of 2 instead of 1 does no harm.
     scale = 2.0 ** min(math.frexp(peak)[1], 127) if peak else 1.0
     return (attribution.astype(np.float64) / scale).astype(np.float16), scale
 
 
 def attribution_of(result: RowResult) -> FloatArray:
-    """Take a map itself, (C, H, W) float32: what is stored times its power of two."""
+    """Compute the attribution, (C, H, W) float32: the stored map times its power of two."""
     scaled: FloatArray = result.map.astype(np.float32) * np.float32(result.scale)
     return scaled
 
 
 def result_values(result: Result) -> dict[str, Any]:
-    """Describe what was found of an image; the map by the SHA-256 of its stored numbers."""
+    """Describe the result of an image, with its map as the SHA-256 of its stored numbers."""
     if isinstance(result, RowError):
         return {"error": result.reason, "error_kind": result.kind}
     return {
@@ -94,5 +94,5 @@ def result_values(result: Result) -> dict[str, Any]:
 
 
 def map_bytes(result: RowResult) -> bytes:
-    """Give the stored numbers of a map, row by row, little-endian."""
+    """Return the stored numbers of a map as bytes, row by row, little-endian."""
     return result.map.astype(result.map.dtype.newbyteorder("<")).tobytes()

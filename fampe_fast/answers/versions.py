@@ -1,4 +1,4 @@
-"""Read the versions of what maps depend on."""
+"""Read the versions of the software that maps depend on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "captu
 
 
 def changes_between(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """List the versions, or other surroundings, that differ: "torch 2.13 then, 2.14 now"."""
+    """List the differing versions or other parts of the environment: "torch 2.13 then, 2.14 now"."""
     return [
         f"{name} {then.get(name)} then, {now.get(name)} now"
         for name in dict.fromkeys((*then, *now))

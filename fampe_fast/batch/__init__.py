@@ -1,1 +1,1 @@
-"""Explain data sets of any size: a frozen plan, shards that are written whole, one machine or many."""
+"""Explain data sets of any size: a fixed plan, shards written atomically, one machine or many."""

@@ -1,4 +1,4 @@
-"""Count on disk how often a shard was begun and not finished: what kills a process leaves nothing else behind."""
+"""Count on disk how often a shard was begun and not finished, as killed processes leave no other trace."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ FOLDER = "attempts"
 
 
 def begin(storage: Storage, shard: int) -> int:
-    """Mark that a shard is begun.
+    """Mark a shard as begun.
 
     Returns:
-        Which attempt this is: 1 where every earlier one ended without taking its process along.
+        The number of this attempt: 1 if no earlier one ended its process.
     """
     number = 1
     while storage.exists(_name(shard, number)):
@@ -21,18 +21,18 @@ def begin(storage: Storage, shard: int) -> int:
 
 
 def clear(storage: Storage, shard: int) -> None:
-    """Remove a shard's marks, whatever their numbers: it is finished."""
+    """Remove all marks of a finished shard."""
     for name in list(storage.names(f"{FOLDER}/{shard:06d}-")):
         storage.remove(name)
 
 
 def take_back(storage: Storage, shard: int, number: int) -> None:
-    """Remove the mark of an attempt that ended for a reason which is not the shard's, as a full disk."""
+    """Remove the mark of an attempt that ended for another reason than the shard, such as a full disk."""
     storage.remove(_name(shard, number))
 
 
 def unfinished(storage: Storage) -> dict[int, int]:
-    """Count the attempts of each shard that has any."""
+    """Count the attempts of every shard with marks."""
     counts: dict[int, int] = {}
     for name in storage.names(f"{FOLDER}/"):
         shard, _, number = name.rpartition("/")[2].partition("-")

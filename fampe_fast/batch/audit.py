@@ -1,4 +1,4 @@
-"""Describe one stored map so that it can be checked later, by itself: the record of an audit."""
+"""Describe one stored map so that it can be checked later by itself: an audit record."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OF_THE_MODEL = "model_fingerprint"
 
 
 def record_of(plan: Plan, row: Row, stored: Result, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a map and all that it was made from, in values that JSON has.
+    """Describe a map and everything it was made from, in values for JSON.
 
     Args:
-        plan: the run's.
+        plan: the run's plan.
         row: the image.
-        stored: its result.
-        described: the metadata of its shard.
+        stored: its stored result.
+        described: metadata of its shard.
     """
     record: dict[str, Any] = {
         "plan": plan.key,
@@ -50,29 +50,29 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read a record from a file.
 
     Raises:
-        ValueError: it is no record.
+        ValueError: the file is not a record.
     """
     try:
         found = json.loads(read_text(path, "record"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no audit record: {error}") from error
+        raise ValueError(f"{path} is not an audit record: {error}") from error
     image_id = found.get("image_id") if isinstance(found, dict) else None
     if not isinstance(found, dict) or found.get(MARK) != KIND or isinstance(image_id, bool):
-        raise ValueError(f"{path} is no audit record, which is JSON that {MARK} calls {KIND!r}")
+        raise ValueError(f"{path} is not an audit record, which is JSON that {MARK} calls {KIND!r}")
     if not isinstance(image_id, int):
-        raise ValueError(f"{path} is no audit record: it has no image_id")
+        raise ValueError(f"{path} is not an audit record: it has no image_id")
     return found
 
 
 def record_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Compare the values that two records share, as "seed: 0 in the record, 7 here".
+    """Compare the values that two records share, such as "seed: 0 in the record, 7 here".
 
     Raises:
-        ValueError: they are of two models.
+        ValueError: the records are of different models.
     """
     theirs, ours = record.get(_OF_THE_MODEL), now[_OF_THE_MODEL]
     if theirs != ours:
-        raise ValueError(f"the record is of another model: its fingerprint is {theirs}, and {ours} in the plan")
+        raise ValueError(f"the record is of another model: its fingerprint is {theirs}, but the plan has {ours}")
     return [
         f"{name}: {_short(record[name])} in the record, {_short(value)} here"
         for name, value in now.items()

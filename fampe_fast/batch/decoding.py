@@ -1,8 +1,8 @@
-"""Decode images ahead of the model in processes of their own: one that dies of an image does not take the model along.
+"""Decode images ahead of the model in separate processes, so that an image that kills one does not end the run.
 
-A pool of the standard library serves, and not torch's ``DataLoader``: that raises the death of a decoder in the middle
-of whatever the main thread computes, and hands tensors over in ``/dev/shm``, which is small in containers and kills who
-writes into a full one.
+The pool is the standard library's and not torch's ``DataLoader``, which raises a decoder's death in the middle of the
+main thread's computations, and passes tensors through ``/dev/shm``, which is small in containers and kills processes
+that write to it when it is full.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from .image_bytes import read_bytes
 from .plan import Plan, Row
 
 Decoded = Pixels | RowError
-"""An image (C, H, W), in bytes, or in [0, 1] where its transform gives what bytes do not hold; or why there is none."""
+"""An image (C, H, W), in bytes, or in [0, 1] if bytes cannot hold the transform's values; or the reason for none."""
 
 PATIENCE = 600.0
-"""Seconds after which a process that does not answer counts as dead; slow stores are waited for."""
+"""Seconds after which a process that does not answer counts as dead; long enough for slow stores."""
 PATIENCE_ALONE = 180.0
-"""Likewise, of one image in a process of its own."""
+"""The same for one image in its own process."""
 
 
 class DecoderDiedError(Exception):
-    """A process that decodes images died or hangs, and nobody knows of which image."""
+    """A decoding process died or hangs, and it is unknown which image caused it."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """From a row to pixels at the model's size; it raises nothing that an image is to blame for.
+    """Turns rows into pixels at the model's size; errors of images are returned, not raised.
 
     Attributes:
-        transform: the classifier's.
-        max_pixels: as of the plan.
-        max_bytes: likewise.
+        transform: the classifier's transform.
+        max_pixels: the plan's limit of pixels.
+        max_bytes: the plan's limit of bytes.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -82,30 +82,30 @@ class Decoder:
             return RowError("the image does not fit into memory", "transient")
         except ValueError as error:  # the transform's refusal
             return RowError(same_words(first_line(error)), "permanent")
-        except ImportError:  # what an address needs is missing for every image of its kind
+        except ImportError:  # a missing package concerns every image of this kind
             raise
-        except Exception as error:  # of a transform by other hands
+        except Exception as error:  # a foreign transform may raise anything
             return RowError(same_words(f"{type(error).__name__}: {first_line(error)}"), "permanent")
 
 
 class Decoders:
-    """Processes that decode; or none, and it is done where it is asked for."""
+    """Decoding processes; without any, images are decoded in this process."""
 
     def __init__(self, decoder: Decoder, processes: int) -> None:
-        """Start nothing yet.
+        """Store the settings; processes start later.
 
         Args:
-            decoder: what they run.
-            processes: how many; 0 decodes in this process, when an image is needed.
+            decoder: the decoder that they run.
+            processes: number of processes; 0 decodes in this process, when an image is needed.
         """
         self._decoder = decoder
         self.processes = processes
         if processes:
             try:
                 pickle.dumps(decoder)
-            except Exception as error:  # what cannot be pickled raises anything
+            except Exception as error:  # pickling may raise anything
                 self.processes = 0
-                warn(f"the model's transform cannot be sent to processes that decode ahead: {first_line(error)}")
+                warn(f"the model's transform cannot be sent to decoding processes: {first_line(error)}")
         self._pool: ProcessPoolExecutor | None = None
         self._alone = _Alone(decoder)
 
@@ -114,7 +114,7 @@ class Decoders:
         return self._decoder(rows)
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Decoded]]:
-        """Ask the processes for some rows.
+        """Submit some rows to the processes.
 
         Raises:
             DecoderDiedError: as ``result``.
@@ -127,10 +127,10 @@ class Decoders:
             raise self._died(error) from error
 
     def result(self, asked: Future[list[Decoded]]) -> list[Decoded]:
-        """Wait for what was asked.
+        """Wait for submitted rows.
 
         Raises:
-            DecoderDiedError: a process died or hangs; all that was asked is lost, and the next one gets new processes.
+            DecoderDiedError: a process died or hangs; all submitted rows are lost, and new processes are started next.
         """
         try:
             return asked.result(PATIENCE)
@@ -142,11 +142,11 @@ class Decoders:
         return DecoderDiedError(first_line(error))
 
     def one_by_one(self, rows: Sequence[Row]) -> Iterator[Decoded]:
-        """Decode in a process that does nothing else, a row at a time: one that kills it costs itself alone."""
+        """Decode one row at a time in a separate process, so that a row that kills it fails alone."""
         return map(self._alone.decode, rows)
 
     def close(self) -> None:
-        """End all processes, at once."""
+        """End all processes immediately."""
         self._alone.close()
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -155,7 +155,7 @@ class Decoders:
             pool.shutdown(cancel_futures=True)
 
 
-_decoder: Decoder | None = None  # of a process that decodes
+_decoder: Decoder | None = None  # state of a decoding process
 
 
 def _begin(decoder: Decoder) -> None:
@@ -171,7 +171,7 @@ def _decode(rows: Sequence[Row]) -> list[Decoded]:
 
 
 class _Alone:
-    """A process that decodes one image after the other, and is started where there is none or one has killed it."""
+    """A process that decodes one image after the other, and is restarted after an image has killed it."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -190,7 +190,7 @@ class _Alone:
             self._pipe.send(row)
             if not self._pipe.poll(PATIENCE_ALONE):
                 self.close()
-                # It may have waited for a store.
+                # It may have been waiting for a store.
                 return RowError(f"the decoder took more than {PATIENCE_ALONE:.0f} seconds", "transient")
             found: Decoded = self._pipe.recv()
             return found
@@ -215,12 +215,12 @@ def _serve(decoder: Decoder, pipe: Connection) -> None:
     try:
         while True:
             pipe.send(decoder([pipe.recv()])[0])
-    except (EOFError, OSError):  # the parent has what it wants
+    except (EOFError, OSError):  # the parent has its result
         return
 
 
 def _of_death(code: int) -> RowError:
-    """Say of what a decoder died; what the system kills for want of memory may live another time."""
+    """Describe a decoder's death; a process killed for lack of memory counts as temporary."""
     if code >= 0:
         return RowError(f"the decoder died, exit code {code}", "permanent")
     name = f"signal {-code}"
@@ -230,7 +230,7 @@ def _of_death(code: int) -> RowError:
 
 
 def usual_processes(device: str, devices: int = 1) -> int:
-    """Choose how many processes decode for a device: one beside a CPU's model, else a share of the cores up to 8."""
+    """Choose the number of decoding processes of a device: one for a CPU, else a share of the cores up to 8."""
     if device.startswith("cpu"):
         return 1
     return max(1, min(8, (os.cpu_count() or 2) // devices))

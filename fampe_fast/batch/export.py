@@ -1,4 +1,4 @@
-"""Write the maps of a batch run as files of other kinds: archives, pictures, or one array store."""
+"""Write the maps of a batch run in other formats: archives, pictures, or one array store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Format = Literal["npz", "png", "zarr"]
 FORMATS: tuple[Format, ...] = ("npz", "png", "zarr")
 EXPORT = "export.json"
-"""The file that says what a folder of exported maps holds; written first, so that nothing else is ever mixed in."""
+"""The file that describes a folder of exported maps; written first, so that exports are never mixed."""
 KIND = "batch export"
 MAP = "exported map"
 """The kind of the archives."""
@@ -40,22 +40,22 @@ _MAPS_PER_CHUNK = 32
 
 
 class Exported(NamedTuple):
-    """What an export has written."""
+    """The result of an export."""
 
     maps: int
     """Written now."""
     earlier: int
-    """Written by an earlier run of the same export."""
+    """Maps written by an earlier run of the same export."""
     errors: int
     """Rows without a map, which are left out (in a Zarr store: NaN)."""
     undrawn: int
-    """Maps without a picture: their images cannot be read again, or they hold NaN."""
+    """Maps without a picture: the image cannot be read again, or the map holds NaN."""
     missing: int
     """Shards that the run has not made yet."""
 
 
 class Export:
-    """An export: of some rows of a run, into a place of its own."""
+    """An export of some rows of a run to a separate place."""
 
     def __init__(
         self,
@@ -70,21 +70,21 @@ class Export:
         classifier: Classifier | None = None,
         processes: int = 1,
     ) -> None:
-        """Choose the rows, and take the place: a new one, or one where the same export was interrupted.
+        """Choose the rows and the place: a new one, or one of the same interrupted export.
 
         Args:
-            storage: where the run is.
-            plan: its.
-            out: where to write.
+            storage: the run's storage.
+            plan: the run's plan.
+            out: folder or URL of the export.
             to: the format.
             ids: image ids, in any order; None for all.
-            limit: the first so many rows of them; None for all.
-            trust_model: load also a model that is a program: of ``png``, where the run has stored no pictures.
-            classifier: the plan's model, where it is loaded already; only its transform is used.
-            processes: 0 decodes images in this process, which an image may then kill.
+            limit: number of first rows to export; None for all.
+            trust_model: load the model even if it is a program, for ``png`` if the run has stored no pictures.
+            classifier: the plan's model, if it is already loaded; only its transform is used.
+            processes: number of decoding processes; 0 decodes in this process, which an image may then kill.
 
         Raises:
-            ValueError: an unknown id, or a place that holds something else.
+            ValueError: an unknown id, or a place with other content.
             ImportError: zarr is not installed.
         """
         self._storage, self._plan, self._out, self._to = storage, plan, out, to
@@ -105,7 +105,7 @@ class Export:
 
     @property
     def rows(self) -> int:
-        """Rows that were asked for."""
+        """Number of rows to export."""
         return len(self._positions)
 
     def _take(self, out: Storage, asked: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class Export:
             except ValueError:
                 found = None
             if not isinstance(found, dict) or found.get(MARK) != KIND:
-                raise ValueError(f"{out}/{EXPORT} is not by {MARK}: choose an empty place (--out)")
+                raise ValueError(f"{out}/{EXPORT} was not written by {MARK}: choose an empty place (--out)")
             changed = [
                 f"{name}: {found.get(name)} there, {asked[name]} now"
                 for name in asked
@@ -126,18 +126,18 @@ class Export:
                 raise ValueError(f"{out} holds another export ({'; '.join(changed)}): choose another place (--out)")
             return
         if (other := next(iter(out.names()), None)) is not None:
-            raise ValueError(f"{out} holds something else ({other}): choose an empty place (--out)")
+            raise ValueError(f"{out} has other content ({other}): choose an empty place (--out)")
         out.write(EXPORT, json_content(KIND, asked).encode())
 
     def run(self, on_rows: Callable[[int], None] = lambda rows: None) -> Exported:
-        """Write what is not written yet, shard by shard.
+        """Write the remaining maps, shard by shard.
 
         Args:
             on_rows: called after each shard with the number of its rows.
 
         Raises:
-            OSError: a shard cannot be read, or the results not be written.
-            ValueError: a file of the run is no shard.
+            OSError: a shard cannot be read, or the results cannot be written.
+            ValueError: a file of the run is not a shard.
         """
         there = finished_shards(self._storage)
         total = Exported(0, 0, 0, 0, 0)
@@ -147,7 +147,7 @@ class Export:
                 if shard not in there:
                     total = total._replace(missing=total.missing + 1)
                     continue
-                # A shard in which failed images were tried again has another size.
+                # A shard whose failed images were retried has another size.
                 size = self._storage.size(shard_name(shard))
                 found = self._earlier(shard, size)
                 if found is None:
@@ -160,20 +160,20 @@ class Export:
         return total
 
     def _by_shard(self) -> Iterator[tuple[int, list[int]]]:
-        """Sort the rows by shards: (shard, places in it)."""
+        """Group the rows by shard: (shard, positions in it)."""
         size = self._plan.rows_per_shard
         for shard, positions in groupby(self._positions, lambda position: position // size):
             yield shard, [position % size for position in positions]
 
     def _earlier(self, shard: int, size: int) -> Exported | None:
-        """Read what an earlier run has written of a shard; None where it has not finished it as it is now."""
+        """Read an earlier run's result of a shard; None if it has not finished this version of the shard."""
         if not self._out.exists(f"{_DONE}/{shard:06d}"):
             return None
         found = json.loads(self._out.read(f"{_DONE}/{shard:06d}"))
         return Exported(0, found["maps"], found["errors"], found["undrawn"], 0) if found["size"] == size else None
 
     def _shard(self, shard: int, places: list[int], size: int) -> Exported:
-        """Write the maps of a shard, and that it is done."""
+        """Write the maps of a shard, and mark it as done."""
         rows = read_rows(self._storage, self._plan, shard)
         with self._storage.open(shard_name(shard)) as file:
             table = decode_shard(file)
@@ -190,12 +190,12 @@ class Export:
                 else:
                     self._out.write(f"{shard:06d}/{row.image_id:010d}.{self._to}", content)
         counts = {"maps": len(found) - len(failures), "errors": len(chosen) - len(found), "undrawn": len(failures)}
-        if all(failure.kind == "permanent" for failure in failures):  # else the next run tries again
+        if all(failure.kind == "permanent" for failure in failures):  # otherwise the next run tries again
             self._out.write(f"{_DONE}/{shard:06d}", json_content(_DONE, {"size": size, **counts}).encode())
         return Exported(earlier=0, missing=0, **counts)
 
     def _archive(self, row: Row, result: RowResult) -> bytes:
-        """Encode a map as ``explain`` does, without the image and the seconds."""
+        """Encode a map in the format of ``explain``, without the image and the seconds."""
         return npz_content(
             MAP,
             f"{self._plan.key} {row.image_id}",
@@ -211,7 +211,7 @@ class Export:
         )
 
     def _picture(self, row: Row, result: RowResult) -> bytes | RowError:
-        """Take the picture that the run has stored, or draw it as the run would have."""
+        """Return the picture that the run has stored, or draw it."""
         if result.overlay is not None:
             return result.overlay
         attribution = attribution_of(result)
@@ -219,7 +219,7 @@ class Export:
             return RowError("the map holds NaN or infinity", "permanent")
         if self._decoders is None:
             classifier = self._classifier or self._plan.model.load("cpu", trust_model=self._trust_model)
-            method_of(self._plan, classifier)  # refuses another model, which may show images in another way
+            method_of(self._plan, classifier)  # refuses another model, which may transform images differently
             self._decoders = Decoders(Decoder.of(self._plan, classifier.transform), self._processes)
         decode = self._decoders.one_by_one if self._decoders.processes else self._decoders.here
         (pixels,) = decode([row])
@@ -271,7 +271,7 @@ class Export:
             json.loads(json_text({**self._plan.identity, **self._plan.everything, "plan": self._plan.key}))
         )
         count, shape = len(self._positions), self._plan.shape
-        # So that no chunk belongs to two shards, and is read back to be filled.
+        # So that no chunk belongs to two shards and must be read back.
         chunk = math.gcd(_MAPS_PER_CHUNK, self._plan.rows_per_shard)
         rows = min(self._plan.rows_per_shard, count)
         kinds: dict[str, Any] = {"image_id": "uint32", "target": "int32", "predicted": "int32"}
@@ -279,7 +279,7 @@ class Export:
         layout: dict[str, tuple[Any, Any, Any]] = {name: ((count,), (rows,), kind) for name, kind in kinds.items()}
         layout["maps"] = ((count, *shape), (chunk, *shape), "float32")
         for name, (whole, chunks, kind) in layout.items():
-            if name not in store:  # an earlier run may have made it
+            if name not in store:  # an earlier run may have created it
                 empty = {"int32": -1, "float32": float("nan"), "uint32": 0}.get(kind, "")
                 store.create_array(name, shape=whole, chunks=chunks, dtype=kind, fill_value=empty)
         self._store = store
@@ -292,5 +292,5 @@ def _zarr() -> Any:
     except ImportError as error:
         raise needs("zarr", "zarr", "to export maps as a Zarr store") from error
     if int(zarr.__version__.partition(".")[0]) < 3:
-        raise ValueError(f"zarr {zarr.__version__} writes no version 3 of the format: update it")
+        raise ValueError(f"zarr {zarr.__version__} cannot write version 3 of the format: update it")
     return zarr

@@ -1,4 +1,4 @@
-"""Import what only data sets need, and say what to install where it is missing."""
+"""Import packages that only data sets need, with advice if they are missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def needs(extra: str, package: str, purpose: str) -> ImportError:
-    """Say which package is missing, for what, and how to get it."""
+    """Make the error for a missing package, with its purpose and how to install it."""
     return ImportError(f"{package} is needed {purpose}: pip install 'fampe_fast[{extra}]'", name=package)
 
 

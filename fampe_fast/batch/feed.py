@@ -1,4 +1,4 @@
-"""Feed a model the images of one shard after the other, decoded ahead of it."""
+"""Feed a model the images of one shard after the other, decoded in advance."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .plan import Plan, Row, read_rows
 from .storage import Storage
 
 ROWS_TOGETHER = 8
-"""Rows that a process decodes at once: few, so that all processes share in the batch that is waited for."""
+"""Rows that a process decodes at once: few, so that all processes work on the next batch."""
 
 
 @dataclass
 class ShardImages:
-    """A shard whose images are needed, or soon will be.
+    """A shard whose images are needed now or soon.
 
     Attributes:
-        number: the shard's.
-        rows: all of it.
-        found: the images that have come, in order; they stay until the shard is done, as it may be made again.
-        asked: what processes decode of the rows after those.
+        number: number of the shard.
+        rows: all of its rows.
+        found: the decoded images, in order; they are kept until the shard is done, as it may be made again.
+        asked: the following rows that processes are decoding.
     """
 
     number: int
@@ -32,7 +32,7 @@ class ShardImages:
     asked: deque[Future[list[Decoded]]] = field(default_factory=deque)
 
     def next_rows(self) -> list[Row]:
-        """Take the rows that nobody was asked for yet, as many as go together."""
+        """Return the next rows to submit together."""
         start = len(self.found) + ROWS_TOGETHER * len(self.asked)
         return self.rows[start : start + ROWS_TOGETHER]
 
@@ -41,13 +41,13 @@ class Feed:
     """The shards of a run and their images."""
 
     def __init__(self, storage: Storage, plan: Plan, decoders: Decoders, shards: Iterable[int]) -> None:
-        """Take the shards, in the order in which they will be made.
+        """Store the shards, in the order in which they will be made.
 
         Args:
-            storage: where the plan is.
-            plan: whose shards they are.
-            decoders: they are asked for so many images that none of them waits while a batch is explained.
-            shards: numbers; asked for the next one some batches before it is begun.
+            storage: the plan's storage.
+            plan: the plan.
+            decoders: decoding processes; enough images are submitted for all of them to work during a batch.
+            shards: numbers of the shards; the next one is requested some batches before it begins.
         """
         self._storage, self._plan, self._decoders = storage, plan, decoders
         self._source = iter(shards)
@@ -58,7 +58,7 @@ class Feed:
         self._window = 2 * decoders.processes - (-2 * plan.batch_size // ROWS_TOGETHER)
 
     def begin(self) -> ShardImages | None:
-        """Go on to the next shard; None where there is no other."""
+        """Go to the next shard; None if there is none."""
         if self._begun:
             self._coming.popleft()
         self._ahead, self._alone = True, None
@@ -66,14 +66,14 @@ class Feed:
         return self._coming[0] if self._begun else None
 
     def images(self, first: int, last: int) -> list[Decoded]:
-        """Wait for the images of some of the shard's rows; those before them must have been waited for.
+        """Wait for the images of some of the shard's rows, in ascending order.
 
         Args:
-            first: the place of the first in the shard.
-            last: after the last one.
+            first: position of the first one in the shard.
+            last: position after the last one.
 
         Raises:
-            DecoderDiedError: call ``again``, and ask once more.
+            DecoderDiedError: a decoder died; call ``again``, and repeat the call.
         """
         shard = self._coming[0]
         while len(shard.found) < last:
@@ -89,12 +89,12 @@ class Feed:
         return shard.found[first:last]
 
     def again(self, *, one_by_one: bool) -> None:
-        """Go on after the death of a decoder, with no other shard's images until this one is done.
+        """Continue after a decoder's death, without images of other shards until this one is done.
 
-        Another death is then this shard's own.
+        Another death is then caused by this shard.
 
         Args:
-            one_by_one: find out which image it is, in a process that decodes nothing else.
+            one_by_one: decode single images in a separate process, to find the one that kills it.
         """
         for shard in self._coming:
             shard.asked.clear()
@@ -103,7 +103,7 @@ class Feed:
             self._alone = self._decoders.one_by_one(self._coming[0].rows[len(self._coming[0].found) :])
 
     def _ask(self) -> None:
-        """Ask for images up to the window: of this shard before those to come."""
+        """Submit images up to the window, this shard's before later ones."""
         if not self._decoders.processes or self._alone is not None:
             return
         asked = sum(len(shard.asked) for shard in self._coming)

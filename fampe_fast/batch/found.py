@@ -1,4 +1,4 @@
-"""Say what a source holds, before it has its place in a plan."""
+"""Describe the images found in a source, before they get positions in a plan."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from .urls import filesystem_of, is_url
 
 Note = Callable[[str], None]
-"""Told in a line of what is left out."""
+"""A function that is called with a line about files that are left out."""
 
 
 class Found(NamedTuple):
-    """An image in a source; fields as of ``plan.Row``.
+    """An image in a source; the fields are those of ``plan.Row``.
 
-    ``image_id`` is None where the source brings none.
+    ``image_id`` is None if the source has none.
     """
 
     uri: str
@@ -43,19 +43,19 @@ def open_file(place: str) -> BinaryIO:
 
 
 def suffix_of(place: str) -> str:
-    """Return the ending of a path's or an address's name, in lower case: ".png"."""
+    """Return the suffix of a path or an address in lower case, such as ".png"."""
     if is_url(place) and place.lower().startswith(("http://", "https://")):
         place = place.partition("?")[0]
     return os.path.splitext(place.rpartition("/")[2])[1].lower()
 
 
 def whole_number(value: Any, low: int, high: int) -> int | None:
-    """Read a whole number in [low, high] from what a table holds; None for anything else."""
+    """Read a whole number in [low, high] from a table's cell; None for anything else."""
     if isinstance(value, str):
         try:
             value = int(value)
         except ValueError:
             return None
-    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers beside missing ones
+    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers as floats beside missing ones
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None

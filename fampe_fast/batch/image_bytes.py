@@ -1,4 +1,4 @@
-"""Read the bytes of a plan's images: of files, of ranges of a tar, of cells of a Parquet file."""
+"""Read the bytes of a plan's images from files, ranges of tar files and cells of Parquet files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .retry import Retry
 from .source_table import beside, image_column
 from .urls import filesystem_of, hide_secrets, is_url
 
-# Of local files. What else can go wrong there (a file system that is away, a permission) may pass.
+# Permanent errors of local files; all others (an unmounted file system, a permission) may be temporary.
 _GONE = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "no such file",
@@ -30,17 +30,17 @@ _GONE = {
 
 
 def read_bytes(row: Row, max_bytes: int, retry: Retry | None = None) -> bytes:
-    """Read the bytes of an image, in several attempts where one fails.
+    """Read the bytes of an image, with several attempts.
 
     Args:
-        row: of a plan.
-        max_bytes: the most that an image may have; of a larger one, no more than these are read.
-        retry: how often and how patiently; default: ``Retry()``.
+        row: row of a plan.
+        max_bytes: largest size of an image; at most this many bytes are read.
+        retry: number of attempts and pauses; default: ``Retry()``.
 
     Raises:
-        PermanentError: it is missing in a local folder, empty, too large, or lies in a damaged file.
-        TransientError: it cannot be read now.
-        ImportError: a package that its kind of address needs is not installed.
+        PermanentError: the image is missing in a local folder, empty, too large, or in a damaged file.
+        TransientError: the image cannot be read now.
+        ImportError: a package for its kind of address is not installed.
     """
     return (retry or Retry()).call(lambda: _read(row, max_bytes))
 
@@ -67,7 +67,7 @@ def _read(row: Row, max_bytes: int) -> bytes:
         raise
     except MemoryError as error:
         raise TransientError("the image does not fit into memory") from error
-    except Exception as error:  # of foreign file systems, which raise what they like
+    except Exception as error:  # foreign file systems may raise anything
         _raise_of_its_kind(error, remote=is_url(place))
     if not data:
         raise PermanentError("the file is empty (0 bytes)")
@@ -113,7 +113,7 @@ def _remote(url: str, part: tuple[int, int] | None, max_bytes: int) -> bytes:
     except (FileNotFoundError, PermissionError, ImportError):
         raise
     except Exception:
-        if part is None and _is_empty(system, path):  # of which no store gives a range
+        if part is None and _is_empty(system, path):  # special files cannot be read in ranges
             return b""
         raise
 
@@ -129,9 +129,9 @@ class _Images(NamedTuple):
     """The images in a Parquet file."""
 
     column: str
-    """The name of the column."""
+    """Name of the image column."""
     starts: list[int]
-    """The first row of each group."""
+    """First row of each row group."""
     rows: int
 
 
@@ -146,7 +146,7 @@ def _cell(place: str, row: int, max_bytes: int) -> bytes:
         return bytes(found)
     if not path:
         raise PermanentError("the row holds no image")
-    file = beside(place, path)  # as Hugging Face's data sets have images that were not put into them
+    file = beside(place, path)  # as in Hugging Face's data sets whose images are in other files
     return (_remote if is_url(file) else _local)(file, None, max_bytes)
 
 

@@ -1,4 +1,4 @@
-"""Make the shards of a plan on this machine: in this process for one device, in one of its own for each of several."""
+"""Make the shards of a plan on this machine: in this process for one device, in a process each for several."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .storage import Storage
 from .worker import ALONE_FROM, ShardReport, Worker
 
 DEATHS = 3
-"""How often the process of a device may die before it is given up."""
+"""Number of deaths after which a device's process is given up."""
 
 
 class Progress(NamedTuple):
-    """How far a run is; all of it counts what this run does, and not what was there before."""
+    """Progress of a run; all numbers are of this run, without earlier results."""
 
     shards: int
     total_shards: int
@@ -45,23 +45,23 @@ class Progress(NamedTuple):
 
 
 class RunReport(NamedTuple):
-    """What a run has done."""
+    """The result of a run."""
 
     shards: int
     rows: int
     errors: int
     """Rows without a map."""
     transient: int
-    """Those of them that ``retry_errors`` may heal."""
+    """Rows of these whose errors may be temporary, see ``retry_errors``."""
     seconds: float
     busy: float
     """Share of the time in which the devices explained, in [0, 1]."""
     stopped: bool
-    """Whether it was asked to end before it was through."""
+    """Whether the run was stopped before it was finished."""
     missing: int
-    """Shards of the whole plan that are not there yet."""
+    """Shards of the whole plan that are not finished."""
     given_up: tuple[int, ...] = ()
-    """Those of them that ended every process that tried to make them."""
+    """Shards of these that ended every process that tried to make them."""
 
     @property
     def images(self) -> int:
@@ -82,33 +82,33 @@ def run_local(
     on_progress: Callable[[Progress], None] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> RunReport:
-    """Make the shards that are not there yet.
+    """Make the shards that are not finished yet.
 
-    The first request to end (Ctrl-C, SIGTERM, SIGHUP) lets every device finish its shard; the second one does what it
-    did before. Either way, and also after a ``kill -9``, what is there is whole, and the next run goes on from it.
+    The first request to stop (Ctrl-C, SIGTERM, SIGHUP) lets every device finish its shard; the second one has its usual
+    effect. In both cases, and also after a ``kill -9``, stored shards are complete and the next run continues.
 
     Args:
-        dest: where the plan is.
-        devices: of the plan's kind, a process for each where there are several; a CPU may be named more than once.
-        part: (I, N): of N runs beside each other this is number I, from 0, which makes shards I, I + N, ...
-        shards: some of the plan's, in the order to make them in; None for the part's.
-        workers: processes that decode, for each device; 0 decodes in the device's process, None chooses.
-        retry_errors: make shards again in which errors may have passed.
-        trust_model: load also a model that is a program.
-        classifier: the plan's model, where it is loaded already; for one device.
+        dest: the plan's storage.
+        devices: devices of the plan's kind, with a process each if there are several; a CPU may be repeated.
+        part: (I, N): this is number I, from 0, of N parallel runs, and makes the shards I, I + N, ...
+        shards: the shards to make, in this order; None for the part's.
+        workers: number of decoding processes per device; 0 decodes in the device's process, None chooses.
+        retry_errors: make shards again whose errors may be temporary.
+        trust_model: load the model even if it is a program.
+        classifier: the plan's model, if it is already loaded; only for one device.
         on_progress: called after each shard.
-        on_stop: called at the first request to end.
+        on_stop: called at the first request to stop.
 
     Raises:
-        ValueError: a part that there is none of, no device, or what ``Worker`` refuses.
-        OSError: the results cannot be stored; what was stored before is whole.
+        ValueError: an invalid part, no device, or arguments that ``Worker`` refuses.
+        OSError: the results cannot be stored; earlier shards are complete.
         RuntimeError: a device failed.
     """
     index, count = part
     if not 0 <= index < count:
         raise ValueError(f"the part must be I of N with I from 0 to N - 1, got {index} of {count}")
     if not devices:
-        raise ValueError("there are no devices; expected one at least")
+        raise ValueError("there are no devices; expected at least one")
     plan = read_back(dest)
     dest.remove_leftovers()
     todo = shards_to_do(dest, plan, range(index, plan.shards, count) if shards is None else shards, retry_errors)
@@ -124,26 +124,26 @@ def run_local(
 
 
 def concluded(dest: Storage, plan: Plan, tally: Tally, stopped: bool) -> RunReport:
-    """Write the manifest where all shards are there, and report what a run has done."""
+    """Write the manifest if all shards are finished, and report the run."""
     missing = plan.shards - len(finished_shards(dest) & set(range(plan.shards)))
     if not missing:
-        for shard in attempts.unfinished(dest):  # of processes that died between a shard and its mark
+        for shard in attempts.unfinished(dest):  # marks of processes that died after finishing a shard
             attempts.clear(dest, shard)
         write_manifest(dest, plan)
     return tally.report(stopped, missing)
 
 
 def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors: bool = False) -> list[int]:
-    """List the shards that are to be made, in order; those that ended a process often come last.
+    """List the shards to make, in order; shards that ended processes often come last.
 
     Args:
-        dest: where the plan is.
-        plan: whose shards they are.
-        shards: those in question.
-        retry_errors: also those that are there, with errors that may have passed.
+        dest: the plan's storage.
+        plan: the plan.
+        shards: the candidates.
+        retry_errors: include finished shards whose errors may be temporary.
 
     Raises:
-        IndexError: a shard that there is none of.
+        IndexError: a shard that does not exist.
     """
     for shard in shards:
         plan.rows_of(shard)
@@ -156,7 +156,7 @@ def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors:
 
 
 class Tally:
-    """Counts what is done."""
+    """Counts the finished work."""
 
     def __init__(self, plan: Plan, todo: Sequence[int], devices: int) -> None:
         self._began = time.monotonic()
@@ -167,13 +167,13 @@ class Tally:
 
     @property
     def left(self) -> int:
-        """Shards that are not done."""
+        """Number of shards left."""
         return self._shards - self._reports
 
     def follow(
         self, reports: Generator[ShardReport, None, None], on_progress: Callable[[Progress], None] | None
     ) -> None:
-        """Count every shard as it is reported, tell how far the run is, and close what reports."""
+        """Count every reported shard, report progress, and close the source of the reports."""
         with closing(reports):
             for report in reports:
                 progress = self.add(report)
@@ -181,7 +181,7 @@ class Tally:
                     on_progress(progress)
 
     def add(self, report: ShardReport) -> Progress:
-        """Count a shard, and tell how far the run is."""
+        """Count a shard, and report progress."""
         self._reports += 1
         self._rows += report.rows
         self._errors += report.errors
@@ -189,7 +189,7 @@ class Tally:
         self._explaining += report.explaining
         self._taken += report.seconds
         seconds = time.monotonic() - self._began
-        # Not by this clock: loading the model is no part of the rate.
+        # Not by this clock, as the rate does not include loading the model.
         rate = self._rows * min(self._devices, self._reports) / self._taken if self._taken else 0.0
         left = (self._images - self._rows) / rate if rate else 0.0
         return Progress(
@@ -201,7 +201,7 @@ class Tally:
         return self._explaining / self._taken if self._taken else 0.0
 
     def report(self, stopped: bool, missing: int) -> RunReport:
-        """Sum up."""
+        """Make the final report."""
         seconds = time.monotonic() - self._began
         return RunReport(
             self._reports, self._rows, self._errors, self._transient, seconds, self._busy, stopped, missing
@@ -210,9 +210,9 @@ class Tally:
 
 @contextmanager
 def stopping(on_stop: Callable[[], None] | None) -> Iterator[threading.Event]:
-    """Note the first request to end, and leave the second one to what was there before."""
+    """Record the first request to stop, and pass the second one to the earlier handler."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield asked
         return
     before: dict[int, Any] = {}
@@ -256,7 +256,7 @@ def _here(
 
 
 class _Device:
-    """The process of a device, and what it has still to do."""
+    """The process of a device, and its remaining shards."""
 
     def __init__(self, arguments: tuple[Any, ...], device: str, shards: list[int]) -> None:
         self.device, self.left, self.deaths, self.failure = device, shards, 0, ""
@@ -266,7 +266,7 @@ class _Device:
     def start(self) -> None:
         context = spawning()
         self.pipe, theirs = context.Pipe(duplex=False)
-        # Not a daemon, which could have no processes that decode; it ends with this one all the same.
+        # Not a daemon, as those cannot have child processes; it ends with this process anyway.
         self.process = context.Process(
             target=_serve_device, args=(*self._arguments, self.device, list(self.left), theirs), daemon=False
         )
@@ -274,7 +274,7 @@ class _Device:
         theirs.close()
 
     def receive(self) -> ShardReport | None:
-        """Take a report; None where the process has ended, which leaves its reason in ``failure``."""
+        """Receive a report; None if the process has ended, with the reason in ``failure``."""
         try:
             found = self.pipe.recv()
         except (EOFError, OSError):
@@ -298,7 +298,7 @@ def _on_several(
     trust_model: bool,
     stop: threading.Event,
 ) -> Generator[ShardReport, None, None]:
-    """Share the shards out over a process for each device; one that dies is started again, up to ``DEATHS`` times."""
+    """Distribute the shards to a process per device; a process that dies is restarted, up to ``DEATHS`` times."""
     asked = spawning().Event()
     arguments = dest, len(devices), workers, trust_model, asked
     share = {k: list(shards[k :: len(devices)]) for k in range(len(devices))}
@@ -320,7 +320,7 @@ def _on_several(
                     running.remove(one)
                     if one.failure:
                         failures.append(f"{one.device}: {one.failure}")
-                        asked.set()  # what ends one for good, as a full disk, ends all
+                        asked.set()  # an error such as a full disk ends all
     finally:
         for one in running:
             one.process.kill()

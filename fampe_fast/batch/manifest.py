@@ -1,4 +1,4 @@
-"""List the finished shards with their digests: derived from them, and made anew whenever it is wanted."""
+"""List the finished shards with their digests, in a file that can be made from the shards at any time."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Entry(NamedTuple):
     errors: int
     """Rows without a map."""
     transient: int
-    """Those of them that another run may heal."""
+    """Rows of these whose errors may be temporary."""
     bytes: int
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
 
 def write_manifest(storage: Storage, plan: Plan) -> list[Entry]:
     """Write the list of all finished shards.
 
-    What a process has logged of the very file is believed, so that a terabyte of maps is not read again.
+    Digests that processes have logged for these files are used, so that a terabyte of maps is not read again.
 
     Raises:
-        OSError: a shard cannot be read, or the list not be written.
-        ValueError: a file is no shard of this plan.
+        OSError: a shard cannot be read, or the list cannot be written.
+        ValueError: a file is not a shard of this plan.
     """
     known = logged_entries(storage, plan)
     entries = [_entry(storage, plan, shard, known.get(shard)) for shard in sorted(finished_shards(storage))]
@@ -50,13 +50,13 @@ def store_manifest(storage: Storage, plan: Plan, entries: list[Entry]) -> None:
     """Write a list of shards.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the list cannot be written.
     """
     storage.write(MANIFEST, _encoded(plan, entries))
 
 
 def logged_entries(storage: Storage, plan: Plan) -> dict[int, Entry]:
-    """Read what the processes have logged of each shard; of one that was made again, the last time."""
+    """Read the processes' log entries of each shard, the latest if it was made again."""
     lines = [line for line in logged(storage, "shard") if line.get("plan") == plan.key]
     lines.sort(key=lambda line: float(line["time"]))
     return {int(line["shard"]): Entry(**{name: line[name] for name in Entry._fields}) for line in lines}
@@ -88,7 +88,7 @@ def read_manifest(storage: Storage) -> list[Entry]:
     """Read the list.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: the list does not exist or cannot be read.
     """
     _, pq = parquet_modules()
     table = pq.read_table(io.BytesIO(storage.read(MANIFEST)))

@@ -1,4 +1,4 @@
-"""Say in plain values which model a plan explains, so that every process and machine loads the same one."""
+"""Describe a plan's model in plain values, so that every process and machine loads the same one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The arguments of ``load_classifier``, as JSON takes them.
+    """The arguments of ``load_classifier``, in values for JSON.
 
     Attributes:
         source: name, absolute path of a file or folder, "hf-hub:OWNER/NAME", or "embedded" for the package's own small
             classifier.
         weights: absolute path of a local checkpoint.
         model_args: keyword arguments of the model's constructor.
-        mean, std, input_size, interpolation, fold_batch_norm, output: as of ``load_classifier``.
+        mean, std, input_size, interpolation, fold_batch_norm, output: as for ``load_classifier``.
         class_names: one per class.
     """
 
@@ -39,7 +39,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Read what ``dataclasses.asdict`` gave, through JSON: lists are tuples again."""
+        """Read the values of ``dataclasses.asdict`` from JSON, with lists as tuples."""
         known = {entry.name for entry in fields(cls)}
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**arguments)
@@ -48,11 +48,11 @@ class ModelSpec:
         """Load the classifier.
 
         Args:
-            device: where to put it.
-            trust_model: load also a program.
+            device: device of the classifier.
+            trust_model: load the model even if it is a program.
 
         Raises:
-            ValueError: a program that is not trusted, or what ``load_classifier`` refuses.
+            ValueError: a program that is not trusted, or arguments that ``load_classifier`` refuses.
         """
         check_trusted(self.source, trust_model)
         if self.source == EMBEDDED:

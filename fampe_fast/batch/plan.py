@@ -1,4 +1,4 @@
-"""Freeze what a run explains and how: every later run and every worker reads it, and lists nothing again."""
+"""Fix the images and settings of a run in a plan, which all later runs and workers read."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PLAN = "plan.json"
-"""The file that makes a plan whole: it is written after all of its rows."""
+"""The file that completes a plan: it is written after all rows."""
 KIND = "batch plan"
 ROWS_PER_PIECE = 1_000_000
-"""Rows in a file of the plan; a set of any size is planned in the memory of one of them."""
+"""Rows per file of the plan; planning needs memory for only one file, whatever the size of the set."""
 MAX_BYTES = 2**28
 FORMAT = 1
 
-_ROWS_PER_GROUP = 8192  # read together, some 16 shards
+_ROWS_PER_GROUP = 8192  # rows read together, about 16 shards
 
 
 class Row(NamedTuple):
     """An image of a plan.
 
     Attributes:
-        position: its place in the plan, 0 to ``Plan.images`` - 1.
-        image_id: what names it in the random stream, 0 to 2^32 - 2.
-        uri: absolute path or URL; of an image inside a file: the member's name, or "row 7".
-        container: the tar or Parquet file that holds it; None for an image file.
-        offset: of its bytes in a tar; of a Parquet file's image, the row in the file; else None.
-        size: of its bytes in a tar; else None.
-        target: the class to explain; None for the model's own choice.
+        position: its position in the plan, 0 to ``Plan.images`` - 1.
+        image_id: its id in the random stream, 0 to 2^32 - 2.
+        uri: absolute path or URL; for an image inside a file, the member's name or "row 7".
+        container: the tar or Parquet file that contains it; None for an image file.
+        offset: offset of its bytes in a tar, or its row in a Parquet file; else None.
+        size: number of its bytes in a tar; else None.
+        target: the class to explain; None for the model's prediction.
     """
 
     position: int
@@ -56,53 +56,52 @@ class Row(NamedTuple):
 
     @property
     def shown_uri(self) -> str:
-        """The ``uri`` without what is secret in a URL."""
+        """The ``uri`` without secrets in a URL."""
         return self.uri if self.container is not None else without_secrets(self.uri)
 
     @property
     def shown_container(self) -> str | None:
-        """The ``container`` without what is secret in a URL."""
+        """The ``container`` without secrets in a URL."""
         return None if self.container is None else without_secrets(self.container)
 
     @property
     def address(self) -> str:
-        """Where the image is, for people, without what is secret in a URL."""
+        """A readable address of the image, without secrets in a URL."""
         return self.shown_uri if self.container is None else f"{self.shown_container}::{self.uri}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that the bytes of a run's shards depend on, and what else a worker must know.
+    """Everything that the bytes of a run's shards depend on, and further settings of workers.
 
     Attributes:
-        sources: as they were given; local ones absolute, without what is secret in a URL.
-        target: the one class of every image; "model" for its own choice; None for the sources' targets, where there
-            are any.
-        sample: images drawn at random from the sources; None for all.
-        seed: of the methods' random stream and of the sample.
-        rows_per_shard: rows of a file of maps.
+        sources: the given sources, with local ones absolute, without secrets in URLs.
+        target: the class of every image; "model" for the model's prediction; None for the sources' targets, if any.
+        sample: number of images drawn at random from the sources; None for all.
+        seed: seed of the methods' random stream and of the sample.
+        rows_per_shard: rows per file of maps.
         batch_size: rows explained together.
         internal_batch_size: samples per model pass.
-        method: its name.
-        options: of ``create_method``, in plain values.
-        model: what to load.
-        identity: the model's name and fingerprint, as of ``identity_of``.
-        everything: all that the method's maps depend on besides, as of ``everything_of``.
-        device: its kind, "cpu" or "cuda".
-        precision: of the model's passes.
-        backend: of the primitives.
-        threads: that torch computes with on a CPU.
-        map_dtype: of the stored maps, "float16" or "float32".
+        method: name of the method.
+        options: options of ``create_method``, in plain values.
+        model: the model to load.
+        identity: the model's name and fingerprint, as from ``identity_of``.
+        everything: everything else that the method's maps depend on, as from ``everything_of``.
+        device: kind of device, "cpu" or "cuda".
+        precision: precision of the model's passes.
+        backend: backend of the primitives.
+        threads: torch's number of threads on a CPU.
+        map_dtype: dtype of the stored maps, "float16" or "float32".
         overlay: whether a picture of each map is stored.
-        max_pixels: of an image; larger ones are refused.
-        max_bytes: of an image file; larger ones are refused.
+        max_pixels: largest number of pixels of an image.
+        max_bytes: largest size of an image file.
         shape: (C, H, W) of the stored maps.
-        classes: that the model tells apart.
-        versions: of the software that made the plan.
-        images: rows of the plan.
-        rows_per_piece: rows of a file of the plan.
-        rows_sha256: over all rows.
-        key: 16 hexadecimal digits of all that the shards' bytes depend on.
+        classes: number of the model's classes.
+        versions: versions of the software that made the plan.
+        images: number of rows of the plan.
+        rows_per_piece: rows per file of the plan.
+        rows_sha256: SHA-256 of all rows.
+        key: 16 hexadecimal digits, a hash of everything that the shards' bytes depend on.
     """
 
     sources: tuple[str, ...]
@@ -150,9 +149,9 @@ class Plan:
         return range(start, min(start + self.rows_per_shard, self.images))
 
 
-# What differs between two plans of one set of maps without changing a byte of them, or is decided by the rest.
+# Fields that do not change the bytes of the maps, or are determined by others.
 _UNCOMPARED = ("options", "model", "identity", "threads", "versions", "images", "rows_per_piece", "rows_sha256", "key")
-# What the shards' bytes do not depend on: where the rows come from is in the rows, how it is cut in the files' names.
+# Fields without influence on the shards' bytes, as the rows and the files' names contain them.
 _UNKEYED = (
     "sources",
     "target",
@@ -168,11 +167,11 @@ _UNKEYED = (
 
 
 def differences(plan: Plan, other: Plan) -> list[str]:
-    """List what two plans differ in that their maps depend on, as "seed: 0 there, 7 now".
+    """List the differences of two plans that affect their maps, such as "seed: 0 there, 7 now".
 
     Args:
-        plan: the one that is there.
-        other: the one that is asked for.
+        plan: the existing plan.
+        other: the requested plan.
     """
     there, now = (_flat(_compared(one)) for one in (plan, other))
     return [
@@ -206,7 +205,7 @@ def _shown(value: object) -> str:
 
 
 def _values(plan: Plan) -> dict[str, Any]:
-    """Give a plan's values as JSON has them."""
+    """Return a plan's values for JSON."""
     values: dict[str, Any] = json.loads(json_text(asdict(plan)))
     return values
 
@@ -221,19 +220,19 @@ def _key_of(plan: Plan) -> str:
 
 
 def write_plan(dest: Storage, plan: Plan, rows: Iterable[Row]) -> Plan:
-    """Write a plan: its rows in pieces, as they come, and ``plan.json`` last, which makes it whole.
+    """Write a plan: first its rows in pieces, then ``plan.json``, which completes it.
 
     Args:
-        dest: where there is nothing yet, or what a planning that was killed has left.
-        plan: without what only the rows tell.
+        dest: an empty storage, or one with the remains of an interrupted planning.
+        plan: the plan, without the fields that depend on the rows.
         rows: in order, ``position`` counting from 0.
 
     Returns:
         The plan, with ``images``, ``rows_sha256`` and ``key``.
 
     Raises:
-        ValueError: there is something else, or there are no rows.
-        OSError: it cannot be written.
+        ValueError: ``dest`` has other content, or there are no rows.
+        OSError: the plan cannot be written.
     """
     unfinished = _unfinished(dest)
     remaining = iter(rows)
@@ -267,16 +266,16 @@ def _piece(number: int) -> str:
 
 
 def _unfinished(dest: Storage) -> set[str]:
-    """List the rows that a planning has left which did not come to its end.
+    """List the files that an interrupted planning has left.
 
     Raises:
-        ValueError: there is anything else.
+        ValueError: there is other content.
     """
     found = set()
     for name in dest.names():
         if not (name.startswith("plan/") and _is_piece(dest, name)):
             raise ValueError(
-                f"{dest} holds something else ({name}) and no {PLAN}: choose an empty place for the results (--out)"
+                f"{dest} has other content ({name}) and no {PLAN}: choose an empty place for the results (--out)"
             )
         found.add(name)
     return found
@@ -318,10 +317,10 @@ def _encoded(rows: list[Row]) -> bytes:
 
 
 def read_plan(dest: Storage) -> Plan | None:
-    """Read the plan; None where there is none, and nothing that is in the way of one.
+    """Read the plan; None if there is none and the storage can be used for one.
 
     Raises:
-        ValueError: there is something else, or a plan that a newer version has made.
+        ValueError: there is other content, or a plan of a newer version.
         OSError: it cannot be read.
     """
     if not dest.exists(PLAN):
@@ -331,10 +330,10 @@ def read_plan(dest: Storage) -> Plan | None:
 
 
 def read_back(dest: Storage) -> Plan:
-    """Read the plan that is there.
+    """Read the existing plan.
 
     Raises:
-        ValueError: the file is not a plan, or a newer version has made it.
+        ValueError: the file is not a plan, or one of a newer version.
         OSError: it is not there or cannot be read.
     """
     try:
@@ -352,7 +351,7 @@ def read_back(dest: Storage) -> Plan:
 
 
 def read_rows(dest: Storage, plan: Plan, shard: int) -> list[Row]:
-    """Read the rows of a shard, and no more of the plan than holds them.
+    """Read the rows of a shard, and only the necessary part of the plan.
 
     Raises:
         IndexError: there is no such shard.
@@ -392,7 +391,7 @@ def every_row(dest: Storage, plan: Plan) -> Iterator[Row]:
 
 
 def position_of(dest: Storage, plan: Plan, image_id: int) -> int:
-    """Find the row of an image by its id; reads the plan's ids until it is found, and nothing else of its rows.
+    """Find the row of an image by its id, reading only ids until it is found.
 
     Raises:
         ValueError: there is no such image.
@@ -415,17 +414,17 @@ def check_rows(dest: Storage, plan: Plan) -> None:
     """Compare all rows with the plan's digest of them.
 
     Raises:
-        ValueError: they are others.
+        ValueError: they differ.
     """
     digest = hashlib.sha256()
     for row in every_row(dest, plan):
         digest.update(json.dumps(row[1:]).encode() + b"\n")
     if digest.hexdigest() != plan.rows_sha256:
-        raise ValueError(f"the rows in {dest}/plan are not those that the plan was made with")
+        raise ValueError(f"the rows in {dest}/plan are not the plan's original rows")
 
 
 def warn_of_versions(plan: Plan, now: Mapping[str, str]) -> None:
-    """Warn where this process has other versions than the plan was made with."""
+    """Warn if this process has other versions than the plan was made with."""
     changed = [
         f"{name} {old} there, {now.get(name)} now" for name, old in plan.versions.items() if now.get(name) != old
     ]

@@ -1,4 +1,4 @@
-"""Make a plan for a model and a method, and find the method of a plan again."""
+"""Make a plan for a model and a method, and make the method of a plan."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def make_plan(
     internal_batch_size: int | None = None,
     **settings: Any,
 ) -> Plan:
-    """Make a plan without its rows; an image of noise is explained, to see whether it can be and what its map is like.
+    """Make a plan without its rows; explain an image of noise, to check the method and find the shape of its maps.
 
     Args:
         classifier: the model, on its device.
-        model: what ``classifier`` was loaded from.
-        method: its name.
-        options: of ``create_method``.
-        sources: as of ``list_rows``.
-        internal_batch_size: samples per model pass; None for 8 on a CPU, and what fits into the free memory elsewhere.
-        **settings: the fields of ``Plan`` that are to be others than their defaults: ``target``, ``sample``, ``seed``,
+        model: the arguments with which ``classifier`` was loaded.
+        method: name of the method.
+        options: options of ``create_method``.
+        sources: as for ``list_rows``.
+        internal_batch_size: samples per model pass; None for 8 on a CPU, and as many as fit into memory elsewhere.
+        **settings: values for the fields of ``Plan`` that differ from their defaults: ``target``, ``sample``, ``seed``,
             ``rows_per_shard``, ``batch_size``, ``threads`` (default: as many as torch has now), ``map_dtype``,
             ``overlay``, ``max_pixels``, ``max_bytes``, ``rows_per_piece``.
 
@@ -98,24 +98,24 @@ def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:
     """Make the method of a plan for its model.
 
     Args:
-        plan: what is to be explained.
-        classifier: loaded from ``plan.model``.
+        plan: the plan.
+        classifier: the classifier, loaded from ``plan.model``.
 
     Raises:
-        ValueError: the model is another than the plan was made with, or the method's settings are, as where a file of
+        ValueError: the model or the method's settings differ from the plan's, for example because a file of
             calibrations has changed; the message names both.
     """
     identity = identity_of(classifier)
     if identity["fingerprint"] != plan.identity["fingerprint"]:
         raise ValueError(
-            f"the model is not the one that was planned: {plan.identity['model']} has the fingerprint "
+            f"the model is not the planned one: {plan.identity['model']} has the fingerprint "
             f"{plan.identity['fingerprint']} in the plan, and {identity['model']} has {identity['fingerprint']} now"
         )
     method = create_method(plan.method, classifier, **plan.options)
     now = json.loads(json_text(everything_of(method, classifier)))
     if now != plan.everything:
         changed = differences(plan, replace(plan, everything=now))
-        raise ValueError(f"the method's settings are not those that were planned: {'; '.join(changed)}")
+        raise ValueError(f"the method's settings are not the planned ones: {'; '.join(changed)}")
     return method
 
 

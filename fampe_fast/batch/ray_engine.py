@@ -1,7 +1,7 @@
 """Make the shards of a plan on a Ray cluster, with a worker in each of its actors.
 
-Ray carries the numbers of shards to the actors and their reports back. Images and maps go between the actors and the
-storage, so that the memory which a cluster shares holds nothing large, and whether a shard is done is said by its file.
+Ray transports only the numbers of shards to the actors and their reports back. Images and maps go between the actors
+and the storage, so that the cluster's shared memory holds nothing large; a shard is done when its file exists.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from .storage import Storage
 from .worker import ShardReport, Worker
 
 RETRIES = 2
-"""How often a block of shards whose actor died is begun anew; Ray's own choice is for ever. Its last attempt is then
+"""Number of times a block of shards whose actor died is restarted; Ray's default is unlimited. Its last attempt is then
 the one that decodes one by one."""
 GIVEN_UP = 100
-"""Blocks that may end all their attempts so before the run ends."""
+"""Number of blocks that may use up all their attempts before the run ends."""
 FAILURES = 3
-"""Blocks that may fail for a reason that the worker names, as a full disk, before the run ends."""
+"""Number of blocks that may fail with an error of the worker, such as a full disk, before the run ends."""
 TOGETHER = 8
-"""Shards in a block at most: within one the next shard is decoded while one is explained."""
+"""Most shards in a block; within a block the next shard is decoded while one is explained."""
 BLOCKS = 10_000
-"""Blocks at most, which comes before ``TOGETHER``: each costs Ray some milliseconds."""
+"""Most blocks, which takes precedence over ``TOGETHER``: each takes Ray some milliseconds."""
 STORE = 100 * 2**20
-"""Bytes of the object store of a cluster that is started for a run; Ray wants 75 MiB."""
+"""Bytes of the object store of a cluster that is started for a run; Ray needs 75 MiB."""
 
 
 def run_ray(
@@ -58,29 +58,29 @@ def run_ray(
     on_progress: Callable[[Progress], None] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> RunReport:
-    """Make the shards that are not there yet on a Ray cluster; every machine of it must have this package and ``dest``.
+    """Make the remaining shards on a Ray cluster, whose machines all need this package and access to ``dest``.
 
-    An actor that dies is started again, and what it was at is tried three times in all. A shard that ends its actor
-    each time is given up and named in the report; the others are made. A request to end is as for ``run_local``,
-    except that the second one loses what the actors are at.
+    An actor that dies is restarted, and its work is tried three times in all. A shard that ends its actor each time is
+    given up and named in the report; the others are made. A request to stop works as for ``run_local``, except that the
+    second one loses the actors' current work.
 
     Args:
-        dest: where the plan is, as every machine of the cluster reaches it: a shared folder or a URL.
-        address: of the cluster; None for the one that ``RAY_ADDRESS`` names, else one is started on this machine for
-            the time of the run. Where Ray is initialised already, that is used.
-        workers: actors, also more than there is room for now; None for as many as there is room for.
-        gpus_per_worker: a share of one, or a whole number, for a plan for GPUs; None for 1.
-        decoders: processes that decode, for each actor; 0 decodes in the actor, None chooses.
-        retry_errors: make shards again in which errors may have passed.
-        trust_model: load also a model that is a program.
-        on_progress: called after each shard, some at a time.
-        on_stop: called at the first request to end.
+        dest: the plan's storage, reachable from every machine of the cluster: a shared folder or a URL.
+        address: address of the cluster; None for ``RAY_ADDRESS``, else a cluster is started on this machine for the
+            duration of the run. If Ray is already initialised, that cluster is used.
+        workers: number of actors, which may exceed the current room; None for as many as fit.
+        gpus_per_worker: a fraction of one, or a whole number, for a plan for GPUs; None for 1.
+        decoders: number of decoding processes per actor; 0 decodes in the actor, None chooses.
+        retry_errors: make shards again whose errors may be temporary.
+        trust_model: load the model even if it is a program.
+        on_progress: called after each shard, or after several at a time.
+        on_stop: called at the first request to stop.
 
     Raises:
         ValueError: a number out of range, no room for a worker, or no plan.
         ImportError: Ray is not installed.
         ConnectionError: there is no cluster at the address.
-        RuntimeError: workers failed or died too often; the message says of what. What is stored is whole.
+        RuntimeError: workers failed or died too often; the message names the error. Stored shards are complete.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -89,7 +89,7 @@ def run_ray(
         raise ValueError(f"GPUs per worker must be a share in (0, 1] or a whole number, got {gpus:g}")
     plan = read_back(dest)
     if gpus is not None and plan.device == "cpu":
-        raise ValueError("GPUs per worker are given, and the plan is for CPUs")
+        raise ValueError("GPUs per worker are given, but the plan is for CPUs")
     ray = ray_module()
     dest.remove_leftovers()
     todo = shards_to_do(dest, plan, range(plan.shards), retry_errors)
@@ -99,8 +99,8 @@ def run_ray(
         resources, room, on_one = _room(ray, plan, 1.0 if gpus is None else gpus)
         if workers is None and not room:
             raise ValueError(
-                f"no machine of the cluster has room for a worker ({_words(resources)}); where it grows on demand, say "
-                "how many there shall be (--workers)"
+                f"no machine of the cluster has room for a worker ({_words(resources)}); if it grows on demand, give "
+                "the number of workers (--workers)"
             )
         blocks = _blocks(todo, workers or room)
         count = min(workers or room, len(blocks))
@@ -131,7 +131,7 @@ def ray_module() -> Any:
 
 @contextmanager
 def _cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one, and leave it again; Ray's own handling of SIGTERM is taken back."""
+    """Connect to a cluster, or start one, and disconnect at the end; Ray's handler of SIGTERM is replaced."""
     if ray.is_initialized():
         yield
         return
@@ -140,7 +140,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
     if address == "local":
-        # It lives for this run alone: nobody looks at it, and it sends nothing to anybody.
+        # It exists only for this run, without a dashboard and without usage reports.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options = {"include_dashboard": False, "object_store_memory": STORE}
     try:
@@ -155,7 +155,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _room(ray: Any, plan: Plan, gpus: float) -> tuple[dict[str, float], int, int]:
-    """Find out what a worker asks for, for how many the cluster has room now, and for how many one machine has."""
+    """Find a worker's resources, and how many workers now fit into the cluster and into one machine."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if plan.device == "cpu":
         most = max((machine.get("CPU", 0) for machine in machines), default=0)
@@ -171,13 +171,13 @@ def _words(resources: dict[str, float]) -> str:
 
 
 def _blocks(shards: Sequence[int], workers: int) -> list[list[int]]:
-    """Cut the shards into blocks: few in one, so that all workers end at about the same time."""
+    """Split the shards into small blocks, so that all workers end at about the same time."""
     together = max(1, min(TOGETHER, len(shards) // (16 * workers)), -(-len(shards) // BLOCKS))
     return [list(shards[first : first + together]) for first in range(0, len(shards), together)]
 
 
 def _environment(plan: Plan) -> dict[str, Any]:
-    """Name the variables that a worker's process begins with: Ray would choose the threads by itself."""
+    """Return the environment variables of a worker's process, as Ray would set the threads itself."""
     variables = {VARIABLE: plan.backend}
     if plan.device == "cpu":
         variables["OMP_NUM_THREADS"] = str(plan.threads)
@@ -210,19 +210,19 @@ def _reports(
         with _settings(ray):
             items = ray.data.from_items([{"shards": block} for block in blocks], override_num_blocks=len(blocks))
             with warnings.catch_warnings():
-                # Both limits have no other way in; Ray 2.64 is to take this one away, which the requirement leaves out.
+                # Both limits can only be set this way; the requirement excludes Ray 2.64, which will remove it.
                 warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
                 reports = items.flat_map(
                     ShardMaker,
                     fn_constructor_kwargs={**arguments, "stop": stop},
-                    # Where a second task waited at an actor, a death would cost that one an attempt, too. As none
-                    # waits, Ray would never find the pool too small: it is as large as it shall be from the start.
+                    # If a second task waited at an actor, a death would use up one of its attempts, too. As none
+                    # waits, Ray would never enlarge the pool: it has its final size from the start.
                     compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
                     max_restarts=-1,
                     max_task_retries=RETRIES,
                     **options,
                 )
-            with closing(iter(reports.iter_rows())) as rows:  # closed, the actors go, whatever still refers to it
+            with closing(iter(reports.iter_rows())) as rows:  # ends the actors, even if still referenced
                 for row in rows:
                     if row["report"]:
                         yield ShardReport(**json.loads(row["report"]))
@@ -242,11 +242,11 @@ def _reports(
 
 @contextmanager
 def _settings(ray: Any) -> Iterator[None]:
-    """Let a run go on without the blocks that were given up: what they lack is seen by the files that are missing."""
+    """Continue a run without the blocks that were given up, whose shards' files are missing."""
     context = ray.data.DataContext.get_current()
     wanted = {"max_errored_blocks": GIVEN_UP, "enable_progress_bars": False}
     before = {name: getattr(context, name) for name in wanted}
-    logger = logging.getLogger("ray.data")  # which tells of each step, and as a warning that there are no bars
+    logger = logging.getLogger("ray.data")  # it logs each step, and warns that there are no progress bars
     level = logger.level
     try:
         for name, value in wanted.items():
@@ -263,16 +263,16 @@ def _settings(ray: Any) -> Iterator[None]:
 
 
 class ShardMaker:
-    """Makes blocks of shards: Ray has one in each of its actors."""
+    """Makes blocks of shards, one instance in each Ray actor."""
 
     def __init__(self, dest: Storage, decoders: int, trust_model: bool, again: bool, stop: Any) -> None:
-        """Load nothing yet: what fails or dies of the model then counts as an attempt at a block.
+        """Store the settings without loading the model, so that its failures count as attempts at a block.
 
         Args:
-            dest: where the plan is.
-            decoders: processes that decode.
-            trust_model: load also a model that is a program.
-            again: make also shards that are there.
+            dest: the plan's storage.
+            decoders: number of decoding processes.
+            trust_model: load the model even if it is a program.
+            again: also make shards that are finished.
             stop: the ``StopSign``.
         """
         self.dest, self.decoders, self.trust_model = dest, decoders, trust_model
@@ -287,10 +287,10 @@ class ShardMaker:
         """Make a block.
 
         Args:
-            row: its "shards".
+            row: a row with the block's "shards".
 
         Returns:
-            The report of each as JSON, and why the worker failed, where it did.
+            The report of each shard as JSON, and the error if the worker failed.
         """
         rows: list[dict[str, str]] = []
         try:
@@ -302,7 +302,7 @@ class ShardMaker:
                 self._worker.close()
                 self._worker = None
             if is_of_device(error):
-                os._exit(1)  # a new process may have it again
+                os._exit(1)  # a new process may succeed
             where = f"{platform.node()}: {type(error).__name__}: {first_line(error)}"
             rows.append({"report": "", "failure": where})
         return rows
@@ -314,11 +314,11 @@ class ShardMaker:
             self._worker = self.load()
         begun = attempts.unfinished(self.dest)
         there = [] if self._again else [shard for shard in shards if self.dest.exists(shard_name(shard))]
-        for shard in there:  # of an earlier attempt at this block, whose reports went with its process
+        for shard in there:  # finished by an earlier attempt at this block, whose reports were lost with its process
             yield self._report_of(shard)
         missing = [shard for shard in shards if shard not in there]
         yield from self._worker.work([shard for shard in missing if shard not in begun], self._stopped)
-        # One may have ended the process: alone and last, so that it takes none of the others along.
+        # A shard that may have ended the process comes last and alone, so that it affects no others.
         for shard in sorted((shard for shard in missing if shard in begun), key=lambda shard: begun[shard]):
             if self._stopped():
                 break

@@ -1,4 +1,4 @@
-"""Read the maps of a batch run back, shard by shard, as NumPy arrays or as torch's tensors."""
+"""Read the maps of a batch run, shard by shard, as NumPy arrays or torch tensors."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def read_maps(
     """Read the maps of a batch run, a shard at a time.
 
     Args:
-        dest: the run's folder or its URL.
-        columns: some of the columns; None for all. A column that is left out is not read: without ``map`` a shard
-            costs next to nothing.
-        shards: some of the finished ones; None for all, in order.
-        as_torch: give tensors where a column holds numbers.
-        errors: whether rows without a map are among them.
+        dest: folder or URL of the run.
+        columns: the columns to read; None for all. Other columns are not read: without ``map`` a shard takes almost no
+            time.
+        shards: the finished shards to read; None for all, in order.
+        as_torch: return tensors for columns of numbers.
+        errors: include rows without a map.
 
     Yields:
         For each shard its columns, by name. ``map`` is float32 (rows, C, H, W), the attribution itself: the stored
-        numbers times ``map_scale``. Of a row without a map it is NaN, as every other fraction is; its whole numbers are
-        -1, and its texts None.
+        numbers times ``map_scale``. In rows without a map, it and all other fractions are NaN, whole numbers are -1,
+        and texts are None.
 
     Raises:
-        ValueError: a column that there is none of, or a file that is no shard.
-        OSError: a shard that is not there or cannot be read.
-        ImportError: pyarrow, or what a URL needs, is not installed.
+        ValueError: a column that does not exist, or a file that is not a shard.
+        OSError: a shard that does not exist or cannot be read.
+        ImportError: pyarrow, or a package for the URL, is not installed.
     """
     storage = open_storage(dest)
     for shard in sorted(finished_shards(storage)) if shards is None else shards:
@@ -73,13 +73,13 @@ def _array(table: pa.Table, name: str) -> Any:
     if pa.types.is_floating(column.type):
         return column.fill_null(float("nan")).to_numpy(zero_copy_only=False).copy()
     if pa.types.is_integer(column.type):
-        # torch has no unsigned 32-bit numbers to compute with.
+        # torch cannot compute with unsigned 32-bit numbers.
         return column.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False).copy()
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]
 
 
 def _attributions(table: pa.Table) -> Any:
-    """Take the maps with their scale, (rows, C, H, W) float32."""
+    """Compute the maps times their scale, (rows, C, H, W) float32."""
     import pyarrow as pa
 
     column: Any = table["map"].combine_chunks()

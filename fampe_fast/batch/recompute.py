@@ -1,4 +1,4 @@
-"""Compute rows of finished shards again, and say how the new results differ from what is stored."""
+"""Compute rows of finished shards again, and compare the new results with the stored ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recomputed(NamedTuple):
 
 
 class Recomputer:
-    """Computes stored rows again: with a worker's own method, in the batch and at the chunk that they were made in."""
+    """Computes stored rows again with a worker, in the original batches and chunks."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Recomputer:
         """Load the plan's model.
 
         Args:
-            storage: where the shards are.
-            plan: theirs.
-            device: of any kind; None for the plan's kind.
-            classifier: the plan's model, where it is loaded already.
-            processes: 0 decodes in this process, which an image may then kill.
-            trust_model: load also a model that is a program.
+            storage: storage of the shards.
+            plan: plan of the shards.
+            device: device of any kind; None for the plan's kind.
+            classifier: the plan's model, if it is already loaded.
+            processes: number of decoding processes; 0 decodes in this process, which an image may then kill.
+            trust_model: load the model even if it is a program.
 
         Raises:
             ValueError: another model or method than the plan's.
@@ -82,19 +82,19 @@ class Recomputer:
         )
 
     def close(self) -> None:
-        """End the process that decodes."""
+        """End the decoding process."""
         self._worker.close()
 
     def differences(self, described: dict[str, Any]) -> list[str]:
-        """List what differs from the making of a shard, for which equal bits cannot be expected.
+        """List the differences to the environment of a shard's making, which allow other bits.
 
         Args:
-            described: the shard's metadata.
+            described: metadata of the shard.
         """
         return self._differences + changes_between(described.get("versions") or {}, versions_now())
 
     def differences_of(self, shards: Sequence[int]) -> list[str]:
-        """List likewise what differs from the making of any of some shards."""
+        """List these differences for any of several shards."""
         found = (self.differences(shard_metadata(self._storage, shard)) for shard in shards)
         return list(dict.fromkeys(reason for one in found for reason in one))
 
@@ -102,8 +102,8 @@ class Recomputer:
         """Compute some rows of a shard again.
 
         Args:
-            shard: its number.
-            positions: of the rows, in the plan.
+            shard: number of the shard.
+            positions: positions of the rows in the plan.
 
         Raises:
             OSError, ValueError: the shard cannot be read.
@@ -128,7 +128,7 @@ class Recomputer:
 
 
 def stored_result(table: pa.Table, place: int) -> Result:
-    """Read a row of a shard as what it was made from."""
+    """Read a row of a shard as the result it was made from."""
     row = table.slice(place, 1)
     values = row.drop_columns(["map"]).to_pylist()[0]
     if values["error"] is not None:

@@ -1,4 +1,4 @@
-"""Try again after a failure that may pass, with growing pauses."""
+"""Try again after a transient failure, with growing pauses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 class Retry:
     """Call functions again after a ``TransientError``, each time after a longer pause.
 
-    Pauses double from ``base`` up to ``longest`` and are shortened by up to a half at random, so that workers that were
-    refused together do not come back together.
+    Pauses double from ``base`` up to ``longest`` and are shortened by up to a half at random, so that workers that
+    failed together do not retry together.
     """
 
     def __init__(
@@ -28,23 +28,23 @@ class Retry:
         seed: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Take how often and how patiently.
+        """Set the number of attempts and the pauses.
 
         Args:
-            attempts: calls in all, at least 1.
+            attempts: total number of calls, at least 1.
             base: seconds before the second call.
             longest: seconds before any call.
-            seed: of the pauses' random part; None takes another one in every process.
-            sleep: waits for seconds.
+            seed: seed of the pauses' random part; None differs in every process.
+            sleep: function that waits for seconds.
         """
         self._attempts, self._base, self._longest, self._sleep = attempts, base, longest, sleep
         self._random = random.Random(seed)
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Call a function without arguments until it answers.
+        """Call a function without arguments until it succeeds.
 
         Raises:
-            TransientError: of the last attempt; any other error at once.
+            TransientError: the error of the last attempt; other errors are raised at once.
         """
         for attempt in range(self._attempts):
             try:

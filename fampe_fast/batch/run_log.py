@@ -1,4 +1,4 @@
-"""Keep what differs from run to run out of the shards: JSON lines in a file for each process."""
+"""Log times and other values that differ between runs, which shards must not contain: JSON lines per process."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .storage import Storage
 FOLDER = "log"
 KIND = "batch log"
 EVERY = 60.0
-"""Seconds between two writings of a log in an object store, where a file cannot grow."""
+"""Seconds between two writes of a log in an object store, where files cannot be appended to."""
 
 
 class RunLog:
-    """The log of a process: a line for each event, with the seconds since the epoch.
+    """The log of a process, with a line per event and its seconds since the epoch.
 
-    In a local folder a line is there at once; in an object store the file is written whole, now and then and at the
-    end, so that a process that is killed loses the last minute of its log and nothing else.
+    In a local folder a line is written at once; in an object store the whole file is written occasionally and at the
+    end, so that a killed process loses only the last minute of its log.
     """
 
     def __init__(self, storage: Storage, **head: Any) -> None:
-        """Name the file; it is made with the first line.
+        """Set the file, which is created with the first line.
 
         Args:
-            storage: of the run.
-            **head: what the first line says.
+            storage: storage of the run.
+            **head: values of the first line.
         """
         host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()).strip("-") or "host"
         self.name = f"{FOLDER}/{host}-{os.getpid()}-{int(time.time() * 1000)}.jsonl"
@@ -44,14 +44,14 @@ class RunLog:
         """Add a line.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the line cannot be written.
         """
         self._lines.append(json_text({"time": _now(), "event": event, **values}))
         if self._storage.local_path is not None or time.monotonic() - self._written > EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has not been written yet."""
+        """Write the remaining lines."""
         if not self._lines or (not self._begun and len(self._lines) == 1):
             return
         content = "".join(f"{line}\n" for line in self._lines).encode()
@@ -73,7 +73,7 @@ def _now() -> float:
 
 
 def logged(storage: Storage, event: str) -> Iterator[dict[str, Any]]:
-    """Read the lines of one event from the logs of all processes; a line that was cut off is left out."""
+    """Read the lines of one event from the logs of all processes, without incomplete lines."""
     for name in storage.names(f"{FOLDER}/"):
         for line in storage.read(name).splitlines():
             try:

@@ -1,7 +1,7 @@
-"""Encode the rows of a shard as one Parquet file, and decode it: a function of the plan, to the byte.
+"""Encode the rows of a shard as one Parquet file, whose bytes depend only on the plan, and decode it.
 
-The map is a plain fixed-size list of numbers, which pandas, polars, DuckDB, Hugging Face's data sets and pyarrow read
-as such: Arrow's tensor type is unknown to some of them, and a split of half precision numbers into bytes to others.
+The map is a plain fixed-size list of numbers, which pandas, polars, DuckDB, Hugging Face's data sets and pyarrow can
+read; some of them do not know Arrow's tensor type, others not the byte-stream split of half precision numbers.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 KIND = "maps"
 FOLDER = "maps"
-ROWS_PER_GROUP = 32  # the least that a reader of one map has to decode
+ROWS_PER_GROUP = 32  # the smallest unit that a reader of one map must decode
 
 _NAME = re.compile(FOLDER + r"/\d{3,}/(\d{6,})\.parquet")
 _SHARDS_PER_FOLDER = 1000
 
 
 def shard_name(shard: int) -> str:
-    """Name the file of a shard: the folders keep thousands of files from lying in one."""
+    """Name the file of a shard, in folders with a limited number of files each."""
     return f"{FOLDER}/{shard // _SHARDS_PER_FOLDER:03d}/{shard:06d}.parquet"
 
 
 def finished_shards(storage: Storage) -> set[int]:
-    """List the shards whose file is there."""
+    """List the shards whose files exist."""
     return {int(found[1]) for name in storage.names(FOLDER) if (found := _NAME.fullmatch(name))}
 
 
 def schema_of(plan: Plan) -> pa.Schema:
-    """Give the columns of a shard; all but the first three are null in a row with an error."""
+    """Return the columns of a shard; all but the first three are null in a row with an error."""
     pa, _ = parquet_modules()
     number = pa.float16() if plan.map_dtype == "float16" else pa.float32()
     return pa.schema(
@@ -77,14 +77,14 @@ def encode_shard(
     """Encode a shard's rows; equal arguments give equal bytes.
 
     Args:
-        plan: whose shard it is.
-        shard: its number.
-        rows: all of them, in order.
-        results: of each row.
-        metadata: what else the file says of itself, in plain values; no time, host or place.
+        plan: plan of the shard.
+        shard: number of the shard.
+        rows: all of its rows, in order.
+        results: result of each row.
+        metadata: further metadata of the file, in plain values without times, hosts or places.
 
     Raises:
-        ValueError: not a result for each row, or a map of another shape or dtype than the plan's.
+        ValueError: not one result per row, or a map of another shape or dtype than the plan's.
     """
     pa, pq = parquet_modules()
     if len(rows) != len(plan.rows_of(shard)) or len(results) != len(rows):
@@ -136,7 +136,7 @@ def encode_shard(
         arrays, schema=schema.with_metadata({MARK: KIND, **{key: json_text(value) for key, value in described.items()}})
     )
     buffer = io.BytesIO()
-    words = ["container", "class", "error", "error_kind"]  # in any other column a dictionary is a second copy
+    words = ["container", "class", "error", "error_kind"]  # in other columns a dictionary would be a second copy
     pq.write_table(
         table,
         buffer,
@@ -170,7 +170,7 @@ def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) 
     """Read a shard's rows, or some of their columns, from its bytes or its open file.
 
     Raises:
-        ValueError: they are no shard, or there is no such column.
+        ValueError: the bytes are not a shard, or there is no such column.
     """
     pa, pq = parquet_modules()
     try:
@@ -185,7 +185,7 @@ def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) 
 
 
 def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:
-    """Read what a shard's file says of itself, from its end alone.
+    """Read the metadata of a shard's file, from its end only.
 
     Raises:
         OSError: it is not there or cannot be read.
@@ -201,7 +201,7 @@ def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:
 
 
 def checked_metadata(found: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """Read what a shard says of itself from its schema's metadata.
+    """Read a shard's metadata from its schema.
 
     Raises:
         ValueError: it is no shard.

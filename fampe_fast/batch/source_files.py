@@ -1,4 +1,4 @@
-"""List the image files of folders, globs and addresses."""
+"""List the image files of folders, globs and URLs."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from .urls import is_url, without_secrets
 
 _WILD = "*?["
 TABLES, TARS = (".csv", ".parquet", ".pq"), (".tar",)
-"""The endings of the other kinds of source."""
+"""Suffixes of the other kinds of source."""
 
 
 def has_wildcards(source: str) -> bool:
-    """Tell whether a source is a pattern, which web addresses cannot be."""
+    """Tell whether a source is a pattern; web addresses are not."""
     return any(sign in source for sign in _WILD) and not source.lower().startswith(("http://", "https://"))
 
 
 def kind_at(address: str) -> str | None:
-    """Tell whether there is a "file" or a "directory" at an address; None where there is nothing.
+    """Return "file" or "directory" for an address, or None if nothing exists there.
 
     Raises:
         OSError: the store refuses or fails.
     """
     try:
-        # Not isfile(), to which a store that refuses is one where there is nothing.
+        # Not isfile(), which returns False if the store refuses.
         return str(ask(address, lambda system, path: system.info(path)["type"]))
     except FileNotFoundError:
         return None
 
 
 def folder_before_wildcards(pattern: str) -> str:
-    """Take of a pattern the folder in which its matches can be."""
+    """Return the folder that contains all matches of a pattern."""
     return pattern[: min(place for sign in _WILD if (place := pattern.find(sign)) >= 0)].rpartition("/")[0]
 
 
 def files_of_glob(pattern: str, note: Note) -> list[str]:
-    """List the files that a pattern matches and that are of a kind that can be a source, sorted by name.
+    """List the files that match a pattern and can be sources, sorted by name.
 
     Args:
         pattern: absolute path or URL, with ``*``, ``?``, ``[...]`` or ``**`` in it.
         note: told of what is left out.
 
     Raises:
-        ValueError: it matches no such files.
+        ValueError: no such file matches.
     """
     if is_url(pattern):
         matched = ask(pattern, _matched)
@@ -78,7 +78,7 @@ def images_of_folder(folder: str, note: Note) -> Iterator[Found]:
         note: told of what is left out.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no images.
         OSError: a folder in it cannot be read.
     """
     left_out: Counter[str] = Counter()
@@ -101,10 +101,10 @@ def images_of_folder(folder: str, note: Note) -> Iterator[Found]:
 
 
 def _files_in(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """List files depth first, so that a folder of any size needs the memory of its largest part."""
+    """List files depth first, so that memory is needed only for the largest folder."""
     info = os.stat(folder)
     place = (info.st_dev, info.st_ino)
-    if place in parents:  # a link to a folder around it
+    if place in parents:  # a link to a parent folder
         return
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
@@ -113,7 +113,7 @@ def _files_in(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[st
             continue
         if entry.is_dir():
             yield from _files_in(Path(entry.path), (*parents, place))
-        elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is a row that says so
+        elif entry.is_file() or entry.is_symlink():  # a broken link becomes a row with an error
             yield entry.path
 
 
@@ -124,7 +124,7 @@ def _files_at(folder: str) -> list[str]:
 def _found(system: Any, path: str) -> list[str]:
     start = len(path.rstrip("/")) + 1
     inside = [name for name in system.find(path) if not any(part[:1] == "." for part in name[start:].split("/"))]
-    # A store's own pages show a folder that they have made as an empty file whose name ends so.
+    # Stores represent folders made in their web consoles as empty files with such names.
     files = [name for name in inside if not name.endswith("/")]
     return [_address(system, name) for name in sorted(files, key=lambda name: name.split("/"))]
 
@@ -139,7 +139,7 @@ def _address(system: Any, name: str) -> str:
 
 
 def _is_figure(path: str) -> bool:
-    """Tell a figure of this package; only PNG files carry the mark of one, and others need not be opened."""
+    """Tell whether a file is a figure of this package; only PNG files have its mark, and others are not opened."""
     mark = mark_of(path) if suffix_of(path) == ".png" else None
     return mark is not None and mark.kind != IMAGE
 

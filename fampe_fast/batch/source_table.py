@@ -1,4 +1,4 @@
-"""List the images that CSV and Parquet files name, or hold."""
+"""List the images that CSV and Parquet files refer to or contain."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _EXPECTED = (
     "expected a column uri (or path, file, url), or one with images as Hugging Face's data sets have it, and perhaps "
     "target (or label) and image_id"
 )
-_ALIKE = 0.86  # "labels" is meant for "label", and "image_width" not for "image_id"
+_ALIKE = 0.86  # "labels" is probably "label", but "image_width" not "image_id"
 _LARGEST_CLASS = 2**31 - 1
 _ROWS = 8192
 
 
 class _Columns(NamedTuple):
-    """The names of the columns that are read."""
+    """Names of the columns that are read."""
 
     uri: str | None
     target: str | None
@@ -40,10 +40,10 @@ class _Columns(NamedTuple):
 
 
 def _columns(names: Sequence[str], shown: str, note: Note, image: str | None = None) -> _Columns:
-    """Find the columns that are read, whatever their case.
+    """Find the columns that are read, independent of case.
 
     Raises:
-        ValueError: there are no images among them, a name comes twice, or one seems to be misspelt.
+        ValueError: there is no column of images, a name occurs twice, or one seems to be misspelt.
     """
     folded = [name.strip().casefold() for name in names]
     twice = next((name for name in folded if name and folded.count(name) > 1), None)
@@ -73,7 +73,7 @@ def _columns(names: Sequence[str], shown: str, note: Note, image: str | None = N
 
 
 class _Reader:
-    """Make of a table's cells what they say, with messages that name the row."""
+    """Interprets the cells of a table, with messages that name the row."""
 
     def __init__(self, place: str, note: Note, targets: bool) -> None:
         self.place, self.shown, self.note, self._targets = place, without_secrets(place), note, targets
@@ -124,7 +124,7 @@ def beside(table: str, path: str) -> str:
 
 
 def images_of_csv(place: str, note: Note, targets: bool = True) -> Iterator[Found]:
-    """List the images that a CSV file names, whose first line names its columns.
+    """List the images of a CSV file, whose first line has the names of its columns.
 
     Args:
         place: absolute path or URL of the file, UTF-8 with or without a byte order mark.
@@ -132,8 +132,8 @@ def images_of_csv(place: str, note: Note, targets: bool = True) -> Iterator[Foun
         targets: whether to read the targets.
 
     Raises:
-        ValueError: columns or cells that are none of the expected; the message names the line.
-        OSError: it cannot be read.
+        ValueError: unexpected columns or cells; the message names the line.
+        OSError: the file cannot be read.
     """
     reader = _Reader(place, note, targets)
     try:
@@ -166,7 +166,7 @@ def images_of_csv(place: str, note: Note, targets: bool = True) -> Iterator[Foun
 
 
 def images_of_parquet(place: str, note: Note, targets: bool = True) -> Iterator[Found]:
-    """List the images that a Parquet file names, or holds in a column struct<bytes, path> or of bytes.
+    """List the images that a Parquet file refers to, or contains in a column of struct<bytes, path> or bytes.
 
     Args:
         place: absolute path or URL of the file.
@@ -174,9 +174,9 @@ def images_of_parquet(place: str, note: Note, targets: bool = True) -> Iterator[
         targets: whether to read the targets.
 
     Raises:
-        ValueError: not Parquet, or columns or cells that are none of the expected; the message names the row.
+        ValueError: not a Parquet file, or unexpected columns or cells; the message names the row.
         ImportError: pyarrow is not installed.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     pa, pq = parquet_modules()
     reader = _Reader(place, note, targets)
@@ -214,7 +214,7 @@ def image_column(schema: pa.Schema) -> str | None:
     """Find the column with the images' bytes: a struct with ``bytes`` in it, or bytes called ``image`` or ``bytes``.
 
     Returns:
-        Its name; of several the one called ``image``, else the first; None where there is none.
+        Its name; of several the one called ``image``, else the first; None if there is none.
     """
     import pyarrow as pa
 

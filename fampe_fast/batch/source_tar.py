@@ -1,4 +1,4 @@
-"""List the images in tar files, which stay as they are: each image is a range of the tar's bytes."""
+"""List the images in tar files without unpacking: each image is a range of the tar's bytes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LARGEST_CLASS = 2**31 - 1
 
 
 def images_of_tar(place: str, note: Note) -> Iterator[Found]:
-    """List the images in a tar in WebDataset's layout: a member "7.cls" holds the class of the image "7.jpg" beside it.
+    """List the images of a tar in WebDataset's layout: the member "7.cls" has the class of the image "7.jpg".
 
-    What belongs to an image has its name up to the first dot, and lies next to it. Names are never used as paths.
+    The members of an image have the same name up to the first dot, and are adjacent. Names are never used as paths.
 
     Args:
         place: absolute path or URL of the tar.
         note: told of what is left out.
 
     Raises:
-        ValueError: a compressed or damaged tar, one without images, or a class that is no whole number.
+        ValueError: a compressed or damaged tar, one without images, or a class that is not a whole number.
         OSError: it cannot be read.
     """
     shown = without_secrets(place)
@@ -80,7 +80,7 @@ def _check_plain(stream: BinaryIO, shown: str) -> None:
 
 
 def _members(stream: BinaryIO, length: int, shown: str) -> Iterator[tarfile.TarInfo]:
-    """List the members; their data is not read."""
+    """List the members without reading their data."""
     last = ""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -92,7 +92,7 @@ def _members(stream: BinaryIO, length: int, shown: str) -> Iterator[tarfile.TarI
                 if member.offset_data + member.size > length:
                     raise ValueError(f"{shown} is truncated: it ends within {last}")
                 yield member
-            stream.seek(archive.offset)  # an unreadable header ends the list as the end does
+            stream.seek(archive.offset)  # an unreadable header ends the list like the end of the file
             if any(stream.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("the next header cannot be read")
     except tarfile.TarError as error:

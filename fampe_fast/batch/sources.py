@@ -1,4 +1,4 @@
-"""List the images of a run's sources, each with its place, id and class."""
+"""List the images of a run's sources, each with its address, id and class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .stores import told
 from .urls import check_url, filesystem_of, is_url, local_path_of, without_secrets
 
 Target = int | Literal["model"] | None
-"""The one class of every image; "model" for its own choice; None for the sources' targets, where there are any."""
+"""The class of every image; "model" for the model's prediction; None for the sources' targets, if there are any."""
 
 _LARGEST_ID = 2**32 - 2
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
@@ -36,10 +36,10 @@ _EXPECTED = "expected a folder, a glob, images, .csv, .parquet or .tar"
 
 
 def absolute(source: str) -> str:
-    """Write a source so that it means the same in every folder and process.
+    """Make a source independent of the working directory.
 
     Raises:
-        ValueError: it is empty, or a URL with a name or password.
+        ValueError: the source is empty, or a URL with a user name or password.
     """
     if not source:
         raise ValueError(f"a source is empty; {_EXPECTED}")
@@ -49,10 +49,10 @@ def absolute(source: str) -> str:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Refuse sources that plainly are none, before there is any work.
+    """Refuse invalid sources before any work.
 
     Raises:
-        ValueError: one is empty, a URL with a name or password, or a path or URL where there is nothing.
+        ValueError: a source is empty, a URL with a user name or password, or does not exist.
         OSError: a store refuses or fails.
     """
     for source in map(absolute, sources):
@@ -76,22 +76,21 @@ def list_rows(
 ) -> Iterator[Row]:
     """List the images of sources, in order.
 
-    An image's id is the one that its table gives, else its place among all images of the sources, and the same in a
-    sample as in the whole.
+    An image's id is the one in its table, else its position among all images of the sources; it is the same in a sample
+    and in the whole.
 
     Args:
-        sources: folders (with all in them), globs, image files, CSV and Parquet tables, tar files; paths or URLs.
+        sources: folders (searched recursively), globs, image files, CSV and Parquet tables, tar files; paths or URLs.
         target: see ``Target``.
-        sample: how many to draw at random, each set of so many being as likely; None for all.
-        seed: of the drawing.
-        classes: that the model tells apart; None does not look whether it has the targets.
-        note: told in a line of what is left out.
+        sample: number of images drawn uniformly at random; None for all.
+        seed: seed of the sample.
+        classes: the model's number of classes; None does not check the targets.
+        note: called with a line about files that are left out.
 
     Raises:
-        ValueError: a source that is not there or cannot be read as what it is, columns or cells that are none of the
-            expected, ids that are not unique, a target that is no class, an unknown kind of URL, or fewer images than
-            are to be drawn.
-        ImportError: a package that a kind of source needs is not installed.
+        ValueError: a source that does not exist or is invalid, unexpected columns or cells, ids that are not unique, a
+            target that is not a class, an unknown kind of URL, or fewer images than the sample.
+        ImportError: a package for a kind of source is not installed.
         OSError: a source cannot be read.
     """
     rows = _checked(sources, target, classes, note)
@@ -103,7 +102,7 @@ def list_rows(
 
 
 def _drawn(rows: Iterator[Row], count: int, seed: int) -> list[Row]:
-    """Draw rows: those whose places have the smallest random numbers."""
+    """Draw the rows whose positions have the smallest random numbers."""
     kept: list[tuple[int, Row]] = []  # the largest first, as a heap of their negatives
     total = 0
     for row in rows:
@@ -140,20 +139,20 @@ def _checked(sources: Sequence[str], target: Target, classes: int | None, note: 
                 )
             _check_text(row)
             if is_url(row.uri) and (store := row.uri.partition("://")[0]) not in stores:
-                filesystem_of(row.uri)  # which may need a package that is not installed
+                filesystem_of(row.uri)  # it may need a package that is not installed
                 stores.add(store)
             yield row
             place += 1
 
 
 class SeenIds:
-    """Ids that have been seen: a bit for each, so that a billion of them need 128 MB."""
+    """A set of ids with one bit each, so that a billion ids need 128 MB."""
 
     def __init__(self) -> None:
         self._parts: dict[int, bytearray] = {}
 
     def add(self, number: int) -> bool:
-        """Add an id; False where it was there."""
+        """Add an id; return False if it was present."""
         part = self._parts.get(number >> 16)
         if part is None:
             part = self._parts[number >> 16] = bytearray(2**13)
@@ -202,7 +201,7 @@ def _images_at(source: str, note: Note, targets: bool) -> Iterator[Found]:
 
 
 def _is_web_or_chained(source: str) -> bool:
-    """Tell addresses that can only be those of files."""
+    """Tell whether an address can only be that of a file."""
     return source.lower().startswith(("http://", "https://")) or "::" in source
 
 
@@ -226,4 +225,4 @@ def _images_of_its_kind(file: str, note: Note, targets: bool) -> Iterator[Found]
             f"{without_secrets(file)} is compressed, so that its images cannot be read in place: unpack it"
         )
     else:
-        raise ValueError(f"{without_secrets(file)} is of no kind that can be read; {_EXPECTED}")
+        raise ValueError(f"{without_secrets(file)} is not of a kind that can be read; {_EXPECTED}")

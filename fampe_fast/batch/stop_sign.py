@@ -1,19 +1,19 @@
-"""Tell workers on other machines to end; the actor that does so imports nothing else."""
+"""Tell workers on other machines to stop, with an actor that needs no other imports."""
 
 from __future__ import annotations
 
 
 class StopSign:
-    """Says to all workers whether to begin another shard."""
+    """Tells all workers whether to begin another shard."""
 
     def __init__(self) -> None:
-        """Let them."""
+        """Allow shards to begin."""
         self._set = False
 
     def set(self) -> None:
-        """Have them begin no other."""
+        """Stop workers from beginning another shard."""
         self._set = True
 
     def is_set(self) -> bool:
-        """Tell whether they are to end."""
+        """Tell whether workers must stop."""
         return self._set

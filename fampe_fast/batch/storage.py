@@ -1,4 +1,4 @@
-"""Keep the files of a run in a local folder or an object store; each is written whole or not at all."""
+"""Store the files of a run in a local folder or an object store, each written atomically."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .stores import RemoteFile, ask
 from .urls import check_url, filesystem_of, local_path_of, without_secrets
 
 _AHEAD = 2**16
-"""Bytes that are read at least: as many as cost a store about as much as one."""
+"""Least number of bytes to read, which take a store about as long as one byte."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder, here or in an object store, whose files are called by names relative to it ("maps/000/000001.parquet").
+    """A local folder or one in an object store, with relative file names such as "maps/000/000001.parquet".
 
-    Names are letters, digits, ``-``, ``_``, ``.`` and ``/`` without a part that begins with a dot, so that nothing is
-    read or written outside the folder. Two storages of one place are equal, and one can be sent to another process.
+    Names have letters, digits, ``-``, ``_``, ``.`` and ``/``, and no part that begins with a dot, so that nothing is
+    read or written outside the folder. Two storages of the same folder are equal, and a storage can be pickled.
 
     Attributes:
-        address: of the folder: an absolute local path, or a URL.
+        address: address of the folder: an absolute local path, or a URL.
         local_path: the folder; None in an object store.
     """
 
@@ -43,16 +43,16 @@ class Storage:
         if self.local_path is not None:
             return self._local(name).is_file()
         try:
-            # Not isfile(), to which a store that fails is one where there is nothing.
+            # Not isfile(), which returns False if the store fails.
             return bool(ask(self._remote(name), lambda system, path: system.info(path)["type"] == "file"))
         except FileNotFoundError:
             return False
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """List the names of all files that begin with a text, sorted; hidden ones are left out.
+        """List the sorted names of all files with a prefix, without hidden ones.
 
         Args:
-            prefix: "maps/" for what is in a folder; empty for the whole storage.
+            prefix: "maps/" for the files of a folder; empty for the whole storage.
         """
         folder = prefix.rpartition("/")[0]
         found: Iterable[str]
@@ -69,7 +69,7 @@ class Storage:
         except FileNotFoundError:
             return []
         names = (path[len(root) :].lstrip("/") for path in found)
-        # A store's own pages show a folder that they have made as an empty file whose name ends so.
+        # Stores represent folders made in their web consoles as empty files with such names.
         return sorted(name for name in names if name[-1:] not in ("", "/") and name.rpartition("/")[2][0] != ".")
 
     def read(self, name: str) -> bytes:
@@ -89,7 +89,7 @@ class Storage:
         return cast(BinaryIO, io.BufferedReader(RemoteFile(self._remote(name)), _AHEAD))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all, replacing one of this name; it is stored when this returns.
+        """Write a file atomically, replacing one of this name; it is stored when this returns.
 
         Raises:
             OSError: it cannot be written.
@@ -97,7 +97,7 @@ class Storage:
         if self.local_path is not None:
             write_atomically(self._local(name), content)
             return
-        # One put: a stream that an exception closes would leave a part of the object.
+        # A single put, as a stream closed by an exception would leave a part of the object.
         ask(self._remote(name), lambda system, path: system.pipe_file(path, content))
 
     def size(self, name: str) -> int:
@@ -111,7 +111,7 @@ class Storage:
         return int(ask(self._remote(name), lambda system, path: system.size(path)))
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             if self.local_path is not None:
                 self._local(name).unlink()
@@ -119,10 +119,10 @@ class Storage:
                 ask(self._remote(name), lambda system, path: system.rm_file(path))
 
     def check_writable(self) -> None:
-        """Write a hidden file into an object store and remove it, which shows whether bucket and credentials are right.
+        """Write a hidden file to an object store and remove it, to check the bucket and the credentials.
 
         Raises:
-            OSError: nothing can be written, or removed; the message says why.
+            OSError: the file cannot be written or removed; the message says why.
         """
         if self.local_path is None:
             probe = f"{self.address}/.fampe_fast"
@@ -130,7 +130,7 @@ class Storage:
             ask(probe, lambda system, path: system.rm_file(path))
 
     def remove_leftovers(self) -> None:
-        """Remove what processes of this machine that were killed while they wrote have left in local folders."""
+        """Remove incomplete files that killed processes of this machine have left in local folders."""
         if self.local_path is not None:
             for folder, _, _ in os.walk(self.local_path):
                 remove_leftovers(Path(folder))
@@ -144,14 +144,14 @@ class Storage:
 
 
 def open_storage(place: str | os.PathLike[str]) -> Storage:
-    """Open the folder that a path or an address stands for; it need not be there yet, and nothing is made.
+    """Open the folder of a path or URL, which need not exist, without creating it.
 
     Args:
-        place: a local path, or a URL that fsspec writes to, such as "s3://bucket/folder".
+        place: a local path, or a URL that fsspec can write to, such as "s3://bucket/folder".
 
     Raises:
-        ValueError: it is empty, a file, or a URL with a name or password or of an unknown kind.
-        ImportError: fsspec or what it needs for this kind of URL is not installed.
+        ValueError: the place is empty, a file, or a URL with a user name or password or of an unknown kind.
+        ImportError: fsspec or a package for this kind of URL is not installed.
     """
     text = os.fspath(place)
     if not text:
@@ -175,7 +175,7 @@ def open_storage(place: str | os.PathLike[str]) -> Storage:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a file in the results' folder")
+        raise ValueError(f"{name!r} is not a file name in the results' folder")
     return name
 
 
@@ -185,7 +185,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.name.startswith("."):  # what is being written
+        if entry.name.startswith("."):  # incomplete files
             continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")

@@ -1,4 +1,4 @@
-"""Ask object stores: again where one fails for a time, and with errors of one line that name the place."""
+"""Access object stores, with retries and with one-line errors that name the address."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Answer = TypeVar("Answer")
 
 
 def ask(address: str, question: Callable[[Any, str], Answer], *, retry: Retry | None = None) -> Answer:
-    """Ask the store of an address, again after pauses where it fails.
+    """Call the store of an address, with retries after pauses.
 
     Args:
         address: a URL.
-        question: takes fsspec's file system and the path in it.
-        retry: how often and how patiently; default: ``Retry()``.
+        question: function of fsspec's file system and the path in it.
+        retry: number of attempts and pauses; default: ``Retry()``.
 
     Raises:
         FileNotFoundError: there is no such file, or no such bucket.
         PermissionError: the store refuses.
-        OSError: it fails still.
-        ImportError: a package that this kind of address needs is not installed.
+        OSError: the store still fails.
+        ImportError: a package for this kind of address is not installed.
     """
     system, path = filesystem_of(address)
 
@@ -36,7 +36,7 @@ def ask(address: str, question: Callable[[Any, str], Answer], *, retry: Retry | 
             return question(system, path)
         except (FileNotFoundError, PermissionError, ImportError, MemoryError):
             raise
-        except Exception as error:  # of foreign file systems, which raise what they like
+        except Exception as error:  # foreign file systems may raise anything
             raise TransientError(first_line(error)) from error
 
     with told(address):
@@ -45,7 +45,7 @@ def ask(address: str, question: Callable[[Any, str], Answer], *, retry: Retry | 
 
 @contextmanager
 def told(address: str) -> Iterator[None]:
-    """Have errors of a store name the address, without what is secret in it, and be of the three kinds of ``ask``."""
+    """Convert a store's errors to the three kinds of ``ask``, naming the address without secrets."""
     shown = without_secrets(address)
     try:
         yield
@@ -66,13 +66,13 @@ def _reason(error: Exception) -> str:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file in a store, of which each part that is read is asked for by itself.
+    """A file in a store of which every part is requested separately.
 
-    fsspec's own files read 50 MB ahead, and one failure in the middle of a file ends all of it.
+    fsspec's own files read 50 MB ahead, and one failure ends the whole file.
     """
 
     def __init__(self, address: str) -> None:
-        """Ask for its size.
+        """Request the file's size.
 
         Raises:
             OSError: as ``ask``.
@@ -82,21 +82,21 @@ class RemoteFile(io.RawIOBase):
         self._place = 0
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True: the file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """Tell that it can be read from any place."""
+        """Return True: any position can be read."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._place
 
     def readinto(self, buffer: Any) -> int:

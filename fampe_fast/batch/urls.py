@@ -1,4 +1,4 @@
-"""Tell addresses of stores from local paths, find their file systems, and show them without secrets."""
+"""Distinguish URLs from local paths, find their file systems, and show them without secrets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _QUOTED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a text is an address that fsspec reads, and not a local path."""
+    """Tell whether a text is a URL for fsspec, not a local path."""
     return _URL.match(text) is not None
 
 
 def local_path_of(text: str) -> str | None:
-    """Take the local path that a text stands for, ``file://`` seen through; None for another address."""
+    """Return the local path of a text, also of a ``file://`` URL; None for other URLs."""
     if not is_url(text):
         return text
     scheme, _, rest = text.partition("://")
@@ -25,10 +25,10 @@ def local_path_of(text: str) -> str | None:
 
 
 def without_secrets(text: str) -> str:
-    """Leave out of an address the name and password before a host, and what follows ``?`` or ``#`` of a web address.
+    """Remove from a URL the user name and password, and from a web address everything after ``?`` or ``#``.
 
     Args:
-        text: an address, also one that leads through others (``zip://a.png::https://...``); a path stays as it is.
+        text: a URL, also a chained one (``zip://a.png::https://...``); a path is not changed.
     """
     return "::".join(map(_without_secrets, text.split("::"))) if is_url(text) else text
 
@@ -44,15 +44,15 @@ def _without_secrets(part: str) -> str:
 
 
 def hide_secrets(message: str) -> str:
-    """Leave out of a message what is secret in the addresses that it quotes."""
+    """Remove secrets from the URLs in a message."""
     return _QUOTED.sub(lambda found: without_secrets(found[0]), message)
 
 
 def check_url(text: str) -> None:
-    """Refuse an address that holds a name or a password: it would be written into the plan.
+    """Refuse a URL with a user name or password, which would be written to the plan.
 
     Raises:
-        ValueError: it does; the message shows it without them.
+        ValueError: there is one; the message shows the URL without it.
     """
     if is_url(text) and any("@" in part.partition("://")[2].partition("/")[0] for part in text.split("::")):
         raise ValueError(
@@ -62,11 +62,11 @@ def check_url(text: str) -> None:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """Find fsspec's file system for an address, and the path in it.
+    """Find fsspec's file system for a URL, and the path in it.
 
     Raises:
-        ImportError: fsspec or what it needs for this kind of address is not installed; the message says what to do.
-        ValueError: an unknown kind of address.
+        ImportError: fsspec or a package for this kind of URL is not installed; the message says what to do.
+        ValueError: an unknown kind of URL.
     """
     try:
         import fsspec
@@ -75,7 +75,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0].lower()
     extra = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}.get(scheme)
     try:
-        # A remembered listing would hide what other processes write.
+        # A cached listing would hide the files of other processes.
         system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         if extra is not None:

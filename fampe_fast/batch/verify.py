@@ -1,4 +1,4 @@
-"""Check the shards of a run: all there, whole, as planned, and a sample of their rows computed again."""
+"""Check that a run's shards exist, are complete and as planned, and compute a sample of their rows again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class Fault(NamedTuple):
-    """Something that is not as it should be."""
+    """An error found by a check."""
 
     shard: int | None
-    """None for what is of no shard."""
+    """Number of the shard; None if it concerns no shard."""
     reason: str
 
 
 @dataclass
 class Checked:
-    """What was found of the files of a run.
+    """The result of checking a run's files.
 
     Attributes:
-        entries: the shards that are as they should be, as a manifest lists them.
-        faults: all that is wrong.
-        notes: what is worth knowing and is no fault.
+        entries: the correct shards, as entries of a manifest.
+        faults: the errors.
+        notes: remarks that are not errors.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -46,7 +46,7 @@ def plan_of(storage: Storage) -> Plan:
     """Read the plan of a run.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: there is no plan, or it cannot be read.
     """
     plan = read_plan(storage)
     if plan is None:
@@ -55,11 +55,11 @@ def plan_of(storage: Storage) -> Plan:
 
 
 def check_files(storage: Storage, plan: Plan, on_shard: Callable[[], None] = lambda: None) -> Checked:
-    """Read every shard once, and compare it with the plan and the manifest; a manifest that is missing is made.
+    """Read every shard once, compare it with the plan and the manifest, and make a missing manifest.
 
     Args:
-        storage: where the run is.
-        plan: of it.
+        storage: the run's storage.
+        plan: the run's plan.
         on_shard: called after each shard.
 
     Raises:
@@ -111,7 +111,7 @@ def _listed(storage: Storage, checked: Checked) -> tuple[dict[int, Entry], bool]
 def _check_shard(
     storage: Storage, plan: Plan, shard: int, listed: Entry | None, logged: Entry | None, checked: Checked
 ) -> bool:
-    """Check one shard, and tell whether the manifest is older than it."""
+    """Check one shard, and tell whether it is newer than the manifest."""
     faults: list[Fault] = []
     try:
         content = storage.read(shard_name(shard))
@@ -137,7 +137,7 @@ def _check_shard(
         if described.get("chunk") != plan.internal_batch_size:
             checked.notes.append(
                 f"shard {shard} was made in chunks of {described.get('chunk')} instead of {plan.internal_batch_size} "
-                "for want of memory: its last bits are others"
+                "for lack of memory: its last bits differ"
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         faults.append(Fault(shard, f"is not a whole file of maps: {' '.join(str(error).split())}"))
@@ -146,7 +146,7 @@ def _check_shard(
 
 
 def _wrong(plan: Plan, shard: int, described: dict[str, Any], table: pa.Table, rows: Sequence[Row]) -> Iterator[str]:
-    """Name what a shard's content has that the plan does not say."""
+    """Describe a shard's differences from the plan."""
     if described.get("plan") != plan.key:
         yield "belongs to another plan"
     if described.get("shard") != shard:
@@ -197,15 +197,15 @@ def check_sample(
     seed: int = 0,
     on_row: Callable[[Recomputed], None] = lambda row: None,
 ) -> list[Recomputed]:
-    """Compute random rows of the shards that are as they should be again.
+    """Compute random rows of the correct shards again.
 
     Args:
-        storage: where the run is.
-        plan: of it.
-        checked: its files.
-        recomputer: of this run.
-        sample: rows, at most all.
-        seed: that draws them.
+        storage: the run's storage.
+        plan: the run's plan.
+        checked: result of checking its files.
+        recomputer: the run's recomputer.
+        sample: number of rows, at most all.
+        seed: seed of the sample.
         on_row: called for each row.
 
     Raises:
@@ -228,7 +228,7 @@ def check_sample(
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Write sorted whole numbers in few words: "0-3, 7", the first eight spans."""
+    """Write sorted whole numbers as ranges, "0-3, 7", at most eight of them."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Make one shard after the other: the one piece of work that every engine has done, on whatever machine."""
+"""Make one shard after the other, for every engine and on every machine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .shards import encode_shard, shard_name
 from .storage import Storage
 
 ALONE_FROM = 3
-"""The attempt from which a shard's images are decoded one by one, in a process that does nothing else."""
+"""The attempt from which a shard's images are decoded one by one, in a separate process."""
 
 
 class ShardReport(NamedTuple):
-    """What became of a shard."""
+    """The result of making a shard."""
 
     shard: int
     rows: int
@@ -44,21 +44,21 @@ class ShardReport(NamedTuple):
     bytes: int
     sha256: str
     chunk: int
-    """Samples per model pass: the plan's, or what was left of it where the memory did not suffice."""
+    """Samples per model pass: the plan's, or fewer after an out-of-memory error."""
     attempt: int
-    """Which attempt this was, from 1."""
+    """Number of this attempt, from 1."""
     seconds: float
-    """That it took, from the moment at which the last shard was through."""
+    """Duration in seconds, from the end of the previous shard."""
     explaining: float
-    """Seconds of them in which the device explained it."""
+    """Seconds of these in which the device explained it."""
     waiting: float
-    """Seconds of them in which the device waited for its images."""
+    """Seconds of these in which the device waited for its images."""
     storing: float
-    """Seconds that it took to encode and store, beside the next shard."""
+    """Seconds for encoding and storing it, in parallel to the next shard."""
 
 
 class Worker:
-    """Makes shards of a plan on one device: call it with a shard's number, or have it ``work`` through many."""
+    """Makes shards of a plan on one device: call it with a shard's number, or let it ``work`` through many."""
 
     def __init__(
         self,
@@ -73,22 +73,22 @@ class Worker:
         """Load the model, and compare it with the plan's.
 
         Args:
-            storage: where the plan is, and the shards will be.
-            device: of the plan's kind; None for the first one of it.
-            classifier: the plan's model, where it is loaded already.
-            processes: that decode ahead; 0 decodes in this process, None chooses.
-            trust_model: load also a model that is a program.
-            plan: instead of the one that is there, where it is to be carried out on another kind of device.
+            storage: storage of the plan and the shards.
+            device: device of the plan's kind; None for the first one.
+            classifier: the plan's model, if it is already loaded.
+            processes: number of decoding processes; 0 decodes in this process, None chooses.
+            trust_model: load the model even if it is a program.
+            plan: plan to use in place of the stored one, to run it on another kind of device.
 
         Raises:
             ValueError: no plan, a device of another kind than the plan's, or another model or method than the plan's.
-            ImportError: a package that the plan needs is not installed.
+            ImportError: a package for the plan is not installed.
         """
         self._storage = storage
         self.plan = plan = read_back(storage) if plan is None else plan
         device = device or plan.device
         if torch.device(device).type != plan.device:
-            raise ValueError(f"the plan is for the device {plan.device!r}, got {device!r}: its maps would be others")
+            raise ValueError(f"the plan is for the device {plan.device!r}, got {device!r}: the maps would differ")
         versions = versions_now()
         warn_of_versions(plan, versions)
         os.environ[VARIABLE] = plan.backend
@@ -104,26 +104,26 @@ class Worker:
         self.log = RunLog(storage, plan=plan.key, device=device, processes=processes, versions=versions)
 
     def __call__(self, shard: int) -> ShardReport:
-        """Make a shard; it is stored when this returns. Raises what ``work`` raises."""
+        """Make a shard; it is stored when this returns. Errors are those of ``work``."""
         return next(self.work([shard]))
 
     def batch(self, rows: Sequence[Row], chunk: int) -> list[Result]:
-        """Make the rows of a batch, as the plan cuts it, and store nothing.
+        """Make the rows of one of the plan's batches, without storing them.
 
         Args:
-            rows: of the whole batch.
+            rows: rows of the whole batch.
             chunk: samples per model pass.
 
         Raises:
             OutOfMemoryError: the chunk does not fit.
-            RuntimeError: the device fails, or the method does not make the maps that the plan says.
+            RuntimeError: the device fails, or the method's maps do not match the plan.
         """
         self._set_threads()
         decode = self._decoders.one_by_one if self._decoders.processes else self._decoders.here
         return self._finish(self._explain(rows, list(decode(rows)), chunk))
 
     def close(self) -> None:
-        """End the processes that decode, and write the rest of the log."""
+        """End the decoding processes, and write the rest of the log."""
         self._decoders.close()
         self._finisher.shutdown()
         self.log.flush()
@@ -134,15 +134,15 @@ class Worker:
         """Make shards in order: while one is explained, the next is decoded and the last is stored.
 
         Args:
-            shards: their numbers; asked for the next one some batches before it is begun.
-            stop: whether to begin no other.
+            shards: numbers of the shards; the next one is requested some batches before it begins.
+            stop: returns True to begin no other shard.
 
         Yields:
-            A report of each shard that is stored.
+            A report of each stored shard.
 
         Raises:
-            OSError: the results cannot be stored; what was stored before is whole.
-            RuntimeError: the device fails, or the method does not make the maps that the plan says.
+            OSError: the results cannot be stored; earlier shards are complete.
+            RuntimeError: the device fails, or the method's maps do not match the plan.
         """
         self._set_threads()
         feed = Feed(self._storage, self.plan, self._decoders, shards)
@@ -161,14 +161,14 @@ class Worker:
             if storing is not None:
                 yield storing.result()
         except (OSError, KeyboardInterrupt, GeneratorExit):
-            # None of these is the shard's fault. Where the store is lost, its marks stay.
+            # None of these is caused by the shard. If the store is lost, its marks remain.
             with contextlib.suppress(OSError):
                 for number, attempt in list(self._begun.items()):
                     attempts.take_back(self._storage, number, attempt)
             raise
 
     def _make(self, feed: Feed, shard: ShardImages) -> tuple[list[Future[list[Result]]], int, float, float]:
-        """Explain a shard, anew with half the chunk where the memory does not suffice for all of it."""
+        """Explain a shard, again with half the chunk after an out-of-memory error."""
         chunk, explaining, waiting = self.plan.internal_batch_size, 0.0, 0.0
         size = self.plan.batch_size
         if self._begun[shard.number] >= ALONE_FROM:
@@ -209,7 +209,7 @@ class Worker:
     # Beside the device ------------------------------------------------------------------------------------------------
 
     def _finish(self, answers: Sequence[Answer | RowError]) -> list[Result]:
-        """Bring the answers into the form that is stored."""
+        """Convert the answers to the stored form."""
         finish, plan = self._explainer.finish, self.plan
         return [
             answer if isinstance(answer, RowError) else finish(answer, plan.map_dtype, plan.overlay)
@@ -245,6 +245,6 @@ class Worker:
         return report
 
     def _set_threads(self) -> None:
-        # Of the thread that calls: engines may call from another one than they made the worker in.
+        # Set in the calling thread: engines may call from another thread than they made the worker in.
         if self.plan.device == "cpu":
             torch.set_num_threads(self.plan.threads)

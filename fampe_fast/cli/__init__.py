@@ -1,6 +1,6 @@
 """Run the command ``fampe-fast``.
 
-Exit codes: 0 all done, 1 some images failed (doctor: a fault), 2 nothing could start or every image failed, 130
+Exit codes: 0 success, 1 some images failed (doctor: a fault), 2 nothing could start or every image failed, 130
 interrupted.
 """
 
@@ -21,12 +21,12 @@ DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; one line on standard error says what went wrong."""
+    """Run the command line and return its exit code; errors are one line on standard error."""
     from .parser import parse
 
     with _any_text_can_be_printed():
         arguments = parse(argv)
-        # torch warns of a CUDA toolkit without a driver whenever it compiles for the CPU.
+        # torch warns of a CUDA toolkit without a driver even when it compiles for the CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from ..errors import BackendUnavailableError, WeightsUnavailableError
 
@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """Print one line on standard error, unless the terminal is lost."""
+    """Print one line on standard error, unless the terminal is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"fampe-fast: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _any_text_can_be_printed() -> Iterator[None]:
-    """Escape what an output's encoding has no sign for, and go on where nobody reads the output any more.
+    """Escape characters that an output's encoding lacks, and ignore a closed output.
 
     A table must not be lost, nor a finished run fail, by a class name in another alphabet or a closed pipe.
     """
@@ -81,7 +81,7 @@ def _any_text_can_be_printed() -> Iterator[None]:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what is left in a stream, and what follows, nowhere: else Python complains of it when it ends."""
+    """Discard a stream's remaining and later output, of which Python would complain at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -90,7 +90,7 @@ def _discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Show the package's warnings as it shows its errors, without a line of source."""
+    """Show the package's warnings like its errors, in one line without source code."""
     from ..errors import FampeWarning
 
     plain = warnings.formatwarning

@@ -1,4 +1,4 @@
-"""Add the arguments that several commands share, and turn parsed ones into words again."""
+"""Add the arguments that several commands share, and turn parsed ones back into command-line words."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..options import read_options
 
 
 def add_model(parser: argparse.ArgumentParser, *, title: str = "model") -> None:
-    """Add which classifier is asked, and where it runs, below a title in the help."""
+    """Add the options of the classifier and its device, below a title in the help."""
     group = parser.add_argument_group(title)
     group.add_argument(
         "--model",
         default="resnet50",
-        help="timm name, torchvision/NAME, a folder in timm's layout, TorchScript or .pt2 file (default: %(default)s)",
+        help="timm name, torchvision/NAME, folder in timm's layout, TorchScript or .pt2 file (default: %(default)s)",
     )
     group.add_argument(
-        "--weights", type=Path, metavar="FILE", help="local checkpoint for the named model; without it they are fetched"
+        "--weights", type=Path, metavar="FILE", help="local checkpoint of the named model (default: downloaded)"
     )
     group.add_argument(
         "--model-arg",
@@ -29,31 +29,39 @@ def add_model(parser: argparse.ArgumentParser, *, title: str = "model") -> None:
         default=[],
         type=key_value,
         metavar="KEY=VALUE",
-        help="keyword of the model's constructor, repeatable",
+        help="keyword argument of the model's constructor; repeatable",
     )
     group.add_argument(
-        "--mean", type=numbers, metavar="X,X,X", help="mean subtracted from the pixels, one number or three, in [0, 1]"
+        "--mean", type=numbers, metavar="X,X,X", help="mean subtracted from the pixels, in [0, 1], one number or three"
     )
     group.add_argument(
-        "--std", type=numbers, metavar="X,X,X", help="what the pixels are divided by, one number or three"
+        "--std", type=numbers, metavar="X,X,X", help="divisor of the pixels after the mean, one number or three"
     )
     group.add_argument(
-        "--input-size", type=positive, metavar="N", help="pixels a side to show images in (default: the model's)"
+        "--input-size",
+        type=positive,
+        metavar="N",
+        help="side of the images that the model sees, in pixels (default: the model's)",
     )
     group.add_argument(
-        "--class-names", type=Path, metavar="FILE", help="text file, a name per line (default: the model's)"
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="text file with one class name per line (default: the model's names)",
     )
     group.add_argument(
-        "--interpolation", metavar="NAME", help="filter that the images are resized with, such as bilinear or bicubic"
+        "--interpolation", metavar="NAME", help="filter for resizing images, such as bilinear or bicubic"
     )
     group.add_argument(
-        "--keep-batch-norm", action="store_true", help="do not fold batch normalisation into the convolutions before it"
+        "--keep-batch-norm",
+        action="store_true",
+        help="do not fold batch normalisation into the preceding convolutions",
     )
     group.add_argument(
         "--model-output",
         choices=_model_outputs(),
-        help="what the model returns: logits (a softmax is still to come), probabilities (it ends in a softmax or in "
-        "sigmoids), or sigmoid (logits of independent classes, or a single one; default: logits, if they look like it)",
+        help="meaning of the model's output: logits (before a softmax), probabilities (after softmax or sigmoids), or "
+        "sigmoid (logits of independent classes, or a single logit) (default: logits, if the values allow it)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, else cpu)")
 
@@ -66,50 +74,55 @@ def _model_outputs() -> tuple[str, ...]:
 def add_other_model(group: argparse._ActionsContainer, name: str, *, help: str = "as --model") -> None:
     """Add another classifier: ``--NAME``, and ``--NAME-weights``, ``-arg``, ``-mean``, ``-std`` and ``-output``."""
     group.add_argument(f"--{name}", metavar="MODEL", help=help)
-    group.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help="as --weights")
+    group.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help="as --weights, for this model")
     group.add_argument(
-        f"--{name}-arg", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="as --model-arg"
+        f"--{name}-arg",
+        action="append",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="as --model-arg, for this model",
     )
-    group.add_argument(f"--{name}-mean", type=numbers, metavar="X,X,X", help="as --mean, which is not shared")
-    group.add_argument(f"--{name}-std", type=numbers, metavar="X,X,X", help="as --std, which is not shared")
-    group.add_argument(f"--{name}-output", choices=_model_outputs(), help="as --model-output, which is not shared")
+    group.add_argument(f"--{name}-mean", type=numbers, metavar="X,X,X", help="as --mean, for this model")
+    group.add_argument(f"--{name}-std", type=numbers, metavar="X,X,X", help="as --std, for this model")
+    group.add_argument(f"--{name}-output", choices=_model_outputs(), help="as --model-output, for this model")
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """Add a folder of images, and what is said of them."""
+    """Add a folder of images and the options of images."""
     parser.add_argument("images", type=Path, metavar="DIR", help="a folder of images")
     add_images(parser)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add the images' classes, ids and number."""
+    """Add the options of the images' classes, ids and number."""
     group = parser.add_argument_group("images")
     either = group.add_mutually_exclusive_group()
     either.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="JSON or CSV from file name to class index (default: the model's first choice)",
+        help="JSON or CSV file that maps file names to class indices (default: the model's prediction)",
     )
-    either.add_argument("--target", type=int, metavar="CLASS", help="the one class index of every image")
+    either.add_argument("--target", type=int, metavar="CLASS", help="class index to explain in every image")
     group.add_argument(
         "--image-ids",
         type=Path,
         metavar="FILE",
-        help="JSON or CSV from file name to an id that names the image in the random stream, unique, 0 to 2^32 - 2, so "
-        "that it has the same map in any other call (default: its place in the list)",
+        help="JSON or CSV file that maps file names to unique ids, 0 to 2^32 - 2; the id selects an image's random "
+        "numbers, so that its map is the same in every run (default: its position in the list)",
     )
-    group.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    group.add_argument("--limit", type=positive, metavar="N", help="use only the first N images")
 
 
 def add_method(parser: argparse._ActionsContainer, default: str, *, filters: bool = True, note: str = "") -> None:
     """Add the choice of methods, a comma-separated list.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         default: names, comma-separated.
-        filters: whether names with a filter in front are methods here, too.
-        note: what the help says of the list.
+        filters: whether a filter's prefix is allowed before a name.
+        note: words about the list for the help.
     """
     known = ", ".join(PLAIN_METHODS)
     if filters:
@@ -119,7 +132,7 @@ def add_method(parser: argparse._ActionsContainer, default: str, *, filters: boo
         type=method_list if filters else plain_method_list,
         default=default.split(","),
         metavar="NAMES",
-        help=f"one or several, comma-separated{note}, of: {known} (default: {default})",
+        help=f"one or more, comma-separated{note}, of: {known} (default: {default})",
     )
 
 
@@ -138,7 +151,7 @@ def add_metric(parser: argparse._ActionsContainer) -> None:
         type=names_of(tuple(METRICS), "metric"),
         default=["insertion_deletion"],
         metavar="NAMES",
-        help=f"one or several, comma-separated, of: {', '.join(METRICS)} (default: insertion_deletion)",
+        help=f"one or more, comma-separated, of: {', '.join(METRICS)} (default: insertion_deletion)",
     )
 
 
@@ -154,16 +167,16 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_batches(parser: argparse.ArgumentParser) -> None:
-    """Add how many images go through the model at a time."""
+    """Add the options of batch sizes."""
     group = parser.add_argument_group("batches")
     group.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: %(default)s)"
+        "--batch-size", type=positive, default=8, metavar="N", help="images per batch (default: %(default)s)"
     )
     group.add_argument(
         "--internal-batch-size",
         type=positive,
         metavar="N",
-        help="rows per model pass (default: 8 on a CPU, else 64, or what fits)",
+        help="images or samples per model pass (default: 8 on a CPU, else 64, or as many as fit)",
     )
 
 
@@ -176,7 +189,7 @@ def positive(text: str) -> int:
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
-    """Read a number, or several with commas between."""
+    """Read one number, or several separated by commas."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -185,7 +198,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
 
 
 def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
-    """Make a reader of names of what is known, with commas between, each once."""
+    """Make a reader of known names, separated by commas, without repeats."""
 
     def read(text: str) -> list[str]:
         names = [name.strip() for name in text.split(",") if name.strip()]
@@ -200,7 +213,7 @@ def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
 
 
 def method_list(text: str) -> list[str]:
-    """Read names of methods with commas between."""
+    """Read names of methods, separated by commas."""
     return names_of(METHODS, "method")(text)
 
 
@@ -212,12 +225,12 @@ def _one_method(text: str) -> str:
 
 
 def plain_method_list(text: str) -> list[str]:
-    """Read names of methods without a filter, with commas between."""
+    """Read names of methods without filters, separated by commas."""
     names = method_list(text)
     filtered = [name for name in names if parts_of(name)[0]]
     if filtered:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(filtered)}: the cut-off is sought for the unfiltered method: name {parts_of(filtered[0])[1]!r}"
+            f"{', '.join(filtered)}: tune takes the unfiltered method: name {parts_of(filtered[0])[1]!r}"
         )
     return names
 
@@ -238,18 +251,18 @@ def key_value(text: str) -> tuple[str, object]:
 
 
 def option_words(parser: argparse.ArgumentParser, values: Mapping[str, object]) -> list[str]:
-    """Spell the words that a parser reads these values from; the parser itself is asked, so that none is forgotten.
+    """Write the command-line words from which a parser reads these values, using the parser's own actions.
 
     Args:
-        parser: whose options they are; positional arguments are left to the caller.
-        values: by destination, as the parser gives them; what equals its default needs no word.
+        parser: the parser that has the options; positional arguments are left to the caller.
+        values: by destination, as the parser returns them; values equal to their defaults are left out.
     """
     words = []
     for action in parser._actions:
         if not action.option_strings or action.dest not in values or values[action.dest] == action.default:
             continue
         value, flag = values[action.dest], action.option_strings[0]
-        if action.nargs == 0:  # a switch, perhaps with a word for off
+        if action.nargs == 0:  # a switch, perhaps with a --no- form
             words.append(flag if value else action.option_strings[-1])
             continue
         # An option that is repeated has a list.
@@ -262,7 +275,7 @@ def option_words(parser: argparse.ArgumentParser, values: Mapping[str, object]) 
 def _text_of(action: argparse.Action, value: object) -> str:
     if action.type is key_value and isinstance(value, tuple):
         key, given = value
-        # A word stands for itself unless it would be read as something else.
+        # A word is written as it is, unless it would be read as another type.
         plain = f"{key}={given}"
         return plain if key_value(plain) == value else f"{key}={given!r}"
     if value is None:

@@ -1,6 +1,6 @@
-"""Make command-line flags of the options that the code has: one for each, with its type, its default and its help.
+"""Make a command-line flag for each option in the code, with its type, default and help.
 
-A flag that is not given leaves nothing behind, so that the option's own default holds; ``given`` collects the others.
+A flag that is not given stores nothing, so that the option's own default applies; ``given`` collects the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..options import Option
 
 
 def given(arguments: argparse.Namespace, owner: str) -> dict[str, Any]:
-    """Collect the options that were given on the command line, by name, of those added for this owner."""
+    """Collect the options of this owner that were given on the command line, by name."""
     start = f"{owner}:"
     return {key.removeprefix(start): value for key, value in vars(arguments).items() if key.startswith(start)}
 
@@ -29,11 +29,11 @@ def add_flag(
     """Add the flag of one option.
 
     Args:
-        group: where it belongs in the help.
-        owner: whose option it is, for ``given``.
+        group: group of the flag in the help.
+        owner: owner of the option, for ``given``.
         option: name, type, default and help.
-        flag: its name; default: that of ``flag_of``.
-        default: the default as the help has it, where the option's own does not say enough.
+        flag: name of the flag; default: that of ``flag_of``.
+        default: text of the default for the help, if the option's own value does not suffice.
         note: further words for the help.
     """
     default = default or f"default: {_text_of(option)}"
@@ -56,18 +56,18 @@ def add_flags(
     options: Iterable[Option],
     flags: Mapping[str, str] | None = None,
 ) -> None:
-    """Add the flags of several options; ``flags`` has the names that are others than the options'."""
+    """Add the flags of several options; ``flags`` maps options to flags with other names."""
     for option in options:
         add_flag(group, owner, option, flag=(flags or {}).get(option.name, ""))
 
 
 @dataclass(frozen=True)
 class Holder:
-    """One of several that share options: a method, or a kind of gradient.
+    """One of several owners that share options: a method, or a kind of gradient.
 
     Attributes:
-        name: as it is chosen on the command line.
-        family: what the help calls all that have options of this kind.
+        name: its name on the command line.
+        family: heading in the help for the holders with the same options.
         options: its options.
     """
 
@@ -83,14 +83,14 @@ def add_shared_flags(
     everyone: str,
     flags: Mapping[str, str] | None = None,
 ) -> None:
-    """Add one flag for every option that any of the holders has, in groups by the families that have it.
+    """Add one flag for every option of the holders, grouped by the families that have it.
 
     Args:
-        parser: of the command.
-        owner: whose options they are, for ``given``.
-        holders: who has which.
+        parser: parser of the command.
+        owner: owner of the options, for ``given``.
+        holders: the holders and their options.
         everyone: heading of the options that all families have.
-        flags: names that are others than the options'.
+        flags: maps options to flags with other names.
     """
     held: dict[str, dict[str, Option]] = {}
     for holder in holders:
@@ -121,7 +121,7 @@ def add_shared_flags(
 
 
 def add_method_flags(parser: argparse.ArgumentParser, *, filters: bool = True) -> None:
-    """Add a flag for every option of the methods, and of the filters in front of them."""
+    """Add a flag for every option of the methods and of their filters."""
     holders = [
         Holder(name, row.family or row.home.partition(":")[2].split(".")[0], method_options(name))
         for name, row in PLAIN_METHODS.items()
@@ -137,7 +137,7 @@ def add_metric_flags(parser: argparse.ArgumentParser) -> None:
     for metric, row in METRICS.items():
         group = parser.add_argument_group(f"options of {metric}")
         for option in metric_options(metric):
-            # Unless it is given, the one seed of the command is every metric's.
+            # By default all metrics use the seed of the command.
             default = "default: --seed" if option.name == "seed" else ""
             flag = flag_of(option.name if option.name in row.unprefixed else row.prefix + option.name)
             add_flag(group, f"metric {metric}", option, flag=flag, default=default)
@@ -157,7 +157,7 @@ def fraction(text: str) -> float:
 
 
 def pair(text: str) -> tuple[float, float]:
-    """Read two numbers with a comma between."""
+    """Read two numbers separated by a comma."""
     parts = text.split(",")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"expected two numbers, comma-separated, got {text!r}")
@@ -173,7 +173,7 @@ def whole(text: str) -> int:
 
 
 def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Take the word "none" for None, and read everything else as before."""
+    """Make a reader that takes the word "none" for None and reads everything else as ``kind`` does."""
 
     def read(text: str) -> Any:
         if text.lower() == "none":
@@ -201,7 +201,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _defaults_of(held: Mapping[str, Option]) -> str:
-    """Write the defaults of all that have an option: the first one's, and those that differ."""
+    """Write the defaults of all holders of an option: the first one's, and those that differ."""
     by_text: dict[str, list[str]] = {}
     for name, option in held.items():
         by_text.setdefault(_text_of(option), []).append(name)
@@ -210,7 +210,7 @@ def _defaults_of(held: Mapping[str, Option]) -> str:
 
 
 def _text_of(option: Option) -> str:
-    """Write a default as it is typed."""
+    """Write a default as it is typed on the command line."""
     value = option.default
     if value is None:
         return "the method's own" if option.kind == "bool" else "none"

@@ -1,4 +1,4 @@
-"""End a command on request, also where Python drops the exception that asks for it."""
+"""End a command on request, even where Python drops the exception that requests it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def check_interrupt() -> None:
-    """Raise ``KeyboardInterrupt`` where one was asked for: Python ignores it in a finaliser or an import's callback."""
+    """Raise ``KeyboardInterrupt`` if one was requested: Python drops those in finalisers and import callbacks."""
     if _asked.is_set():
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C, a batch system's request to end and the loss of the terminal save what is finished.
+    """Save finished results on Ctrl-C, a batch system's SIGTERM and the loss of the terminal.
 
-    What was ignored from the start, as ``nohup`` has it, stays ignored.
+    Signals that were ignored from the start, as under ``nohup``, stay ignored.
     """
     _asked.clear()
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {}

@@ -1,4 +1,4 @@
-"""Make of parsed arguments what they choose: the classifier, the methods' options, the images."""
+"""Turn parsed arguments into the classifier, the methods' options and the images."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
     """Load the classifier.
 
     Raises:
-        ValueError: a device that cannot be used, another number of class names than the model has classes, or what
-            ``load_classifier`` refuses.
+        ValueError: a device that cannot be used, a wrong number of class names, or arguments that ``load_classifier``
+            refuses.
     """
     device = device_of(arguments.device)
     names = None if arguments.class_names is None else class_names_in(arguments.class_names)
@@ -53,18 +53,18 @@ def classifier_of(arguments: argparse.Namespace) -> Classifier:
         if len(names) != classes:
             raise ValueError(
                 f"--class-names: {arguments.class_names} has {len(names)} names, and {classifier.name} has {classes} "
-                "classes; expected a name per class, one a line"
+                "classes; expected one name per class, each on its own line"
             )
         classifier.class_names, classifier.num_classes = tuple(names), classes
     return classifier
 
 
 def _ask(classifier: Classifier) -> ModelInfo:
-    """Show the classifier an image of noise: what is wrong with it ends the command, and not every image.
+    """Probe the classifier with an image of noise, so that a wrong model ends the command before any image.
 
     Raises:
-        ValueError, TypeError: it takes images that files do not have or no method explains, fails, or its output is not
-            what was said of it.
+        ValueError, TypeError: it needs images that files do not have or no method explains, it fails, or its output
+            contradicts its declared meaning.
     """
     if classifier.channels not in (1, 3):
         raise ValueError(f"{classifier.name} takes images of {classifier.channels} channels; image files have 1 or 3")
@@ -75,24 +75,24 @@ def _ask(classifier: Classifier) -> ModelInfo:
         return probe(classifier, noise)
     except (ValueError, TypeError):
         raise
-    except Exception as error:  # of foreign code
+    except Exception as error:  # foreign code may raise anything
         height, width = classifier.input_size
         raise ValueError(f"{classifier.name} fails on an image of {height} x {width}: {first_line(error)}") from error
 
 
 def device_of(given: str | None) -> str:
-    """Choose the device; one that cannot compute, or has no backend that runs, ends the command and not every image."""
+    """Choose the device; one that cannot compute, or has no working backend, ends the command before any image."""
     device = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         float(torch.zeros(1, device=device) + 1)
     except Exception as error:  # RuntimeError, AssertionError, NotImplementedError, ImportError, by device
-        raise ValueError(f"--device {device}: it cannot be used here: {first_line(error)}") from error
+        raise ValueError(f"--device {device}: cannot be used here: {first_line(error)}") from error
     choice(device)
     return device
 
 
 def class_names_in(path: Path) -> list[str]:
-    """Read class names, one a line."""
+    """Read class names, one per line."""
     names = read_text(path, "class names").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     while names and not names[-1].strip():
         names.pop()
@@ -100,9 +100,9 @@ def class_names_in(path: Path) -> list[str]:
 
 
 def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier | None:
-    """Load the classifier of ``--NAME`` and of what begins with it; None where it is not given.
+    """Load the classifier of ``--NAME`` and its further options; None if it is not given.
 
-    What else there is to a model (how images are shown to it, the device) it has in common with the first one.
+    All other settings (transform of the images, device) are those of the first classifier.
     """
     own = {part: getattr(arguments, f"{name}_{part}") for part in ("weights", "arg", "mean", "std", "output")}
     model = getattr(arguments, name)
@@ -110,7 +110,7 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
         option = name.replace("_", "-")
         for part, value in own.items():
             if value not in (None, []):
-                raise ValueError(f"--{option}-{part} belongs to a model: name it with --{option}")
+                raise ValueError(f"--{option}-{part} needs a model: name it with --{option}")
         return None
     other = {"model": model, "model_arg": own.pop("arg"), "model_output": own.pop("output"), **own}
     return classifier_of(argparse.Namespace(**{**vars(arguments), **other}))
@@ -119,21 +119,21 @@ def other_classifier_of(arguments: argparse.Namespace, name: str) -> Classifier 
 def options_by_method(
     arguments: argparse.Namespace, methods: list[str], measurement: Measurement | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Share out the methods' options that were given: each method gets those that it has.
+    """Distribute the given options to the methods that have them.
 
     Args:
-        arguments: of the command.
+        arguments: the command's arguments.
         methods: by name.
-        measurement: of the same command, whose metrics may need the seed where no method does.
+        measurement: the command's measurement, whose metrics may use the seed if no method does.
 
     Raises:
-        ValueError: an option that none of the methods has, or a value out of range.
+        ValueError: an option that no method has, or a value out of range.
         TypeError: a value of a wrong type.
     """
     defaults = {method: {option.name: option.default for option in method_options(method)} for method in methods}
     known = {method: set(own) for method, own in defaults.items()}
     options = given(arguments, "method")
-    # Beside a method with views, those that look at no depths have none of their options.
+    # Methods without views do not get the options of views that are meant for others.
     if "views" not in options and any(own.get("views") for own in defaults.values()):
         known = {
             method: own if defaults[method].get("views") else own - set(DEPTH_OPTIONS) for method, own in known.items()
@@ -143,12 +143,12 @@ def options_by_method(
     found = shared_out(options, known)
     found.pop("the metrics", None)
     for method, options in found.items():
-        check_options(method, **options)  # before the model is loaded, as far as that can be
+        check_options(method, **options)  # before the model is loaded, as far as possible
     return found
 
 
 def measurement_of(arguments: argparse.Namespace) -> Measurement:
-    """Collect what is measured: the metrics, their options, and the seed, which is the methods' too.
+    """Collect the metrics, their options, and the seed, which the methods use too.
 
     Raises:
         ValueError: options of a metric that is not measured, or a value out of range.
@@ -162,15 +162,15 @@ def measurement_of(arguments: argparse.Namespace) -> Measurement:
 def shared_out(
     options: dict[str, Any], known: Mapping[str, Collection[str]], flags: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Give each name the options that it knows.
+    """Distribute options to the names that know them.
 
     Args:
-        options: what was given.
+        options: the given options.
         known: the options that each name has.
-        flags: those that are others than ``flag_of`` says, for the message.
+        flags: flags with other names than ``flag_of`` gives, for the message.
 
     Raises:
-        ValueError: an option that none of them knows; the message lists the flags of those that they know.
+        ValueError: an option that no name knows; the message lists the known flags.
     """
 
     def spelt(names: Iterable[str]) -> str:
@@ -185,13 +185,13 @@ def shared_out(
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """The images that a command was given, and what it was told of them.
+    """The images of a command, with their labels, targets and ids.
 
     Attributes:
-        found: the files, and what is left out of their folders.
-        labels: the class of each, which may not be the model's; None where there are none.
-        target: the one class of all; None where there is none.
-        image_ids: what names each in the random stream; None for its place.
+        found: the files, and the files left out of their folders.
+        labels: label of each image, not yet checked against the model's classes; None without labels.
+        target: class of all images; None if not given.
+        image_ids: id of each image in the random stream; None for its position.
     """
 
     found: FoundImages
@@ -205,7 +205,7 @@ class ChosenImages:
         return self.found.paths
 
     def targets(self, classifier: Classifier) -> list[int] | None:
-        """Give each image its class; None where the model chooses.
+        """Return each image's class; None if the model chooses.
 
         Raises:
             ValueError: a label or a target that is no class of the model.
@@ -222,7 +222,7 @@ class ChosenImages:
 
 
 def chosen_images(arguments: argparse.Namespace) -> ChosenImages:
-    """Find the images of a command, their labels and ids; the command's other files are none of them.
+    """Find the images of a command, without its other files, and read their labels and ids.
 
     Raises:
         ValueError: no folder where one is expected, no images, images without a label or an id, or ids that are not
@@ -249,5 +249,5 @@ def other_inputs(arguments: argparse.Namespace) -> list[Path]:
 
 
 def check_all_outputs(arguments: argparse.Namespace, outputs: list[Output], images: list[Path]) -> None:
-    """Refuse outputs that would replace an input, or a file of another's, before there is any work to lose."""
+    """Refuse outputs that would replace an input or a foreign file, before any work is done."""
     check_outputs(outputs, [*images, *other_inputs(arguments)])

@@ -1,4 +1,4 @@
-"""Print what every command prints: bars, tables' numbers, the closing line."""
+"""Print the output that commands share: progress bars, numbers in tables, the closing line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .interrupts import check_interrupt
 
 
 class Bar:
-    """Show a progress bar over files; it costs nothing where standard error is no terminal."""
+    """Shows a progress bar over files, if standard error is a terminal."""
 
     def __init__(self, console: Console, label: str, total: int) -> None:
         self._progress = Progress(
@@ -34,21 +34,21 @@ class Bar:
         self._progress.stop()
 
     def begin(self, label: str, total: int) -> None:
-        """Start anew with other things to count."""
+        """Restart the bar with other things to count."""
         self._progress.reset(self._task, description=label, total=total)
 
     def __call__(self, count: int = 1) -> None:
-        """Count so many more as done, unless the command was asked to end.
+        """Count more as done, unless the command was asked to end.
 
         Raises:
-            KeyboardInterrupt: it was.
+            KeyboardInterrupt: the command was asked to end.
         """
         check_interrupt()
         self._progress.advance(self._task, count)
 
 
 def print_failure(errors: Console, failure: Failure) -> None:
-    """Say which image failed, and why."""
+    """Print which image failed, and why."""
     errors.print(f"[red]failed[/] {escape(str(failure.path))}: {escape(failure.reason)}", soft_wrap=True)
 
 
@@ -59,7 +59,7 @@ def estimate_text(estimate: Estimate, *, signed: bool = False) -> str:
 
 
 def closing(errors: Console, done: int, total: int) -> int:
-    """Say how many failed, and give the exit code."""
+    """Print how many images failed, and return the exit code."""
     if done == total:
         return DONE
     errors.print(f"{total - done} of {total} images failed", style="red")
@@ -67,7 +67,7 @@ def closing(errors: Console, done: int, total: int) -> int:
 
 
 class _Screen(Console):
-    """Print to a console, and go on in silence once nobody reads it: a closed pipe, a lost terminal."""
+    """A console that is silent after its pipe or terminal is closed."""
 
     def _check_buffer(self) -> None:
         try:
@@ -78,31 +78,31 @@ class _Screen(Console):
             self.quiet = True
 
     def on_broken_pipe(self) -> None:
-        """Be silent; Rich would end the process."""
+        """Stay silent; Rich would end the process."""
         self.quiet = True
 
 
 def console() -> Console:
-    """Open standard output."""
-    # A pipe has no width of its own: give tables the room they need there.
+    """Open a console on standard output."""
+    # A pipe has no width: use one that tables fit into.
     found = _Screen()
     return found if found.is_terminal else _Screen(width=160)
 
 
 def error_console() -> Console:
-    """Open standard error."""
+    """Open a console on standard error."""
     return _Screen(stderr=True)
 
 
 def print_left_out(errors: Console, found: FoundImages) -> None:
-    """Say what of the folders is not looked at, in one line."""
+    """Print which files of the folders are left out, in one line."""
     text = found.left_out_text()
     if text:
         errors.print(f"left out of {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def print_earlier(errors: Console, count: int, total: int, out: Path, what: str = "images") -> None:
-    """Say how much an earlier run had finished."""
+    """Print how much an earlier run had finished."""
     if count:
         errors.print(
             f"{count} of {total} {what} were finished by an earlier run in {escape(str(out))}",

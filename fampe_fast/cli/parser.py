@@ -1,4 +1,4 @@
-"""Parse what is typed after ``fampe-fast``."""
+"""Parse the command line of ``fampe-fast``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COMMANDS = (
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; exits with code 2 and a message where it cannot be understood.
+    """Parse a command line, or exit with code 2 and a message if it is invalid.
 
     Returns:
         The arguments; ``run`` among them is the command's function.
@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="fampe-fast",
-        description="Frequency-aware attribution maps: what an image classifier looked at.",
-        epilog="Exit codes: 0 all done, 1 some images failed (doctor: a fault), 2 nothing could start or every image "
+        description="Compute frequency-aware attribution maps, which show what an image classifier looked at.",
+        epilog="Exit codes: 0 success, 1 some images failed (doctor: a fault), 2 nothing could start or every image "
         "failed, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"fampe-fast {__version__}")
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     for made in commands.choices.values():
-        # The flags are many: the help lists them below, and an error need not.
+        # The many flags are listed in the help, so usage lines leave them out.
         positional = [action for action in made._actions if not action.option_strings]
         names = [
             str(action.metavar or action.dest) + (" ..." if action.nargs in ("+", "*") else "") for action in positional

@@ -1,4 +1,4 @@
-"""Show how far a long run is: a bar on a terminal, and a line now and then in a log."""
+"""Show the progress of a long run: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ EVERY = 30.0
 
 
 class Stand(Protocol):
-    """How far a run is; as ``batch.local.Progress``."""
+    """The progress of a run, as ``batch.local.Progress``."""
 
     @property
     def images(self) -> int:
-        """Images that are done."""
+        """Number of finished images."""
 
     @property
     def total_images(self) -> int:
-        """Images that there are."""
+        """Number of all images."""
 
     @property
     def errors(self) -> int:
-        """Images that failed."""
+        """Number of failed images."""
 
     @property
     def images_per_second(self) -> float:
-        """The rate."""
+        """Images per second."""
 
     @property
     def seconds_left(self) -> float:
-        """What is left, at this rate."""
+        """Estimated seconds left."""
 
     @property
     def busy(self) -> float:
@@ -42,18 +42,18 @@ class Stand(Protocol):
 
 
 class ProgressLines:
-    """Shows each ``Stand`` that it is called with.
+    """Shows the ``Stand`` of each call.
 
     Attributes:
-        last: the latest of them.
+        last: the latest ``Stand``.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take where to show it.
+        """Set the console and the clock.
 
         Args:
             console: a terminal gets a bar, anything else a line every ``EVERY`` seconds.
-            clock: seconds from anywhere.
+            clock: returns seconds from any origin.
         """
         self._console, self._clock = console, clock
         self._bar = Progress(
@@ -75,7 +75,7 @@ class ProgressLines:
         self._bar.stop()
 
     def __call__(self, stand: Stand) -> None:
-        """Show how far the run is."""
+        """Show the progress."""
         self.last = stand
         text = stand_text(stand)
         self._bar.update(self._task, completed=stand.images, total=stand.total_images, description=text)
@@ -85,7 +85,7 @@ class ProgressLines:
 
 
 def stand_text(stand: Stand) -> str:
-    """Write how far a run is in a line."""
+    """Write the progress of a run in a line."""
     return (
         f"{stand.images} of {stand.total_images} images, {stand.images_per_second:.2f}/s, "
         f"{duration_text(stand.seconds_left)} left, {stand.errors} errors, device {stand.busy:.0%} busy"
@@ -93,7 +93,7 @@ def stand_text(stand: Stand) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a duration in the two largest of its units: "2 d 3 h", "5 min 0 s"."""
+    """Write a duration in its two largest units: "2 d 3 h", "5 min 0 s"."""
     whole = round(seconds)
     units = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
     first = next((k for k, (count, _) in enumerate(units) if count), 3)

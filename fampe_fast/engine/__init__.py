@@ -1,1 +1,1 @@
-"""The path loop and what it is made of: configuration, samplers, chunked gradient aggregation."""
+"""The path loop and its parts: configuration, samplers, chunked gradient aggregation."""

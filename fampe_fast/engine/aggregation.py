@@ -25,7 +25,7 @@ from .targets import Targets
 
 
 class ModelForm(NamedTuple):
-    """The form in which a model takes samples, and how its output is read."""
+    """The form in which a model takes samples, and the meaning of its output."""
 
     dtype: torch.dtype | None
     channels_last: bool
@@ -37,20 +37,20 @@ class ModelForm(NamedTuple):
 
 
 def form_of(model: Model, probed: ModelInfo, config: PathConfig, frames: Schedule | None = None) -> ModelForm:
-    """Say how a model wants its samples.
+    """Find the form in which a model takes samples.
 
     Args:
-        model: in evaluation mode.
-        probed: what is known of it.
-        config: of the path.
+        model: the model, in evaluation mode.
+        probed: the model's ``ModelInfo``.
+        config: configuration of the path.
         frames: the schedule, where samples come in input diversity's larger frames and the model does not take them.
 
     Raises:
-        ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not.
+        ValueError: the loss needs mutually exclusive classes, and the model's are independent.
     """
     if config.loss == "softmax_twice" and probed.reading in ("sigmoid", "independent"):
         raise ValueError(
-            "loss='softmax_twice' is of classes that exclude each other, and the model's are independent "
+            "loss='softmax_twice' needs mutually exclusive classes, but the model's are independent "
             "(output='sigmoid', or probabilities that do not sum to 1): use loss='cross_entropy'"
         )
     back: tuple[Tensor, ...] = ()
@@ -61,7 +61,7 @@ def form_of(model: Model, probed: ModelInfo, config: PathConfig, frames: Schedul
 
 
 def shown_to(model: Model, inputs: Tensor, form: ModelForm, precision: Precision) -> Tensor:
-    """Compute the model's output for samples (P, C, H, W), which stay as they are."""
+    """Compute the model's output for samples (P, C, H, W), and leave the samples unchanged."""
     shown = inputs.to(form.dtype)
     if form.writes_input:  # a leaf must not be written to
         shown = shown.clone()
@@ -70,7 +70,7 @@ def shown_to(model: Model, inputs: Tensor, form: ModelForm, precision: Precision
 
 
 def _compiled_of(model: Model, sampler: Sampler, config: PathConfig, graphed: bool) -> Compiled:
-    """Look up the loop's body for one chunk: called with the model, batch, chunk and form, it gives the gradients.
+    """Look up the loop's compiled body: a function of model, batch, chunk and form that returns the gradients.
 
     Without CUDA graphs it takes a total before these, and adds the gradients to it. Shared by all methods that explain
     a model, whatever their seeds and numbers of steps, as compiling takes long.
@@ -91,7 +91,7 @@ def _compiled_of(model: Model, sampler: Sampler, config: PathConfig, graphed: bo
 
 
 class GradientLoop:
-    """Samples -> model -> loss gradients -> their sum per image, plain or through ``torch.compile``.
+    """Samples -> model -> loss gradients -> their sum per image, with or without ``torch.compile``.
 
     One graph serves every number of steps and samples, every batch and chunk size and every seed: they enter as tensors
     with a dynamic first dimension. Samples with and without input diversity differ in size and have a graph each.
@@ -109,21 +109,21 @@ class GradientLoop:
         schedule: Schedule,
         chunks: ChunkSize,
     ) -> None:
-        """Take what the loop needs; nothing is compiled before the first call.
+        """Store the loop's parts; nothing is compiled before the first call.
 
         Args:
-            model: in evaluation mode.
-            probed: what is known of it.
+            model: the model, in evaluation mode.
+            probed: the model's ``ModelInfo``.
             takes_frames: whether it takes input diversity's larger frames.
-            twin: makes the passes in its place (``cast_weights``).
+            twin: the model that makes the passes in its place (``cast_weights``).
             sampler: makes the samples.
-            config: of the path.
+            config: configuration of the path.
             schedule: the order of the samples.
             chunks: samples per model pass.
 
         Raises:
-            ValueError: a loss that asks for classes that exclude each other, of a model whose classes do not; CUDA
-                graphs for a device that has none.
+            ValueError: the loss needs mutually exclusive classes, and the model's are independent; or CUDA graphs are
+                asked for on a device without them.
         """
         self._twin, self._config, self._schedule, self._chunks = twin, config, schedule, chunks
         self._form = form_of(model, probed, config, None if takes_frames else schedule)
@@ -141,7 +141,7 @@ class GradientLoop:
     def _sum(self, batch: Batch, step: int, chunk_size: int) -> Tensor:
         device, (count, channels) = batch.spectrum.device, batch.spectrum.shape[:2]
         plain = self._compile == "off" or not self._body.active
-        if not plain and count == 1:  # a compiler takes a size of one for a constant
+        if not plain and count == 1:  # the compiler would specialise on a size of one
             batch = _twice(batch)
         shape = (len(batch.spectrum), channels, batch.height, batch.width)
         total = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -200,7 +200,7 @@ def _gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Te
     """Compute the gradient of a loss's sum, each row times its factor, if it has one."""
     factor: Tensor | None = None
     gradient: Tensor | None
-    if torch.compiler.is_compiling():  # which traces these and not the other
+    if torch.compiler.is_compiling():  # the compiler traces these but not the other
         if with_factor:
             gradient, factor = torch.func.grad(loss, has_aux=True)(inputs)
         else:
@@ -211,7 +211,7 @@ def _gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], inputs: Te
             value, factor = loss(leaf)
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
     if gradient is None:
-        raise ValueError("the model's output has no gradient with respect to the image: it detaches on the way")
+        raise ValueError("the model's output has no gradient with respect to the image: the model detaches a tensor")
     return gradient if factor is None else gradient * factor[:, None, None, None]
 
 
@@ -231,9 +231,8 @@ def objective(
         reading: how the output is read.
 
     Returns:
-        A sum, (), and a factor, (P,), or None for 1: the loss's gradient is the sum's with every row times its factor.
-        Where the model runs in float16, whose smallest number a sure model's gradients lie below, the factor holds
-        what is small.
+        A sum, (), and a factor, (P,), or None for 1: the loss's gradient is the sum's, with every row multiplied by
+        its factor. In float16 a confident model's gradients would underflow, so the factor takes the small part.
     """
     scale = LOSS_SCALE.get(config.precision)
     if config.loss == "softmax_twice":

@@ -1,4 +1,4 @@
-"""Configurations: frozen dataclasses that check themselves."""
+"""Define configurations: frozen dataclasses that validate their fields."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Direction = Literal["descend", "ascend"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
-# Spacings of float32 near the largest pixel that one step of the path covers at least: the map is then right to 3 %.
+# Least step size, in spacings of float32 near the largest pixel: the map is then accurate to 3 %.
 _SPACINGS = 16
-# Beyond these, more samples serve better than more steps.
+# Above this number, more samples improve a map more than more steps.
 _MOST_STEPS = 10
-# A momentum that has grown by so many decimal digits leaves float32 room for the gradients and their sum.
+# Growth of the momentum, in decimal digits, that leaves float32 room for the gradients and their sum.
 _MOMENTUM_DIGITS = 25
 
 
@@ -40,7 +40,7 @@ def _check_views(views: object) -> int:
     """Check a number of views.
 
     Raises:
-        TypeError, ValueError: it is none of 0, 1 and 2.
+        TypeError, ValueError: it is not 0, 1 or 2.
     """
     count = check_count("views", views, at_least=0)
     if count > 2:
@@ -49,33 +49,33 @@ def _check_views(views: object) -> int:
 
 
 def _names(name: str, value: object) -> tuple[str, ...] | None:
-    """Check names, given as a text with commas or one by one.
+    """Check names, given as a comma-separated string or as a sequence.
 
     Raises:
-        TypeError: neither, or a name that is no text.
+        TypeError: neither, or a name that is not a string.
         ValueError: an empty name, or one given twice.
     """
     if value is None:
         return None
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        raise TypeError(f"{name} must be names with commas between them, a tuple of names, or None; got {value!r}")
+        raise TypeError(f"{name} must be names separated by commas, a tuple of names, or None; got {value!r}")
     names = tuple(part.strip() for part in parts)
     if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"{name} must be names, each once and none empty; got {value!r}")
+        raise ValueError(f"{name} must be non-empty names without repeats; got {value!r}")
     return names
 
 
 def _layer_weights(value: object) -> tuple[float, ...] | None:
-    """Check the weights of layers, given as a text with commas or one by one.
+    """Check the weights of layers, given as a comma-separated string or as a sequence.
 
     Raises:
-        TypeError: neither, or a weight that is no number.
-        ValueError: a text without numbers, no weight, or one that is negative, not finite or too large.
+        TypeError: neither, or a weight that is not a number.
+        ValueError: no weight, one that cannot be read, or one that is negative, not finite or too large.
     """
     if value is None:
         return None
-    expected = f"layer_weights must be numbers with commas between them, a tuple of numbers, or None; got {value!r}"
+    expected = f"layer_weights must be numbers separated by commas, a tuple of numbers, or None; got {value!r}"
     if not isinstance(value, (str, list, tuple)):
         raise TypeError(expected)
     try:
@@ -88,50 +88,50 @@ def _layer_weights(value: object) -> tuple[float, ...] | None:
 
 
 def _settle(config: object, **values: object) -> None:
-    """Put checked values in the place of what was given."""
+    """Replace the caller's values by the checked ones."""
     for name, value in values.items():
         object.__setattr__(config, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """The fields that every path method shares; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
+    """The fields that all path methods share; defaults are AttEXplore's (Zhu et al., ICLR 2024, section 4.1).
 
     Attributes:
-        steps: T, steps along the path; 0 for none, where there are views.
-        samples: N, perturbed samples whose gradients are averaged at each step.
-        views: 1 takes the evidence of every depth from a pass of the image and combines it with the path's, 2 from the
-            image and its mirror image; 0 leaves the depths out.
-        layers: the layers whose evidence is collected, by their modules' names with commas between them, in place of
-            those found without names, "layer2,layer3,layer4"; "act#1" is the second call of "act" in a pass.
-        pixel_weight: weight of the pixels' evidence beside a layer's, 0 or more; None is 4 for a path's and 0 for a
-            plain gradient's.
-        layer_weights: weights of the layers in the sum, one for each, from fine to coarse with commas between them, 0
-            or more, "1,1,0"; None is 1 for all but the last, which is the gate, and 0 for that one.
-        gate_floor: share of the other layers' evidence that counts where the last layer has none, 0 or more, in units
-            of the last layer's mean.
-        eps: radius of the path around the image (maximum norm), in pixel units: at most 1e12, and large enough for a
+        steps: number of steps along the path, T; 0 for no path, which needs views.
+        samples: number of perturbed samples per step whose gradients are averaged, N.
+        views: number of passes that collect the evidence of the layers: 0 for none, 1 for the image, 2 for the image
+            and its mirror image.
+        layers: names of the modules whose evidence is collected, separated by commas, such as "layer2,layer3,layer4";
+            "act#1" is the second call of "act" in a pass; None chooses them automatically.
+        pixel_weight: weight of the pixels' evidence in the sum, 0 or more; None is 4 for the evidence of a path and 0
+            for that of a plain gradient.
+        layer_weights: weights of the layers in the sum, from fine to coarse, separated by commas, each 0 or more, such
+            as "1,1,0"; None is 0 for the last layer, which is the gate, and 1 for the others.
+        gate_floor: factor on the other layers' evidence where the last layer has none, 0 or more, in units of the last
+            layer's mean.
+        eps: radius of the path around the image (maximum norm), in pixel units, at most 1e12 and large enough for a
             step to move a float32 pixel (1e-6 per step for pixels up to 1).
         decay: factor on the momentum from step to step (MI-FGSM, arXiv 1710.06081), 0 or more; above 1 only while the
             momentum of all steps fits into float32.
-        smoothing: convolve the mean gradient with a 7x7 Gaussian of one pixel (TI-FGSM, arXiv 1904.02884).
-        input_diversity: feed resized and padded samples with probability 1/2 (DI-FGSM, arXiv 1803.06978).
-        gradient_cutoff: keep only the frequencies of the mean gradient up to this radius, in cycles over the shorter
-            side, 0 to 1e15; None keeps all. The disc of FORGrad (arXiv 2307.09591) on signed gradients, channel by
-            channel: its authors' public code filters finished maps without signs, as ``FORGrad`` does.
-        area_cutoff: rank the peaks of a map without depths first and then the area they lie in
-            (``frequency.two_scale_map``), which is its Gaussian low-pass with this cut-off in cycles over the shorter
-            side, 1e-15 to 1e15; None leaves the attribution as the path collects it.
+        smoothing: convolve the mean gradient with a 7x7 Gaussian, standard deviation 1 pixel (TI-FGSM, arXiv
+            1904.02884).
+        input_diversity: resize and pad each sample with probability 1/2 (DI-FGSM, arXiv 1803.06978).
+        gradient_cutoff: remove the frequencies of the mean gradient above this radius, in cycles over the shorter side,
+            0 to 1e15; None keeps all. This is FORGrad's disc (arXiv 2307.09591) on signed gradients, channel by
+            channel; its authors' public code filters finished maps without signs, as ``FORGrad`` does.
+        area_cutoff: without views, combine the attribution with its Gaussian low-pass (``frequency.two_scale_map``) of
+            this cut-off in cycles over the shorter side, 1e-15 to 1e15; None leaves the attribution unchanged.
         direction: ``descend`` the target's loss, as AttEXplore's public code does, or ``ascend`` it, as an attack.
-        loss: ``cross_entropy`` of the logits, or ``softmax_twice``: of the softmax of their softmax, as in AttEXplore's
-            public code.
-        seed: number that every random number follows from, any 64-bit integer.
+        loss: ``cross_entropy`` of the logits, or ``softmax_twice``, the cross-entropy of a second softmax, as in
+            AttEXplore's public code.
+        seed: seed of all random numbers, any 64-bit integer.
         bounds: smallest and largest pixel value, finite.
         precision: ``fp32``, ``tf32`` (GPU matrix units), or autocast of the model alone to ``bf16`` or ``fp16``.
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
-            graphs), or ``auto``: on for GPUs, off on a CPU. On a CPU it pays in long runs only (MobileNetV2 on 2 cores:
-            40 s to compile, for passes that are some 10 % faster). It changes the model's last bits;
-            a model that cannot be compiled runs as it is, with a warning.
+            graphs), or ``auto`` (on for a GPU, off for a CPU). On a CPU it pays off only in long runs (MobileNetV2 on 2
+            cores: 40 s to compile, for passes about 10 % faster). It changes the last bits of the result; a model that
+            cannot be compiled runs uncompiled, with a warning.
     """
 
     steps: int = 10
@@ -184,43 +184,43 @@ class PathConfig:
         self._check_arithmetic()
         if not self.steps and not self.views:
             raise ValueError(
-                "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)"
+                "steps and views are both 0, but a map needs a path (steps=5) or a view of the image (views=1)"
             )
         defaults = {field.name: field.default for field in fields(PathConfig)}
         self.check_depths(*(name for name in DEPTH_OPTIONS if getattr(self, name) != defaults[name]))
         pixels = self.steps if self.pixel_weight is None else self.pixel_weight
         if self.layer_weights is not None and not any(self.summed_weights) and not pixels:
-            raise ValueError("pixel_weight and all of layer_weights are 0, and a map needs evidence that is summed")
+            raise ValueError("pixel_weight and all of layer_weights are 0, so the map would be empty")
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """The names of ``layers``, one by one; none where the layers are found."""
+        """The names in ``layers``; empty if the layers are chosen automatically."""
         return () if self.layers is None else tuple(self.layers)
 
     @property
     def summed_weights(self) -> tuple[float, ...]:
-        """The numbers of ``layer_weights``; none where they are the default's."""
+        """The numbers in ``layer_weights``; empty for the default weights."""
         return () if self.layer_weights is None else tuple(map(float, self.layer_weights))
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes per image: the views, and steps times samples."""
+        """Forward and backward passes per image: views + steps * samples."""
         return self.views + self.steps * self.samples
 
     def check_depths(self, *names: str) -> None:
-        """Refuse options of the depths where no view collects any.
+        """Refuse options that only apply to views if ``views`` is 0.
 
         Args:
-            *names: of the options that are given.
+            *names: names of the options given.
 
         Raises:
-            ValueError: there are some, and no views.
+            ValueError: there are some, and ``views`` is 0.
         """
         if names and not self.views:
             raise ValueError(f"views=0 leaves out the depths: give views=1 or 2, or leave out {', '.join(names)}")
 
     def _check_arithmetic(self) -> None:
-        """Refuse numbers that are right one by one, and together leave what float32 can hold."""
+        """Refuse numbers that are valid one by one, but together exceed the range of float32."""
         unit = min(1.0, max(abs(bound) for bound in self.bounds))
         smallest = max(self.steps, 1) * unit * _SPACINGS * 2.0**-24
         if self.eps < smallest:
@@ -237,22 +237,22 @@ class PathConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FAMPEConfig(PathConfig):
-    """FAMPE's own numbers on top of the path's; the defaults measured best, ``published`` gives readings of its text.
+    """FAMPE's own fields beside the path's; the defaults measured best, ``published`` makes readings of FAMPE's texts.
 
-    ``FAMPE(model, passes=10)`` sets ``views``, ``steps`` and ``samples`` as ``budget`` says.
+    ``FAMPE(model, passes=10)`` sets ``views``, ``steps`` and ``samples`` by ``budget``.
 
     Attributes:
-        mode: ``mix``: alpha weighs the low band and 1-alpha the high one; ``modulate``: the image stays whole and only
-            the noise is weighed; ``allpass``: one multiplier for all frequencies, AttEXplore's simulation on the FFT.
+        mode: ``mix``: weigh the low band by alpha and the high band by 1-alpha; ``modulate``: keep the image and weigh
+            only the noise; ``allpass``: use one multiplier for all frequencies, AttEXplore's simulation on the FFT.
         alpha: weight of the low band, in [0, 1].
         rho: half-width of the random multipliers, in [0, 1].
         sigma: standard deviation of the white noise, in pixel units, 0 to 1e12.
         tau: share of the spectral energy inside the cut-off, in (0, 1].
-        include_dc: count the mean of the image as energy.
-        cutoff: a fixed cut-off in cycles over the shorter side, 1e-15 to 1e15, in place of the one tau gives.
+        include_dc: count the mean of the image in the spectral energy.
+        cutoff: fixed cut-off in cycles over the shorter side, 1e-15 to 1e15; None derives it from tau for each image.
         mask_shape: shape of the low-pass that splits the bands: ``gaussian``, a hard ``disc``, or ``butterworth`` of
-            order 2; at the cut-off they let through 0.61, 1 and 0.5.
-        gain: factor on the ``mix`` weights; 2 makes alpha = 0.5, rho = 0 the identity. Above 0, at most 1e12.
+            order 2, whose gains at the cut-off are 0.61, 1 and 0.5.
+        gain: factor on the ``mix`` weights, above 0 and at most 1e12; 2 makes alpha = 0.5, rho = 0 the identity.
     """
 
     steps: int = 0
@@ -288,20 +288,20 @@ class FAMPEConfig(PathConfig):
 
     @staticmethod
     def budget(passes: int) -> dict[str, int]:
-        """Split a number of passes over views, steps and samples, all of them.
+        """Split a number of passes exactly into views, steps and samples.
 
-        One pass is the image's own, the second its mirror image's, and from three on the path has its part of them: of
-        one or two views, those beside which the rest makes more steps, of at least two samples each and ten steps at
-        most. 10 passes are two views, T = 4 and N = 2, and 200 are two views, T = 9 and N = 22.
+        The first pass is the image's own and the second its mirror image's. From three passes on there is also a path,
+        of at most ten steps with at least two samples each, beside one or two views, whichever leaves more steps.
+        10 passes are two views, T = 4 and N = 2; 200 are two views, T = 9 and N = 22.
 
         Args:
             passes: forward and backward passes per image, at least 1.
 
         Returns:
-            ``views``, ``steps`` and ``samples``, of so many passes together.
+            ``views``, ``steps`` and ``samples``, which together take exactly this number of passes.
 
         Raises:
-            TypeError, ValueError: no whole number of at least 1.
+            TypeError, ValueError: ``passes`` is not a whole number of at least 1.
         """
         passes = check_count("passes", passes)
         if passes <= 2:
@@ -318,28 +318,28 @@ class FAMPEConfig(PathConfig):
     def published(
         cls, *, mode: Literal["mix", "modulate"] = "mix", include_dc: bool = True, **overrides: Any
     ) -> FAMPEConfig:
-        """Make one of four readings of FAMPE's public texts.
+        """Make the configuration of one of four readings of FAMPE's public texts.
 
-        Of its numbers the texts give N = 20, alpha = 0.1 and tau = 0.9. Everything else here is AttEXplore's: the path,
-        the noise, input diversity, and a map that is the attribution itself. What the bands' weights multiply, and
-        whether the mean of the image counts as energy, the texts leave open: two modes and two counts of DC.
+        The texts give N = 20, alpha = 0.1 and tau = 0.9. Everything else is AttEXplore's: the path, the noise, input
+        diversity, and the attribution itself as the map. The texts do not say which quantity the bands' weights
+        multiply, nor whether the mean of the image counts as energy: hence two modes, each with and without DC.
 
         Args:
-            mode: ``mix``: alpha and 1 - alpha weigh the image's bands; ``modulate``: they weigh the noise of its bands.
-            include_dc: whether the mean of the image counts in the share tau of its energy. With it the cut-off of a
-                photograph is some 2 cycles, without it some 20.
-            **overrides: other fields.
+            mode: alpha and 1 - alpha weigh the image's bands (``mix``) or the noise in its bands (``modulate``).
+            include_dc: count the mean of the image in the spectral energy. A photograph's cut-off is then about 2
+                cycles, otherwise about 20.
+            **overrides: values of other fields.
 
         Raises:
             TypeError, ValueError: as the constructor.
         """
-        # All of the path's numbers by name, so that a default of FAMPE's that measures better changes none of them.
+        # Names every field of the path, so that later changes of FAMPE's defaults do not affect it.
         attexplore = {field.name: field.default for field in fields(PathConfig)} | {"rho": 0.5, "sigma": 16 / 255}
         known = {"samples": 20, "alpha": 0.1, "tau": 0.9, "cutoff": None, "mask_shape": "gaussian", "gain": 1.0}
         return cls(**{**attexplore, **known, "mode": mode, "include_dc": include_dc, **overrides})
 
     def band_weights(self) -> tuple[float, float, float, float, float]:
-        """Give the five numbers (g0, aL, bL, aH, bH) that the mode fills in."""
+        """Compute the five weights (g0, aL, bL, aH, bH) of the mode."""
         low, high, rho = self.alpha, 1 - self.alpha, self.rho
         if self.mode == "mix":
             return 0.0, self.gain * low, self.gain * low * rho, self.gain * high, self.gain * high * rho

@@ -1,4 +1,4 @@
-"""Collect the evidence of every depth: what each layer's activations say for the target, in views of the image."""
+"""Collect the evidence of every depth: each layer's activations times gradients, in views of the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .levels import levels_of
 from .precision import cast_dtype, matrix_precision
 from .request import Request
 
-# Of the pixels' evidence where a path has collected it; that of one gradient is noise beside the finest layer.
+# Weight of a path's evidence of the pixels; that of a single gradient is noise compared with the finest layer's.
 _PATH_WEIGHT = 4.0
 
 
@@ -32,10 +32,10 @@ class DepthEvidence(NamedTuple):
     """The evidence of an image's pixels and of its layers, none of it negative.
 
     Attributes:
-        pixels: (B, H, W) float32: absolute gradient, summed over the channels; zero where nobody asked.
+        pixels: (B, H, W) float32: absolute gradient, summed over the channels; zero if it was not collected.
         layers: (B, K) float32: the layers' evidence from fine to coarse, each row by row.
         sizes: h and w of every layer; K is the sum of their products.
-        names: of the layers.
+        names: names of the layers.
     """
 
     pixels: Tensor
@@ -50,23 +50,23 @@ def collect_depths(
     on_step: Callable[[int], None] = lambda done: None,
     with_pixels: bool = True,
 ) -> DepthEvidence:
-    """Explain views of the images by one pass each: their pixels' gradients, and activation times gradient per layer.
+    """Collect the evidence of each view in one pass: its pixels' gradients, and activation times gradient per layer.
 
-    A pass's graph begins at the first layer where the pixels' evidence is not collected.
+    If the pixels' evidence is not collected, a pass's autograd graph begins at the first layer.
 
     At a layer ``relu(-sum_c dloss/da * a)``: HiResCAM's product (Draelos & Carin, arXiv 2011.08891), place by place as
     LayerCAM takes shallow layers (Jiang et al., IEEE TIP 2021). The evidence of two views is divided by its mean, and
     that of the mirror image is mirrored back, before they are averaged.
 
     Args:
-        request: images, targets, and the model that is explained, its first one.
-        config: views, layers, loss and precision.
-        on_step: called with the number of views, once they are done.
-        with_pixels: collect the pixels' evidence also where the map is made without it.
+        request: images, targets and models, of which the first one is explained.
+        config: the views, layers, loss and precision.
+        on_step: called with the number of views when they are done.
+        with_pixels: collect the pixels' evidence even if the map does not use it.
 
     Returns:
-        The evidence. Warns (``FampeWarning``) of images without any that enters the map, and of those where that was
-        not finite: all of theirs is zero.
+        The evidence. Warns (``FampeWarning``) of images without any evidence for the map, and of images whose evidence
+        was not finite: it is set to zero.
 
     Raises:
         TypeError, ValueError: as ``levels_of``.
@@ -80,7 +80,7 @@ def collect_depths(
     entering = pixels_enter([level.name for level in levels], config)
     pixels = entering or with_pixels
     form = form_of(model, probed, config)
-    # Compiled, one pass has the graph of several; plain, there is nothing to win in one.
+    # A single pass uses the compiled graph of several; there is no gain in a graph of its own.
     several = resolve_compile(config.compile, images.device) != "off" or len(images) * views > request.chunks.size
     with (
         torch.no_grad(),
@@ -89,7 +89,7 @@ def collect_depths(
         matrix_precision(config.precision, images.device),
         cast_weights(model, cast_dtype(config.precision) if several else None) as twin,
     ):
-        # An image's views lie side by side: a chunk is full also where there is one image.
+        # An image's views are neighbouring rows, so that one image alone fills a chunk.
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
 
         def collect(chunk_size: int) -> list[Tensor]:
@@ -113,17 +113,17 @@ def collect_depths(
 
 
 def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> Tensor:
-    """Combine evidence of all depths to the map, (B, 1, H, W): details, gated by the last layer.
+    """Combine the evidence of all depths into a map, (B, 1, H, W): details, gated by the last layer.
 
-    ``(w p + sum of the other layers) * (floor + the last layer)``, each part divided by its mean: fine layers say
-    where, the last one of what class. A product of a fine and a coarse map is Guided Grad-CAM's (Selvaraju et al., ICCV
-    2017) and Poly-CAM's (Englebert et al., arXiv 2204.13359) idea; sum, floor and weights were measured
-    (``docs/results/maps.md``).
+    ``(w p + sum of the other layers) * (floor + the last layer)``, each part divided by its mean: fine layers locate
+    the details, the last one selects those of the class. Guided Grad-CAM (Selvaraju et al., ICCV 2017) and Poly-CAM
+    (Englebert et al., arXiv 2204.13359) also multiply a fine and a coarse map; sum, floor and weights were chosen by
+    measurement (``docs/results/maps.md``).
 
     Args:
         depths: the evidence.
-        pixels: (B, H, W), p, of the pixels: not negative.
-        config: the weights of the pixels and of the layers, and the floor of the gate.
+        pixels: (B, H, W), the pixels' evidence p, not negative.
+        config: its weights of the pixels and the layers, and the floor of the gate.
 
     Raises:
         ValueError: weights for another number of layers.
@@ -134,14 +134,14 @@ def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> T
 
 
 def pixel_weight_of(config: PathConfig) -> float:
-    """Return the weight of the pixels' evidence: the one given, or that of a path's or a plain gradient's."""
+    """Return the weight of the pixels' evidence: the configured one, or the default for a path or a plain gradient."""
     if config.pixel_weight is not None:
         return config.pixel_weight
     return _PATH_WEIGHT if config.steps else 0.0
 
 
 def pixels_enter(names: Sequence[str], config: PathConfig) -> bool:
-    """Tell whether the evidence that these layers' passes give of the pixels enters the map; a path gives its own.
+    """Tell whether the map uses the pixels' evidence of these layers' passes; a path provides its own.
 
     Raises:
         ValueError: the configuration's weights are for another number of layers.
@@ -150,7 +150,7 @@ def pixels_enter(names: Sequence[str], config: PathConfig) -> bool:
 
 
 def layer_weights_of(names: Sequence[str], config: PathConfig) -> tuple[float, ...]:
-    """Give the weights of these layers in the sum.
+    """Return the weights of these layers in the sum.
 
     Raises:
         ValueError: the configuration's are for another number of layers.
@@ -168,9 +168,9 @@ def layer_weights_of(names: Sequence[str], config: PathConfig) -> tuple[float, .
 
 
 def _weights(names: Sequence[str], config: PathConfig) -> list[float]:
-    """Give the weights of the pixels and of these layers in the sum."""
+    """Return the weights of the pixels and of these layers in the sum."""
     weights = [pixel_weight_of(config), *layer_weights_of(names, config)]
-    if not any(weights):  # of one layer, the pixels are all the detail there is
+    if not any(weights):  # with a single layer, only the pixels have detail
         weights[0] = 1.0
     return weights
 
@@ -181,7 +181,7 @@ def evidence_of_pixels(attribution: Tensor) -> Tensor:
 
 
 def _average(level: Tensor) -> Tensor:
-    """Average (2 B, h, w), every second one of a mirror image, each divided by its mean, to (B, h, w)."""
+    """Average the views (2 B, h, w), every second one a mirror image, each divided by its mean, to (B, h, w)."""
     mean = level.mean((1, 2), keepdim=True)
     shares = level / torch.where(mean > 0, mean, torch.ones_like(mean))
     return (shares[0::2] + shares[1::2].flip(-1)) / 2
@@ -200,16 +200,16 @@ def _evidence(
     """Make one pass of images (P, C, H, W) with the targets of ``index``, by the model's twin (``cast_weights``).
 
     Returns:
-        (P, H, W) of the pixels, where they are asked for, and (P, h, w) of every layer.
+        (P, H, W) of the pixels, if asked for, and (P, h, w) of every layer.
     """
     model, classes = request.models[0], request.targets.classes[index]
     compiled = resolve_compile(config.compile, images.device) != "off" and not holds_compiled(model)
-    if compiled and len(images) == 1 < request.chunks.size:  # a compiler takes a size of one for a constant
+    if compiled and len(images) == 1 < request.chunks.size:  # the compiler would specialise on a size of one
         pair = _evidence(request, twin, config, form, levels, images.expand(2, -1, -1, -1), index.expand(2), pixels)
         return [level[:1] for level in pair]
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     shown = images.contiguous(memory_format=layout).detach()
-    # Those that were found all lie behind the first one; named ones may lie side by side.
+    # Layers chosen automatically all follow the first one; named layers may be parallel.
     first = levels if config.layer_names else levels[:1]
     shown.requires_grad_(pixels or not all(level.begins for level in first))
     behind: Sequence[Any]
@@ -230,7 +230,7 @@ def _evidence(
         if value.requires_grad:
             gradients = torch.autograd.grad(value, [*leaves, *behind], allow_unused=True)
     if not value.requires_grad or (pixels and gradients[0] is None):
-        raise ValueError("the model's output has no gradient with respect to the image: it detaches on the way")
+        raise ValueError("the model's output has no gradient with respect to the image: the model detaches a tensor")
     found = [
         ops.layer_evidence(level.spatial(activation.detach()), level.spatial(_reached(level, gradient))).float()
         for level, activation, gradient in zip(levels, activations, gradients[len(leaves) :], strict=True)
@@ -242,7 +242,7 @@ def _evidence(
 def _watched_pass(
     model: Model, images: Tensor, form: ModelForm, precision: Precision, levels: Sequence[Activation]
 ) -> tuple[Tensor, list[Tensor], list[Any]]:
-    """Give the model's output, its levels' activations, and where these lie in autograd's graph."""
+    """Return the model's output, its levels' activations, and the activations' places in autograd's graph."""
     with capture(levels) as captured:
         output = shown_to(model, images, form, precision)
     kept = [_captured(level, one) for level, one in zip(levels, captured.found, strict=True)]
@@ -264,7 +264,7 @@ def _compiled_pass(model: Model, config: PathConfig, levels: Sequence[Activation
     known: dict[Hashable, tuple[Compiled, Tap]] = cache_of(model, "depths")
     key = config.precision, tuple(levels)
     if key not in known:
-        # The tap is an argument and not a part of the function, whose graph it is looked up in.
+        # The tap is an argument: compiled graphs are looked up by function, which all taps share.
         known[key] = Compiled(_tapped_pass, f"the depths of {type(model).__name__}"), Tap(levels)
     return known[key]
 
@@ -293,13 +293,13 @@ def _captured(level: Activation, found: Captured | None) -> Captured:
 
 
 def _usable(evidence: DepthEvidence, collected: bool, entering: bool, image_ids: Tensor) -> DepthEvidence:
-    """Warn of images without evidence, and clear those where it is not finite.
+    """Warn of images without evidence, and zero the evidence where it is not finite.
 
     Args:
-        evidence: none of it negative.
-        collected: whether the pixels' is there.
-        entering: whether it enters the map; where it does not, it is judged by itself.
-        image_ids: to name the images by.
+        evidence: the evidence, not negative.
+        collected: whether the pixels' evidence was collected.
+        entering: whether the map uses the pixels' evidence; if not, it is checked separately.
+        image_ids: the images' names in the warning.
     """
     pixels, layers = evidence.pixels, evidence.layers
     peaks = layers.amax(1)  # NaN where a value is
@@ -315,7 +315,7 @@ def _usable(evidence: DepthEvidence, collected: bool, entering: bool, image_ids:
     for flags, what in (
         (peaks == 0, f"is zero {where}: it adds nothing to the map"),
         (~usable, "was NaN or infinite: it is left out of the map"),
-        (usable & ~clean, "was NaN or infinite at pixels, which do not enter the map: these are taken for zero"),
+        (usable & ~clean, "was NaN or infinite at pixels, which the map does not use: these are set to zero"),
     ):
         if bool(flags.any()):
             warn(f"the evidence of image(s) {image_ids[flags].tolist()[:5]} {what}")

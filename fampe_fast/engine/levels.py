@@ -12,12 +12,12 @@ from ..runtime.activations import Activation, find_activations, named_activation
 from ..runtime.model import Model
 from ..runtime.model_probe import ModelInfo
 
-# At stride 1 a layer shows what the pixels do, and costs as much memory as all others.
+# A layer of stride 1 adds little to the pixels, and takes as much memory as all others.
 _FINEST_OCTAVE = 1
-# Of a model of one resolution, parts of its depth.
+# Relative depths of the levels of a model of one resolution.
 _DEPTHS = (0.25, 0.5, 0.75)
-# A stage with at least as many blocks of tokens is left at three quarters: behind class attention the last ones say
-# less about places than the ones before.
+# In a stage with at least this many token blocks, the level is at three quarters: near class attention, the last
+# blocks tell less about places than earlier ones.
 _MANY_BLOCKS = 6
 
 
@@ -32,12 +32,12 @@ def levels_of(
     Args:
         model: classifier in pixel space, in evaluation mode.
         images: (B, C, H, W), B at least 1.
-        probed: what is known of the model.
+        probed: the model's ``ModelInfo``.
         names: layers to take instead, as ``runtime.activations.named_activations`` takes them.
 
     Raises:
         TypeError: names for a model that is no nn.Module.
-        ValueError: a name that will not do, or no activation with places: what was found, and what to give.
+        ValueError: a name that cannot be used, or no activation with spatial positions; the message says what to do.
     """
     if names:
         return named_activations(model, images, names, probed)
@@ -53,7 +53,7 @@ def levels_of(
 
 
 def spread(found: Sequence[Activation], height: int, width: int) -> tuple[Activation, ...]:
-    """Choose among activations in the order of a pass, as ``levels_of`` says; at least one is given."""
+    """Choose among at least one activation, in the order of a pass, as ``levels_of`` describes."""
     octaves: dict[int, list[Activation]] = {}
     for one in found:
         octaves.setdefault(_octave(one, height, width), []).append(one)
@@ -76,12 +76,12 @@ def _last(group: Sequence[Activation]) -> Activation:
 
 
 def _blocks(group: Sequence[Activation]) -> list[Activation]:
-    """Take the activations of the kind of module that there is most of."""
+    """Select the activations of the most frequent module class."""
     kinds = Counter(type(one.module()) for one in group)
     kind, count = kinds.most_common(1)[0]
     return [one for one in group if type(one.module()) is kind] if count > len(_DEPTHS) else list(group)
 
 
 def _at(blocks: Sequence[Activation], share: float) -> Activation:
-    # The blocks whose gradient is zero, at a class token's head the last one, are not among them.
+    # Blocks with zero gradient, such as the last one before a class token's head, are not included.
     return blocks[max(0, round((len(blocks) + 1) * share) - 1)]

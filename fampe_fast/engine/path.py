@@ -33,12 +33,12 @@ class PathDetails:
 
     Attributes:
         target: (B,) int64, the class explained.
-        attribution: (B, C, H, W) float32, what the path collected, before anything is made of it.
+        attribution: (B, C, H, W) float32, the path's attribution, before any post-processing.
         cutoff: (B,) float32, cut-off in cycles over the shorter side, or None for methods without one.
         perturbed: (B, C, H, W) float32, the end of the path, x_T.
         gradient_scale: (T, B) float32, mean absolute value of the smoothed mean gradient at each step.
         model_passes: forward and backward passes per image: T * N, twice that with an explorer, and one for each view.
-        depths: the evidence of the pixels and of every layer, where views of the images were asked for.
+        depths: the evidence of the pixels and of every layer, if there were views.
     """
 
     target: Tensor
@@ -51,17 +51,17 @@ class PathDetails:
 
 
 class Constraint(Protocol):
-    """Keeps a path in a set of its own, such as a band of frequencies, on top of the ball and the bounds."""
+    """Restricts a path to a set, such as a band of frequencies, in addition to the ball and the bounds."""
 
     def gradient(self, gradient_sum: Tensor) -> Tensor:
-        """Bring a summed gradient (B, C, H, W) into the set."""
+        """Project a summed gradient (B, C, H, W) onto the set."""
 
     def images(self, images: Tensor, origin: Tensor) -> Tensor:
-        """Bring x_{t+1}, (B, C, H, W), into the set; inside the ball around x_0, ``origin``, and the bounds."""
+        """Project x_{t+1}, (B, C, H, W), onto the set, within the ball around x_0 (``origin``) and the bounds."""
 
 
 def smoothing_kernel(device: torch.device) -> Tensor:
-    """Compute seven values of the normal density at -3..3, which sum to 1."""
+    """Compute seven values of the normal density at -3..3, scaled to sum to 1."""
     points = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float64, device="cpu")
     density = torch.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
     return (density / density.sum()).float().to(device)
@@ -76,11 +76,11 @@ def follow_path(
     """Walk T steps and collect ``A = -sum_t (x_{t+1} - x_t) * g_t``.
 
     Args:
-        request: x_0, targets and ids of the images, samples per model pass, and the models: where there is a second
-            one, its gradients decide the steps in place of the first one's.
-        config: of the path, and of its samples.
+        request: x_0, targets and ids of the images, samples per model pass, and the models; if there is a second one,
+            its gradients decide the steps in place of the first one's.
+        config: the configuration of the path and its samples.
         on_step: called with 1 after every step.
-        constraint: of the images; the attribution then is that of the steps before they were brought into it.
+        constraint: constraint on the images; the attribution is then that of the steps before projection.
 
     Returns:
         The details, the attribution among them. Warns (``FampeWarning``) of images whose gradient was zero at every
@@ -89,7 +89,7 @@ def follow_path(
     images, device = request.images, request.images.device
     seed = torch.tensor(config.seed, device=device)
     kernel = smoothing_kernel(device) if config.smoothing else torch.zeros(0, dtype=torch.float32, device=device)
-    # The one place that decides the direction: a negative step climbs the loss.
+    # Only this sign decides the direction: a negative step ascends the loss.
     step_size = config.eps / max(config.steps, 1) * (1 if config.direction == "descend" else -1)
     count, _, height, width = images.shape
     sampler, schedule = sampler_of(config), Schedule(config, count, height, width, device)

@@ -1,4 +1,4 @@
-"""Input diversity: where a resized sample lies in its larger frame (Xie et al., arXiv 1803.06978).
+"""Place resized samples in larger frames at random: input diversity (Xie et al., arXiv 1803.06978).
 
 One draw per step and sample number, the same for all images, as in AttEXplore's public code: it does not depend on
 which images share a batch, and a chunk keeps one shape.
@@ -34,7 +34,7 @@ def padded_size(size: int) -> int:
 
 
 def draw_placements(seed: int, steps: int, samples: int, height: int, width: int) -> list[list[Placement | None]]:
-    """Draw the placement of each sample number of each step; None, with probability 1/2, where a sample stays as it is.
+    """Draw a placement for each step and sample number, or, with probability 1/2, None for an unchanged sample.
 
     Args:
         seed: the run's seed.

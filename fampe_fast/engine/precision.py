@@ -1,4 +1,4 @@
-"""Choose the arithmetic that the model runs in."""
+"""Choose the precision that the model runs in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# A confident model's gradients lie below float16's smallest number; the step divides by their mean: a factor is free.
+# A confident model's gradients underflow in float16; the step divides by their mean, so scaling them has no effect.
 LOSS_SCALE = {"fp16": 2.0**12}
 
 
@@ -21,12 +21,12 @@ def matrix_precision(precision: Precision, device: torch.device) -> AbstractCont
 
 
 def cast_dtype(precision: Precision) -> torch.dtype | None:
-    """Return the type that autocast brings weights into; None without autocast."""
+    """Return the dtype that autocast converts weights to; None without autocast."""
     return _AUTOCAST.get(precision)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast what runs inside, the model alone, for ``bf16`` and ``fp16``."""
+    """Run the model's passes inside the context under autocast for ``bf16`` and ``fp16``."""
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])

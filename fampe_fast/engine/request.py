@@ -1,4 +1,4 @@
-"""Check a call's arguments and bring them into one form: the same for all methods, attacks and Occluded Frequency."""
+"""Check and normalise the arguments of a call, in the same way for all methods, attacks and Occluded Frequency."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Request:
     """The checked arguments of a call.
 
     Attributes:
-        models: whose passes they are; the first one's output is explained.
+        models: the models that are called; the first one's output is explained.
         images: (B, C, H, W) float32, contiguous.
         image_ids: (B,) int64, the images' names in the random stream.
-        targets: of the images.
+        targets: the images' targets.
         chunks: images per model pass.
-        probed: what is known of each model.
+        probed: the ``ModelInfo`` of each model.
         takes_frames: whether each model takes the larger frames of input diversity, where there is any.
-        output: (B, classes), the first model's for the images, where it was asked for its own choice.
+        output: (B, classes), the first model's output for the images, if it had to choose the targets.
     """
 
     models: tuple[Model, ...]
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def reading(self) -> Reading:
-        """The reading of the first model's output."""
+        """The meaning of the first model's output."""
         return self.probed[0].reading
 
 
@@ -64,25 +64,25 @@ def prepared(
     input_diversity: bool = False,
     gradients: bool = True,
 ) -> Iterator[Request]:
-    """Check the arguments of a call, and run what is inside apart from what the caller has set in torch.
+    """Check the arguments of a call, and isolate the code inside the context from the caller's torch settings.
 
     Args:
-        models: whose passes they are; the first one's output is explained.
-        inputs: (B, C, H, W), what the user gave.
-        target: likewise.
+        models: the models that are called; the first one's output is explained.
+        inputs: (B, C, H, W), as the user gave it.
+        target: as the user gave it.
         bounds: smallest and largest pixel value.
-        image_ids: likewise; None numbers the images from 0.
-        internal_batch_size: likewise; None is what the device usually takes, or as many as fit.
-        precision: of the passes.
+        image_ids: as the user gave it; None numbers the images from 0.
+        internal_batch_size: as the user gave it; None is the device's usual size, or as many as fit.
+        precision: precision of the passes.
         input_diversity: whether samples are shown in larger frames, which some models do not take.
-        gradients: whether the models are asked for gradients, or for scores alone.
+        gradients: whether the models must provide gradients, or only scores.
 
     Raises:
         TypeError: inputs, target, ids or chunk size of a wrong type, or a model whose output is no tensor.
-        ValueError: wrong shape, NaN, values outside the bounds, a model in training mode, on another device, without
-            gradients where they are asked for, or whose output is not what was said of it; a target out of range, or
-            one that another model than the first does not have.
-        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+        ValueError: wrong shape, NaN, values outside the bounds; a model in training mode, on another device, without
+            gradients where they are needed, or whose output contradicts its declared meaning; a target out of range, or
+            unknown to a model other than the first.
+        torch.OutOfMemoryError: out of memory; the message says what to change.
     """
     device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
     with isolated(), kept_memory(device):
@@ -118,7 +118,7 @@ def prepared(
 
 
 def _check_explorer(explorer: ModelInfo, model: ModelInfo, targets: Targets) -> None:
-    """Refuse an explorer that does not have the classes that are explained.
+    """Refuse an explorer without the classes that are explained.
 
     Raises:
         ValueError: an output of another number of dimensions, or without a target's class or place.
@@ -129,13 +129,13 @@ def _check_explorer(explorer: ModelInfo, model: ModelInfo, targets: Targets) -> 
     sizes = torch.tensor(explorer.shape, device=indices.device)
     if len(sizes) != indices.shape[1] or bool(((indices < -sizes) | (indices >= sizes)).any()):
         raise ValueError(
-            f"the explorer's output for one image is {explorer.shape}, without the target's place, and the model's is "
-            f"{model.shape}: expected an explorer of the same classes"
+            f"the explorer's output for one image is {explorer.shape}, without the target's position, and the model's "
+            f"is {model.shape}: expected an explorer of the same classes"
         )
 
 
 def _check_trainable_tensors(model: Model) -> None:
-    """Refuse tensors that autograd cannot work with.
+    """Refuse tensors that autograd cannot use.
 
     Raises:
         ValueError: parameters or buffers made in inference mode.
@@ -143,6 +143,6 @@ def _check_trainable_tensors(model: Model) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()] if isinstance(model, nn.Module) else []:
         if tensor.is_inference():
             raise ValueError(
-                f"the model's {name!r} was made under torch.inference_mode, and autograd cannot work with it: build or "
+                f"the model's {name!r} was made under torch.inference_mode, so autograd cannot use it: build or "
                 "load the model outside, or take a copy: copy.deepcopy(model)"
             )

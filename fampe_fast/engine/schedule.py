@@ -1,4 +1,4 @@
-"""Order the samples of a step, and cut them into chunks."""
+"""Order the samples of a step, and divide them into chunks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .samplers import Chunk
 
 
 class Schedule:
-    """The order of a path's samples, drawn and uploaded before it starts: no step waits for the host.
+    """The order of a path's samples, drawn and uploaded before the path starts, so that no step waits for the host.
 
     Within a step the samples without input diversity come first. Takes 40 bytes per step and sample number.
 
     Attributes:
         size: height and width of the images, in pixels.
-        device: where the samples are computed.
+        device: device of the samples.
     """
 
     def __init__(self, config: PathConfig, batch: int, height: int, width: int, device: torch.device) -> None:
         """Draw the placements of all steps.
 
         Args:
-            config: of the path.
+            config: configuration of the path.
             batch: B.
             height: H of the images.
             width: W of the images.
-            device: where the samples are computed.
+            device: device of the samples.
         """
         self.size = height, width
         self._batch = batch
@@ -60,23 +60,33 @@ class Schedule:
 
     @property
     def most_rows(self) -> int:
-        """The rows of one kind, diversified or not, that a step cuts into chunks: the most of all steps."""
+        """The largest number of rows of one kind, diversified or not, that a step divides into chunks."""
         samples = self._numbers.shape[1]
         return self._batch * max(max(plain, samples - plain) for plain in self._plain)
 
     def step_number(self, step: int) -> Tensor:
-        """Give a step's number as a () int64 tensor on the device."""
+        """Return a step's number as a () int64 tensor on the device."""
         return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """Cut a step's pairs, flattened with the image running fastest, into even parts of at most ``size`` rows."""
-        plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
-        for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
-            count = even_parts(stop - start, size)
+        """Cut a step's pairs, image by image, into even parts of at most ``size`` rows.
+
+        So a chunk shows few images, whose spectra and sums it reads once. Of an even size all parts but the last have
+        an even number of rows: they begin at multiples of 16 bytes.
+        """
+        plain, samples = self._plain[step], self._numbers.shape[1]
+        for first, last, diverse in ((0, plain, False), (plain, samples, True)):
+            rows = self._batch * (last - first)
+            if not rows:
+                continue
+            # [rows], and so are the pairs' samples; placements [rows, 4]
+            flat = torch.arange(rows, device=self.device)
+            image_index, position = flat // (last - first), flat % (last - first)
+            numbers = self._numbers[step, first:last][position]
+            places = self._placements[step, first:last][position] if diverse else None
+            unit = 2 - size % 2
+            units, count = -(-rows // unit), even_parts(rows, size)
             for k in range(count):
-                first, last = (start + (stop - start) * part // count for part in (k, k + 1))
-                # [P], and so are the pairs' images and samples; placements [P, 4]
-                flat = torch.arange(first, last, device=self.device)
-                position = flat // self._batch
-                places = self._placements[step][position] if diverse else None
-                yield Chunk(flat % self._batch, self._numbers[step][position], places)
+                part = slice(units * k // count * unit, units * (k + 1) // count * unit)
+                # ``data`` is no view, whose base torch.compile would make a size of its own.
+                yield Chunk(image_index[part].data, numbers[part].data, None if places is None else places[part].data)

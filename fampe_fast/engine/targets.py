@@ -17,7 +17,7 @@ Target = int | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int, ...] | Ten
 
 
 class Targets(NamedTuple):
-    """The class of every image, and for models with several output dimensions the place it is read at."""
+    """The class of every image, and for models with several output dimensions the position where it is read."""
 
     classes: Tensor
     """(B,) int64."""
@@ -50,15 +50,15 @@ class Targets(NamedTuple):
 def resolve_targets(
     model: Model, images: Tensor, target: Target, chunk: int | None = None, probed: ModelInfo | None = None
 ) -> Targets:
-    """Check a target and bring it into one form.
+    """Check a target and convert it to ``Targets``.
 
     Args:
         model: the classifier.
         images: (B, C, H, W).
         target: None for the model's own argmax; an int for all images; a list, an array or a tensor (B,) of ints; for a
-            model with several output dimensions a tuple (class, place...), or a list of B tuples.
-        chunk: images per forward pass where the argmax is asked for; None for all at once.
-        probed: what is known of the model, where it has been probed.
+            model with several output dimensions a tuple (class, position...), or a list of B tuples.
+        chunk: images per forward pass if the model's argmax is needed; None for all at once.
+        probed: the model's ``ModelInfo``, if it has been probed.
 
     Returns:
         ``Targets``, on the images' device.
@@ -97,10 +97,10 @@ def resolve_targets(
 
 
 def first_choices(output: Tensor) -> Targets:
-    """Take the model's own argmax of its output (B, classes) as the targets.
+    """Use the model's argmax over its output (B, classes) as the targets.
 
     Raises:
-        ValueError: an output of more dimensions, which has no argmax of its own.
+        ValueError: an output with more dimensions, for which the argmax is not defined.
     """
     if output.ndim != 2:
         raise ValueError(
@@ -111,7 +111,7 @@ def first_choices(output: Tensor) -> Targets:
 
 
 def _indices(target: Target, batch: int) -> Tensor:
-    """Convert a target to (B, 1 + D) int64: class and place of every image, on the target's device."""
+    """Convert a target to (B, 1 + D) int64, class and position of every image, on the target's device."""
     if isinstance(target, Tensor) and target.dtype == torch.uint64:  # whose large numbers torch wraps
         target = target.cpu().numpy()
     if isinstance(target, np.ndarray):
@@ -127,7 +127,7 @@ def _indices(target: Target, batch: int) -> Tensor:
         values = values.reshape(1).expand(batch) if values.numel() == 1 and values.ndim <= 1 else values
     elif isinstance(target, tuple):
         if not target or not all(_is_index(index) for index in target):
-            raise TypeError(f"a tuple target must hold ints (class, place...), got {target!r}")
+            raise TypeError(f"a tuple target must hold ints (class, position...), got {target!r}")
         return torch.tensor([_whole(index) for index in target], device="cpu").expand(batch, -1)  # type: ignore[arg-type]
     elif _is_index(target):
         return torch.full((batch, 1), _whole(target), dtype=torch.long, device="cpu")  # type: ignore[arg-type]
@@ -155,10 +155,10 @@ def _of_a_list(target: Sequence[Any], batch: int) -> Tensor:
 
 
 def _whole(index: Any) -> int:
-    """Convert an index to an int that a tensor holds.
+    """Convert an index to an int that fits into a tensor.
 
     Raises:
-        ValueError: it has more than 64 bits, and so is no class.
+        ValueError: it has more than 64 bits.
     """
     whole = int(index)
     if not -(2**63) <= whole < 2**63:

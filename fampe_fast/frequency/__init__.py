@@ -1,4 +1,4 @@
-"""Maps and gradients seen in the frequency domain: low-pass filters, bands, sectors, signatures, slopes."""
+"""Analyse maps and gradients in the frequency domain: low-pass filters, bands, sectors, signatures, slopes."""
 
 from .bands import RadialBands, bands_between, equal_energy_bands, equal_width_bands, octave_bands, three_bands
 from .coefficients import centred, product_per_frequency

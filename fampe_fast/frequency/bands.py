@@ -1,4 +1,4 @@
-"""Radial frequency bands of an image size: rings that share out all its frequencies, and filters that cut them out."""
+"""Divide the frequencies of an image size into radial bands, and filter images by them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check_spacing(spacing: object) -> Spacing:
 
 @dataclass(frozen=True, eq=False)
 class RadialBands:
-    """K rings ``edges[k] < r <= edges[k + 1]`` around DC, the same for all images or (B) for each its own.
+    """K rings ``edges[k] < r <= edges[k + 1]`` around DC, common to all images or separate for each of B images.
 
     Every frequency up to the corners of the spectrum is in exactly one ring, apart from DC, which is in the first or in
-    none. Which ring is decided in integers: no frequency changes sides by rounding. r is in cycles over the shorter
+    none. The ring is decided in integers, without rounding. r is in cycles over the shorter
     side (``reference.radius``).
 
     Attributes:
@@ -50,7 +50,7 @@ class RadialBands:
 
     @property
     def count(self) -> int:
-        """K."""
+        """Number of bands, K."""
         return self.edges.shape[1] - 1
 
     def coefficients(self) -> Tensor:
@@ -61,7 +61,7 @@ class RadialBands:
     def energy(self, images: Tensor) -> Tensor:
         """Measure the energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
 
-        By Parseval the rings' energies and DC's (where it is in none) sum to ``sum x^2`` over pixels and channels.
+        By Parseval's theorem these energies, and DC's if no ring has it, sum to ``sum x^2`` over pixels and channels.
 
         Args:
             images: (B, C, H, W) real floating-point, of this size, any values.
@@ -86,14 +86,14 @@ class RadialBands:
         return _sums_by_index(self.index.cpu().expand(len(found), -1, -1), found, self.count)
 
     def products(self, first: Tensor, second: Tensor) -> Tensor:
-        """Compute the scalar product of two batches in each ring; of a batch with itself it is ``energy``.
+        """Compute the scalar product of two batches in each ring; for a batch with itself it is ``energy``.
 
         Args:
             first: (B, C, H, W) real floating-point, of this size, any values.
-            second: likewise.
+            second: (B, C, H, W), likewise.
 
         Returns:
-            (B, K) float64 on the CPU; the rings' products and DC's (where it is in none) sum to that of the pixels.
+            (B, K) float64 on the CPU; with DC's product, if no ring has it, they sum to that of the pixels.
 
         Raises:
             TypeError: not real floating-point tensors.
@@ -104,7 +104,7 @@ class RadialBands:
         return self.sums(product_per_frequency(first, second))
 
     def project(self, images: Tensor, band: int | Tensor) -> Tensor:
-        """Take what images hold in one ring: the orthogonal projection onto its frequencies.
+        """Project images orthogonally onto the frequencies of one ring.
 
         Args:
             images: (B, C, H, W) real floating-point, of this size, any values; float16 and bfloat16 are filtered in
@@ -130,7 +130,7 @@ class RadialBands:
         return projected.to(images.dtype)
 
     def of(self, image_index: Tensor) -> RadialBands:
-        """Select the rings of some of the images, (P,) int64; those that are the same for all stay as they are."""
+        """Select the rings of some of the images, (P,) int64; common rings stay as they are."""
         if len(self.edges) == 1:
             return self
         return RadialBands(self.size, self.edges[image_index.cpu()], self.index[image_index.to(self.index.device)])
@@ -147,18 +147,18 @@ class RadialBands:
 def equal_width_bands(
     height: int, width: int, count: int, *, include_dc: bool = False, device: torch.device | str = "cpu"
 ) -> RadialBands:
-    """Cut the spectrum into ``count`` rings of one width, from DC to its corner.
+    """Split the spectrum into ``count`` rings of equal width, from DC to its corner.
 
     Args:
         height: H, pixels.
         width: W, pixels.
         count: K.
-        include_dc: put DC into the first ring; else it is in none: to remove it is to change the mean brightness.
-        device: of the index.
+        include_dc: put DC into the first ring; otherwise no ring has it. Removing it changes the mean brightness.
+        device: device of the index.
 
     Raises:
         TypeError: a number that is not whole.
-        ValueError: a number below 1, or so many rings that one would hold no frequency.
+        ValueError: a number below 1, or so many rings that one would have no frequency.
     """
     height, width = check_count("height", height), check_count("width", width)
     count = check_count("bands", count)
@@ -186,7 +186,7 @@ def bands_between(
     include_dc: bool = False,
     device: torch.device | str = "cpu",
 ) -> RadialBands:
-    """Cut the spectrum into rings at given edges; the frequencies beyond the last make one more, so that none is left.
+    """Split the spectrum into rings at given edges; the frequencies beyond the last edge form one more ring.
 
     Args:
         height: H, pixels.
@@ -194,10 +194,10 @@ def bands_between(
         edges: radii above 0 in cycles over the shorter side, ascending: ``[15, 40]`` makes the rings (0, 15], (15, 40]
             and all beyond.
         include_dc: put DC into the first ring.
-        device: of the index.
+        device: device of the index.
 
     Raises:
-        TypeError: an edge that is no number.
+        TypeError: an edge that is not a number.
         ValueError: edges that are not ascending, not finite, not above 0, or none.
     """
     height, width = check_count("height", height), check_count("width", width)
@@ -206,7 +206,7 @@ def bands_between(
         raise ValueError(f"edges must be ascending radii above 0, got {list(edges)}")
     grid = _grid(height, width)
     corner = int(grid.distinct[-1])
-    # With room for the rounding of a radius that was computed: one that is the edge itself belongs to the ring below.
+    # With a tolerance for rounded radii: a radius equal to the edge belongs to the inner ring.
     limits = [int(Fraction(radius) ** 2 * grid.long**2 * (1 + Fraction(1, 10**12))) for radius in radii]
     inside = [(limit, radius) for limit, radius in zip(limits, radii, strict=True) if limit < corner]
     limits, radii = [limit for limit, _ in inside], [radius for _, radius in inside]
@@ -215,7 +215,7 @@ def bands_between(
 
 
 def octave_bands(height: int, width: int, *, include_dc: bool = False) -> RadialBands:
-    """Cut the spectrum into octaves: radii up to 2, from 2 to 4, from 4 to 8 and so on to its corner.
+    """Split the spectrum into octaves: radii up to 2, from 2 to 4, from 4 to 8 and so on to its corner.
 
     Args:
         height: H, pixels.
@@ -236,17 +236,17 @@ NAMES_OF_THREE = ("low", "middle", "high")
 
 
 def three_bands(height: int, width: int, edges: tuple[float, float] | None = None) -> RadialBands:
-    """Cut the spectrum into a low band with DC, a middle and a high one.
+    """Split the spectrum into a low band with DC, a middle and a high band.
 
     Args:
         height: H, pixels.
         width: W, pixels.
-        edges: radii between them in cycles over the shorter side; None is a sixteenth and a sixth of its pixels: waves
-            longer than 16 pixels, and shorter than 6; but at least 1 and 2.
+        edges: radii between the bands in cycles over the shorter side; None is 1/16 and 1/6 of its pixels, for waves
+            longer than 16 and shorter than 6 pixels, but at least 1 and 2.
 
     Raises:
-        TypeError: an edge that is no number.
-        ValueError: edges that are not ascending and above 0, or a band that would hold no frequency but DC.
+        TypeError: an edge that is not a number.
+        ValueError: edges that are not ascending and above 0, or a band that would have no frequency but DC.
     """
     shorter = min(check_count("height", height), check_count("width", width))
     between = (max(1.0, shorter / 16), max(2.0, shorter / 6)) if edges is None else edges
@@ -262,16 +262,16 @@ def three_bands(height: int, width: int, edges: tuple[float, float] | None = Non
 
 
 def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) -> RadialBands:
-    """Cut each image's spectrum into ``count`` rings that share its energy as evenly as its frequencies allow.
+    """Split each image's spectrum into ``count`` rings with energies as equal as its frequencies allow.
 
-    Edge k is the smallest radius inside which at least the share k/K lies, so a ring's energy differs from 1/K by less
-    than that of the frequencies at one radius (at each of its two edges). Where a single radius holds more than 1/K, as
-    the lowest of a photograph may, rings are left empty. A constant image gets rings of equal width.
+    Edge k is the smallest radius that contains at least the share k/K, so a ring's energy differs from 1/K by less than
+    the energy at a single radius (at each of its two edges). If a single radius has more than 1/K, as the lowest of a
+    photograph may, some rings are empty. A constant image gets rings of equal width.
 
     Args:
         images: (B, C, H, W) real floating-point, finite, any values; their energy is summed over the channels.
         count: K.
-        include_dc: put DC into the first ring and count its energy, which is most of a photograph's.
+        include_dc: put DC into the first ring and count its energy, the largest part of a photograph's.
 
     Returns:
         Rings (B, ...), the index on the images' device.
@@ -293,7 +293,7 @@ def equal_energy_bands(images: Tensor, count: int, *, include_dc: bool = False) 
     per_radius = power.new_zeros(len(images), len(grid.distinct))
     per_radius.scatter_add_(1, grid.place.flatten().expand(len(images), -1), power)
     inside = per_radius.cumsum(1)
-    # Edge K is the corner without asking the sum, a constant image is told by its pixels: rounding decides neither.
+    # Set edge K to the corner and find constant images by their pixels, so that rounding decides neither.
     shares = inside[:, -1:] * (torch.arange(1, count, dtype=torch.float64, device="cpu") / count)
     places = torch.searchsorted(inside, shares)
     limits = torch.cat([grid.distinct[places], grid.distinct[-1:].expand(len(images), 1)], 1)
@@ -327,7 +327,7 @@ class _Grid:
 @lru_cache(maxsize=8)
 def _grid(height: int, width: int) -> _Grid:
     short, long = min(height, width), max(height, width)
-    with torch.inference_mode(False):  # it is kept for calls outside, too
+    with torch.inference_mode(False):  # cached for later calls outside this context, too
         rows, columns = signed_frequencies(height, width)
         along_short, along_long = (rows, columns) if height <= width else (columns, rows)
         scaled = along_short**2 * long**2 + along_long**2 * short**2

@@ -1,4 +1,4 @@
-"""Share a sum over pixels out over the frequencies: Parseval's theorem, coefficient by coefficient."""
+"""Distribute a sum over pixels over the frequencies: Parseval's theorem, coefficient by coefficient."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..reference.radius import multiplicity
 
 
 def product_per_frequency(first: Tensor, second: Tensor) -> Tensor:
-    """Share the scalar product of two batches of images out over their frequencies.
+    """Distribute the scalar product of two batches of images over their frequencies.
 
     ``m Re(conj(F) S) / (H W)``, F and S the ``rfft2`` of the two, summed over the channels. A coefficient of the half
-    spectrum stands for its conjugate too (m = 2) unless its column is DC or Nyquist, which hold both: values are real
-    and signed, and sum to ``sum first * second``. Of a batch with itself they are the energies.
+    spectrum also represents its conjugate (m = 2), except in the DC and Nyquist columns, which contain both: values are
+    real and signed, and sum to ``sum first * second``. For a batch with itself they are the energies.
 
     Args:
         first: (B, C, H, W), real floating-point, any values.
@@ -32,7 +32,7 @@ def product_per_frequency(first: Tensor, second: Tensor) -> Tensor:
     height, width = first.shape[-2:]
     if not len(first):  # which MKL refuses
         return torch.zeros(0, height, width // 2 + 1, dtype=torch.float64, device="cpu")
-    # On the CPU: devices without float64 exist.
+    # On the CPU, as some devices have no float64.
     one = torch.fft.rfft2(first.detach().cpu().double())
     other = one if second is first else torch.fft.rfft2(second.detach().cpu().double())
     product: Tensor = (one.real * other.real + one.imag * other.imag).sum(1)
@@ -40,14 +40,14 @@ def product_per_frequency(first: Tensor, second: Tensor) -> Tensor:
 
 
 def centred(values: Tensor, width: int) -> Tensor:
-    """Lay values of a half spectrum out over the whole plane of frequencies, DC in the middle.
+    """Arrange values of a half spectrum on the whole frequency plane, with DC in the middle.
 
-    A pair of conjugates shares its value evenly, and so do the two ends at which the highest frequency of an even side
-    stands: the sum stays, and a map turns by a quarter where its image does.
+    Conjugates share their value evenly, as do the two ends of an even side, which are the same highest frequency: the
+    sum is kept, and rotating an image by 90 degrees rotates its plane.
 
     Args:
-        values: (B, H, W//2+1), as of ``product_per_frequency``.
-        width: W, which the half spectrum does not tell.
+        values: (B, H, W//2+1), as from ``product_per_frequency``.
+        width: W, which cannot be derived from the half spectrum.
 
     Returns:
         (B, 2 (H//2) + 1, 2 (W//2) + 1): row i is the frequency ``i - H//2`` downwards, column j ``j - W//2`` across.
@@ -70,7 +70,7 @@ def centred(values: Tensor, width: int) -> Tensor:
 
 
 def check_half_spectrum(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Take a number per coefficient of the half spectrum of images of a size (H, W).
+    """Check values with one number per coefficient of the half spectrum of images of size (H, W).
 
     Raises:
         ValueError: not (B, H, W//2+1).

@@ -1,4 +1,4 @@
-"""The low-pass filter of FORGrad.
+"""Apply FORGrad's low-pass filter.
 
 Muzellec, Fel, Boutin, Andéol, VanRullen and Serre, "Saliency strikes back: how filtering out high frequencies improves
 white-box explanations", ICML 2024, arXiv 2307.09591, section 4; their public code is deel-ai/xplique,
@@ -24,13 +24,13 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
 
     Args:
         values: (..., H, W), real floating-point, of any signs; float16 and bfloat16 are filtered in float32.
-        cutoff: radius of the disc in cycles over the shorter side, 0 or more; 0 keeps the mean alone.
+        cutoff: radius of the disc in cycles over the shorter side, 0 or more; 0 keeps only the mean.
 
     Returns:
         (..., H, W) in the dtype of ``values``; differentiable.
 
     Raises:
-        TypeError: ``values`` is not real and floating-point, or the cut-off is no number.
+        TypeError: ``values`` is not real and floating-point, or the cut-off is not a number.
         ValueError: fewer than two dimensions, an empty side, or a cut-off that is negative, not finite or above 1e15.
     """
     cutoff = check_cutoff("cutoff", cutoff)
@@ -48,8 +48,8 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _disc(height: int, width: int, cutoff: float, device: torch.device) -> Tensor:
-    # In float64, and with room for its rounding: a radius that is the cut-off itself belongs to the disc.
-    with torch.inference_mode(False):  # it is kept for calls outside, too
+    # In float64, with a tolerance for its rounding: a radius equal to the cut-off is in the disc.
+    with torch.inference_mode(False):  # cached for later calls outside this context, too
         inside = squared_radius(height, width, dtype=torch.float64) <= cutoff**2 * (1 + 1e-12)
         return inside.to(device)
 
@@ -57,16 +57,16 @@ def _disc(height: int, width: int, cutoff: float, device: torch.device) -> Tenso
 def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF, *, signed: bool = False) -> Tensor:
     """Filter maps as FORGrad does: the mean over channels, its absolute value, the low-pass, and its absolute value.
 
-    That is the authors' public code, to rounding, for square images of an even size. For an odd size that code centres
-    its disc beside DC and resizes a map that is a pixel too narrow, and it refuses other sizes; here the disc is
-    ``r <= cutoff`` about DC for every size.
+    This equals the authors' public code, up to rounding, for square images of an even size. For an odd size that code
+    centres its disc beside DC and resizes a map that is one pixel too narrow, and it refuses other sizes; here the disc
+    is ``r <= cutoff`` about DC for every size.
 
-    ``signed=True`` is another filter: without the first absolute value, so that what changes its sign from pixel to
-    pixel cancels out. The paper's figure 1 can be read so; the code is not.
+    ``signed=True`` is another filter, without the first absolute value, so that values with alternating signs cancel.
+    The paper's figure 1 can be read this way, but the public code does not do so.
 
     Args:
-        maps: (B, C, H, W), attribution maps or gradients. The mean over channels is one of signed values with either
-            filter, so channels that disagree cancel out: magnitudes (``saliency``'s default) give another map.
+        maps: (B, C, H, W), attribution maps or gradients. With either filter the mean over channels is of signed
+            values, so that channels of opposite sign cancel; magnitudes (``saliency``'s default) give another map.
         cutoff: radius of the disc in cycles over the shorter side, 0 or more.
         signed: low-pass the mean over channels with its signs.
 
@@ -74,7 +74,7 @@ def filtered_map(maps: Tensor, cutoff: float = DEFAULT_CUTOFF, *, signed: bool =
         (B, 1, H, W), not negative.
 
     Raises:
-        TypeError, ValueError: as ``low_pass``; also for maps that are not (B, C, H, W), or ``signed`` that is no bool.
+        TypeError, ValueError: as ``low_pass``; also maps that are not (B, C, H, W), or ``signed`` that is not a bool.
     """
     check_floating("maps", maps)
     if maps.ndim != 4 or not maps.shape[1]:

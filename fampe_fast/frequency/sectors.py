@@ -1,4 +1,4 @@
-"""Sectors of orientation: the frequencies of an image size by the direction in which their waves run."""
+"""Divide the frequencies of an image size into sectors by the direction of their waves."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..checks import check_count
 from ..reference.radius import signed_frequencies
 from .coefficients import check_half_spectrum
 
-# Of an angle in sectors: what float64 leaves open between a frequency on an edge and one beside it.
+# Tolerance of an angle in sectors: float64's rounding error for a frequency on an edge.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class OrientationSectors:
-    """S sectors of equal angle that share out all frequencies but DC, which has no direction.
+    """S sectors of equal angle that contain all frequencies except DC, which has no direction.
 
-    Sector k is centred on ``180 k / S`` degrees, anticlockwise from the horizontal as an image is shown: waves of
-    sector 0 run across, and their stripes stand upright. A frequency on an edge belongs to both sectors by half, and so
-    does one at the highest frequency of an even side, which stands for two directions.
+    Sector k is centred on ``180 k / S`` degrees, anticlockwise from the horizontal of the displayed image: waves of
+    sector 0 run horizontally, with vertical stripes. A frequency on an edge belongs half to each of both sectors, as
+    does the highest frequency of an even side, which has two directions.
 
     Attributes:
         size: (H, W), pixels.
@@ -34,11 +34,11 @@ class OrientationSectors:
 
     @property
     def count(self) -> int:
-        """S."""
+        """Number of sectors, S."""
         return len(self.weights)
 
     def edges(self) -> Tensor:
-        """Give the sectors' edges in degrees, (S + 1,) float64: from half a sector below 0 to half a one below 180."""
+        """Return the sectors' edges in degrees, (S + 1,) float64, from half a sector below 0 to half one below 180."""
         return (torch.arange(self.count + 1, dtype=torch.float64, device="cpu") - 0.5) * (180 / self.count)
 
     def sums(self, values: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class OrientationSectors:
 
 
 def orientation_sectors(height: int, width: int, count: int) -> OrientationSectors:
-    """Cut the spectrum into ``count`` sectors of equal angle.
+    """Split the spectrum into ``count`` sectors of equal angle.
 
     Args:
         height: H, pixels.
@@ -60,7 +60,7 @@ def orientation_sectors(height: int, width: int, count: int) -> OrientationSecto
 
     Raises:
         TypeError: a number that is not whole.
-        ValueError: a number below 1, or so many sectors that one would hold no frequency.
+        ValueError: a number below 1, or so many sectors that one would have no frequency.
     """
     height, width = check_count("height", height), check_count("width", width)
     count = check_count("sectors", count)
@@ -71,12 +71,12 @@ def orientation_sectors(height: int, width: int, count: int) -> OrientationSecto
     for sign in (1, -1):
         share = torch.where(ambiguous, 0.5, 1.0 if sign == 1 else 0.0).double()
         share[0, 0] = 0
-        # Rows go down: a wave that grows downwards and to the right runs at a negative angle.
+        # Rows go down, so a wave with positive frequencies down and to the right has a negative angle.
         angle = torch.atan2(-sign * rows.double() / height, columns.double() / width)
         place = angle * (count / math.pi) + 0.5
-        # Beside an edge both neighbours are named; elsewhere both are the one sector.
+        # Near an edge these are the two neighbours; elsewhere they are the same sector.
         parts += [(shifted.floor().long() % count, share / 2) for shifted in (place - _ROUNDING, place + _ROUNDING)]
-    # Found before the weights are made, whose size is the sectors' number.
+    # Checked before the weights are made, whose memory grows with the number of sectors.
     held = torch.unique(torch.cat([sector[share > 0] for sector, share in parts])).tolist()
     if len(held) < count:
         empty = next(k for k in range(count) if k >= len(held) or held[k] != k)

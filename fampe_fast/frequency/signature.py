@@ -26,7 +26,7 @@ def fourier_signature(maps: Tensor) -> Tensor:
     if not bool(check_batch("maps", maps).isfinite().all()):
         raise ValueError("maps hold NaN or infinity; expected finite values")
     batch, _, height, width = maps.shape
-    rings = min(height, width) // 2 + 1  # beyond, a ring is cut by the spectrum's border
+    rings = min(height, width) // 2 + 1  # larger rings are cut off by the spectrum's border
     if not batch:
         return maps.new_zeros((0, rings), dtype=torch.float64, device="cpu")
     amplitude = torch.fft.rfft2(maps.cpu().double().mean(1)).abs()

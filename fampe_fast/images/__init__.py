@@ -1,4 +1,4 @@
-"""Image files to PIL images and to tensors."""
+"""Read image files as PIL images and tensors, and generate test images."""
 
 from .reading import (
     IMAGE_EXTENSIONS,

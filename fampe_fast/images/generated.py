@@ -1,4 +1,4 @@
-"""Images whose explanation is known: an object at a known place, its texture of a known band, on a background."""
+"""Generate images with known explanations: an object at a known place, with a texture of a known frequency band."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _STREAM_SCENE, _STREAM_OBJECT, _STREAM_LABELS = range(3)
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """A batch of generated images and everything that is known about them.
+    """A batch of generated images and their ground truth.
 
-    The composition is linear: ``images = coverage * object + (1 - coverage) * backgrounds``, so that another background
-    is put behind an object by adding ``(1 - coverage) * (other - backgrounds)``.
+    The composition is linear: ``images = coverage * object + (1 - coverage) * backgrounds``. To replace a background,
+    add ``(1 - coverage) * (other - backgrounds)``.
 
     Attributes:
         images: float32 (B, 3, S, S) in [0, 1].
@@ -76,7 +76,7 @@ def generate(
     *,
     labels: Sequence[int] | npt.NDArray[np.integer] | Tensor | None = None,
 ) -> GeneratedImages:
-    """Generate labelled images of textured objects, each a function of seed, index, size and its label alone.
+    """Generate labelled images of textured objects, each a function only of seed, index, size and label.
 
     An object (disc, square, triangle or star; random place, size and rotation, but the same distribution of area and
     place for every shape) carries a band-limited texture, coarse or fine, over a background of 1/f noise with a random
@@ -84,8 +84,8 @@ def generate(
     lighting are drawn without regard to the class, so they carry no evidence of it.
 
     Args:
-        indices: the images wanted, as non-negative integers; a number ``n`` means ``0 ... n-1``.
-        seed: non-negative; another seed gives another, independent sequence of images.
+        indices: indices of the images, non-negative integers; a number ``n`` means ``0 ... n-1``.
+        seed: seed, non-negative; each seed gives an independent sequence of images.
         size: the side S in pixels, at least 64. The frequency bands, in cycles per side, do not depend on it.
         labels: the class of each image. By default every aligned block of 8 indices holds each class once, in an order
             drawn from the seed, so that the first ``n`` images are balanced to within one per class.
@@ -94,7 +94,7 @@ def generate(
         The images with labels, object masks, frequency bands, edge coverage and backgrounds, on the CPU.
 
     Raises:
-        TypeError: an index, label, seed or size is no whole number.
+        TypeError: an index, label, seed or size is not a whole number.
         ValueError: an index or seed is negative, the size is below 64, a label is not a class, or there are not as many
             labels as indices.
     """
@@ -116,7 +116,7 @@ def generate(
     images = np.empty((count, 3, size, size), np.float32)
     backgrounds = np.empty_like(images)
     coverage = np.empty((count, size, size), np.float32)
-    # One image at a time: no vectorised operation sees the batch, so no bit can depend on it.
+    # One image at a time, so that no bit depends on the batch.
     for row, (index, label) in enumerate(zip(index_list, label_list, strict=True)):
         images[row], coverage[row], backgrounds[row] = _render(seed, index, label, size)
     intervals = list(BANDS.values())
@@ -131,7 +131,7 @@ def generate(
 
 
 def band_texture(rng: np.random.Generator, band: tuple[float, float], size: int) -> FloatArray:
-    """Draw a periodic texture all of whose energy lies in a radial frequency band.
+    """Draw a periodic texture with all its energy in a radial frequency band.
 
     White noise within the band; clipping it and projecting it onto the band again evens out its amplitude (a low crest
     factor, as in iterative clipping and filtering of multicarrier signals) without leaving the band.
@@ -156,7 +156,7 @@ def band_texture(rng: np.random.Generator, band: tuple[float, float], size: int)
 def _render(seed: int, index: int, label: int, size: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Render one image (3, S, S), the object's coverage (S, S) and the background (3, S, S)."""
     scene = _rng(seed, index, _STREAM_SCENE)
-    # All that the label decides is the outline and the band; everything else is drawn before it is looked at.
+    # The label decides only the outline and the band; everything else is drawn before it is used.
     light_angle, light_strength = scene.uniform(0.0, 2.0 * math.pi), scene.uniform(0.05, 0.3)
     light = light_strength * np.array([math.cos(light_angle), math.sin(light_angle)])
     hue = scene.uniform()
@@ -164,7 +164,7 @@ def _render(seed: int, index: int, label: int, size: int) -> tuple[FloatArray, F
 
     thing = _rng(seed, index, _STREAM_OBJECT)
     side = thing.uniform(*_SIDE_RANGE) * size
-    reach = max(_outer_radius(shape, side) for shape in SHAPES) + _MARGIN * size  # the same whatever the shape
+    reach = max(_outer_radius(shape, side) for shape in SHAPES) + _MARGIN * size  # the same for every shape
     centre = thing.uniform(reach, size - reach, 2)
     rotation = thing.uniform(0.0, 2.0 * math.pi)
     dark, bright = _object_colours(thing, hue)
@@ -212,7 +212,7 @@ def _background(rng: np.random.Generator, hue: float, light: FloatArray, size: i
 
 
 def _object_colours(rng: np.random.Generator, background_hue: float) -> tuple[FloatArray, FloatArray]:
-    """Draw the texture's dark and bright colour, of a hue away from the background's."""
+    """Draw the texture's dark and bright colour, with a hue different from the background's."""
     hue = background_hue + rng.uniform(0.2, 0.8)
     middle, half_range = rng.uniform(0.48, 0.62), rng.uniform(0.16, 0.3)
     saturation = rng.uniform(0.35, 0.75)
@@ -236,7 +236,8 @@ def _signed_distance(shape: str, side: float, rotation: float, x: FloatArray, y:
     ex, ey = ratio * outer * math.cos(half) - outer, ratio * outer * math.sin(half)
     along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0.0, 1.0)
     inside = ex * py - ey * px > 0.0
-    return np.sqrt((px - along * ex) ** 2 + (py - along * ey) ** 2) * np.where(inside, -1.0, 1.0)
+    distance: FloatArray = np.sqrt((px - along * ex) ** 2 + (py - along * ey) ** 2)
+    return np.where(inside, -distance, distance)
 
 
 def _outer_radius(shape: str, side: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures that look like medical ones: a slice of a head, as from computed tomography, and a radiograph of a chest."""
+"""Generate medical-like images: a slice of a head, as from computed tomography, and a radiograph of a chest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .generated import FloatArray, noise_of_amplitude, radial_frequency
 
 # The head of Shepp and Logan (IEEE Trans. Nucl. Sci. 21, 1974) with the contrasts of Toft (thesis, Technical University
-# of Denmark, 1996), by which it can be seen: value, half axes, centre, degrees; the picture spans -1 to 1.
+# of Denmark, 1996), which make it visible: value, half axes, centre, degrees; the picture spans -1 to 1.
 _HEAD: Final = (
     (1.0, 0.69, 0.92, 0.0, 0.0, 0.0),
     (-0.8, 0.6624, 0.874, 0.0, -0.0184, 0.0),
@@ -32,7 +32,7 @@ _ORGANS: Final = (
     (0.07, 0.10, 1.2, 0.0, 0.0, 0.0),
 )
 _CT_NOISE = 0.03
-_QUANTA = 900.0  # a pixel: about 3 % of noise, some 0.02 of the range
+_QUANTA = 900.0  # photons per pixel: about 3 % of noise, or 0.02 of the range
 _RIBS = 0.02
 _AIR = 0.4
 
@@ -58,7 +58,7 @@ def head_slice(rng: np.random.Generator, size: int) -> FloatArray:
 
 
 def chest_radiograph(rng: np.random.Generator, size: int) -> FloatArray:
-    """Draw lungs, heart, spine and ribs in low contrast, soft as shadows are, with the noise of counted photons.
+    """Draw lungs, heart, spine and ribs in low contrast with soft edges and photon noise.
 
     Args:
         rng: source of place and noise.
@@ -76,7 +76,7 @@ def chest_radiograph(rng: np.random.Generator, size: int) -> FloatArray:
 
 
 def _places(rng: np.random.Generator, size: int) -> tuple[FloatArray, FloatArray]:
-    """Give the pixels' places in a picture from -1 to 1, moved, turned and scaled a little."""
+    """Compute pixel coordinates from -1 to 1, shifted, rotated and scaled a little."""
     axis = (np.arange(size) + 0.5) * (2 / size) - 1
     x, y = np.broadcast_to(axis[None, :], (size, size)), np.broadcast_to(-axis[:, None], (size, size))
     angle, scale, (across, up) = rng.uniform(-0.15, 0.15), rng.uniform(1.0, 1.15), rng.uniform(-0.04, 0.04, 2)
@@ -96,7 +96,7 @@ def _ellipse(
     *,
     edge: float,
 ) -> FloatArray:
-    """Fill an ellipse with a value; its border rises over about ``edge``."""
+    """Fill an ellipse with a value, with a border of width ``edge``."""
     angle = math.radians(degrees)
     x, y = x - across, y - up
     radius = np.hypot((math.cos(angle) * x + math.sin(angle) * y) / a, (math.cos(angle) * y - math.sin(angle) * x) / b)

@@ -1,4 +1,4 @@
-"""Image files as upright 8-bit RGB, whatever mode they were stored in."""
+"""Read image files of any mode as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch import Tensor
 from ..errors import FampeWarning, ImageReadError, warn
 from ..files import IMAGE, MARK, mark_of
 
-#: File name extensions that ``find_images`` takes from a directory, in lower case.
+#: File name extensions that ``find_images`` finds in a directory, in lower case.
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 )
 
-# Opened through an external interpreter (Ghostscript) or an operating system's renderer: not for files from anywhere.
+# Pillow opens these with an external interpreter (Ghostscript) or renderer, which is unsafe for unknown files.
 _VECTOR_FORMATS = frozenset({"EPS", "WMF"})
 _HINTS = {
     ".heic": "HEIC needs a decoder that Pillow does not carry; convert it to JPEG or PNG",
@@ -40,29 +40,29 @@ _DEEP_GREY_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 # Below this share of the range the largest value leaves an image nearly black: 13 bits in a file of 16.
 _DARK = 1 / 8
 MAX_PIXELS = 178_956_970
-"""The most that Pillow decodes, beyond which it suspects a decompression bomb."""
-_FEW = 64  # pixels that say nothing of a range; no method explains a smaller image
+"""Largest number of pixels that Pillow decodes without suspecting a decompression bomb."""
+_FEW = 64  # too few pixels to judge a range; no method explains a smaller image
 _FIGURE = f"figure that {MARK} wrote"
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read a file as an upright RGB image of 8 bits per channel.
 
-    What is done to get there: the EXIF orientation is applied; transparency (alpha channels, palettes and colours
-    marked transparent) is composited on white; 16-bit and floating point greyscale is scaled to 8 bits instead of
-    being clipped (see ``to_rgb``); of an animated or multi-page file the first frame is taken. Colour profiles are
-    ignored, as timm's and torchvision's own loaders do.
+    The EXIF orientation is applied; transparency (alpha channels, palettes and colours marked transparent) is
+    composited on white; 16-bit and floating point greyscale is scaled to 8 bits instead of being clipped (see
+    ``to_rgb``); only the first frame of an animated or multi-page file is read. Colour profiles are ignored, as in
+    timm's and torchvision's loaders.
 
     Args:
-        path: the file, in any raster format that Pillow reads. Vector formats (EPS, WMF) are refused.
+        path: the file, in any raster format that Pillow supports. Vector formats (EPS, WMF) are refused.
 
     Returns:
-        An image of mode RGB, decoded completely; the file is closed.
+        A completely decoded image of mode RGB; the file is closed.
 
     Raises:
         ImageReadError: the file is missing, a directory, not a regular file, empty, unreadable, not an image,
             truncated or damaged, so large that it may be a decompression bomb (more than twice
-            ``PIL.Image.MAX_IMAGE_PIXELS``), or holds values of no known range. Attributes ``path`` and ``reason``.
+            ``PIL.Image.MAX_IMAGE_PIXELS``), or has values of unknown range. Attributes ``path`` and ``reason``.
         TypeError: ``path`` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
@@ -75,21 +75,21 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise ImageReadError(path, "is not a regular file")
         if info.st_size == 0:
             raise ImageReadError(path, "the file is empty (0 bytes)")
-        # An own handle: Pillow's is left open by some plugins when decoding fails.
+        # A separate handle, as some of Pillow's plugins leave theirs open when decoding fails.
         with open(path, "rb") as stream:
             return _decode(stream, path)
 
 
 def read_image_bytes(data: bytes, name: str | os.PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
-    """Read the bytes of a file as ``read_image`` reads a file.
+    """Read an image from the bytes of a file, like ``read_image``.
 
     Args:
-        data: what is in the file.
-        name: what the image is called in messages.
-        max_pixels: the most it may have; None for Pillow's limit, which holds in any case.
+        data: content of the file.
+        name: name of the image in messages.
+        max_pixels: largest number of pixels; None for Pillow's limit, which always applies.
 
     Returns:
-        An image of mode RGB, decoded completely.
+        A completely decoded image of mode RGB.
 
     Raises:
         ImageReadError: the bytes are none, not an image, truncated or damaged, have too many pixels, or hold values of
@@ -103,7 +103,7 @@ def read_image_bytes(data: bytes, name: str | os.PathLike[str], *, max_pixels: i
 
 @contextmanager
 def _said_in_words(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise an ``ImageReadError`` with a reason in words for whatever reading and decoding raise."""
+    """Convert all errors of reading and decoding to an ``ImageReadError`` with a readable reason."""
     try:
         yield
     except (ImageReadError, FampeWarning):
@@ -153,7 +153,7 @@ def _decode(stream: BinaryIO, path: str | os.PathLike[str], max_pixels: int | No
 
 
 def _warn_of_darkness(image: Image.Image, white: int, path: str | os.PathLike[str]) -> None:
-    """Say so where deep greyscale uses so little of its range that it was probably meant to be another one."""
+    """Warn if deep greyscale uses so little of its range that another range was probably meant."""
     if image.mode not in _DEEP_GREY_MODES or image.width * image.height < _FEW:
         return
     high = float(np.asarray(image).max())
@@ -167,12 +167,12 @@ def _warn_of_darkness(image: Image.Image, white: int, path: str | os.PathLike[st
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    """Tell whether a file not decoded yet holds 16 bits per colour, of which Pillow keeps the upper 8."""
+    """Tell whether an undecoded file has 16 bits per colour, of which Pillow keeps the upper 8."""
     return image.mode not in _DEEP_GREY_MODES and any(";16" in str(tile[3:]) for tile in getattr(image, "tile", []))
 
 
 def _warn_of_dark_colour(rgb: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Say so as ``_warn_of_darkness`` does, of what is left of 16 bits per colour."""
+    """Warn like ``_warn_of_darkness`` about images with 16 bits per colour."""
     high = max(int(most) for _, most in rgb.getextrema()) if rgb.width * rgb.height >= _FEW else 0  # type: ignore[misc]
     if 0 < high < 255 * _DARK:
         warn(
@@ -255,28 +255,27 @@ def _float_to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @dataclass
 class FoundImages:
-    """The image files that some paths stand for.
+    """The image files of some paths.
 
     Attributes:
         paths: the image files, in order.
-        left_out: for each directory, or figure given as a file, what of it is left out: counts by kind of file.
+        left_out: for each directory, or figure given as a file, the counts of files left out by kind.
     """
 
     paths: list[Path] = field(default_factory=list)
     left_out: dict[Path, Counter[str]] = field(default_factory=dict)
 
     def left_out_text(self) -> str:
-        """Say what is left out, in words; empty where nothing is."""
+        """Describe the files left out; empty if there are none."""
         return "; ".join(f"{path}: {_counts(kinds)}" for path, kinds in self.left_out.items())
 
 
 def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the image files that the given paths stand for.
+    """List the image files of paths.
 
-    A directory stands for the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
-    upper or lower case, hidden files left out. The figures that this package writes are no images, and left out
-    wherever they are. Anything else is kept as it is given, in its place, whether or not it exists: what is wrong with
-    it comes out when it is read.
+    For a directory these are the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
+    upper or lower case, hidden files left out. Figures written by this package are not images, and are always left out.
+    All other paths are kept in their positions, whether or not they exist: errors are reported when they are read.
 
     Args:
         paths: one path or several.
@@ -285,8 +284,8 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         The files. Never empty.
 
     Raises:
-        ValueError: no path was given, or a directory holds no images.
-        TypeError: something given is not a path.
+        ValueError: no path was given, or a directory has no images.
+        TypeError: an argument is not a path.
     """
     return survey_images(paths).paths
 
@@ -294,15 +293,15 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 def survey_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, known: Iterable[Path] = ()
 ) -> FoundImages:
-    """List image files as ``find_images`` does, and what is left out.
+    """List image files like ``find_images``, and the files left out.
 
     Args:
         paths: one path or several.
-        known: files of which nothing need be said, such as the labels beside the images.
+        known: files that need not be reported, such as labels beside the images.
 
     Returns:
-        The files, never none, and what is left out. Hidden files and what this package wrote but figures are not
-        counted.
+        The files, at least one, and the counts of those left out. Hidden files and this package's files other than
+        figures are not counted.
 
     Raises:
         ValueError, TypeError: as ``find_images``.
@@ -344,7 +343,7 @@ def survey_images(
 
 
 def _no_image(entry: Path) -> str | None:
-    """Name the kind of a directory's entry that is no image; empty if it needs no words, None for an image."""
+    """Name the kind of a directory's entry that is not an image; empty if it is not reported, None for an image."""
     if entry.is_dir():
         return "folder"
     if not entry.exists():
@@ -391,7 +390,7 @@ def _extension_list() -> str:
 def load_images(
     paths: Iterable[str | os.PathLike[str]], transform: Callable[[Image.Image], Tensor]
 ) -> Iterator[tuple[Path, Tensor | ImageReadError]]:
-    """Read and transform images one after the other; a bad file costs only itself.
+    """Read and transform images one after the other; only bad files fail.
 
     Args:
         paths: files, as from ``find_images``.

@@ -1,4 +1,4 @@
-"""Textures whose spectrum is known: noise, gratings and checkerboards."""
+"""Generate textures with known spectra: noise, gratings and checkerboards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from .generated import FloatArray, noise_of_amplitude, radial_frequency
 
 UNIT = 32
-"""The side of a texture is a multiple of so many pixels: gratings and checkerboards then have whole periods."""
+"""The side of a texture is a multiple of this, so that gratings and checkerboards have whole periods."""
 
 _MEAN = 0.5
-_NOISE = 0.15  # standard deviation: pixels beyond [0, 1], which are clipped, are one in a thousand
+_NOISE = 0.15  # standard deviation with which one pixel in a thousand leaves [0, 1] and is clipped
 _GRATING = 0.4  # amplitude
 _SQUARES = 0.3  # likewise
 
@@ -24,8 +24,8 @@ class Texture:
     """A kind of texture.
 
     Attributes:
-        name: says what it is, with its frequency in cycles per side.
-        draw: makes one, (size, size) float64 in [0, 1], of a random generator.
+        name: its name, with its frequency in cycles per side.
+        draw: makes one, (size, size) float64 in [0, 1], from a random generator.
         power: (size, size//2+1) float64, the expectation of ``|rfft2|^2`` over textures of this kind, up to a factor.
     """
 
@@ -63,7 +63,7 @@ def _with_mean(power: FloatArray, mean: float, variance: float) -> FloatArray:
     """Scale the power of all frequencies but DC to a variance, and set DC's; in units of pixels^4."""
     size = len(power)
     columns = np.full(size // 2 + 1, 2.0)
-    columns[[0, -1]] = 1.0  # DC's and Nyquist's columns are no others' conjugates; the side is even
+    columns[[0, -1]] = 1.0  # the columns of DC and Nyquist have no conjugate columns; the side is even
     power = power.copy()
     power[0, 0] = 0.0
     power *= size**4 * variance / (power * columns).sum()
@@ -76,7 +76,7 @@ def _white(size: int) -> FloatArray:
 
 
 def _sloped(size: int) -> FloatArray:
-    """Give the mean power of photographs, 1/f^2 (Field, J. Opt. Soc. Am. A 4, 1987)."""
+    """Compute the mean power of photographs, 1/f^2 (Field, J. Opt. Soc. Am. A 4, 1987)."""
     return _with_mean(np.maximum(radial_frequency(size), 1.0) ** -2.0, _MEAN, _NOISE**2)
 
 
@@ -89,7 +89,7 @@ def _sloped_noise(rng: np.random.Generator, size: int) -> FloatArray:
 
 
 def _grating(size: int, rows: int, columns: int) -> Texture:
-    """Make a cosine of whole cycles per side along both axes, at a random phase: one frequency beside DC."""
+    """Make a cosine with whole cycles per side along both axes and a random phase, a single frequency beside DC."""
     place = np.arange(size) / size
     angle = 2 * math.pi * (rows * place[:, None] + columns * place[None, :])
     power = np.zeros((size, size // 2 + 1))
@@ -102,7 +102,7 @@ def _grating(size: int, rows: int, columns: int) -> Texture:
 
 
 def _checkerboard(size: int, cycles: int) -> Texture:
-    """Make squares, ``cycles`` light and as many dark ones along each axis, at a random place.
+    """Make squares, ``cycles`` light and as many dark ones along each axis, at a random offset.
 
     Their spectrum is the product of two square waves': odd multiples of ``cycles`` along both axes, of an amplitude
     that falls as ``1 / sin(pi m / period)``.
@@ -117,5 +117,5 @@ def _checkerboard(size: int, cycles: int) -> Texture:
         rows, columns = (np.roll(sign, int(shift)) for shift in rng.integers(0, period, 2))
         return _MEAN + _SQUARES * np.outer(rows, columns)
 
-    power = np.outer(along, along[: size // 2 + 1])
+    power = along[:, None] * along[: size // 2 + 1]
     return Texture(f"checkerboard, {cycles} x {cycles} cycles", draw, _with_mean(power, _MEAN, _SQUARES**2))

@@ -1,4 +1,4 @@
-"""Attribution methods: FAMPE, AttEXplore, others for comparison, and FORGrad, which filters their maps."""
+"""Attribution methods: FAMPE, AttEXplore, other methods for comparison, and FORGrad, which filters maps."""
 
 from ..catalog import METHODS
 from .attention import AttentionMethod

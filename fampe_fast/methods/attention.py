@@ -1,4 +1,4 @@
-"""Attention as a map of token models: rollout, and attention weighted by its gradient.
+"""Make maps from the attention of token models: rollout, and attention weighted by its gradient.
 
 Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, arXiv 2005.00928; Chefer, Gur and Wolf,
 "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021,
@@ -27,17 +27,17 @@ from .base import RequestMethod, warn_of_strange
 
 AttentionName = Literal["attention_rollout", "attention_gradient"]
 
-# A class or distillation token and some registers.
+# A class token, a distillation token and some registers.
 _MOST_PREFIX_TOKENS = 8
 
 
 class AttentionMethod(RequestMethod):
-    """Follow the attention of a token model, such as timm's or torchvision's vision transformers, back to the patches.
+    """Trace the attention of a token model, such as a vision transformer of timm or torchvision, back to the patches.
 
     ``attention_rollout`` multiplies ``A / 2 + I / 2`` over the blocks, A the mean over the heads: a forward pass, and
     the same map for every target. ``attention_gradient`` starts from R = I and adds ``mean over heads of
-    max(0, A * dlogit/dA) R`` block by block: one pass. The map is what reaches the class token, or, where the model
-    averages its patches, their mean; it is resized to the image bilinearly, and is the same in every channel.
+    max(0, A * dlogit/dA) R`` block by block: one pass. The map is the row of the class token, or, if the model averages
+    its patches, the mean of their rows; it is resized to the image bilinearly, and is the same in every channel.
 
     Args:
         model: classifier in pixel space, in evaluation mode.
@@ -61,7 +61,7 @@ class AttentionMethod(RequestMethod):
         self.bounds = check_bounds(bounds)
 
     def describe(self) -> dict[str, object]:
-        """Describe what the maps depend on besides the model."""
+        """Describe the options that the maps depend on."""
         return {"method": self.name, "config": {"bounds": self.bounds}}
 
     def _explain(self, request: Request, show_progress: bool) -> Tensor:
@@ -105,10 +105,10 @@ class AttentionMethod(RequestMethod):
         return F.interpolate(found, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
 
     def _layout(self, request: Request, matrices: Sequence[Tensor], images: int) -> tuple[int, tuple[int, int]]:
-        """Find how many tokens come before the patches, and the patches' (h, w).
+        """Find the number of tokens before the patches, and the patches' (h, w).
 
         Raises:
-            ValueError: no attention, or one that is not among all of an image's tokens in every block.
+            ValueError: no attention, or a block whose attention is not between all of an image's tokens.
         """
         if not matrices:
             raise self._refusal("no attention was seen in a pass")
@@ -124,19 +124,19 @@ class AttentionMethod(RequestMethod):
             prefix = count - math.prod(activation.size)
             if 0 <= prefix <= _MOST_PREFIX_TOKENS:
                 return prefix, activation.size
-        raise self._refusal(f"its attention is among {count} tokens, and no activation has so many places")
+        raise self._refusal(f"its attention is among {count} tokens, and no activation has that many positions")
 
     def _reads_first_token(self) -> bool:
-        """Tell whether the head reads the first token: unless timm's model says that it pools."""
+        """Tell whether the head reads the first token, which it does unless a timm model declares pooling."""
         parts = self.forward_func.modules() if isinstance(self.forward_func, nn.Module) else ()
         pools = (getattr(part, "global_pool", None) for part in parts)
         return next((pool for pool in pools if isinstance(pool, str)), "token") in ("", "token")
 
 
 class _Attention(TorchFunctionMode):
-    """Keep the attention that is computed inside, in this thread: torch's fused calls are computed in steps.
+    """Keeps the attention computed inside the context, in this thread, by computing torch's fused calls in steps.
 
-    No module is changed, and no hook is set: a softmax over a square of tokens is an attention, wherever it is called.
+    No module is changed, and no hook is set: every softmax over (tokens, tokens) counts as attention.
 
     Attributes:
         matrices: (B, heads, N, N) or (B * heads, N, N), in the order of the pass.

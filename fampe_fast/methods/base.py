@@ -1,4 +1,4 @@
-"""Define what every attribution method offers, and the path methods' common body."""
+"""Define the interface of attribution methods, and the base classes that implement it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Config = TypeVar("Config", bound=PathConfig)
 
 
 def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method's ``attribute`` take its input in a tuple of one, as Captum passes it, and give the map back in one.
+    """Let ``attribute`` accept its input in a tuple of one, as Captum passes it, and return the map in one.
 
     Captum's NoiseTunnel calls ``attribute.__wrapped__``, which its own methods have from a logging decorator.
     """
@@ -47,7 +47,7 @@ def captum_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CallOptions(TypedDict, total=False):
-    """The options of every ``attribute``; see ``PathMethod.attribute``."""
+    """The options that every ``attribute`` accepts; see ``PathMethod.attribute``."""
 
     image_ids: Sequence[int] | Tensor | None
     internal_batch_size: int | None
@@ -55,57 +55,59 @@ class CallOptions(TypedDict, total=False):
 
 
 class AttributionMethod(Protocol):
-    """The interface of this package's methods; of other libraries' methods ``attribute`` is enough.
+    """The interface of this package's methods; methods of other libraries need only ``attribute``.
 
-    ``passes_of`` and ``describe`` take both.
+    ``passes_of`` and ``describe`` accept both.
     """
 
     @property
     def name(self) -> str:
-        """The method's name, for people."""
+        """The method's display name."""
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of the model per image; forward ones alone where it makes no others."""
+        """Forward and backward passes of the model per image; forward passes if it makes no backward ones."""
 
     def describe(self) -> dict[str, object]:
-        """Describe what the maps depend on besides the model, in plain values, for a record."""
+        """Describe the options that the maps depend on, in plain values for a record."""
 
     def attribute(self, inputs: Tensor, target: Target = None, **options: Unpack[CallOptions]) -> Tensor:
         """Compute attribution maps of the inputs' shape, float32, on their device."""
 
 
 def passes_of(method: object) -> int:
-    """Read a method's passes of the model per image; 1 for one of another library, which does not say."""
+    """Read a method's passes of the model per image; 1 for methods of other libraries, which do not tell."""
     return int(getattr(method, "passes", 1))
 
 
 def asks_for_gradients(method: object) -> bool:
-    """Tell whether a method asks the model for gradients; one of another library is taken to."""
+    """Tell whether a method needs the model's gradients; True for methods of other libraries."""
     return bool(getattr(method, "gradients", True))
 
 
 def describe(method: object) -> dict[str, object]:
-    """Describe a method for a record; one of another library has a name alone."""
+    """Describe a method for a record; for methods of other libraries only by their name."""
     own = getattr(method, "describe", None)
     found: dict[str, object] = own() if callable(own) else {"method": getattr(method, "name", type(method).__name__)}
     return found
 
 
 def warn_of_strange(maps: Tensor, image_ids: Tensor) -> None:
-    """Warn where a map (B, C, H, W) holds NaN or infinity."""
+    """Warn if a map (B, C, H, W) contains NaN or infinity."""
     strange = ~maps.isfinite().flatten(1).all(1)
     if bool(strange.any()):
-        warn(f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity: the model's gradient does")
+        warn(
+            f"the map of image(s) {image_ids[strange].tolist()[:5]} holds NaN or infinity, as does the model's gradient"
+        )
 
 
 class RequestMethod:
-    """A method of whole calls: a call's arguments are checked here, and its maps are made of the checked request.
+    """A method that makes the maps of a whole call at once, from a checked request.
 
     Attributes:
         forward_func: the model, as Captum calls it.
         bounds: smallest and largest pixel value.
-        gradients: whether the model is asked for gradients, or for scores alone.
+        gradients: whether the method needs the model's gradients, or only its scores.
     """
 
     forward_func: Model
@@ -113,7 +115,7 @@ class RequestMethod:
     gradients = True
 
     def has_convergence_delta(self) -> bool:
-        """Return False: there is nothing that the map would have to sum to."""
+        """Return False: the map need not sum to any value."""
         return False
 
     def _explain(self, request: Request, show_progress: bool) -> Tensor:
@@ -130,10 +132,10 @@ class RequestMethod:
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Tensor:
-        """Explain a batch of images; arguments, result and errors as of ``FAMPE.attribute``.
+        """Explain a batch of images; arguments, result and errors are those of ``FAMPE.attribute``.
 
         Raises:
-            ValueError: besides, a model that the method cannot explain, as its class says.
+            ValueError: also for a model that the method cannot explain (see its class).
         """
         with prepared(
             (self.forward_func,),
@@ -150,8 +152,8 @@ class RequestMethod:
 class PathMethod(Generic[Config]):
     """A method that explores the neighbourhood of an image along a path of sign steps.
 
-    It carries what Captum asks of an ``Attribution`` (``attribute``, ``forward_func``, ``has_convergence_delta``,
-    ``multiplies_by_inputs``), so that it stands wherever one is taken, without needing Captum.
+    It has all members of Captum's ``Attribution`` (``attribute``, ``forward_func``, ``has_convergence_delta``,
+    ``multiplies_by_inputs``), so that it can be used wherever Captum expects one, without Captum being installed.
     """
 
     config: Config
@@ -173,20 +175,20 @@ class PathMethod(Generic[Config]):
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes per image: views, and steps times samples, twice that with an explorer."""
+        """Forward and backward passes per image: views + steps * samples, the product twice with an explorer."""
         return self.config.passes + (0 if self.explorer is None else self.config.steps * self.config.samples)
 
     def describe(self) -> dict[str, object]:
-        """Describe the configuration; the explorer, which is a model, is not in it."""
+        """Describe the configuration, without the explorer, which is a model."""
         return {"method": self.name, "config": dataclasses.asdict(self.config)}
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: the map is in units of the loss along the path, not of a product with the pixels."""
+        """False: the map has units of the loss along the path and is not a product with the pixels."""
         return False
 
     def has_convergence_delta(self) -> bool:
-        """Return False: there is no baseline the map would have to sum to."""
+        """Return False: there is no baseline, so the map need not sum to any value."""
         return False
 
     @overload
@@ -217,28 +219,30 @@ class PathMethod(Generic[Config]):
     ) -> Tensor | tuple[Tensor, PathDetails]:
         """Explain a batch of images.
 
-        The map of an image depends on the seed and the image's id, not on the images beside it: the samples are the
-        same to the bit for every batch size, chunk size and order. (The model's own gradients may differ in the last
-        bits between batch sizes, and a sign step passes such a difference on; maps then agree to Pearson > 0.999.)
+        The map of an image depends on the seed and the image's id, not on the other images: on a CPU the samples are
+        bitwise the same for every batch size, chunk size and order. On a GPU their spectra are; the pixels depend on
+        the library that transforms them, which may add in another order for another batch. (The model's own gradients
+        may differ in the last bits between batch sizes, and sign steps can amplify this; maps then agree to Pearson
+        > 0.999.)
 
         Args:
             inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.
             target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
-                several output dimensions a tuple (class, place...).
-            image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream. Default: their
-                position, so give them when a data set is explained in several calls.
+                several output dimensions a tuple (class, position...).
+            image_ids: (B,) integers in [0, 2^32 - 2] that select the images' random numbers. Default: their position
+                in the batch, so set them when a data set is explained in several calls.
             internal_batch_size: samples per model pass; memory grows with it and not with T or N. Default: 8 on a CPU,
-                64 on a GPU, or as many as fit into the free memory. Where one does not fit, it is halved, once, with a
-                warning, and remembered for the model.
-            show_progress: show a bar of the steps on standard error.
-            return_details: also return what else the run knows.
+                64 on a GPU, or as many as fit into the free memory. After an out-of-memory error it is halved once,
+                with a warning, and the new value is remembered for the model.
+            show_progress: show a progress bar of the steps on standard error.
+            return_details: also return the run's details, such as cut-offs and gradient scales.
 
         Returns:
             The maps, float32 (B, C, H, W) on the inputs' device, and with ``return_details`` a ``PathDetails``.
 
         Raises:
             TypeError: inputs, target, image ids or chunk size of a wrong type.
-            torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+            torch.OutOfMemoryError: out of memory; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
                 target out of range or of wrong length, a model whose output is not (B, classes), weights for another
                 number of layers than it has.
@@ -256,7 +260,7 @@ class PathMethod(Generic[Config]):
         image_ids: Sequence[int] | Tensor | None = None,
         internal_batch_size: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Explain as ``attribute`` does, at its cost, and give the cut-offs (B,) beside the maps; None without any."""
+        """Explain as ``attribute`` does, and also return the cut-offs (B,), or None without any, at no extra cost."""
         maps, details = self._explained(
             inputs, target, image_ids, internal_batch_size, False, with_details=True, with_pixels=False
         )
@@ -274,7 +278,7 @@ class PathMethod(Generic[Config]):
         with_details: bool,
         with_pixels: bool,
     ) -> tuple[Tensor, PathDetails | None]:
-        """Make the maps, and where asked for the details, with the pixels' evidence also where no map needs it."""
+        """Make the maps and, if asked for, the details, which include the pixels' evidence even if no map needs it."""
         config = self.config
         models = (self.forward_func,) if self.explorer is None else (self.forward_func, self.explorer)
         with prepared(
@@ -299,7 +303,7 @@ class PathMethod(Generic[Config]):
         return maps, replace(details, depths=depths, model_passes=details.model_passes + config.views)
 
     def _map(self, images: Tensor, depths: DepthEvidence | None, details: PathDetails | None) -> Tensor:
-        """Make the maps, of the images' shape, of what was collected."""
+        """Make the maps, of the images' shape, from the collected evidence."""
         config = self.config
         if depths is None:
             assert details is not None  # a configuration has a path or views
@@ -317,7 +321,7 @@ def configured(kind: type[Config], config: Config | None, overrides: dict[str, A
     """Replace some fields of a configuration.
 
     Raises:
-        TypeError: an override that is no field of the configuration.
+        TypeError: an override that is not a field of the configuration.
     """
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(overrides) - known)

@@ -1,4 +1,4 @@
-"""Keep the weights of the depths that were found for a model, by its fingerprint."""
+"""Store the weights of depths that were found for models, by the models' fingerprints."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ CALIBRATIONS = "calibrations"
 
 @dataclass(frozen=True)
 class DepthCalibration:
-    """The outcome of ``calibrate_depths``.
+    """The result of ``calibrate_depths``.
 
     Attributes:
         model: name of the model.
-        fingerprint: of the model (``models.identity``), which it serves.
+        fingerprint: fingerprint of the model (``models.identity``).
         layers: names of the layers, from fine to coarse.
-        pixel_weight: of the pixels' evidence.
-        layer_weights: of each layer.
-        gate_floor: of the gate.
+        pixel_weight: weight of the pixels' evidence.
+        layer_weights: weight of each layer.
+        gate_floor: floor of the gate.
         score: mean faithfulness (insertion minus deletion) with its standard error on the images that it was fitted on.
-        default_score: the same of the weights that the search started from.
-        held_out: gain over these on images that were not fitted on, paired: each half of the images with the weights
-            that fit the other half. None where that was not measured.
-        protocol: of insertion and deletion.
-        images: how many it was fitted on.
-        evaluations: combinations of weights that were scored, some on one half of the images alone.
+        default_score: the same for the weights that the search started from.
+        held_out: paired gain over ``default_score`` on unseen images: each half of the images with the weights that fit
+            the other half. None if it was not measured.
+        protocol: protocol of insertion and deletion.
+        images: number of images it was fitted on.
+        evaluations: number of combinations of weights that were scored, some on only one half of the images.
         passes: forward and backward passes of the method per image.
     """
 
@@ -62,7 +62,7 @@ class DepthCalibration:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields of a path method's configuration, as ``FAMPE(model, **calibration.options)`` takes them."""
+        """Options for a path method: ``FAMPE(model, **calibration.options)``."""
         return {
             "layers": self.layers,
             "pixel_weight": self.pixel_weight,
@@ -71,11 +71,11 @@ class DepthCalibration:
         }
 
     def save(self, path: str | Path) -> None:
-        """Add to a JSON file, in place of an earlier calibration of the same model; the file stays whole.
+        """Add the calibration to a JSON file, atomically, replacing an earlier one of the same model.
 
         Raises:
             ValueError: there is a file of another kind, or one that this package did not write.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path = Path(path)
         check_outputs([Output(path, CALIBRATIONS)], [])
@@ -86,7 +86,7 @@ class DepthCalibration:
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> DepthCalibration:
-        """Read the calibration of a model, which is known by its fingerprint and may have any name.
+        """Read the calibration of a model from a file, by the model's fingerprint, whatever its name.
 
         Raises:
             ValueError: there is no such file, it is not one of ``save``, or it is of other models only; the message
@@ -103,7 +103,7 @@ class DepthCalibration:
 
 
 def read_calibrations(path: Path) -> dict[str, DepthCalibration]:
-    """Read the calibrations in a file by their models' fingerprints.
+    """Read all calibrations in a file, by their models' fingerprints.
 
     Raises:
         ValueError: there is no such file, or it is not one of ``DepthCalibration.save``.
@@ -112,7 +112,7 @@ def read_calibrations(path: Path) -> dict[str, DepthCalibration]:
     try:
         found = json.loads(text)
         if not isinstance(found, dict) or found.pop(MARK, None) != CALIBRATIONS:
-            raise TypeError("it does not say that it is one")
+            raise TypeError("it does not have the kind of one")
         return {fingerprint: _read(entry) for fingerprint, entry in found.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of calibrations: {error}") from error
@@ -121,18 +121,18 @@ def read_calibrations(path: Path) -> dict[str, DepthCalibration]:
 def fitting_calibration(
     calibration: str | Path | DepthCalibration, model: Model, layers: Sequence[str] = (), passes: int | None = None
 ) -> DepthCalibration:
-    """Give the calibration of a model.
+    """Return the calibration of a model.
 
-    Warns (``FampeWarning``) where it was found with another number of passes.
+    Warns (``FampeWarning``) if it was found with another number of passes.
 
     Args:
-        calibration: one, or the file that it is in.
-        model: that is explained.
-        layers: names of the layers that are asked for; none where the calibration's are as good as any.
-        passes: of the method that will use it; None where that is not known.
+        calibration: a calibration, or a file that contains it.
+        model: the model that is explained.
+        layers: names of the layers that the caller chose; empty to use the calibration's.
+        passes: number of passes of the method that will use it; None if unknown.
 
     Raises:
-        TypeError: something else.
+        TypeError: ``calibration`` is of another type.
         ValueError: as ``DepthCalibration.load``; or the calibration is another model's, or of other layers.
     """
     if not isinstance(calibration, str | Path | DepthCalibration):
@@ -141,19 +141,19 @@ def fitting_calibration(
         found, own = calibration, identity_of(model)
         if found.fingerprint != own["fingerprint"]:
             raise ValueError(
-                f"the calibration is of {found.model} ({found.fingerprint}), and the model is {own['model']} "
+                f"the calibration is of {found.model} ({found.fingerprint}), but the model is {own['model']} "
                 f"({own['fingerprint']})"
             )
     else:
         found = DepthCalibration.load(calibration, model)
     if layers and set(layers) != set(found.layers):
         raise ValueError(
-            f"the calibration is of the layers {', '.join(found.layers)}, and those asked for are {', '.join(layers)}"
+            f"the calibration is of the layers {', '.join(found.layers)}, but the chosen layers are {', '.join(layers)}"
         )
     if passes not in (None, found.passes):
         warn(
-            f"the calibration was found with {found.passes} pass(es) per image and is used with {passes}: a path's "
-            "pixels are worth another weight than a plain gradient's, so calibrate with as many passes"
+            f"the calibration was found with {found.passes} pass(es) per image but is used with {passes}: a path's "
+            "pixels need another weight than a plain gradient's, so calibrate with the same number of passes"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Call Captum's gradient methods as all others, for comparison; nothing of them is written again here."""
+"""Call Captum's gradient methods through the same interface as all others, for comparison."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ def _captum() -> ModuleType:
 
 
 class CaptumMethod(RequestMethod):
-    """One of Captum's methods, image by image, so that a map does not depend on its batch.
+    """One of Captum's methods, applied image by image, so that a map does not depend on its batch.
 
-    It explains the model's output for the target as it is: a logit, or a probability where the model gives those.
+    It explains the model's output for the target unchanged: a logit, or a probability if the model returns those.
 
     Args:
         model: classifier in pixel space, in evaluation mode.
         name: ``integrated_gradients`` (black baseline, Gauss-Legendre), ``smoothgrad`` (the mean gradient of noisy
             copies) or ``saliency`` (the gradient).
-        passes: forward and backward passes per image, at least 1; ``saliency`` makes one.
+        passes: number of forward and backward passes per image, at least 1; ``saliency`` makes one.
         noise: standard deviation of SmoothGrad's noise, in pixel units, 0 or more.
-        seed: number that SmoothGrad's noise follows from, any 64-bit integer; with the image's id it names the image's
-            stream, and nothing else is drawn.
+        seed: seed of SmoothGrad's noise, any 64-bit integer; together with the image's id it determines the noise.
         bounds: smallest and largest pixel value; the smallest is the baseline of integrated gradients.
-        absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign. None is
-            the method's custom: yes for ``saliency`` and for squares, no for the others.
-        squared: average the squares of the gradients of SmoothGrad (Hooker et al., NeurIPS 2019), not the gradients.
-        blur_cutoff: cut-off of a Gaussian that the map is blurred by, in cycles over the shorter side
+        absolute: take the map's absolute values, so that pixels are ranked by magnitude, whatever their sign. None is
+            the method's usual choice: yes for ``saliency`` and for squares, no for the others.
+        squared: average the squares of SmoothGrad's gradients (Hooker et al., NeurIPS 2019), not the gradients.
+        blur_cutoff: blur the map with a Gaussian of this cut-off, in cycles over the shorter side
             (``frequency.blurred_map``); None for no blur.
-        area_cutoff: cut-off of ``frequency.two_scale_map``, as FAMPE's; None for the map as it is.
+        area_cutoff: cut-off of ``frequency.two_scale_map``, as in FAMPE; None leaves the map unchanged.
 
     Raises:
-        ImportError: Captum is not installed; the message says how to get it.
+        ImportError: Captum is not installed; the message says how to install it.
         TypeError: a value of a wrong type.
         ValueError: an unknown name, a value out of range, or both cut-offs.
     """
@@ -100,7 +99,7 @@ class CaptumMethod(RequestMethod):
         return self.name == "integrated_gradients"
 
     def describe(self) -> dict[str, object]:
-        """Describe the options, those that this method does not use as well."""
+        """Describe all options, including those that this method does not use."""
         options = ("passes", "noise", "seed", "bounds", "absolute", "squared", "blur_cutoff", "area_cutoff")
         return {"method": self.name, "config": {option: getattr(self, option) for option in options}}
 
@@ -134,7 +133,7 @@ class CaptumMethod(RequestMethod):
         if self.name == "integrated_gradients":
             with _usual_defaults(image.device):
                 found: Tensor = self._attr.IntegratedGradients(forward).attribute(
-                    image.requires_grad_(),  # Captum warns where it has to ask for it
+                    image.requires_grad_(),  # Captum warns when it sets this itself
                     baselines=self.bounds[0],
                     target=target,
                     n_steps=self.passes,
@@ -145,7 +144,7 @@ class CaptumMethod(RequestMethod):
         if self.name == "saliency":
             found = saliency.attribute(image.requires_grad_(), target=target, abs=False)
             return found[0].detach().float()
-        # Captum's NoiseTunnel draws from the global generator, which belongs to the caller and to all threads.
+        # Captum's NoiseTunnel draws from the global generator, which the caller and all threads share.
         generator = torch.Generator("cpu").manual_seed(_stream(self.seed, int(request.image_ids[index])))
         total = torch.zeros_like(image)
         for start in range(0, self.passes, chunk):
@@ -159,7 +158,7 @@ class CaptumMethod(RequestMethod):
 
 
 class _InDouble(TorchFunctionMode):
-    """Make Captum's tensors of Python's floats in float64; it rounds them to float32 itself."""
+    """Make the tensors that Captum builds from Python floats float64; Captum itself rounds them to float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -170,7 +169,7 @@ class _InDouble(TorchFunctionMode):
 
 @contextmanager
 def _usual_defaults(device: torch.device) -> Iterator[None]:
-    """Keep a caller's default device and a default dtype below float32 out of Captum's own tensors, in this thread."""
+    """Keep a default device, and a default dtype below float32, out of Captum's own tensors in this thread."""
     with ExitStack() as stack:
         if torch.get_default_device().type != device.type:
             stack.enter_context(device)
@@ -180,5 +179,5 @@ def _usual_defaults(device: torch.device) -> Iterator[None]:
 
 
 def _stream(seed: int, image_id: int) -> int:
-    """Compute the seed of an image's own generator: neither seeds nor ids that are neighbours share one."""
+    """Compute the seed of an image's generator, different for neighbouring seeds and neighbouring ids."""
     return (seed * 0x9E3779B97F4A7C15 + image_id) % 2**63

@@ -1,4 +1,4 @@
-"""Find the weights of the depths for a model: those with the most faithful maps on a few labelled images."""
+"""Find the weights of a model's depths that give the most faithful maps on a few labelled images."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ LAYER_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 GATE_FLOORS = (0.1, 0.25, 0.5, 1.0, 3.0)
 ROUNDS = 2
 LEAST = 2
-"""Images that a search needs: one has no standard error."""
+"""Least number of images in a search: a single one has no standard error."""
 
-_ROUNDING = 1e-6  # of a score in float32, which is no gain
+_ROUNDING = 1e-6  # rounding error of a float32 score, which is not a gain
 
 
 class DepthWeights(NamedTuple):
-    """One combination of the depths.
+    """One combination of weights of the depths.
 
     Attributes:
         pixels: weight of the pixels' evidence.
         layers: weight of each layer, from fine to coarse.
-        floor: of the gate.
+        floor: floor of the gate.
     """
 
     pixels: float
@@ -53,7 +53,7 @@ class DepthWeights(NamedTuple):
             ValueError: it has weights for another number of layers.
         """
         pixels, layers = pixel_weight_of(config), layer_weights_of(names, config)
-        # Of one layer, the gate, the pixels are all the detail there is.
+        # With a single layer, the gate, only the pixels have detail.
         return cls(pixels if pixels or any(layers) else 1.0, layers, config.gate_floor)
 
     def applied(self, config: PathConfig) -> PathConfig:
@@ -61,7 +61,7 @@ class DepthWeights(NamedTuple):
         return replace(config, pixel_weight=self.pixels, layer_weights=self.layers, gate_floor=self.floor)
 
     def variations(self) -> list[list[DepthWeights]]:
-        """List, for one number after the other, the combinations that differ in it alone: the layers come first."""
+        """List, for one number after the other, the combinations that differ only in it, the layers first."""
         layers = [
             [self._replace(layers=(*self.layers[:k], weight, *self.layers[k + 1 :])) for weight in LAYER_WEIGHTS]
             for k in range(len(self.layers))
@@ -75,19 +75,19 @@ class DepthWeights(NamedTuple):
 
 
 Judge = Callable[[DepthWeights], Sequence[float]]
-"""Scores the images' maps, one number for each, as a combination makes them."""
+"""A function from a combination to the scores of the images' maps, one number per image."""
 
 
 class Remembered:
-    """Ask a judge once for each combination."""
+    """Calls a judge once per combination, and remembers the scores."""
 
     def __init__(self, judge: Judge, advance: Callable[[int], None] = lambda count: None) -> None:
-        """Take a judge, and what is told of each combination that it was asked for."""
+        """Store a judge, and a function to call with each new combination."""
         self._judge, self._advance = judge, advance
         self.known: dict[DepthWeights, Sequence[float]] = {}
 
     def __call__(self, weights: DepthWeights) -> Sequence[float]:
-        """Give the scores of a combination."""
+        """Return the scores of a combination."""
         if weights not in self.known:
             self.known[weights] = self._judge(weights)
             self._advance(1)
@@ -95,15 +95,15 @@ class Remembered:
 
 
 def search_weights(judge: Judge, start: DepthWeights) -> DepthWeights:
-    """Search the best weights, one number after the other, twice at most.
+    """Search for the best weights, one number after the other, in at most two rounds.
 
-    A number is changed only where the mean gain, image by image, is larger than its own standard error: on a few images
-    half of all changes are better by chance. It is a weak guard, which a change that is worth nothing passes about one
-    time in six: judge the gain on other images.
+    A number is changed only if the mean paired gain exceeds its standard error, as on a few images half of all changes
+    are better by chance. This is a weak test, which a worthless change passes about one time in six: measure the gain
+    on other images.
 
     Args:
-        judge: of at least 2 images.
-        start: what the search begins with, and ends with where nothing is better.
+        judge: the scores of at least 2 images.
+        start: the first combination, which is also the result if nothing is better.
     """
     best = start
     for _ in range(ROUNDS):
@@ -122,15 +122,15 @@ def _better(judge: Judge, current: DepthWeights, others: Sequence[DepthWeights])
 
 
 def search_in_parts(parts: Sequence[Judge], start: DepthWeights) -> tuple[DepthWeights, Estimate | None]:
-    """Search on all images, and measure what the search gains on images that it has not seen.
+    """Search on all images, and measure the gain of such a search on unseen images.
 
     Args:
         parts: a judge of all images, or two, each of one half of them.
-        start: what the search begins with.
+        start: the first combination.
 
     Returns:
-        The best weights on all images; and, of two parts, the gain of each part with the weights that fit the other
-        one, over ``start``, in one mean. That is the search's worth, and not these very weights', which have seen all.
+        The best weights on all images; and, for two parts, the mean gain over ``start`` of each part with the weights
+        that fit the other one. It estimates the gain of the search, not of these weights, which have seen all images.
     """
     best = search_weights(lambda weights: list(chain.from_iterable(part(weights) for part in parts)), start)
     if len(parts) < 2:
@@ -143,7 +143,7 @@ def search_in_parts(parts: Sequence[Judge], start: DepthWeights) -> tuple[DepthW
 
 
 def most_evaluations(start: DepthWeights, parts: int) -> int:
-    """Estimate how many combinations are scored at most, each part by itself."""
+    """Estimate the largest number of combinations to be scored, for each part separately."""
     return parts * (1 + ROUNDS * sum(map(len, start.variations())))
 
 
@@ -155,15 +155,15 @@ def outcome_of(
     parts: Sequence[Remembered],
     protocol: str,
 ) -> DepthCalibration:
-    """Search, and sum up.
+    """Search, and summarise the result.
 
     Args:
         model: name and fingerprint, as ``identity_of`` gives them.
-        names: of the layers.
-        method: whose evidence is combined.
-        start: what the search begins with.
-        parts: as of ``search_in_parts``.
-        protocol: of insertion and deletion.
+        names: names of the layers.
+        method: the method whose evidence is combined.
+        start: the first combination.
+        parts: as in ``search_in_parts``.
+        protocol: protocol of insertion and deletion.
     """
     best, held_out = search_in_parts(parts, start)
     score, before = (mean_and_error([one for part in parts for one in part(found)]) for found in (best, start))
@@ -185,20 +185,20 @@ def outcome_of(
 
 
 def check_combines(method: PathMethod[Any], model: Model) -> None:
-    """Refuse a method whose maps no weights of depths can change, or no file can name the layers of.
+    """Refuse a method whose maps do not depend on weights of depths, or whose layers have no names.
 
     Raises:
-        TypeError: it is no path method, or the model no nn.Module.
+        TypeError: it is not a path method, or the model is not an nn.Module.
         ValueError: it takes no views of the image, or explains another model.
     """
     if not isinstance(method, PathMethod):
         raise TypeError(f"method must be FAMPE, or another path method with views, got {type(method).__name__}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"layers have names in an nn.Module, and the model is a {type(model).__name__}")
+        raise TypeError(f"layer names need an nn.Module, but the model is a {type(model).__name__}")
     if method.forward_func is not model:
-        raise ValueError("method must have been made with the model that is calibrated, and has another one")
+        raise ValueError("method was made with another model than the one to calibrate")
     if not method.config.views:
-        raise ValueError(f"{method.name} has no depths to weigh without views: give it views=1 or 2, or passes")
+        raise ValueError(f"{method.name} without views has no depths to weigh: set views=1 or 2, or passes")
 
 
 def collect_evidence(
@@ -208,7 +208,7 @@ def collect_evidence(
     image_ids: Sequence[int] | Tensor | None = None,
     internal_batch_size: int | None = None,
 ) -> DepthEvidence:
-    """Collect what a method combines to its maps of images; the pixels' is the path's where it has one.
+    """Collect the evidence that a method combines into maps; the pixels' is the path's, if it has one.
 
     Args and errors are those of ``PathMethod.attribute``.
     """
@@ -244,23 +244,23 @@ def calibrate_depths(
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> DepthCalibration:
-    """Search the weights of a model's depths by the mean faithfulness of the maps that they make.
+    """Search for the weights of a model's depths that give the most faithful maps on average.
 
-    The evidence is collected once and combined many times. From the method's own weights on, each layer's (0, 0.5, 1,
-    2), the pixels' (0, 0.5, 1, 2, 4) and the gate's floor (0.1, 0.25, 0.5, 1, 3) are tried in turn, twice at most, and
-    a change is kept only where it gains more than its paired standard error: some 30 combinations at
-    ``2 (metric_steps + 1)`` forward passes per image each.
+    The evidence is collected once and combined many times. Starting from the method's own weights, each layer's weight
+    (0, 0.5, 1, 2), the pixels' (0, 0.5, 1, 2, 4) and the gate's floor (0.1, 0.25, 0.5, 1, 3) are varied in turn, in at
+    most two rounds, and a change is kept only if it gains more than its paired standard error. About 30 combinations
+    are tried, each with ``2 (metric_steps + 1)`` forward passes per image.
 
     Args:
         model: classifier in pixel space, an nn.Module in evaluation mode.
         batches: images (B, C, H, W) and targets (B,), all images of one size, at least 2; they are kept in memory with
             their evidence.
-        method: whose evidence is combined, made with the model, with views; default: ``FAMPE(model)``.
-        protocol: of insertion and deletion.
+        method: the method whose evidence is combined, made with the model and views; default: ``FAMPE(model)``.
+        protocol: protocol of insertion and deletion.
         metric_steps: steps of insertion and deletion.
         mean: the mean colour that the protocol may need; default: the model's ``mean``.
-        held_out: also fit on the 1st, 3rd, ... image and score on the others, and the other way round; with fewer than
-            4 images it is left out.
+        held_out: also fit on the 1st, 3rd, ... image and score on the others, and the other way round; left out with
+            fewer than 4 images.
         internal_batch_size: samples and images per model pass.
         show_progress: show a bar of the combinations on standard error.
 
@@ -268,10 +268,10 @@ def calibrate_depths(
         The weights for this model, with their score, the default's, and the gain on held-out images.
 
     Raises:
-        TypeError: a method that combines no depths, a model that is no nn.Module, batches that are not pairs of
+        TypeError: a method that combines no depths, a model that is not an nn.Module, batches that are not pairs of
             tensors.
-        ValueError: a method without views or of another model, fewer than 2 images, images of different sizes, or what
-            methods and metrics refuse.
+        ValueError: a method without views or of another model, fewer than 2 images, images of different sizes, or
+            arguments that methods and metrics refuse.
     """
     metric_steps, held_out = check_count("metric_steps", metric_steps), check_flag("held_out", held_out)
     method = FAMPE(model) if method is None else method
@@ -325,7 +325,7 @@ def _explained(
 
 
 def _halves(explained: Sequence[_Part]) -> list[list[_Part]]:
-    """Take every other image, whatever the batches are."""
+    """Take every other image, independent of the batches."""
     halves: list[list[_Part]] = [[], []]
     count = 0
     for part in explained:

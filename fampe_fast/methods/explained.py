@@ -1,4 +1,4 @@
-"""Explain a batch: what the model answers, the classes that are explained, their maps and what the method knows."""
+"""Explain a batch: the model's probabilities, the explained classes, their maps and cut-offs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Explained(NamedTuple):
     maps: Tensor
     """(B, C, H, W) float32."""
     probabilities: Tensor
-    """(B, classes) in [0, 1], the model's."""
+    """(B, classes) in [0, 1], the model's probabilities."""
     targets: Tensor
-    """(B,) int64, the classes explained."""
+    """(B,) int64, the explained classes."""
     cutoffs: Tensor | None
-    """(B,) in cycles over the shorter side; None for methods without one."""
+    """(B,) cut-offs in cycles over the shorter side; None for methods without one."""
 
 
 def explain_batch(
@@ -35,19 +35,19 @@ def explain_batch(
     image_ids: Sequence[int],
     internal_batch_size: int | None = None,
 ) -> Explained:
-    """Explain images for their targets, or for the model's own choices.
+    """Explain images for their targets, or for the model's predictions.
 
     Args:
         method: made for this model.
         model: classifier in pixel space.
         images: (B, C, H, W) in [0, 1], B at least 1.
-        targets: the class of each image; None, of one or of all, for the model's own choice.
+        targets: the class of each image; None for one image or all for the model's prediction.
         image_ids: the images' names in the random stream.
-        internal_batch_size: images per model pass; None for all that are asked for their probabilities, and what the
-            method chooses for its maps.
+        internal_batch_size: images per model pass; None for one pass for the probabilities, and the method's own choice
+            for the maps.
 
     Raises:
-        ValueError: a target that is no class of the model, and what the method refuses.
+        ValueError: a target that is not a class of the model, or arguments that the method refuses.
     """
     probabilities = probabilities_of(model, images, internal_batch_size)
     chosen = probabilities.argmax(1)
@@ -64,7 +64,7 @@ def explain_batch(
 
 
 def check_targets(targets: Tensor, outputs: Tensor) -> None:
-    """Refuse targets (B,) that are no classes of outputs (B, classes, ...), with a ValueError that names the first."""
+    """Refuse targets (B,) that are not classes of outputs (B, classes, ...), with a ValueError that names the first."""
     wrong = targets[(targets < 0) | (targets >= outputs.shape[1])].tolist()
     if wrong:
         raise ValueError(f"the target {wrong[0]} is out of range: the model has {outputs.shape[1]} classes")

@@ -1,4 +1,4 @@
-"""Maps that any method has to beat: none of them has seen the model."""
+"""Make baseline maps that every method should beat, as they do not depend on the model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .base import RequestMethod
 
 
 class _Floor(RequestMethod):
-    """A map made without a pass of the model, which is asked for its first choice where no target is given.
+    """A map that does not depend on the model, which is called only to predict a target that is not given.
 
     Args:
-        model: any that a method takes.
+        model: any model that methods accept.
         bounds: smallest and largest pixel value.
     """
 
@@ -49,10 +49,10 @@ class _Floor(RequestMethod):
 
 
 class CentrePrior(_Floor):
-    """Rank pixels by how near the middle they are: ``metrics.centre_prior``.
+    """Rank pixels by their closeness to the centre: ``metrics.centre_prior``.
 
     Args:
-        model: asked for nothing but a target that is not given.
+        model: the model, called only to predict a target that is not given.
         bounds: smallest and largest pixel value.
 
     Raises:
@@ -66,11 +66,11 @@ class CentrePrior(_Floor):
 
 
 class RandomMap(_Floor):
-    """Rank pixels by chance: uniform noise in [0, 1), one number per pixel.
+    """Rank pixels at random: uniform noise in [0, 1), one number per pixel.
 
     Args:
-        model: asked for nothing but a target that is not given.
-        seed: number that the noise follows from, any 64-bit integer; with the image's id it names the image's noise.
+        model: the model, called only to predict a target that is not given.
+        seed: seed of the noise, any 64-bit integer; together with the image's id it determines the noise.
         bounds: smallest and largest pixel value.
 
     Raises:

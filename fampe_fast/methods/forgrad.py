@@ -1,4 +1,4 @@
-"""FORGrad: the high frequencies of gradients are artefacts of downsampling, so a low-pass takes them away.
+"""Define FORGrad, a low-pass that removes the high frequencies of gradients, which are artefacts of downsampling.
 
 Muzellec, Fel, Boutin, Andéol, VanRullen and Serre, "Saliency strikes back: how filtering out high frequencies improves
 white-box explanations", ICML 2024, arXiv 2307.09591. ``FORGrad`` filters finished maps as the authors' public code
@@ -26,14 +26,14 @@ class FORGrad:
     """Low-pass any method's maps: the channels' mean, its absolute value, the hard disc, and its absolute value.
 
     Args:
-        method: whose maps are filtered: one of this package, or an ``Attribution`` of Captum's (which must take
+        method: the method whose maps are filtered: one of this package, or a Captum ``Attribution`` (which must accept
             ``attribute(inputs, target=...)``).
         cutoff: radius of the disc in cycles over the shorter side, 0 or more; ``tune_cutoff`` finds the best one.
-        signed: filter the channels' mean with its signs, without the first absolute value: another filter than that of
-            the authors' public code (``frequency.filtered_map``). It needs a method that gives signed maps.
+        signed: filter the channels' mean with its signs, without the first absolute value, unlike the authors' public
+            code (``frequency.filtered_map``). It needs a method with signed maps.
 
     Raises:
-        TypeError: a method without ``attribute``, a cut-off that is no number, or ``signed`` that is no bool.
+        TypeError: a method without ``attribute``, a cut-off that is not a number, or ``signed`` that is not a bool.
         ValueError: a cut-off that is negative or not finite.
     """
 
@@ -52,12 +52,12 @@ class FORGrad:
 
     @property
     def passes(self) -> int:
-        """Passes of the filtered method; 1 where it does not say."""
+        """Passes of the filtered method; 1 if it does not tell."""
         return passes_of(self.method)
 
     @property
     def gradients(self) -> bool:
-        """Whether the filtered method asks the model for gradients."""
+        """Whether the filtered method needs the model's gradients."""
         return asks_for_gradients(self.method)
 
     def describe(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class FORGrad:
         return bool(getattr(self.method, "multiplies_by_inputs", False))
 
     def has_convergence_delta(self) -> bool:
-        """Return False: a filtered map need not sum to anything."""
+        """Return False: a filtered map need not sum to any value."""
         return False
 
     @captum_call
@@ -91,11 +91,11 @@ class FORGrad:
         """Explain a batch of images.
 
         Args:
-            inputs: (B, C, H, W), as the method takes them.
-            target: as the method takes it.
-            image_ids: passed on where given.
-            internal_batch_size: passed on where given.
-            show_progress: passed on where true.
+            inputs: (B, C, H, W), as for the method.
+            target: as for the method.
+            image_ids: passed on to the method if given.
+            internal_batch_size: passed on to the method if given.
+            show_progress: passed on to the method if true.
 
         Returns:
             (B, C, H, W), not negative, the same in every channel.
@@ -123,17 +123,17 @@ class _LowPassBackward(torch.autograd.Function):
 
 
 class LowPassGradients(nn.Module):
-    """A model whose outputs stay and whose gradients with respect to its input are low-passed, channel by channel.
+    """A model with unchanged outputs whose gradients with respect to its input are low-passed, channel by channel.
 
-    Every method that asks this model for gradients gets filtered ones: before it squares, averages or multiplies. They
-    keep their signs: it is the filter of ``FORGrad(..., signed=True)``, not that of the authors' public code.
+    Every gradient method gets filtered gradients, before it squares, averages or multiplies them. They keep their
+    signs: this is the filter of ``FORGrad(..., signed=True)``, not that of the authors' public code.
 
     Args:
         model: classifier in pixel space.
         cutoff: radius of the disc in cycles over the shorter side, 0 or more.
 
     Raises:
-        TypeError: a model that cannot be called, or a cut-off that is no number.
+        TypeError: a model that cannot be called, or a cut-off that is not a number.
         ValueError: a cut-off that is negative or not finite.
     """
 

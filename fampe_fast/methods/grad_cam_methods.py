@@ -1,4 +1,4 @@
-"""Call pytorch-grad-cam's class activation maps as all other methods, for comparison; their formulas are the package's.
+"""Call pytorch-grad-cam's class activation maps through the same interface as all other methods, for comparison.
 
 Grad-CAM: Selvaraju et al., ICCV 2017; Grad-CAM++: Chattopadhay et al., WACV 2018; HiResCAM: Draelos and Carin,
 arXiv 2011.08891; LayerCAM: Jiang et al., TIP 2021; FullGrad: Srinivas and Fleuret, NeurIPS 2019.
@@ -41,25 +41,26 @@ def _grad_cam() -> ModuleType:
 
 
 class GradCAMMethod(RequestMethod):
-    """One of pytorch-grad-cam's methods, of one layer, or of all biases (``fullgrad``); each map in [0, 1].
+    """One of pytorch-grad-cam's methods, for one layer or, with ``fullgrad``, all biases; maps are in [0, 1].
 
-    The package shifts and scales every map to [0, 1] and resizes it to the image (OpenCV, bilinear). It explains the
-    model's output for the target as it is: a logit, or a probability where the model gives those. An activation is what
-    the layer returns; by itself the package sees on a CPU what an operation in place then makes of it. FullGrad counts
-    the input and the biases of ``Conv2d`` and ``BatchNorm2d``, no others, and each layer's first call. A map is the
-    same in every channel. A warning names the images that no gradient reaches the layer of.
+    pytorch-grad-cam shifts and scales every map to [0, 1] and resizes it to the image (OpenCV, bilinear). It explains
+    the model's output for the target unchanged: a logit, or a probability if the model returns those. The activation is
+    the layer's return value, even if a later operation changes it in place (pytorch-grad-cam by itself would then read
+    the changed values on a CPU). FullGrad counts the input and the biases of ``Conv2d`` and ``BatchNorm2d``, no others,
+    and each layer's first call. A map is the same in every channel. A warning names images whose gradient does not
+    reach the layer.
 
     Args:
-        model: classifier in pixel space, in evaluation mode; an ``nn.Module``, whose layers are looked into.
+        model: classifier in pixel space, in evaluation mode; an ``nn.Module``, as its layers are read.
         name: ``gradcam``, ``gradcam_plus_plus``, ``hirescam``, ``layercam`` or ``fullgrad``.
-        layer: name of the module whose output is explained, as in ``model.named_modules()``, with ``#1`` behind it for
-            its second call; None is the last one that has places in the image, that all paths lead through, and that a
-            gradient reaches.
+        layer: name of the module whose output is explained, as in ``model.named_modules()``, followed by ``#1`` for its
+            second call; None chooses the last one with spatial positions and a gradient that every path to the output
+            passes through.
         bounds: smallest and largest pixel value.
 
     Raises:
-        ImportError: pytorch-grad-cam is not installed; the message says how to get it.
-        TypeError: a value of a wrong type, or a model that is no module.
+        ImportError: pytorch-grad-cam is not installed; the message says how to install it.
+        TypeError: a value of a wrong type, or a model that is not an ``nn.Module``.
         ValueError: an unknown name, or a layer that the model does not have; from ``attribute`` also a model without a
             layer to explain, or a layer that ``named_activations`` refuses.
     """
@@ -80,7 +81,7 @@ class GradCAMMethod(RequestMethod):
             raise ValueError(f"unknown method {name!r} of pytorch-grad-cam; known are {', '.join(get_args(CamName))}")
         check_callable(model)
         if not isinstance(model, nn.Module):
-            raise TypeError(f"{name} looks into the model's layers: it needs an nn.Module, got {type(model).__name__}")
+            raise TypeError(f"{name} reads the model's layers: it needs an nn.Module, got {type(model).__name__}")
         if layer is not None:
             if name == "fullgrad":
                 raise TypeError("fullgrad explains all layers with a bias, and takes no layer")
@@ -114,29 +115,29 @@ class GradCAMMethod(RequestMethod):
         return maps.expand_as(images).contiguous()
 
     def _activation(self, request: Request) -> Activation:
-        """Find the layer's output that is explained."""
+        """Find the activation that is explained."""
         if self.layer is not None:
             (named,) = named_activations(self.forward_func, request.images, [self.layer], request.probed[0])
             return named
         found = find_activations(self.forward_func, request.images, request.probed[0])
         if not found:
             raise ValueError(
-                f"{self.name} found no activation of {type(self.forward_func).__name__} that has places in the image "
-                "and that every path to the output leads through: give layer=..., the name of a module"
+                f"{self.name} found no activation of {type(self.forward_func).__name__} with spatial positions "
+                "that every path to the output passes through: set layer=... to the name of a module"
             )
         return found[-1]
 
     def _some(self, request: Request, explained: Activation | None, rows: slice) -> Tensor:
         """Compute the maps of some images, (b, 1, H, W) float32."""
         numbers = range(rows.start, rows.stop)
-        if explained is None:  # which resizes every channel of every layer: one image at a time has room for that
+        if explained is None:  # one image at a time, as every channel of every layer is resized
             found = [self._full_grad(request, index) for index in numbers]
         else:
             found = [self._of_layer(request, explained, numbers)]
         return torch.cat(found)[:, None].to(request.images.device)
 
     def _of_layer(self, request: Request, explained: Activation, numbers: Sequence[int]) -> Tensor:
-        """Compute the maps of some images from one layer, (b, H, W); warn of those that no gradient reaches."""
+        """Compute the maps of some images from one layer, (b, H, W); warn of images without a gradient."""
         kind = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus", "hirescam": "HiResCAM"}
         layer = explained.module()
         assert layer is not None
@@ -173,7 +174,7 @@ class GradCAMMethod(RequestMethod):
         return lambda pixels: call(self.forward_func, pixels, request.probed[0])
 
     def _maps(self, cam: Any, request: Request, numbers: Sequence[int], *, gradient: bool) -> Tensor:
-        """Ask the package for the maps of some images, (b, H, W)."""
+        """Compute the maps of some images with pytorch-grad-cam, (b, H, W)."""
         pixels = request.images[numbers[0] : numbers[-1] + 1].clone().requires_grad_(gradient)
         chosen = [request.targets.of(number) for number in numbers]
         return torch.from_numpy(cam(pixels, [partial(_score, place) for place in chosen]))
@@ -184,7 +185,7 @@ def _score(place: int | tuple[int, ...], output: Tensor) -> Tensor:
 
 
 class _Shown(nn.Module):
-    """The user's model as the package has it, who may read its layers, and leaves modes and gradients alone."""
+    """The user's model for pytorch-grad-cam, which may read the layers but not change modes or gradients."""
 
     def __init__(self, model: nn.Module, request: Request) -> None:
         super().__init__()
@@ -192,15 +193,15 @@ class _Shown(nn.Module):
         self.model = model
 
     def eval(self) -> _Shown:
-        """Return the model as it is."""
+        """Return the model unchanged."""
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Leave the gradients as they are."""
+        """Leave the gradients unchanged."""
 
 
 class _Recorder:
-    """Take the place of the package's hooks: in one pass and one thread, of one call of each layer, as it returns.
+    """Replaces pytorch-grad-cam's hooks: records one call of each layer, in one pass and one thread, on return.
 
     Attributes:
         activations: (B, C, h, w) float32 on the CPU, of the explained layer.
@@ -222,12 +223,12 @@ class _Recorder:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The gradients in the layers' order; a zero for a layer that none has reached."""
+        """The gradients in the layers' order; zero for a layer without one."""
         none = torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu")
         return [self._gradients.get(place, none) for place in range(len(self._layers))]
 
     def flat(self) -> list[bool]:
-        """Tell of each image whether the explained layer's gradient is 0 everywhere."""
+        """Tell for each image whether the explained layer's gradient is 0 everywhere."""
         (gradient,) = self.gradients
         zero: list[bool] = (gradient == 0).flatten(1).all(1).expand(len(self.activations[0])).tolist()
         return zero
@@ -252,7 +253,7 @@ class _Recorder:
             return
         output = output[0] if isinstance(output, (tuple, list)) else output
         if self._explained is not None:
-            self.activations.append(self._of_places(output).clone())  # what comes next may write into it
+            self.activations.append(self._of_places(output).clone())  # later modules may write into it
         if output.requires_grad:
             output.register_hook(partial(self._keep, place))
 

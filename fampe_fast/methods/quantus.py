@@ -1,4 +1,4 @@
-"""The methods as Quantus's ``explain_func``."""
+"""Provide the methods as Quantus's ``explain_func``."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def explain(
         inputs: (B, C, H, W), values in the method's bounds.
         targets: (B,) class indices.
         method: a name of ``create_method``.
-        **options: of the method; ``device`` (and Quantus's other house-keeping words) are understood.
+        **options: options of the method; ``device`` and Quantus's own options are accepted as well.
 
     Returns:
         Maps (B, C, H, W), float32.
 
     Raises:
         ValueError: as ``FAMPE.attribute``.
-        TypeError: an option the method does not have.
+        TypeError: an option that the method does not have.
     """
     device = options.pop("device", None) or "cpu"
     for word in ("softmax", "channel_first", "normalise", "abs", "nr_channels", "img_size"):  # meant for Quantus itself

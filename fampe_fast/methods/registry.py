@@ -25,7 +25,7 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def check_options(name: str, **options: Any) -> None:
-    """Refuse options that a method does not take, as far as that can be told without a model.
+    """Refuse invalid options of a method, as far as that is possible without a model.
 
     Raises:
         ValueError: an unknown name, or a value out of range.
@@ -38,7 +38,7 @@ def check_options(name: str, **options: Any) -> None:
     if "map_cutoff" in options:
         check_cutoff("map_cutoff", options["map_cutoff"])
     if isinstance(options.get("calibration"), str | Path):
-        from .calibration import read_calibrations  # with it comes all that reads models
+        from .calibration import read_calibrations  # imported here, as it imports all model readers
 
         read_calibrations(Path(options["calibration"]))
     row = PLAIN_METHODS[parts_of(name)[1]]
@@ -58,8 +58,8 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
     Args:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
-        **options: of the method (``catalog.method_options``): fields of its configuration, such as ``FAMPEConfig``,
-            or arguments of its class, such as ``CaptumMethod``; ``explorer``; with ``forgrad_`` and
+        **options: options of the method (``catalog.method_options``): fields of its configuration, such as
+            ``FAMPEConfig``, or arguments of its class, such as ``CaptumMethod``; ``explorer``; with ``forgrad_`` and
             ``forgrad_signed_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:

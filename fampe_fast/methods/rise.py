@@ -1,4 +1,4 @@
-"""RISE: rank pixels by the mean probability of the images that they are left in; a black box is enough.
+"""Define RISE, which ranks pixels by the mean probability of the masked images that show them; it needs only scores.
 
 Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
 arXiv 1806.07421, and the authors' public code (eclique/RISE, explanations.py).
@@ -29,12 +29,12 @@ class RISEConfig:
     """Hold the options of ``RISE``.
 
     Attributes:
-        passes: masks per image, each a forward pass alone, about half a pass of a gradient method; at least 1. The
-            paper takes 4000 (VGG16) or 8000 (ResNet-50).
-        grid: cells a side that a mask is made of, at least 1.
-        probability: chance of a cell to be left in, above 0 and at most 1.
-        seed: number that the masks follow from, any 64-bit integer; with the image's id it names the image's masks.
-        bounds: smallest and largest pixel value; what is masked turns to the smallest where the model has no ``mean``.
+        passes: number of masks per image, at least 1; each is a forward pass only, about half a pass of a gradient
+            method. The paper uses 4000 (VGG16) or 8000 (ResNet-50).
+        grid: number of cells per side of a mask, at least 1.
+        probability: probability that a cell is kept, above 0 and at most 1.
+        seed: seed of the masks, any 64-bit integer; together with the image's id it determines the masks.
+        bounds: smallest and largest pixel value; masked pixels get the smallest one if the model has no ``mean``.
     """
 
     passes: int = 4000
@@ -54,9 +54,9 @@ class RISEConfig:
 class RISE(RequestMethod):
     """Average random masks by the target's probability in the masked image: ``sum_n p_n M_n / (passes probability)``.
 
-    What a mask hides turns to the model's mean colour (``model.mean``, which every ``Classifier`` has), as in the
-    authors' code, whose models take it as zero; of a model without one to the smallest pixel value. The map is the same
-    in every channel, in [0, 1 / probability].
+    Masked pixels get the model's mean colour (``model.mean``, which every ``Classifier`` has), as in the authors' code,
+    where it is zero after normalisation; for a model without one, the smallest pixel value. The map is the same in
+    every channel, in [0, 1 / probability].
 
     Args:
         model: classifier in pixel space, in evaluation mode; it needs no gradients.
@@ -83,7 +83,7 @@ class RISE(RequestMethod):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: the map is in units of the probability."""
+        """False: the map has units of probability."""
         return False
 
     def describe(self) -> dict[str, object]:
@@ -96,7 +96,7 @@ class RISE(RequestMethod):
         maps = torch.empty_like(images[:, :1])
         with progress(len(images) * passes, self.name, show_progress) as advance, torch.no_grad():
             for index in range(len(images)):
-                # In float64, so that the sum's rounding does not depend on how it is cut into passes.
+                # In float64, so that the sum does not depend on its division into passes.
                 total = torch.zeros(images.shape[-2:], dtype=torch.float64, device=images.device)
 
                 def one(rows: slice, index: int = index) -> Tensor:
@@ -133,15 +133,15 @@ class RISE(RequestMethod):
 
 
 def _shifted(words: Tensor, size: int, grid: int) -> Tensor:
-    """Draw where a window of ``size`` pixels begins in the enlarged cells, below one cell; its pixels, (n, size)."""
+    """Draw the offset, below one cell, of a window of ``size`` pixels in the enlarged cells; its pixels, (n, size)."""
     cell = -(-size // grid)
     return ((words * cell) >> 32)[:, None] + torch.arange(size, device=words.device)
 
 
 @lru_cache(maxsize=8)
 def _enlarging(size: int, grid: int, device: torch.device) -> Tensor:
-    """Compute what enlarges cells along one axis, bilinearly, (pixels, grid): one cell more than ``size`` has."""
-    with torch.inference_mode(False):  # it is kept for calls outside, too
+    """Compute the matrix (pixels, grid) that enlarges cells bilinearly on an axis, to one cell more than ``size``."""
+    with torch.inference_mode(False):  # cached for later calls outside this context, too
         pixels = (grid + 1) * -(-size // grid)
         cells = torch.eye(grid, dtype=torch.float64, device="cpu")[None]
         enlarged = torch.nn.functional.interpolate(cells, size=pixels, mode="linear", align_corners=False)
@@ -149,7 +149,7 @@ def _enlarging(size: int, grid: int, device: torch.device) -> Tensor:
 
 
 def _hidden(model: Model, images: Tensor, smallest: float) -> Tensor:
-    """Give the colour of what is masked, (C or 1, 1, 1)."""
+    """Return the colour of masked pixels, (C or 1, 1, 1)."""
     mean = getattr(model, "mean", None)
     if isinstance(mean, (Tensor, int, float, list, tuple)):
         return mean_colour(mean, images.shape[1]).to(images).reshape(-1, 1, 1)

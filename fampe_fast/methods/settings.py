@@ -1,4 +1,4 @@
-"""Describe all that a method's maps depend on besides the images."""
+"""Describe everything that a method's maps depend on besides the images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .base import AttributionMethod, describe
 
 
 def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str, object]:
-    """Describe all that a method's maps of this classifier depend on; what cannot be known equals nothing else.
+    """Describe everything that a method's maps of this classifier depend on; unknown parts compare unequal.
 
-    The methods of this package say what they are set to; of others nobody knows what is the same the next time.
+    This package's methods describe their settings; those of other libraries are unknown, so nothing is reused.
     """
     settings: dict[str, object] = describe(method)
     inner: Any = method
@@ -34,12 +34,12 @@ def everything_of(method: AttributionMethod, classifier: Classifier) -> dict[str
 
 
 def unfiltered(method: Any) -> Any:
-    """Take the method itself from behind the filters of its maps."""
+    """Return the method inside any filters of its maps."""
     while callable(getattr(getattr(method, "method", None), "attribute", None)):
         method = method.method
     return method
 
 
 def never_twice() -> str:
-    """Make a value that no other run has: results that depend on something unknown are not used again."""
+    """Make a value that no other run has, so that results that depend on something unknown are never reused."""
     return secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""Spectral Integrated Gradients: integrate gradients while the image's singular components appear, largest first.
+"""Define Spectral Integrated Gradients, along a path on which the image's singular components appear, largest first.
 
 Kim, Lim, Lee and Choi, "Spectral Integrated Gradients for Coarse-to-Fine Feature Attribution", KDD 2026,
 arXiv 2605.19607, and the authors' public code (leekwoon/sig, cleanig/explainer/path_utils.py, ig.py).
@@ -27,13 +27,14 @@ class SpectralIGConfig:
     """Hold the options of ``SpectralIG``.
 
     Attributes:
-        passes: steps of the path, each a forward and a backward pass, at least 1. The authors' 200 points are 199.
+        passes: number of steps of the path, each a forward and a backward pass, at least 1. The authors' 200 points
+            are 199 steps.
         overlap: share of the path in which a singular component appears, above 0 and at most 1; at 1 all appear at
             once, and the path is the straight line of integrated gradients.
-        score: what is explained: the target's probability, as in the authors' runs, or its logit.
+        score: score to explain: the target's probability, as in the authors' runs, or its logit.
         bounds: smallest and largest pixel value; the path starts at an image of the smallest.
-        absolute: take the map's absolute values, which rank pixels by how much they matter whatever their sign; None
-            is False.
+        absolute: take the map's absolute values, so that pixels are ranked by magnitude, whatever their sign; None is
+            False.
     """
 
     passes: int = 50
@@ -55,9 +56,9 @@ class SpectralIGConfig:
 class SpectralIG(RequestMethod):
     """Add up the target's gradient times the step along a path of singular components, from black to the image.
 
-    A channel less black is ``sum_k s_k u_k v_k^T``, s descending. At time t of [0, 1] component k is there with the
-    weight ``clip((t - (1 - overlap) (1 - s_k / s_1)) / overlap, 0, 1)``. The gradient is taken at the beginning of each
-    step. The map sums to the score of the image less that of black, up to the steps' size.
+    A channel minus black is ``sum_k s_k u_k v_k^T``, s descending. At time t in [0, 1] component k has the weight
+    ``clip((t - (1 - overlap) (1 - s_k / s_1)) / overlap, 0, 1)``. The gradient is taken at the beginning of each step.
+    The map sums to the image's score minus that of black, up to an error of the order of the step size.
 
     Args:
         model: classifier in pixel space, in evaluation mode; the path's images may leave ``bounds``.
@@ -97,7 +98,7 @@ class SpectralIG(RequestMethod):
         with progress(len(images) * passes, self.name, show_progress) as advance, frozen_parameters(self.forward_func):
             for index in range(len(images)):
                 path = _SpectralPath(images[index], self.bounds[0], self.config.overlap)
-                # In float64, so that the sum's rounding does not depend on how it is cut into passes.
+                # In float64, so that the sum does not depend on its division into passes.
                 total = torch.zeros_like(images[index], dtype=torch.float64)
 
                 def one(rows: slice, index: int = index, path: _SpectralPath = path) -> Tensor:

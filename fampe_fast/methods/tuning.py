@@ -1,4 +1,4 @@
-"""Tune FORGrad's cut-off for a model and a method: find the one with the most faithful maps on a validation set."""
+"""Tune FORGrad's cut-off for a model and a method: find the most faithful maps on a validation set."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ CUTOFFS = "cutoffs"
 
 @dataclass(frozen=True)
 class TunedCutoff:
-    """The outcome of a search.
+    """The result of a search.
 
     Attributes:
         model: name of the model.
         method: name of the method.
-        cutoff: sigma*, the best radius that was tried, in cycles over the shorter side.
-        curve: mean faithfulness (insertion minus deletion) with its standard error by radius, ascending: every radius
-            that was tried.
-        unfiltered: the same of the maps as they are (channel mean, absolute value).
-        protocol: of insertion and deletion.
-        forward_passes: of the model, per image, that the search took; the maps' own are not counted.
-        signed: whether the maps were filtered with their signs (``frequency.filtered_map``); a radius serves the filter
-            that it was found for.
+        cutoff: sigma*, the best radius tried, in cycles over the shorter side.
+        curve: mean faithfulness (insertion minus deletion) with its standard error for every radius tried, ascending.
+        unfiltered: the same for the unfiltered maps (channel mean, absolute value).
+        protocol: protocol of insertion and deletion.
+        forward_passes: forward passes per image of the search, without those of the maps.
+        signed: whether the maps were filtered with their signs (``frequency.filtered_map``); a radius is valid only for
+            this filter.
     """
 
     model: str
@@ -50,11 +49,11 @@ class TunedCutoff:
     signed: bool = False
 
     def save(self, path: str | Path) -> None:
-        """Add to a JSON file, in place of an earlier outcome of the same names and filter; the file stays whole.
+        """Add the result to a JSON file, atomically, replacing an earlier one of the same names and filter.
 
         Raises:
             ValueError: there is a file of another kind, or one that this package did not write.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path = Path(path)
         check_outputs([Output(path, CUTOFFS)], [])
@@ -64,18 +63,18 @@ class TunedCutoff:
 
     @classmethod
     def load(cls, path: str | Path, model: str, method: str, *, signed: bool = False) -> TunedCutoff:
-        """Read the outcome of a model and a method.
+        """Read the result of a model and a method.
 
         Args:
-            path: what ``save`` wrote.
+            path: a file written by ``save``.
             model: name of the model, as ``tune_cutoff`` recorded it: ``classifier.name``, or ``model_name``.
             method: name of the method: its ``name``, or its class ("FAMPE", whatever its configuration), or
                 ``method_name``; the command line's are those of ``--method`` ("fampe").
-            signed: which filter the radius is for. What was written before there were two is the signed filter's.
+            signed: the filter of the radius. Entries from before there were two filters are the signed filter's.
 
         Raises:
             FileNotFoundError: there is no such file.
-            KeyError: it knows other models, methods or filters only; the message lists them.
+            KeyError: it has only other models, methods or filters; the message lists them.
             ValueError: the file is not one of ``save``.
         """
         known = read_cutoffs(Path(path))
@@ -90,7 +89,7 @@ def _key(model: str, method: str, signed: bool) -> str:
 
 
 def outcomes_in(path: Path) -> list[TunedCutoff]:
-    """Read all outcomes in a file, of whatever models, methods and filters.
+    """Read all results in a file, of any model, method and filter.
 
     Raises:
         ValueError: the file is not one of ``TunedCutoff.save``.
@@ -108,7 +107,7 @@ def _outcome_in(found: dict[str, Any], path: str | Path) -> TunedCutoff:
 
 
 def read_cutoffs(path: Path) -> dict[str, Any]:
-    """Read the outcomes in a file by their names.
+    """Read the results in a file by their names.
 
     Raises:
         ValueError: the file is not one of ``TunedCutoff.save``.
@@ -124,7 +123,7 @@ def read_cutoffs(path: Path) -> dict[str, Any]:
 
 
 def _named_by_filter(known: dict[str, Any]) -> dict[str, Any]:
-    """Call the outcomes of a file from before there were two filters what they are: the signed filter's."""
+    """Rename the results of a file from before there were two filters: they are the signed filter's."""
     named = {key: found for key, found in known.items() if not isinstance(found, dict) or "signed" in found}
     for found in known.values():
         if isinstance(found, dict) and "signed" not in found and {"model", "method"} <= found.keys():
@@ -146,26 +145,26 @@ def tune_cutoff(
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> TunedCutoff:
-    """Search ``sigma*`` by mean faithfulness (arXiv 2307.09591, section 4).
+    """Search for the radius ``sigma*`` with the best mean faithfulness (arXiv 2307.09591, section 4).
 
     The maps are computed once and filtered many times. The radii 1, 2, 4... up to half the shorter side are tried
     first, then the gap on either side of the best one is halved until its neighbours are known: about
-    ``2 log2(side)`` radii in place of ``side / 2``, enough for a curve with one peak. Every radius that is tried costs
-    ``2 (metric_steps + 1)`` forward passes per image, and every one is returned.
+    ``2 log2(side)`` radii in place of ``side / 2``, enough for a curve with one peak. Every radius takes
+    ``2 (metric_steps + 1)`` forward passes per image, and its score is returned.
 
     Args:
         model: classifier in pixel space, in evaluation mode.
         loader: batches (images (B, C, H, W), targets (B,)), all images of one size; they and their maps' channel
             means are kept in memory.
-        method: whose maps are filtered, ``attribute(images, target=targets)``.
-        protocol: of insertion and deletion.
+        method: the method whose maps are filtered, with ``attribute(images, target=targets)``.
+        protocol: protocol of insertion and deletion.
         metric_steps: steps of insertion and deletion.
         mean: the mean colour that the protocol may need; default: the model's ``mean``.
         signed: filter the maps' signed mean over channels, not its absolute value (``frequency.filtered_map``).
-        model_name: for the record; default: the model's ``name``, or its class.
-        method_name: for the record; default: the method's ``name``, or its class.
+        model_name: name in the record; default: the model's ``name``, or its class.
+        method_name: name in the record; default: the method's ``name``, or its class.
         internal_batch_size: images per model pass of the metrics.
-        show_progress: show a bar of the radii tried on standard error.
+        show_progress: show a progress bar of the radii on standard error.
 
     Returns:
         The best radius, the whole curve, and the unfiltered maps' score.
@@ -194,7 +193,7 @@ _Explained = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Score filtered maps by insertion minus deletion."""
+    """Scores filtered maps by insertion minus deletion."""
 
     model: Model
     protocol: str
@@ -204,7 +203,7 @@ class Faithfulness:
     signed: bool
 
     def __call__(self, images: Tensor, targets: Tensor, maps: Tensor, radius: int | None) -> list[float]:
-        """Score every image with its map filtered; a radius of None leaves the map as it is."""
+        """Score every image with its filtered map; a radius of None leaves the map unfiltered."""
         shown = maps.abs() if radius is None else filtered_map(maps, radius, signed=self.signed)
         found = insertion_deletion(
             self.model,
@@ -220,17 +219,17 @@ class Faithfulness:
         return scores
 
     def mean(self, batches: Sequence[_Explained], radius: int | None) -> Estimate:
-        """Average over all images."""
+        """Average the scores over all images."""
         return mean_and_error([score for batch in batches for score in self(*batch, radius)])
 
 
 def search_radii(mean: Callable[[int], Estimate], side: int, advance: UpTo) -> dict[int, Estimate]:
-    """Search the best radius: the coarse radii, then the gaps beside the best one halved.
+    """Search for the best radius: try the coarse radii, then halve the gaps beside the best one.
 
     Args:
-        mean: the score of a radius.
+        mean: function that returns the score of a radius.
         side: the images' shorter side, pixels.
-        advance: told of every radius tried.
+        advance: called with every radius tried.
 
     Returns:
         Every radius tried with its score, ascending.
@@ -249,7 +248,7 @@ def search_radii(mean: Callable[[int], Estimate], side: int, advance: UpTo) -> d
 def outcome_of(
     model: str, method: str, judge: Faithfulness, curve: dict[int, Estimate], unfiltered: Estimate
 ) -> TunedCutoff:
-    """Sum up a search: the best radius, the curve, and the passes it took."""
+    """Summarise a search: the best radius, the curve, and the passes it took."""
     passes = 2 * (judge.steps + 1) * (len(curve) + 1)
     return TunedCutoff(model, method, _best(curve), curve, unfiltered, judge.protocol, passes, judge.signed)
 
@@ -264,7 +263,7 @@ def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[_Ex
     batches: list[_Explained] = []
     for batch in loader:
         if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-            raise TypeError(f"the loader must give pairs (images, targets) of tensors, got {type(batch).__name__}")
+            raise TypeError(f"the loader must yield pairs (images, targets) of tensors, got {type(batch).__name__}")
         images, targets = batch
         if not len(images):
             continue
@@ -275,7 +274,7 @@ def _explained(loader: Iterable[tuple[Tensor, Tensor]], method: Any) -> list[_Ex
         maps = method.attribute(images, target=targets).detach()
         batches.append((images, targets, maps.mean(1, keepdim=True)))
     if not batches:
-        raise ValueError("the loader gave no images")
+        raise ValueError("the loader yielded no images")
     return batches
 
 
@@ -289,12 +288,12 @@ def _coarse_radii(side: int) -> list[int]:
 
 
 def _best(curve: dict[int, Estimate]) -> int:
-    """Choose the most faithful radius; of equals the largest, which changes the maps least."""
+    """Choose the most faithful radius, on a tie the largest, which changes the maps least."""
     return max(curve, key=lambda radius: (curve[radius].mean, radius))
 
 
 def _next_radii(curve: dict[int, Estimate]) -> tuple[int, ...]:
-    """List the middles of the gaps beside the best radius; none where its neighbours are known."""
+    """List the middles of the gaps beside the best radius; empty if its neighbours are known."""
     radii = sorted(curve)
     best = _best(curve)
     gaps = [pair for pair in pairwise(radii) if best in pair]

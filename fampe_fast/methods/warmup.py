@@ -1,4 +1,4 @@
-"""Compile ahead what would be compiled on first use."""
+"""Compile methods ahead of their first use."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class WarmUp:
     """The result of ``warmup``.
 
     Attributes:
-        graphs: how many graphs ``torch.compile`` made: of the loop over the samples with the model inside, and on a CPU
-            of the generator of random numbers.
-        kernels: the Triton kernels that were compiled or loaded, by name, sorted.
-        steps: of the path that were walked for it.
-        seconds: what it took.
-        note: why nothing was compiled, or empty.
+        graphs: number of graphs that ``torch.compile`` made: of the loop over the samples with the model inside, and on
+            a CPU of the random number generator.
+        kernels: sorted names of the Triton kernels that were compiled or loaded.
+        steps: number of steps of the path that were run for it.
+        seconds: duration.
+        note: the reason why nothing was compiled, or empty.
     """
 
     graphs: int
@@ -70,32 +70,32 @@ def warmup(
     internal_batch_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> WarmUp:
-    """Compile a method's loop and kernels for images of one size, so that its first map comes as fast as the others.
+    """Compile a method's loop and kernels for one image size, so that its first map is as fast as the others.
 
-    It explains noise, over as few steps as show every kind of sample (with CUDA graphs over all, for they are captured
-    for each size of a chunk); what is compiled then serves every method with that model and every later call with
-    images of that size. With ``compile="on"`` one warm-up serves every batch and chunk size; with ``graphs`` give
-    those that will be used. A warm-up of a method that was called before, or is called with the same sizes again,
-    compiles nothing. The compilers keep what they made on disk, too (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in
-    ``TRITON_CACHE_DIR``): a process that finds it there warms up in a fraction of the time.
+    It explains noise, with the fewest steps that have every kind of sample (all steps for CUDA graphs, which are
+    captured for each chunk size). The compiled code is used by all methods with that model and all later calls with
+    images of that size. With ``compile="on"`` one warm-up suffices for all batch and chunk sizes; with ``graphs`` pass
+    the sizes that will be used. If the method was called before with the same sizes, nothing is compiled. The compilers
+    also cache their results on disk (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in ``TRITON_CACHE_DIR``): a process
+    that finds them there warms up in a fraction of the time.
 
     Args:
-        method: what will be used: ``FAMPE``, ``AttEXplore``, ``FORGrad`` around one of them; or a model, for ``FAMPE``
-            with its defaults. Of other methods nothing is compiled.
+        method: the method to compile: ``FAMPE``, ``AttEXplore``, or ``FORGrad`` around one of them; or a model, for
+            ``FAMPE`` with its defaults. For other methods nothing is compiled.
         image_size: (H, W) in pixels, or one number for a square; None for the model's own ``input_size``.
         batch: images per call.
-        channels: of an image.
-        target: as for ``attribute``; any valid class will do.
+        channels: channels per image.
+        target: as for ``attribute``; any valid class.
         internal_batch_size: as for ``attribute``.
-        device: where the images will be; None for where the model is.
+        device: device of the images; None for the model's device.
 
     Returns:
-        A ``WarmUp``; false, with a note that says why, where there was nothing to compile, as on a CPU with
+        A ``WarmUp``; it is false, with a note of the reason, if there was nothing to compile, as on a CPU with
         ``compile="off"`` and without a C++ compiler.
 
     Raises:
-        TypeError: neither a method nor a model, or sizes that are no whole numbers.
-        ValueError: sizes that are too small or unknown, and whatever ``attribute`` finds wrong with the model.
+        TypeError: neither a method nor a model, or sizes that are not whole numbers.
+        ValueError: sizes that are too small or unknown, or a model that ``attribute`` refuses.
 
     Example:
         >>> print(warmup(FAMPE(classifier), (224, 224), batch=8))
@@ -108,7 +108,7 @@ def warmup(
     where = torch.device(device) if device is not None else _device_of(path.forward_func)
     shape = (check_count("batch", batch), check_count("channels", channels), height, width)
     steps = _steps_needed(path.config, shape, chunk_size(internal_batch_size, where))
-    # A twin, so that the method keeps its number of steps; what is compiled is kept by model and kind, not by method.
+    # A copy, so that the method keeps its number of steps; compiled code is cached by model and kind, not by method.
     twin = copy.copy(path)
     twin.config = dataclasses.replace(path.config, steps=steps)
     lower, upper = path.config.bounds
@@ -116,7 +116,7 @@ def warmup(
     graphs, kernels = compiled_graphs(), backends.compiled_kernels()
     start = time.perf_counter()
     with _mixes(where), warnings.catch_warnings():
-        # Noise may well lie where the model is flat; that torch.compile failed is still said.
+        # Noise may have no gradient, which is no reason to warn; failures of torch.compile are still reported.
         warnings.filterwarnings("ignore", "the (gradient|evidence) of image", FampeWarning)
         twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
     if where.type == "cuda":
@@ -158,7 +158,7 @@ def _device_of(model: Any) -> torch.device:
 
 
 def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: int) -> int:
-    """Count the steps that show plain and diversified samples, two of each at a time: one alone is not compiled.
+    """Count the steps needed to get plain and diversified samples, at least two of each in a pass.
 
     A chunk size of one leaves no choice, and a chunk of one row is what it compiles.
     """
@@ -177,7 +177,7 @@ def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: i
 
 
 def _mixes(device: torch.device) -> AbstractContextManager[None]:
-    """Compile the random mix at once on a CPU, where it otherwise waits until it has proved worth it."""
+    """Compile the random mix at once on a CPU, where it is otherwise compiled after enough calls."""
     if device.type != "cpu" or backends.choice(device)[0] != "compiled":
         return nullcontext()
     from ..ops.compiled import compiled_at_once
@@ -189,5 +189,5 @@ def _why_nothing(method: PathMethod[Any], device: torch.device) -> str:
     wanted = method.config.compile
     backend, _ = backends.choice(device)
     if backend == "reference" and resolve_compile(wanted, device) == "off":
-        return f"compile={wanted!r} on {device.type}, and the reference, which needs no compiler, serves there"
-    return "all was compiled already"
+        return f"compile={wanted!r} on {device.type}, where the reference runs, which needs no compiler"
+    return "everything was compiled already"

@@ -1,4 +1,4 @@
-"""Measure how good a map is: insertion and deletion, mu-fidelity, stability, localisation, means with errors."""
+"""Measure the quality of maps: insertion and deletion, mu-fidelity, stability, localisation, means with errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure what a map gains over the centre prior in insertion and deletion."""
+"""Measure how much better a map is than the centre prior in insertion and deletion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["CentreGain", "centre_gain"]
 
 
 class CentreGain(NamedTuple):
-    """Scores of B maps beside those of the centre prior; 0 is what the prior has, higher is better in both."""
+    """Scores of B maps relative to the centre prior's; 0 is as good as the prior, and higher is better in both."""
 
     insertion: Tensor
     """(B,) in [-1, 1], the map's insertion minus the prior's."""
@@ -27,7 +27,7 @@ class CentreGain(NamedTuple):
     of_maps: InsertionDeletion
     """The maps' own scores and curves."""
     of_prior: InsertionDeletion
-    """The prior's, of the same images."""
+    """The prior's scores and curves, for the same images."""
 
 
 def centre_gain(
@@ -43,11 +43,11 @@ def centre_gain(
     internal_batch_size: int | None = None,
     compile: Compile = "auto",
 ) -> CentreGain:
-    """Measure insertion and deletion of maps, and how much better they are than those of a Gaussian in the middle.
+    """Measure insertion and deletion of maps, and how much better they are than those of a central Gaussian.
 
-    What is photographed stands in the middle, so that ``centre_prior``, which looks at neither image nor model, scores
-    well. What a map has beyond that is its own merit. The prior's curves depend on the image alone, and are measured
-    again in every call: twice the passes of ``insertion_deletion``.
+    Photographed objects are usually in the middle, so that ``centre_prior``, which depends on neither image nor model,
+    scores well: only a map's gain over it shows the method's quality. The prior's curves depend only on the image, and
+    are measured again in every call, which doubles the passes of ``insertion_deletion``.
 
     Arguments and errors are those of ``insertion_deletion``.
 

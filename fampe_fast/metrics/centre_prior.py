@@ -1,4 +1,4 @@
-"""Give the map that looks at no image: what is photographed stands in the middle."""
+"""Provide the centre prior, a map that depends on no image, as photographed objects are usually in the middle."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ..checks import check_count
 __all__ = ["WIDTH", "centre_prior"]
 
 WIDTH = 0.25
-"""Standard deviation of the Gaussian, as a share of the image's side; of a square image it changes no ranking."""
+"""Standard deviation of the Gaussian, as a share of the image's side; it does not change a square's ranking."""
 
 
 def centre_prior(height: int, width: int) -> Tensor:
-    """Compute a Gaussian about the image's centre, as wide as the image is in either direction.
+    """Compute a Gaussian about the image's centre, scaled to the image's height and width.
 
     ``exp(-(u^2 + v^2) / (2 WIDTH^2))``, u and v the distances from the centre as shares of height and width.
 
     Args:
-        height: of the image, in pixels, at least 1.
-        width: likewise.
+        height: height of the image in pixels, at least 1.
+        width: width of the image in pixels, at least 1.
 
     Returns:
-        (height, width) float32 on the CPU, in (0, 1], the same in both mirrors.
+        (height, width) float32 on the CPU, in (0, 1], symmetric along both axes.
 
     Raises:
-        TypeError: a size that is no whole number.
-        ValueError: one below 1.
+        TypeError: a size that is not a whole number.
+        ValueError: a size below 1.
     """
     rows, columns = (_falling(check_count(name, side)) for name, side in (("height", height), ("width", width)))
     return (rows[:, None] * columns).float()

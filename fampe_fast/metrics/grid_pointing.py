@@ -1,4 +1,4 @@
-"""Play the grid pointing game: of several objects in one image, does the map mark the one that was asked for?"""
+"""Play the grid pointing game: test whether a map marks the target object among several in one image."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Cells = Literal["reduced", "native"]
 
 
 class GridPointing(NamedTuple):
-    """Scores of a method for B images, each in a composite of its own."""
+    """Scores of a method for B images, each in its own composite."""
 
     scores: Tensor
     """(B,) in [0, 1], the share of the positive map in the image's cell; higher is better, chance is 1 / grid^2."""
     cells: Tensor
-    """(B,) int64, where the image sat, counted from 0, row by row."""
+    """(B,) int64, the image's cell, counted from 0, row by row."""
     partners: Tensor
     """(B, grid^2 - 1) int64, the ids of the images in the other cells, row by row."""
 
@@ -47,32 +47,33 @@ def grid_pointing(
     image_ids: Sequence[int] | Tensor | None = None,
     internal_batch_size: int | None = None,
 ) -> GridPointing:
-    """Measure how much of a map lies on the object of the class that is explained, beside objects of other classes.
+    """Measure the share of a map on the object of the explained class, next to objects of other classes.
 
     Böhle, Fritz and Schiele, "Convolutional dynamic alignment networks for interpretable classifications", CVPR 2021
     (arXiv 2104.00032), the localisation metric. Each image is put into a grid with images of other
     classes, no two of one class, and the composite is explained for the image's class. The score is the share of the
     positive map that lies in its cell; the map is summed over the channels, and negative sums count as zero. A map that
-    looks at one place whatever it is asked for, a centre prior or an edge detector, scores ``1 / grid^2`` on average; a
-    map without anything positive scores 0.
+    does not depend on the class, such as a centre prior or an edge detector, scores ``1 / grid^2`` on average; a map
+    without positive values scores 0.
 
-    The authors take images that the model is sure of, and cells of the model's own size, which a convolutional network
-    takes. Here every image counts, and by default the composite has the model's size, so that every model can play.
+    The authors use images of which the model is confident, and cells of the model's own input size, which a
+    convolutional network accepts. Here every image counts, and by default the composite has the model's input size, so
+    that every model can be scored.
 
-    The cell and the partners of an image follow from the seed, its id and the partners' ids, not from the images beside
-    it in the call.
+    The cell and the partners of an image depend on the seed, its id and the partners' ids, not on the other images of
+    the call.
 
     Args:
         method: anything with ``attribute(inputs, target=targets)``: a method of this package, or Captum's.
         images: (B, C, H, W) floating-point in [0, 1], as the method takes them.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        partners: what stands beside the images, of their shape; default: the images of the call.
-        grid: cells in a row and in a column, at least 2.
-        cells: the size of a cell: "reduced", each image shrunk (bilinear, antialiased) so that the composite has its
-            size; or "native", the image's own size, for models that take an image ``grid`` times as high and wide.
-        seed: number that cells and partners follow from, 64 bits; the method has its own.
+        partners: images for the other cells, of the same shape; default: the images of the call.
+        grid: number of cells per row and column, at least 2.
+        cells: size of a cell: "reduced", each image shrunk (bilinear, antialiased) so that the composite has its size;
+            or "native", the image's own size, for models that accept an image ``grid`` times as high and wide.
+        seed: seed of the cells and partners, 64 bits; the method has its own seed.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random streams; default: their position.
-        internal_batch_size: passed on to the method where given.
+        internal_batch_size: passed on to the method if given.
 
     Returns:
         `GridPointing`, on the images' device, scores in float64.
@@ -83,7 +84,7 @@ def grid_pointing(
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong
             number, fewer classes than the grid needs, a grid below 2 or finer than the image, a model that does not
             take native cells, maps that are not of the composite's size.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     check_unit_images(images)
@@ -95,7 +96,7 @@ def grid_pointing(
     if partners is not None and not isinstance(partners, Partners):
         raise TypeError(f"partners must be Partners or None, got {type(partners).__name__}")
     pool = Partners.of(images, classes, ids) if partners is None else partners
-    # Without images the pool's own must find partners: so a run asks before its work.
+    # Without images, check that the pool's own images find partners, as runs do before their work.
     pool.check(classes if len(images) else pool.targets, grid**2 - 1)
     height, width = images.shape[2:]
     if grid > min(height, width):
@@ -122,14 +123,14 @@ def grid_pointing(
     if len(images):
         maps = explain(method, composites, classes, options)
         if maps.ndim != 4 or maps.shape[2:] != (height, width):
-            raise ValueError(f"the method must give maps of {height} x {width}, got shape {tuple(maps.shape)}")
+            raise ValueError(f"the method must return maps of {height} x {width}, got shape {tuple(maps.shape)}")
         scores = relevance_mass(maps, masks)
     device = images.device
     return GridPointing(scores.to(device), places, others.to(device))
 
 
 def _parts(side: int, grid: int) -> list[tuple[int, int]]:
-    """Cut a side into parts whose lengths differ by at most 1."""
+    """Split a side into parts whose lengths differ by at most 1."""
     edges = [side * k // grid for k in range(grid + 1)]
     return list(pairwise(edges))
 
@@ -154,10 +155,10 @@ def _resized(image: Tensor, where: tuple[slice, slice]) -> Tensor:
 
 @isolated()
 def _check_size(method: Any, images: Tensor, height: int, width: int) -> None:
-    """Refuse composites that the method's model does not take; of a method that does not say which, nothing is known.
+    """Refuse composites that the method's model does not accept, as far as the method tells its model.
 
     Raises:
-        ValueError: the model fails on such an image, or answers in another form.
+        ValueError: the model fails on such an image, or returns an output of another form.
     """
     model = getattr(method, "forward_func", None)
     if not callable(model):

@@ -1,4 +1,4 @@
-"""Insertion and deletion: how the target's probability moves while pixels change in the order of a map."""
+"""Measure insertion and deletion: the target's probability while pixels change in the order of a map."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class InsertionDeletion:
         deletion: (B,), area under the deletion curve, in [0, 1]; lower is better.
         insertion_curves: (B, K + 1), the target's probability after k of K steps, from the substrate to the image.
         deletion_curves: (B, K + 1), from the image to the substrate.
-        protocol: the protocol they were measured with, its `step` filled in.
-        insertion_measured: (B, K + 1) bool, the steps that the model has seen; the others are interpolated.
+        protocol: the protocol used, with its `step` filled in.
+        insertion_measured: (B, K + 1) bool, the steps evaluated by the model; the others are interpolated.
         deletion_measured: (B, K + 1) bool.
-        insertion_error: (B,), estimated error of the area for want of the other steps; 0 where all were measured.
+        insertion_error: (B,), estimated error of the area due to interpolation; 0 where all steps were measured.
         deletion_error: (B,).
     """
 
@@ -74,62 +74,58 @@ def insertion_deletion(
 
     After Petsiuk et al., RISE, BMVC 2018, arXiv 1806.07421, section 4.1.
 
-    The score is the target's probability, as the model's output is read (``Classifier.output``); the area is the
-    trapezoid rule over K equal intervals of [0, 1], whatever the size of the last step, as in the public codes. Images,
-    curves and steps are flattened into one list of rows, and the model sees each distinct image once (a new model is
-    shown three images more, which tell how to read it): the two curves share their end points, and a step that changes
-    no pixel takes over the score before it.
+    The score is the target's probability according to the model's ``output``; the area is the trapezoid rule over K
+    equal intervals of [0, 1], whatever the size of the last step, as in the public codes. Images, curves and steps are
+    flattened into one list of rows, and the model sees each distinct image once (a new model is first probed with three
+    more images): the two curves share their end points, and a step that changes no pixel keeps the previous score.
 
-    ``passes`` and ``tolerance`` measure a part of the steps, those where the curve moves most, and interpolate the
-    others linearly (``metrics.refinement``): a coarse grid first, then in rounds, for all images together, the middle
-    of the intervals that matter most to the area, until the budget is used or the estimated error is small enough.
-    Measured against all 225 steps (``rise``, MobileNetV2, 16 photographs, 3 methods; by
-    ``benchmarks/quality/metric_passes.py``):
+    ``passes`` and ``tolerance`` measure only the steps where the curve moves most, and interpolate the others linearly
+    (``metrics.refinement``): first a coarse grid, then, in rounds for all images together, the middle of the intervals
+    with the largest influence on the area, until the budget is used or the estimated error is small enough. Compared
+    with all 225 steps (``rise``, MobileNetV2, 16 photographs, 3 methods; by ``benchmarks/quality/metric_passes.py``):
 
-    ====================================== ========= ========= ========= ==================== ====================
-    errors                                 passes=17 passes=33 passes=65 tolerance=0.01       tolerance=0.0025
-    ====================================== ========= ========= ========= ==================== ====================
-    steps measured per curve               17        33        65        23.7                 62.0
-    an image's area, root mean square      0.0050    0.0027    0.0010    0.0038               0.0010
-    an image's area, largest               0.019     0.014     0.004     0.018                0.004
-    a method's mean area, largest          0.0020    0.0009    0.0009    0.0008               0.0008
-    mean difference of methods, largest    0.0034    0.0013    0.0012    0.0003               0.0015
-    the estimate covers so many areas      96 %      92 %      98 %      95 %                 96 %
-    ====================================== ========= ========= ========= ==================== ====================
+    | errors | passes=17 | passes=33 | passes=65 | tolerance=0.01 | tolerance=0.0025 |
+    |---|--:|--:|--:|--:|--:|
+    | steps measured per curve | 17 | 33 | 65 | 23.7 | 62.0 |
+    | an image's area, root mean square | 0.0050 | 0.0027 | 0.0010 | 0.0038 | 0.0010 |
+    | an image's area, largest | 0.019 | 0.014 | 0.004 | 0.018 | 0.004 |
+    | a method's mean area, largest | 0.0020 | 0.0009 | 0.0009 | 0.0008 | 0.0008 |
+    | mean difference of methods, largest | 0.0034 | 0.0013 | 0.0012 | 0.0003 | 0.0015 |
+    | areas covered by the estimate | 96 % | 92 % | 98 % | 95 % | 96 % |
 
-    The estimate is no bound: a hump between two measured steps can stay unseen.
+    The estimate is not a bound: a peak between two measured steps can be missed.
 
     Args:
-        model: classifier in pixel space, in evaluation mode; gives (P, classes).
+        model: classifier in pixel space, in evaluation mode; returns (P, classes).
         images: (B, C, H, W) floating-point in [0, 1], any size, on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; may be signed. Only the order of the values counts.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        protocol: "rise", "attexplore", "per_pixel", "per_element", or a `Protocol`. Scores of different ones are
-            not comparable.
-        steps: at most this many steps of equal size, in place of the protocol's own step: coarser and faster, and
-            another quantity, whose steps show other images.
-        passes: evaluate at most this many steps of each curve, chosen where it moves most, the two ends among them; at
-            least 2. The others are interpolated; from K + 1 on it changes nothing.
-        tolerance: a curve is measured no further once the estimated error of its area is this or less; above 0.
+        protocol: protocol of insertion and deletion: "rise", "attexplore", "per_pixel", "per_element", or a `Protocol`.
+            Scores of different protocols are not comparable.
+        steps: use at most this many steps of equal size in place of the protocol's step: faster, but a coarser measure
+            that is not comparable.
+        passes: evaluate at most this many points of each curve, at least 2, chosen where it moves most. The ends are
+            among them, and the others are interpolated; from K + 1 on it has no effect.
+        tolerance: stop refining a curve when the estimated error of its area is at most this, above 0.
         mean: the colour that the model's normalisation maps to zero, one number or one per channel, for protocols that
             change pixels to it (`rise`); None takes `model.mean`, which every `Classifier` has.
         internal_batch_size: images per model pass; None is 8 on a CPU and 64 elsewhere. The scores do not depend on it,
-            but for the rounding inside the model. Where a pass runs out of memory, it is halved, once, with a warning,
-            and remembered for the model.
-        compile: the model's forward pass through ``torch.compile``: "on", "off", "graphs" (with CUDA graphs), or
-            "auto": on for GPUs, off on a CPU. It changes the model's last bits; a model that cannot be compiled runs as
-            it is, with one warning.
+            except for rounding inside the model. After an out-of-memory error it is halved once, with a warning, and
+            the new value is remembered for the model.
+        compile: run the model's forward pass through ``torch.compile``: "on", "off", "graphs" (with CUDA graphs), or
+            "auto" (on for a GPU, off for a CPU). It changes the last bits of the output; a model that cannot be
+            compiled runs uncompiled, with one warning.
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        `InsertionDeletion`, on the images' device, in float32 (float64 for a model that gives float64).
+        `InsertionDeletion`, on the images' device, in float32 (float64 for a float64 model).
 
     Raises:
         TypeError: an argument of the wrong type, integer images or maps, floating-point targets.
-        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+        torch.OutOfMemoryError: out of memory; the message says what to change.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
             or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
-            finite, an unknown protocol, a mean colour that is asked for and not known, a budget or tolerance out of
+            finite, an unknown protocol, a mean colour that is needed and unknown, a budget or tolerance out of
             range, CUDA graphs without a GPU.
     """
     chosen = resolve_protocol(protocol)
@@ -161,7 +157,7 @@ def insertion_deletion(
             found = Refined(scores, torch.ones_like(changes), torch.zeros_like(scores[:, 0]))
         else:
             found = refine(sweep.measure, shown, passes=passes, tolerance=tolerance)
-        counted.finish()  # without the steps that show what others show, or that were not asked for
+        counted.finish()  # without steps that equal others, or that were not asked for
     return _result(found, chosen)
 
 
@@ -173,7 +169,7 @@ def _result(found: Refined, protocol: Protocol) -> InsertionDeletion:
 
 
 def _ends_of(protocol: Protocol, batch: int) -> int:
-    """Count the images at the ends of a batch's curves, each distinct one once."""
+    """Count the distinct images at the ends of a batch's curves."""
     kinds = [protocol.insertion_substrate]
     if protocol.deletion_substrate != protocol.insertion_substrate:
         kinds.append(protocol.deletion_substrate)
@@ -187,12 +183,12 @@ def _area(curves: Tensor) -> Tensor:
 def _check_budget(passes: object, tolerance: object) -> tuple[int | None, float | None]:
     budget = None if passes is None else check_count("passes", passes)
     if budget is not None and budget < 2:
-        raise ValueError("passes must be at least 2, the ends of a curve, got 1")
+        raise ValueError("passes must be at least 2, for the ends of a curve, got 1")
     return budget, None if tolerance is None else check_positive("tolerance", tolerance, kind="a number or None")
 
 
 def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
-    """Give the step, from 1, at which a pixel changes: (B, H, W) int32; of elements (B, channels, H, W)."""
+    """Compute the step, from 1, at which each pixel changes: (B, H, W) int32; for elements (B, channels, H, W)."""
     # [B, C or 1, H, W]
     values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if ranking == "pixel":
@@ -212,7 +208,7 @@ def _first_step(maps: Tensor, ranking: str, step: int, channels: int) -> Tensor:
 
 
 def _shown(first_step: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tell, (N, K + 1), whether a step changes a pixel, step 0 among them; and the latest such step, int64."""
+    """Tell whether each step changes a pixel, (N, K + 1), true at step 0; and the latest such step, int64."""
     flat = first_step.flatten(1).long()  # [N, elements]
     # [N, K + 1]
     changes = torch.zeros((len(flat), count + 1), dtype=torch.bool, device=flat.device).scatter_(1, flat, True)
@@ -222,20 +218,20 @@ def _shown(first_step: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class _Sweep:
-    """The curves of B images, insertion first and then deletion, as far as they have been measured."""
+    """The curves of B images measured so far, first insertion and then deletion."""
 
     def __init__(
         self, scorer: Scorer, images: Tensor, first_step: Tensor, last: Tensor, protocol: Protocol, mean: Tensor | None
     ) -> None:
-        """Start with nothing measured.
+        """Start without measurements.
 
         Args:
-            scorer: asks the model.
+            scorer: computes the model's scores.
             images: (B, C, H, W), in the model's memory format.
-            first_step: (B, H, W) int32, the step at which a pixel changes; (B, C, H, W) where every value has its own.
+            first_step: (B, H, W) int32, the step at which a pixel changes, or (B, C, H, W) for separate values.
             last: (2 * B,) int64, the step at which the last pixel of a curve changes.
-            protocol: says what pixels turn into.
-            mean: the model's mean colour, where the protocol asks for it.
+            protocol: defines the substrates.
+            mean: the model's mean colour, if the protocol needs it.
         """
         self._scorer, self._last, self._protocol = scorer, last, protocol
         origin = _substrate(protocol.insertion_substrate, images, mean)
@@ -257,10 +253,10 @@ class _Sweep:
         self._scores: Tensor | None = None
 
     def measure(self, wanted: Tensor) -> Tensor:
-        """Score more steps, and return all scores so far, (2 * B, K + 1), anything where there is none.
+        """Score more steps, and return all scores so far, (2 * B, K + 1), with arbitrary values elsewhere.
 
         Args:
-            wanted: (2 * B, K + 1) bool, the steps to measure; the first call measures the ends, whatever it says.
+            wanted: (2 * B, K + 1) bool, the steps to measure; the first call always measures the ends.
         """
         number = torch.arange(wanted.shape[1], device=wanted.device)  # [K + 1]
         # [P] each, the rows to score: steps between the ends
@@ -276,7 +272,7 @@ class _Sweep:
         return self._scores
 
     def _with_ends(self, curve: Tensor, step: Tensor, shape: torch.Size) -> Tensor:
-        """Score the ends, each distinct image once, and other rows in the same passes."""
+        """Score the distinct images at the ends, and other rows in the same passes."""
         batch, protocol = self._batch, self._protocol
         every = torch.arange(2 * batch, device=curve.device)  # [2 * B]
         insertion, deletion = every[:batch], every[batch:]  # [B] each, numbers of curves
@@ -313,13 +309,13 @@ class _Sweep:
         return self._scorer(curve.remainder(self._batch), rows, shared)
 
     def _as_pixels(self, values: Tensor) -> Tensor:
-        """Show all values of (N, C, H, W) as pixels of one channel, (N, 1, R, S), in the order of their memory."""
+        """View all values of (N, C, H, W) as pixels of one channel, (N, 1, R, S), in memory order."""
         if self._channels_last:
             return values.permute(0, 2, 3, 1).flatten(2)[:, None]
         return values.flatten(1, 2)[:, None]
 
     def _as_images(self, values: Tensor) -> Tensor:
-        """Show them as (N, C, H, W) again, without a copy."""
+        """View them as (N, C, H, W) again."""
         channels, height, width = self._shape
         if self._channels_last:
             return values.view(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -343,7 +339,7 @@ def _mean_of(model: Model, mean: float | Sequence[float] | Tensor | None, channe
         mean = getattr(model, "mean", None)
         if not isinstance(mean, (Tensor, int, float, list, tuple)):
             raise ValueError(
-                "the protocol changes pixels to the mean colour, and the model has no attribute `mean`: give mean=..., "
+                "the protocol changes pixels to the mean colour, but the model has no attribute `mean`: give mean=..., "
                 "the colour that its normalisation maps to zero, wrap it with load_classifier, or take another protocol"
             )
     return mean_colour(mean, channels)

@@ -1,4 +1,4 @@
-"""Does a map point at the object? Relevance mass and the pointing game, against masks of the object."""
+"""Measure whether a map points at the object: relevance mass and the pointing game, with masks of the object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["pointing_game", "relevance_mass"]
 
 
 def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the positive relevance that lies inside the mask: relevance mass accuracy.
+    """Compute the share of the positive relevance inside the mask: relevance mass accuracy.
 
     Arras, Osman, Samek, CLEVR-XAI, Information Fusion 2022 (arXiv 2003.07258). The map is summed over the channels, and
     negative sums count as zero. A map without any positive sum scores 0.
@@ -29,7 +29,7 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
     """
     relevance, inside = _checked(maps, masks)
     relevance = relevance.clamp(min=0)
-    # Scaled by the largest value first: the sums neither overflow nor vanish.
+    # Scaled by the largest value first, so that sums neither overflow nor underflow.
     peak = relevance.amax(1, keepdim=True)
     relevance = relevance / torch.where(peak > 0, peak, 1)
     total = relevance.sum(1)
@@ -37,15 +37,14 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0) -> Tensor:
-    """Tell whether the map's maximum lies on the object (Zhang et al., Excitation Backprop, ECCV 2016).
+    """Test whether the map's maximum lies on the object (Zhang et al., Excitation Backprop, ECCV 2016).
 
-    The map is summed over the channels; of several maxima the first one, row by row, counts. A constant map points
-    nowhere: a miss.
+    The map is summed over the channels; the first of several maxima counts, row by row. A constant map is a miss.
 
     Args:
         maps: (B, C, H, W) floating-point, finite; may be signed.
         masks: (B, H, W) or (B, 1, H, W) bool, True on the object; at least one pixel in each.
-        tolerance: in pixels, at least 0: a maximum at most this far from a pixel of the mask is a hit (often 15).
+        tolerance: largest distance in pixels, at least 0, between the maximum and the mask for a hit (often 15).
 
     Returns:
         (B,) bool; its mean is the pointing game's accuracy.
@@ -83,7 +82,7 @@ def _checked(maps: object, masks: object) -> tuple[Tensor, Tensor]:
     empty = ~inside.any(1)
     if bool(empty.any()):
         raise ValueError(
-            f"every mask must hold at least one pixel, the one of image {int(empty.nonzero()[0])} is empty"
+            f"every mask must have at least one pixel, but the mask of image {int(empty.nonzero()[0])} is empty"
         )
     values = maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
     return values.sum(1).flatten(1), inside

@@ -1,4 +1,4 @@
-"""Mu-fidelity: does the score fall the more, the more relevance a random part of the image held that is taken away?"""
+"""Measure mu-fidelity: how well a map's relevance predicts the drop of the score without random parts of the image."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class MuFidelity:
     """Mu-fidelity of B maps.
 
     Attributes:
-        scores: (B,) in [-1, 1], higher is better; 0 says that the map orders the subsets no better than chance.
-        grid_size: cells per side of the grid that subsets were drawn from; None for single pixels.
+        scores: (B,) in [-1, 1], higher is better; 0 is chance.
+        grid_size: cells per side of the grid from which subsets were drawn; None for single pixels.
         subset_percent: the share of the cells in a subset, as a fraction.
-        fixed_size: whether all subsets were of one size.
+        fixed_size: whether all subsets had the same size.
         samples: subsets per image.
-        score: what fell.
+        score: the score whose drop was measured.
     """
 
     scores: Tensor
@@ -70,46 +70,46 @@ def mu_fidelity(
     compile: Compile = "auto",
     show_progress: bool = False,
 ) -> MuFidelity:
-    """Rank correlation between the relevance of random subsets of an image and the score lost without them.
+    """Compute the rank correlation of the relevance of random subsets of an image with the score lost without them.
 
     ``corr_S(sum of the map over S, f(x) - f(x with S at the baseline))``: Bhatt, Weller, Moura, "Evaluating and
     aggregating feature-based model explanations", IJCAI 2020 (arXiv 2005.00631, definition 3), with the choices of
     Xplique's ``MuFidelity``: Spearman's correlation, subsets of the cells of a grid (spread over the image as nearest
     neighbours), every cell in a subset with probability ``subset_percent``, independently. The paper's subsets have one
-    size (``fixed_size``); where the size varies, a map that is positive everywhere gains from saying how much is gone,
-    and a constant one does not score 0. f(x) is the same for all subsets and no rank depends on it, so it is not
-    computed.
+    size (``fixed_size``); if the size varies, a map that is positive everywhere gains because its sum tells the size of
+    the subset, and a constant map does not score 0. f(x) is the same for all subsets and does not affect the ranks, so
+    it is not computed.
 
-    The subsets of an image depend on the seed and the image's id, not on the images beside it, the chunks or the
-    device; relevance is summed in whole numbers, in which equal sums are equal. A map or a model that tells no subset
-    from another scores 0. Where the model is sure of its class whatever is taken away, the probability is 1 but for
-    rounding, and the logit is the better score.
+    The subsets of an image depend on the seed and the image's id, not on the other images, the chunks or the device;
+    relevance is summed in whole numbers, so that equal sums tie exactly. A map or a model with the same value for all
+    subsets scores 0. If the model's probability stays at 1 up to rounding, use the logit.
 
     Args:
-        model: classifier in pixel space, in evaluation mode; gives logits (P, classes).
+        model: classifier in pixel space, in evaluation mode; returns logits (P, classes).
         images: (B, C, H, W) floating-point in [0, 1], on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W) floating-point, finite; summed over the channels, with their signs.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        grid_size: cells per side, at most the shorter side; None takes single pixels.
-        subset_percent: the share of the cells in a subset, above 0 and below 1 (a fraction, under Xplique's name).
+        grid_size: number of cells per side, at most the shorter side; None uses single pixels.
+        subset_percent: share of the cells in a subset, above 0 and below 1 (a fraction, despite Xplique's name).
         fixed_size: every subset has ``round(subset_percent * cells)`` cells, at least 1 and not all.
-        samples: subsets per image, at least 2; as many passes of the model.
-        baseline: what a subset's pixels turn into, in pixel units: a number, one number per channel, or a substrate of
-            ``insertion_deletion`` (``SolidColour()`` is the model's mean colour, ``GaussianBlur()`` the blurred image).
-        score: the target's probability, as the model's output is read, or its logit.
-        seed: number that the random subsets follow from, 64 bits.
+        samples: number of subsets per image, at least 2, each a pass of the model.
+        baseline: value that replaces a subset's pixels, in pixel units: a number, one number per channel, or a
+            substrate of ``insertion_deletion`` (``SolidColour()`` is the model's mean colour, ``GaussianBlur()`` the
+            blurred image).
+        score: score to measure: the target's probability, or its logit.
+        seed: seed of the random subsets, 64 bits.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random stream; default: their position.
         internal_batch_size: images per model pass, and subsets in memory; None is 8 on a CPU and 64 elsewhere. The
-            scores do not depend on it, but for the rounding inside the model. Halved as in ``insertion_deletion``.
-        compile: the model's forward pass through ``torch.compile``, as in ``insertion_deletion``.
+            scores do not depend on it, except for rounding inside the model. Halved as in ``insertion_deletion``.
+        compile: run the model's forward pass through ``torch.compile``, as in ``insertion_deletion``.
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        `MuFidelity`, the scores on the images' device, in their type (float32 at least).
+        `MuFidelity`, the scores on the images' device, in their dtype (float32 at least).
 
     Raises:
         TypeError: an argument of the wrong type.
-        torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+        torch.OutOfMemoryError: out of memory; the message says what to change.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number
             or out of range, a model in training mode or on another device, an output that is not (P, classes) or not
             finite, a grid finer than the image, a share outside (0, 1), too few samples, a baseline that does not fit,
@@ -166,7 +166,7 @@ def mu_fidelity(
 
 
 def _cell_of_pixel(height: int, width: int, grid_size: int | None) -> Tensor:
-    """Name each pixel's cell, (H*W,) int64, row by row: nearest neighbour with half-pixel centres."""
+    """Compute each pixel's cell, (H*W,) int64, row by row: nearest neighbour with half-pixel centres."""
     if grid_size is None:
         return torch.arange(height * width, device="cpu")
     if grid_size > min(height, width):
@@ -190,7 +190,7 @@ def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
             mean = getattr(model, "mean", None)
             if mean is None:
                 raise ValueError(
-                    "the baseline asks for the model's mean colour, and the model has no attribute `mean`: give a "
+                    "the baseline needs the model's mean colour, but the model has no attribute `mean`: give a "
                     "colour in [0, 1], or wrap the model with load_classifier"
                 )
             colour = mean_colour(mean, images.shape[1])
@@ -207,7 +207,7 @@ def _baseline(baseline: object, images: Tensor, model: Model) -> Tensor:
 def _whole_numbers(maps: Tensor, cell: Tensor, cells: int) -> Tensor:
     """Sum the relevance per cell, (B, cells) int64, in units of a power of two far below the map's largest value.
 
-    Sums of whole numbers do not depend on their order, so subsets of equal relevance tie, on every device.
+    Sums of whole numbers do not depend on their order, so subsets of equal relevance tie on every device.
     """
     values = maps.to("cpu", torch.float64).sum(1).flatten(1)
     bits = 62 - values.shape[1].bit_length()

@@ -1,4 +1,4 @@
-"""Measure how much of a map is left when the model's parameters are drawn at random."""
+"""Measure how much of a map remains when the model's parameters are randomised."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ParameterRandomisation(NamedTuple):
     """Rank correlations of B maps with those of the randomised model."""
 
     scores: Tensor
-    """(B,) in [-1, 1], the mean over the stages; low is a map that depends on the model, 1 is one that does not."""
+    """(B,) in [-1, 1], the mean over the stages; low if the map depends on the model, 1 if it does not."""
     correlations: Tensor
-    """(B, stages) in [-1, 1], after each stage; the last one is that of an entirely random model."""
+    """(B, stages) in [-1, 1], after each stage; the last one is for an entirely random model."""
     layers: tuple[int, ...]
-    """At each stage, how many of the last layers are random."""
+    """The number of randomised last layers at each stage."""
 
 
 def parameter_randomisation(
@@ -44,34 +44,34 @@ def parameter_randomisation(
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> ParameterRandomisation:
-    """Measure the rank correlation of a method's maps of a model and of the model with random layers.
+    """Measure the rank correlation between a method's maps of a model and of the model with random layers.
 
     Adebayo, Gilmer, Muelly, Goodfellow, Hardt and Kim, "Sanity checks for saliency maps", NeurIPS 2018 (arXiv
-    1810.03292, section 3, cascading randomisation): the layers of a copy of the model lose what they have learnt, from
-    the last one to the first, and a map that stays as it was does not explain the model. After each stage the copy
-    is explained for the same class, and Spearman's correlation over the pixels taken, of the map summed over the
-    channels. Maps of one order correlate with 1, constant ones too; a constant map and another one with 0.
+    1810.03292, section 3, cascading randomisation): the layers of a copy of the model are randomised from the last to
+    the first, and a map that does not change does not explain the model. After each stage the copy is explained for
+    the same class, and Spearman's correlation is computed over the pixels of the map summed over the channels. Two maps
+    with the same order, also two constant ones, correlate with 1; a constant map and another one with 0.
 
-    A layer is a module with parameters of its own; layers come in the order in which they run in a forward pass, and
-    parts that do not run by themselves with what they are a part of. The authors draw anew with the model's
-    initialiser, which is not known of a model from a file. Here weights are drawn from a normal distribution about 0,
-    with the root mean square of the learnt ones, so that signals keep their size; biases become 0, the scales of
-    normalisations 1; running statistics and single numbers, such as a temperature, stay. A batch normalisation that
-    ``load_classifier`` has folded into a convolution is part of its weights and biases.
+    A layer is a module with its own parameters; layers are ordered as they run in a forward pass, and modules that do
+    not run by themselves belong to the module around them. The authors use the model's initialiser, which is unknown
+    for a model from a file. Here weights are drawn from a normal distribution with mean 0 and the root mean square of
+    the trained weights, so that signals keep their size; biases become 0, the scales of normalisations 1; running
+    statistics and single numbers, such as a temperature, are kept. A batch normalisation that ``load_classifier`` has
+    folded into a convolution is part of the convolution's weights and biases.
 
-    The model itself is never changed, nor any global generator. One copy is kept, as long as the call.
+    Neither the model itself nor any global generator is changed. One copy of the model exists during the call.
 
     Args:
-        method: of this package, or with ``attribute(inputs, target=targets)`` and its model as ``forward_func``, as
-            Captum's have it. It must be possible to copy it.
+        method: a method of this package, or one with ``attribute(inputs, target=targets)`` and its model in
+            ``forward_func``, as Captum's have. It must be copyable.
         images: (B, C, H, W) floating-point in [0, 1], as the method takes them.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints.
-        stages: after so many equal parts of the layers the copy is explained, at most after each layer; the cost is
-            ``stages + 1`` attributions.
-        values: what is ranked, the "absolute" values of a map or the "signed" ones.
-        seed: number that the parameters follow from, 64 bits; the method has its own.
+        stages: number of equal parts into which the layers are divided, at most one per layer; the copy is explained
+            after each, which costs ``stages + 1`` attributions.
+        values: values to rank: the "absolute" values of a map, or the "signed" ones.
+        seed: seed of the random parameters, 64 bits; the method has its own seed.
         image_ids: (B,) integers in [0, 2^32 - 2], passed on to a method that takes them; default: their position.
-        internal_batch_size: passed on to the method where given.
+        internal_batch_size: passed on to the method if given.
         show_progress: draw a progress bar on standard error.
 
     Returns:
@@ -80,10 +80,10 @@ def parameter_randomisation(
     Raises:
         TypeError: a method without ``attribute``, one that cannot be copied or gives no floating-point tensor, an
             argument of the wrong type.
-        ValueError: a model that is no ``nn.Module``, has no parameters that were learnt, or does not compute with them;
+        ValueError: a model that is not an ``nn.Module``, has no trained parameters, or does not compute with them;
             wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong number, a word
             that is none of ``values``.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     check_unit_images(images)
@@ -96,10 +96,10 @@ def parameter_randomisation(
     check_model(method.forward_func, images)
     model: nn.Module = twin.forward_func
     for module in model.modules():
-        if getattr(module, "training", False):  # a copied program of torch.export has forgotten its mode
+        if getattr(module, "training", False):  # a copied torch.export program loses its mode
             module.training = False
     if not any(_is_learnt(parameter) for parameter in model.parameters()):
-        raise ValueError(f"{name_of(model)} has no parameters to draw anew")
+        raise ValueError(f"{name_of(model)} has no parameters to randomise")
     if not len(images):
         empty = images.new_zeros((0, stages), dtype=torch.float64)
         return ParameterRandomisation(empty[:, 0], empty, (0,) * stages)
@@ -116,7 +116,7 @@ def parameter_randomisation(
                 _draw(layer, generator)
             if not stage and torch.equal(_output(model, images[:1]), output):
                 raise ValueError(
-                    f"drawing the last {end} of its {len(layers)} layers anew does not change the output of "
+                    f"randomising the last {end} of its {len(layers)} layers does not change the output of "
                     f"{name_of(model)}: it does not compute with the parameters it has"
                 )
             found = _ranked(explain(twin, images, classes, options), values)
@@ -127,7 +127,7 @@ def parameter_randomisation(
 
 
 def _is_learnt(parameter: Tensor) -> bool:
-    """Tell whether a parameter can hold something learnt that is more than a number."""
+    """Tell whether a parameter is a trained weight and more than a single number."""
     return parameter.is_floating_point() and parameter.numel() > 1
 
 
@@ -137,14 +137,14 @@ def _output(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def _layers(model: nn.Module, image: Tensor) -> tuple[Tensor, list[nn.Module]]:
-    """Show a model an image; give its output, and its modules with learnt parameters, the last one to run first."""
+    """Run a model on an image; return its output, and its modules with trained parameters, last one first."""
     ran: list[nn.Module] = []
     with watched(ran):
         output = _output(model, image)
     first: dict[nn.Module, int] = {}
     for number, module in enumerate(ran):
         first.setdefault(module, number)
-    place = {"": 0}  # by name; a module that has not run stands where the one around it does
+    place = {"": 0}  # by name; a module that has not run gets the position of the module around it
     found: list[tuple[int, nn.Module]] = []
     for name, module in model.named_modules():
         place[name] = first.get(module, place[name.rpartition(".")[0]])
@@ -156,7 +156,7 @@ def _layers(model: nn.Module, image: Tensor) -> tuple[Tensor, list[nn.Module]]:
 
 @isolated()
 def _draw(layer: nn.Module, generator: torch.Generator) -> None:
-    """Replace what a module has learnt."""
+    """Randomise a module's trained parameters."""
     normalises = _normalises(layer)
     for name, parameter in layer.named_parameters(recurse=False):
         if not _is_learnt(parameter):
@@ -180,6 +180,6 @@ def _normalises(layer: nn.Module) -> bool:
 
 
 def _ranked(maps: Tensor, values: Values) -> Tensor:
-    """Take what is ranked of maps (B, ...): (B, n)."""
+    """Compute the values of maps (B, ...) to rank: (B, n)."""
     pixels = maps.sum(1) if maps.ndim == 4 else maps
     return (pixels.abs() if values == "absolute" else pixels).flatten(1)

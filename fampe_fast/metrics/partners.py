@@ -1,4 +1,4 @@
-"""Choose images to stand beside the one in question: by seed and ids, whatever else is in its batch."""
+"""Choose partner images for a composite by seed and ids, independent of the batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Partners"]
 
 @dataclass(frozen=True, eq=False)
 class Partners:
-    """Images that may stand beside another one.
+    """Images that can be partners of another one in a composite.
 
     Attributes:
         ids: (P,) int64 in [0, 2^32 - 2], their names in the random stream; no two alike.
         targets: (P,) int64, the class of each.
-        load: gives one, (C, H, W) in [0, 1], by its place in ``ids``.
+        load: returns an image, (C, H, W) in [0, 1], by its index in ``ids``.
     """
 
     ids: Tensor
@@ -32,11 +32,11 @@ class Partners:
     def of(
         cls, images: Tensor, targets: int | Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
     ) -> Partners:
-        """Take the images of a tensor.
+        """Make partners from the images of a tensor.
 
         Args:
             images: (P, C, H, W) floating-point in [0, 1].
-            targets: the class of each.
+            targets: class of each image.
             image_ids: their names in the random stream; default: their position.
 
         Raises:
@@ -48,38 +48,38 @@ class Partners:
         return cls(check_image_ids(image_ids, images).cpu(), classes, images.detach().__getitem__)
 
     def check(self, classes: Tensor, count: int) -> None:
-        """Check that an image of any of these classes finds partners.
+        """Check that an image of each of these classes finds enough partners.
 
         Args:
             classes: (B,) int64.
-            count: partners beside an image.
+            count: number of partners of an image.
 
         Raises:
-            ValueError: fewer other classes than that; the message names the class.
+            ValueError: there are fewer other classes; the message names the class.
         """
         known = set(self.targets.tolist())
         for target in sorted(set(classes.tolist())):
             others = len(known - {target})
             if others < count:
                 raise ValueError(
-                    f"beside an image stand {count} of other classes, no two of one class; for class {target} there "
-                    f"are images of {others} others: give images of more classes, or a smaller grid"
+                    f"an image needs {count} partners of different other classes, but for class {target} there are "
+                    f"images of {others} others: give images of more classes, or a smaller grid"
                 )
 
     def choose(self, image_id: int, target: int, count: int, seed: int) -> list[int]:
-        """Choose the partners of an image: of other classes than its own, no two of one class.
+        """Choose the partners of an image, of other classes than its own and all of different classes.
 
-        Every partner has a random number that follows from the seed, the image's id and its own, and the first ones in
-        that order are taken: another partner more or less changes those choices alone that it is among.
+        Every partner gets a random number from the seed, the image's id and its own id, and those with the smallest
+        numbers are chosen: adding or removing a partner changes only choices that contain it.
 
         Args:
             image_id: the image's name in the random stream.
             target: its class.
-            count: partners wanted; ``check`` says whether there are so many.
-            seed: 64 bits.
+            count: number of partners; ``check`` tests whether there are enough.
+            seed: seed of the choice, 64 bits.
 
         Returns:
-            Their places in ``ids``.
+            The partners' indices in ``ids``.
         """
         (words,) = random_words(Stream.PARTNERS, seed, torch.full_like(self.ids, image_id), self.ids, 1).unbind(1)
         order = ((words - 2**31) * 2**32 + self.ids).argsort()  # equal words in the order of the ids

@@ -1,4 +1,4 @@
-"""Define the protocols of insertion and deletion: what they change, in which order, and into what.
+"""Define the protocols of insertion and deletion: the order, step and substrates of the changes.
 
 Scores of one protocol are not comparable with another's. All colours are in pixel space, [0, 1].
 """
@@ -25,7 +25,7 @@ Ranking = Literal["pixel", "channel_union", "element"]
 
 @dataclass(frozen=True)
 class SolidColour:
-    """One colour for the whole image.
+    """A substrate of one colour for the whole image.
 
     Attributes:
         value: in [0, 1]: one number for all channels, or one per channel; None is the model's mean colour, which its
@@ -50,11 +50,11 @@ class SolidColour:
 
     @property
     def needs_mean(self) -> bool:
-        """Whether the model's mean colour is asked for."""
+        """Whether the model's mean colour is needed."""
         return self.value is None
 
     def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """Fill (B, C, H, W) with the colour, expanded, not copied; `mean` is (C,), needed where `needs_mean`."""
+        """Fill (B, C, H, W) with the colour, expanded, not copied; `mean` is (C,), needed if `needs_mean`."""
         if self.value is None:
             if mean is None:
                 raise ValueError("the mean colour is not known")
@@ -68,11 +68,11 @@ class SolidColour:
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """The blurred image of RISE's public code: an 11 x 11 kernel, sigma 5, beyond the borders the mean colour.
+    """A substrate, the blurred image of RISE's public code: an 11 x 11 kernel, sigma 5, padded with the mean colour.
 
-    The kernel is `scipy.ndimage.gaussian_filter` of an impulse in a window of `kernel_size` pixels: what falls outside
-    the window is reflected back into it, so the kernel is flatter than a Gaussian cut off there. The public code blurs
-    normalised images with zero padding; the kernel sums to one, so in pixel space that is padding with the mean.
+    The kernel is `scipy.ndimage.gaussian_filter` of an impulse in a window of `kernel_size` pixels: values outside the
+    window are reflected back into it, so the kernel is flatter than a truncated Gaussian. The public code blurs
+    normalised images with zero padding; the kernel sums to one, so in pixel space this is padding with the mean.
 
     Attributes:
         kernel_size: odd, in pixels.
@@ -93,7 +93,7 @@ class GaussianBlur:
 
     @property
     def needs_mean(self) -> bool:
-        """Whether the model's mean colour is asked for."""
+        """Whether the model's mean colour is needed."""
         return self.padding.needs_mean
 
     def kernel(self) -> list[float]:
@@ -108,10 +108,10 @@ class GaussianBlur:
         return weights
 
     def __call__(self, images: Tensor, mean: Tensor | None = None) -> Tensor:
-        """Blur images (B, C, H, W); `mean` is (C,), needed where `needs_mean`."""
+        """Blur images (B, C, H, W); `mean` is (C,), needed if `needs_mean`."""
         fill = self.padding(images, mean)[:1, :, :1, :1]
         blurred, reach = images - fill, self.kernel_size // 2
-        # Sums of shifted images, not a convolution: in fp32 on every device, where cuDNN would take TF32.
+        # Sums of shifted images in fp32 on every device, as cuDNN would compute a convolution in TF32.
         for dim, pad in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
             padded = torch.nn.functional.pad(blurred, pad)
             blurred = torch.zeros_like(blurred)
@@ -121,27 +121,27 @@ class GaussianBlur:
 
 
 Substrate = SolidColour | GaussianBlur | Callable[[Tensor], Tensor]
-"""What pixels turn into; a function of one's own takes images (B, C, H, W) and gives as many."""
+"""Replacement of changed pixels; a custom function maps images (B, C, H, W) to images of the same shape."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to run insertion and deletion.
+    """A protocol of insertion and deletion.
 
     Attributes:
-        name: for tables.
+        name: name in tables.
         ranking: "pixel": one rank per pixel, by the sum of the map over the channels; every step changes the next
             `step` pixels. "channel_union": one rank per pixel and channel; every step changes, in all channels, the
             union of the channels' next `step` pixels, so most steps change more than `step` of them and the last ones
-            few or none; where all channels have one order it is "pixel", and cannot be compared with maps whose
+            few or none; if all channels have one order it equals "pixel", and cannot be compared with maps whose
             channels differ. "element": one rank for every value of the map, all channels in one order; every step
-            changes the next `step` times C values, each in its own channel, so pixels turn to colours that are neither
-            the image's nor the substrate's; a map that is one for all channels is "pixel" again, but for ties. In all,
-            highest first, and ties in the order of the index (channel by channel, row by row).
-        insertion_substrate: what insertion starts from.
-        deletion_substrate: what deletion ends in.
-        step: pixels per step, for "element" the values of as many pixels; None is the image's width, one row's worth.
-            The last step takes what is left.
+            changes the next `step` times C values, each in its own channel, so pixels take colours that are neither the
+            image's nor the substrate's; for a map that is equal in all channels this is "pixel" except for ties. In
+            all, the highest values come first, and ties are in the order of the index (channel by channel, row by row).
+        insertion_substrate: start of insertion.
+        deletion_substrate: end of deletion.
+        step: pixels per step, for "element" that many pixels' values; None is the image's width. The last step has the
+            remaining pixels.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Protocol:
 
     @property
     def needs_mean(self) -> bool:
-        """Whether a substrate asks for the model's mean colour."""
+        """Whether a substrate needs the model's mean colour."""
         substrates = (self.insertion_substrate, self.deletion_substrate)
         return any(isinstance(s, (SolidColour, GaussianBlur)) and s.needs_mean for s in substrates)
 
@@ -179,14 +179,14 @@ RISE = Protocol("rise", "pixel", GaussianBlur(), SolidColour())
 ATTEXPLORE = Protocol("attexplore", "channel_union", _BLACK, _BLACK)
 PER_PIXEL = Protocol("per_pixel", "pixel", _BLACK, _BLACK)
 # The same group's later public code (LMBTough/LA, evaluation.py CausalMetric.evaluate, and eval.py): 3 * 224 values per
-# step. There the class scored is the model's first choice; here it is the target.
+# step. There the scored class is the model's prediction; here it is the target.
 PER_ELEMENT = Protocol("per_element", "element", _BLACK, _BLACK)
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({name: load(home) for name, home in _HOMES.items()})
 
 
 def resolve_protocol(protocol: str | Protocol) -> Protocol:
-    """Look up a protocol by its name, or take the one given.
+    """Look up a protocol by its name, or return the given one.
 
     Raises:
         TypeError: neither a name nor a Protocol.
@@ -205,8 +205,8 @@ def mean_colour(mean: float | Sequence[float] | Tensor, channels: int) -> Tensor
     """Check a mean colour, and return it as (channels,).
 
     Raises:
-        TypeError: no number and no sequence or tensor of numbers.
-        ValueError: another number of values than 1 or `channels`, or values outside [0, 1].
+        TypeError: not a number, nor a sequence or tensor of numbers.
+        ValueError: neither 1 nor `channels` values, or values outside [0, 1].
     """
     try:
         colour = mean.detach() if isinstance(mean, Tensor) else torch.as_tensor(mean, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""Draw random numbers for metrics, masks and random maps, named by seed, image id and sample number as all noise is."""
+"""Draw random numbers for metrics, masks and random maps as functions of seed, image id and sample number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Stream", "random_words"]
 
 
 class Stream(IntEnum):
-    """The purpose of the numbers: the word of the counter that holds the step on the path in the methods' noise."""
+    """The purpose of the random numbers, in the counter word that holds the path's step for the methods' noise."""
 
     SUBSETS = 0xFFFFFFFF
     PERTURBATIONS = 0xFFFFFFFE
@@ -29,9 +29,9 @@ def random_words(stream: Stream, seed: int, image_ids: Tensor, samples: Tensor, 
     """Draw random 32-bit words by Philox4x32: counter (word / 4, sample, stream, image id), key the seed.
 
     Args:
-        stream: what they are for.
-        seed: 64 bits.
-        image_ids: (P,) int64 in [0, 2^32 - 2], whose image a row belongs to.
+        stream: purpose of the numbers.
+        seed: seed, 64 bits.
+        image_ids: (P,) int64 in [0, 2^32 - 2], the id of each row's image.
         samples: (P,) int64 in [0, 2^32), the row's sample number.
         count: words per row.
 

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation, row by row."""
+"""Compute Spearman's rank correlation, row by row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["rank_agreement", "rank_correlation", "ranks"]
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Rank each row from 1; equal values share the mean of their ranks.
+    """Rank each row from 1; equal values get the mean of their ranks.
 
     Args:
         values: (B, n), finite, of any real type.
@@ -25,14 +25,14 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Compute Pearson's correlation of the ranks of two rows.
+    """Compute Pearson's correlation of two rows' ranks.
 
     Args:
         a: (B, n), finite.
         b: (B, n), finite; n the same.
 
     Returns:
-        (B,) float64 in [-1, 1]; 0 where a row is constant, whose ranks have no correlation with any others.
+        (B,) float64 in [-1, 1]; 0 where a row is constant, as its ranks have no correlation.
     """
     middle = (a.shape[1] + 1) / 2
     first, second = ranks(a) - middle, ranks(b) - middle
@@ -41,7 +41,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rank_agreement(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the rank correlation, and 1 where two rows have one order: of constant ones, too.
+    """Compute the rank correlation, with 1 for two rows of the same order, also for two constant rows.
 
     Args and result as of ``rank_correlation``.
     """

@@ -1,4 +1,4 @@
-"""Measure curves where they move, interpolate the rest, and estimate the error of the area."""
+"""Measure curves where they move most, interpolate the rest, and estimate the error of the area."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 __all__ = ["Refined", "refine"]
 
 FIRST = 9
-"""Points of the uniform grid that is measured first."""
+"""Number of points of the uniform grid that is measured first."""
 GROWTH = 0.5
-"""New points of a round, as a share of those there are: rounds are few, and each of them a batch."""
+"""New points of a round, as a share of the existing ones, so that rounds are few and large."""
 REACH = 0.25
-"""The share of a neighbouring interval's slope that counts in one that seems flat."""
+"""Share of a neighbouring interval's slope that is assumed in an interval that seems flat."""
 UNSEEN = 0.02
-"""The movement assumed between two points beyond what they show."""
+"""Movement that is assumed between two points besides their difference."""
 
 
 class Refined(NamedTuple):
-    """N curves over the steps 0 to K.
+    """N refined curves over the steps 0 to K.
 
     Attributes:
-        curves: (N, K + 1), as measured, and linear between.
+        curves: (N, K + 1), measured values with linear interpolation between them.
         measured: (N, K + 1) bool.
         error: (N,), estimate of the area's error; 0 where every step is measured.
     """
@@ -37,20 +37,20 @@ class Refined(NamedTuple):
 def refine(
     measure: Callable[[Tensor], Tensor], shown: Tensor, *, passes: int | None = None, tolerance: float | None = None
 ) -> Refined:
-    """Measure curves on a coarse grid, and then bisect, round by round, the intervals that matter most to their areas.
+    """Measure curves on a coarse grid, then bisect in rounds the intervals with the largest influence on their areas.
 
-    What matters of an interval of h steps is ``movement * (h - 1)``, twice the largest error that the trapezoid rule
-    makes there of a monotone curve. The movement is the difference of the interval's ends, or that of a quarter of
-    the steeper neighbour's slope, and a little for what cannot be seen. The estimate takes every interval for one jump
-    at a random place, independent of the others: ``2 * sqrt(sum of (movement * (h - 1))^2 / 12) / K``, two standard
-    deviations, which covered 92 to 98 % of the errors on photographs. It is no bound. A curve is refined by its
-    own values alone, whatever others are in the batch.
+    The influence of an interval of h steps is ``movement * (h - 1)``, twice the largest error of the trapezoid rule
+    there for a monotone curve. The movement is the difference of the interval's ends, or that of a quarter of the
+    steeper neighbour's slope, plus a little for unseen changes. The estimate models every interval as one jump at a
+    random position, independent of the others: ``2 * sqrt(sum of (movement * (h - 1))^2 / 12) / K``, two standard
+    deviations, which covered 92 to 98 % of the errors on photographs. It is not a bound. The refinement of a curve
+    depends only on its own values, not on the batch.
 
     Args:
-        measure: is given (N, K + 1) bool, and gives the curves' values (N, K + 1) at all steps asked for so far.
+        measure: takes (N, K + 1) bool, and returns the curves' values (N, K + 1) at all steps requested so far.
         shown: (N, K + 1) int64, for every step the one at which the curve took its value; only these are measured.
-        passes: at most this many measured steps per curve, at least 2; None is no limit.
-        tolerance: a curve is refined no more once the estimate is this or less; None refines to the limit.
+        passes: largest number of measured steps per curve, at least 2; None for no limit.
+        tolerance: stop refining a curve when the estimate is at most this; None refines to the limit.
     """
     count = shown.shape[1]
     last = count - 1
@@ -67,7 +67,7 @@ def refine(
         taken |= wanted
         known = taken.gather(1, shown)
         # [N, K + 1] int64, known steps: the latest up to a step, the last before it, and the next from it on. An
-        # interval has its place in the tables at its right end; 0 stands before the first.
+        # interval is stored in the tables at its right end; 0 precedes the first.
         latest = torch.where(known, number, 0).cummax(1).values
         left = latest.roll(1, 1)
         left[:, 0] = 0
@@ -93,7 +93,7 @@ def refine(
 
 
 def _weight(values: Tensor, known: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Weigh the intervals, (N, K + 1): ``movement * (h - 1)`` of the one that ends at a step, 0 at all other steps."""
+    """Compute the intervals' influences, (N, K + 1): ``movement * (h - 1)`` at the step where one ends, 0 elsewhere."""
     number = torch.arange(values.shape[1], device=values.device)  # [K + 1]
     # all [N, K + 1], of the interval that ends at a step
     width = (number - left).to(values.dtype)

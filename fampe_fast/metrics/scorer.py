@@ -1,4 +1,4 @@
-"""Score many images with the model, in chunks, plain or compiled: probabilities or logits."""
+"""Score many images with the model, in chunks, compiled or not: probabilities or logits."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def prepare(
     internal_batch_size: int | None,
     compile: Compile,
 ) -> tuple[Tensor, ModelInfo, ChunkSize, Literal["off", "on", "graphs"]]:
-    """Check the arguments that metrics of maps have in common, before any work.
+    """Check the arguments common to all metrics of maps, before any work.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (B, C, H, W) in [0, 1], on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W).
         targets: the class of all images, or one per image.
         internal_batch_size: images per model pass; None is 8 on a CPU and 64 elsewhere.
-        compile: one of the four ways.
+        compile: "on", "off", "graphs" or "auto".
 
     Returns:
-        The images' classes, (B,) int64 on their device, the facts about the model, the images per model pass, and what
-        ``compile`` is on the device.
+        The images' classes, (B,) int64 on their device, the model's ``ModelInfo``, the images per model pass, and
+        ``compile`` with "auto" resolved.
 
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: wrong shapes, values outside their range, a model in training mode or on another device, targets of
-            the wrong number, another way to compile, or graphs for a device that has none.
+            the wrong number, an unknown ``compile``, or graphs on a device without them.
     """
     check_unit_images(images)
     check_model(model, images)
@@ -60,7 +60,7 @@ def prepare(
 
 
 def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) -> Compiled:
-    """Look up a model's scores of all classes, which are called with the model, the pixels and the model's type.
+    """Look up a model's compiled scores, a function of the model, the pixels and the model's dtype.
 
     Shared by all calls that score with a model, as compiling takes long. Compiled, there is one graph for every number
     of images from 2, or a CUDA graph for each number.
@@ -78,7 +78,7 @@ def _forward_of(model: Model, score: Score, probed: ModelInfo, graphed: bool) ->
 
 
 def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Score, probed: ModelInfo) -> Tensor:
-    """Compute scores (P, classes), float32 or the float64 of the model."""
+    """Compute scores (P, classes), float32, or float64 for a float64 model."""
     shown = pixels if dtype is None else pixels.to(dtype)
     output = forward(model, shown.clone() if probed.writes_input else shown)
     if output.ndim != 2:
@@ -89,7 +89,7 @@ def _scores(model: Model, pixels: Tensor, dtype: torch.dtype | None, score: Scor
 
 
 class Scorer:
-    """The model's score of each row's target, in chunks, without waiting for the device between them."""
+    """Computes the model's score of each row's target in chunks, without waiting for the device between them."""
 
     def __init__(
         self,
@@ -102,16 +102,16 @@ class Scorer:
         score: Score = "probability",
         advance: Callable[[int], None],
     ) -> None:
-        """Take what scoring needs; nothing is compiled before the first chunk.
+        """Store the parts; nothing is compiled before the first chunk.
 
         Args:
-            model: in evaluation mode.
+            model: the model, in evaluation mode.
             targets: (B,) int64, the images' classes, on their device.
             chunks: images per model pass.
-            probed: what is known of the model.
-            compile: as ``prepare`` gives it.
-            score: what is taken of the model's output.
-            advance: told after each pass how many images went through.
+            probed: the model's ``ModelInfo``.
+            compile: as returned by ``prepare``.
+            score: the kind of score.
+            advance: called after each pass with its number of images.
 
         Raises:
             ValueError: a target out of range.
@@ -124,20 +124,20 @@ class Scorer:
         self._forward = _forward_of(model, score, probed, compile == "graphs")
 
     def __call__(self, image_index: Tensor, make: Callable[[slice], Tensor], shared: int = 0) -> tuple[Tensor, Tensor]:
-        """Score the rows that ``make`` gives for a slice of them, each for its image's target.
+        """Score the rows that ``make`` returns for slices, each for its image's target.
 
         Args:
-            image_index: (P,) int64 in [0, B), whose target a row is scored for; at least one row.
-            make: gives the rows (p, C, H, W) of a slice, in the model's memory format; asked again for fewer where the
-                pass ran out of memory.
-            shared: so many of the first rows are scored for all targets.
+            image_index: (P,) int64 in [0, B), the image whose target a row is scored for; at least one row.
+            make: returns the rows (p, C, H, W) of a slice, in the model's memory format; called again for fewer after
+                the pass ran out of memory.
+            shared: number of first rows that are scored for all targets.
 
         Returns:
-            (P,) and (shared, B); they may hold NaN, which the caller can give a name to.
+            (P,) and (shared, B); they may contain NaN, which the caller reports.
         """
 
         def ask(part: slice) -> Tensor:
-            # Not inference_mode, whose tensors a model may keep, in a buffer or a cache, and could not train with.
+            # Not inference_mode: a model may keep its tensors in a buffer or cache, and could then not be trained.
             with torch.no_grad():
                 return self._run(make(part))
 
@@ -163,10 +163,10 @@ class Scorer:
 
 
 def _size(count: int, chunk: int, graphed: bool) -> int:
-    """Choose how many images a compiled pass for ``count`` shows, so that few graphs serve all."""
-    if graphed:  # a power of two below the chunk: a remainder costs less than twice itself, and captures few graphs
+    """Choose the number of images of a compiled pass for ``count``, so that few graphs suffice."""
+    if graphed:  # a power of two below the chunk: at most twice the remainder's work, and few graphs to capture
         return min(chunk, 1 << (count - 1).bit_length())
-    return min(chunk, max(count, 2))  # a compiler takes a size of one for a constant
+    return min(chunk, max(count, 2))  # the compiler would specialise on a size of one
 
 
 def _padded(pixels: Tensor, count: int) -> Tensor:

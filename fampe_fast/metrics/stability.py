@@ -1,4 +1,4 @@
-"""Measure stability: how far a method's map moves when the image moves a little."""
+"""Measure stability: how much a method's map changes when the image changes a little."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Distance = Literal["l1", "l2", "squared_l2", "spearman"]
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """The distances that the maps of B images moved; lower is more stable, 0 is not at all.
+    """The changes of the maps of B images; lower is more stable, 0 is no change.
 
     Attributes:
         scores: (B,), the mean or the largest of the distances.
-        distances: (B, samples), between the map of the image and that of each perturbed copy.
-        radius: of the perturbation, in pixel units.
+        distances: (B, samples), between the image's map and that of each perturbed copy.
+        radius: radius of the perturbation, in pixel units.
         reduce: "mean" or "max".
-        distance: what was measured.
-        normalise: whether distances are divided by the map's own length.
+        distance: the kind of distance.
+        normalise: whether distances are divided by the map's norm.
     """
 
     scores: Tensor
@@ -76,37 +76,37 @@ def stability(
     it adds noise of one sign, and its radius has no effect).
 
     The noise is uniform in [-radius, radius] per pixel and channel, and the perturbed copies are clamped to [0, 1],
-    which Captum leaves to the caller. It depends on the seed and the image's id, not on the images beside it. A method
-    that takes ``image_ids``, as all of this package do, gets the image's own id for every copy: a stochastic method
-    explains them with the same noise, and what is measured is the image's change and not the method's chance.
+    which Captum leaves to the caller. It depends on the seed and the image's id, not on the other images. A method that
+    accepts ``image_ids``, as all methods of this package do, gets the image's own id for every copy, so that a
+    stochastic method uses the same noise and only the effect of the image's change is measured.
 
-    Small distances say nothing about a map being right: a method that always gives the same map scores 0.
+    Small distances do not mean that a map is right: a method that always returns the same map scores 0.
 
     Args:
         method: anything with ``attribute(inputs, target=targets)``: a method of this package, or Captum's.
         images: (B, C, H, W) floating-point in [0, 1], as the method takes them.
         targets: the class of all images, or one per image: a list or a tensor (B,) of ints. Copies keep it.
         radius: largest change of a value, in pixel units, above 0.
-        samples: perturbed copies per image; the cost is ``samples + 1`` attributions.
-        reduce: the "mean" or the "max" of the copies' distances.
-        distance: "l1", "l2", "squared_l2", over all values of the map, or "spearman": one minus the rank correlation
-            of the values, in [0, 2], which sees the order alone (1 where one of the two maps is constant).
-        normalise: divide by the same measure of the unperturbed map (by 1 where that is zero); "spearman" has no scale
-            to divide by, and stays as it is.
-        seed: number that the perturbations follow from, 64 bits; the method has its own.
+        samples: number of perturbed copies per image; the cost is ``samples + 1`` attributions.
+        reduce: reduction over the copies' distances: "mean" or "max".
+        distance: distance of maps: "l1", "l2" or "squared_l2" over all values, or "spearman": one minus the rank
+            correlation, in [0, 2], which depends only on the order (1 if one of the two maps is constant).
+        normalise: divide by the same norm of the unperturbed map (by 1 if that is zero); "spearman" is not divided, as
+            it has no scale.
+        seed: seed of the perturbations, 64 bits; the method has its own seed.
         image_ids: (B,) integers in [0, 2^32 - 2] that name the images in the random streams; default: their position.
-        internal_batch_size: passed on to the method where given.
+        internal_batch_size: passed on to the method if given.
         show_progress: draw a progress bar on standard error.
 
     Returns:
-        `Stability`, on the images' device, in their type (float32 at least).
+        `Stability`, on the images' device, in their dtype (float32 at least).
 
     Raises:
         TypeError: a method without ``attribute``, one that gives no floating-point tensor, an argument of the wrong
             type.
         ValueError: wrong shapes, NaN or infinity (naming the image), images outside [0, 1], targets of the wrong
             number, a radius that is not above 0, an unknown distance, maps of varying shape.
-        Whatever the method raises.
+        Exception: whatever the method raises.
     """
     check_method(method)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Scores of many images in two numbers: a mean and its standard error."""
+"""Summarise the scores of many images by a mean and its standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Estimate:
 
     Attributes:
         mean: the arithmetic mean.
-        standard_error: sample standard deviation (n - 1) over the square root of n; None for one value, which has none.
+        standard_error: sample standard deviation (n - 1) over the square root of n; None for a single value.
         n: the number of values.
     """
 
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def mean_and_error(values: Tensor | Sequence[float]) -> Estimate:
-    """Mean and standard error of one score per image.
+    """Compute the mean and standard error of one score per image.
 
     Args:
         values: (n,), n at least 1, finite; bool counts as 0 and 1.
@@ -46,10 +46,10 @@ def mean_and_error(values: Tensor | Sequence[float]) -> Estimate:
 
 
 def paired_difference(a: Tensor | Sequence[float], b: Tensor | Sequence[float]) -> Estimate:
-    """Mean and standard error of `a - b`, image by image.
+    """Compute the mean and standard error of `a - b`, image by image.
 
-    For two methods scored on the same images: the spread among the images cancels, as it does not in the errors of the
-    two means.
+    Use it for two methods scored on the same images: the variation between images cancels, which it does not in the
+    errors of the two means.
 
     Args:
         a: (n,), n at least 1, finite.
@@ -60,12 +60,12 @@ def paired_difference(a: Tensor | Sequence[float], b: Tensor | Sequence[float]) 
     """
     first, second = _checked(a, "a"), _checked(b, "b")
     if len(first) != len(second):
-        raise ValueError(f"paired values must be equally many, got {len(first)} and {len(second)}")
+        raise ValueError(f"paired values must have the same number, got {len(first)} and {len(second)}")
     return _estimate(first - second)
 
 
 def _checked(values: Tensor | Sequence[float], name: str) -> Tensor:
-    # Devices without float64 exist, hence first to the CPU.
+    # To the CPU first, as some devices have no float64.
     numbers = values.detach().cpu() if isinstance(values, Tensor) else values
     found = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
     if found.ndim != 1 or len(found) == 0:
@@ -88,15 +88,15 @@ def bootstrap_interval(
 ) -> Tensor | None:
     """Compute the percentile bootstrap interval of the mean over rows (Efron and Tibshirani 1993, chapter 13).
 
-    Whole rows are drawn with replacement, so that what an image's columns have in common is kept. It asks nothing of
-    the values' distribution, but for few rows it is narrower than its name says: by a factor of about sqrt((n - 1) / n)
-    and by the difference of the normal's quantile to Student's.
+    Whole rows are drawn with replacement, so that the correlation of an image's columns is kept. It makes no assumption
+    about the distribution, but for few rows it is too narrow, by a factor of about sqrt((n - 1) / n) and by the
+    difference between the normal's quantile and Student's.
 
     Args:
         values: (n, K), finite.
-        confidence: in (0, 1).
-        seed: of the draws; the same values give the same interval.
-        statistic: of drawn rows (R, n, K) float64, (R, L), in place of their mean (R, K).
+        confidence: coverage of the interval, in (0, 1).
+        seed: seed of the draws; the same values give the same interval.
+        statistic: function of drawn rows (R, n, K) float64 that returns (R, L), in place of their mean (R, K).
 
     Returns:
         (2, K) float64, or (2, L), lower and upper ends; None for n below 2.
@@ -122,11 +122,11 @@ def bootstrap_interval(
 
 
 def student_interval(values: Tensor, confidence: float = 0.95) -> Tensor | None:
-    """Compute Student's interval of the mean over rows, for rows too few to be drawn from, such as seeds.
+    """Compute Student's interval of the mean over rows, for too few rows for a bootstrap, such as seeds.
 
     Args:
         values: (n, K), finite.
-        confidence: in (0, 1); exact for rows from a normal distribution.
+        confidence: coverage of the interval, in (0, 1); exact for normally distributed rows.
 
     Returns:
         (2, K) float64, lower and upper ends; None for n below 2.

@@ -1,6 +1,6 @@
-"""Classifiers that take images in pixel space, [0, 1], and the ways to load one.
+"""Load classifiers that take images in pixel space, [0, 1].
 
-Neither timm nor torchvision is imported before a model that needs it is loaded.
+timm and torchvision are imported only when a model that needs them is loaded.
 """
 
 from .batch_norm import fold_batch_norm

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: the same function with fewer passes over memory."""
+"""Fold batch normalisation into the preceding convolutions: the same function with fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from .dry_run import agree
 def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     """Copy a model with its batch normalisations multiplied into the convolutions they follow.
 
-    In evaluation mode a batch normalisation is a factor and an offset per channel, which the convolution before it can
-    carry itself. Forward and backward passes then read and write the feature maps once less for each: on a CPU
+    In evaluation mode a batch normalisation is a factor and an offset per channel, which can be merged into the
+    preceding convolution. Forward and backward passes then read and write each feature map once less: on a CPU
     MobileNetV2's passes take 40 % less time, ResNet-50's 25 %. In-place activations whose input autograd copies first
-    (ReLU6, SiLU, Hardswish...) write to new memory. One pass of the example shows which follow which; pairs that could
-    not be folded exactly (a convolution whose output is used or kept elsewhere, too, that is called twice or
-    standardises its own weight; modules with hooks) stay as they are. The copy is for inference and gradients with
-    respect to the image; it cannot be trained on as the original could.
+    (ReLU6, SiLU, Hardswish...) write to new memory instead. One pass of the example finds the pairs; pairs that cannot
+    be folded exactly (a convolution whose output is also used elsewhere, that is called twice or standardises its own
+    weight; modules with hooks) are left unchanged. The copy is for inference and gradients with respect to the image;
+    it cannot be trained like the original.
 
-    One pass does not show what another input would do. So nothing is folded unless it is proven that every input takes
-    the same way: all modules are torch's, torchvision's or timm's, as they were made, or torch.fx can trace the model
-    with symbols in place of values. A model that decides by values, by the batch's size or at random is returned as it
-    is, and so are scripted, compiled and exported ones, whose layers cannot be exchanged.
+    One pass does not show what happens for other inputs. So a model is folded only if every input provably takes the
+    same path: all modules are torch's, torchvision's or timm's, unmodified, or torch.fx can trace the model with
+    symbols in place of values. A model that branches on values, on the batch size or at random is returned unchanged,
+    as are scripted, compiled and exported ones, whose layers cannot be replaced.
 
     Args:
-        model: in evaluation mode; is not changed.
-        example: one image or a few, as the model takes them, on its device.
+        model: the model, in evaluation mode; it is not changed.
+        example: one or a few images for the model, on its device.
 
     Returns:
-        The copy, or the model itself where there is nothing to fold, where that is not proven to keep the function, or
-        where the copy's outputs for the example are not the model's to 1e-4 of their largest.
+        The copy, or the model itself if there is nothing to fold, if the function is not proven to be the same, or if
+        the copy's outputs for the example differ from the model's by more than 1e-4 of the largest.
 
     Raises:
-        TypeError: the model is no nn.Module.
+        TypeError: the model is not an nn.Module.
         ValueError: the model is in training mode.
 
     Example:
@@ -53,10 +53,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):  # its modules are not Python's
+    if isinstance(model, torch.jit.ScriptModule):  # its modules are not Python modules
         return model
     if any(module.training for module in model.modules()):
-        raise ValueError("batch normalisation can be folded in evaluation mode only: call model.eval()")
+        raise ValueError("batch normalisation can only be folded in evaluation mode: call model.eval()")
     if not any(_foldable_norm(module) for module in model.modules()):
         return model
     # tf32, which torch allows a GPU's convolutions by default, moves logits by more than a fold may.
@@ -86,12 +86,12 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
     return folded.eval()
 
 
-# Of these autograd keeps the input, and so copies it before they write to it.
+# Autograd needs the input of these, and so copies it before they overwrite it.
 _COPIED = (nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
 
 
 class _Observed(TorchFunctionMode):
-    """One pass: which convolution's output each normalisation sees, and how often every tensor is used."""
+    """Records one pass: the convolution before each normalisation, and how often every tensor is used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class _Observed(TorchFunctionMode):
         self._produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
 
     def convolution(self, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Note a convolution's call; its output is kept, so that no other tensor gets its id."""
+        """Record a convolution's call; its output is kept, so that no other tensor gets its id."""
         self.calls[module] += 1
-        self.uses[id(output)] = 0  # were those of a tensor that is gone
+        self.uses[id(output)] = 0  # these were of a tensor that no longer exists
         self._produced[id(output)] = module, output
 
     def norm(self, module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        """Note a normalisation's call, and the convolution whose output it sees."""
+        """Record a normalisation's call, and the convolution before it."""
         self.calls[module] += 1
         if id(inputs[0]) in self._produced:
             self.followed.append((self._produced[id(inputs[0])][0], module, inputs[0]))
@@ -130,7 +130,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _pairs(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], object]:
-    """Run the example: which convolutions feed one normalisation and nothing else, and the model's output."""
+    """Run the example, and find the convolutions that feed only one normalisation, and the model's output."""
     seen, hooks = _Observed(), []
     for module in model.modules():
         if _foldable_convolution(module):
@@ -152,12 +152,12 @@ def _pairs(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.
 
 
 def _is_proven(flow: Flow, convolution: list[str], norm: list[str]) -> bool:
-    """Tell whether under any of their names the one feeds the other, whatever the input."""
+    """Tell whether, under any of their names, one provably feeds the other for every input."""
     return any(flow.proves(a, b) for a in convolution for b in norm)
 
 
 def _foldable_convolution(module: nn.Module) -> bool:
-    """Tell whether its result is linear in its weight: others, such as weight-standardising ones, are subclasses."""
+    """Tell whether a convolution is linear in its weight; others, such as weight-standardising ones, are subclasses."""
     kind = type(module)
     plain = kind is nn.Conv2d or (kind.__name__ == "Conv2dSame" and comes_from(kind, "timm"))  # pads as TensorFlow does
     return plain and _as_its_class(module) and not parametrize.is_parametrized(module)
@@ -176,14 +176,14 @@ def _as_its_class(module: nn.Module) -> bool:
 
 
 def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
-    """Take from timm's normalisation the dropout and the activation."""
+    """Keep the dropout and the activation of timm's normalisation."""
     parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
     parts = [part for part in parts if not isinstance(part, nn.Identity)]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
-    """Fuse the two on the CPU, so that the weights are the same to the bit on every device."""
+    """Fuse the two on the CPU, so that the weights are bitwise the same on every device."""
     device = convolution.weight.device
     fused: nn.Module = fuse_conv_bn_eval(copy.deepcopy(convolution).cpu(), copy.deepcopy(norm).cpu())
     return fused.to(device)

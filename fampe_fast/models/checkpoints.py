@@ -1,8 +1,8 @@
-"""Checkpoint files: what kind a file is, its state dict, and whether that fits a model.
+"""Read checkpoint files: detect their kind, load their state dict, and compare it with a model.
 
-The libraries' own readers do not replace it: timm's goes by the file's ending, knows fewer layouts and would be
-imported for models that are not timm's; ``torch.serialization.get_unsafe_globals_in_checkpoint`` reads zip archives of
-protocol 2 alone; ``Module.load_state_dict`` fails when it has written a part, with a line for every key.
+The libraries' own readers do not suffice: timm's goes by the file's suffix, knows fewer layouts and would be imported
+for models of other libraries; ``torch.serialization.get_unsafe_globals_in_checkpoint`` reads only zip archives of
+protocol 2; ``Module.load_state_dict`` fails after writing a part, with a line for every key.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..errors import first_line
 StateDict = dict[str, Tensor]
 FileKind = Literal["TorchScript", "torch.export", "safetensors", "torch.save", "pickle"]
 
-# Where training scripts put the weights, in the order in which timm takes them: averaged weights come first.
+# Keys of the weights in training checkpoints, in timm's order: averaged weights come first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 _PICKLE = b"\x80"
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 # Left by torch.compile and DistributedDataParallel, in either order of wrapping.
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
-# What a checkpoint may name: tensors, storages, types and containers.
+# Names that a checkpoint may refer to: tensors, storages, types and containers.
 _PLAIN = re.compile(
     r"collections\.OrderedDict|argparse\.Namespace|(builtins|__builtin__)\.(set|frozenset|bytearray|complex|slice)"
     r"|(torch\.(_utils|_tensor|nn\.parameter|serialization)|_codecs)\.\w+|torch\.(storage\.)?([a-z]\w*|\w*Storage|Size)"
@@ -40,7 +40,7 @@ _PLAIN = re.compile(
 
 
 def file_kind(path: Path) -> FileKind | None:
-    """Tell what a file holds by its contents (safetensors by the ending, too); None for what PyTorch does not read."""
+    """Detect a file's kind by its contents (safetensors also by the suffix); None if PyTorch cannot read it."""
     with path.open("rb") as stream:
         start = stream.read(32)
     length = int.from_bytes(start[:8], "little")  # safetensors: of the JSON object that follows
@@ -60,11 +60,11 @@ def file_kind(path: Path) -> FileKind | None:
 
 
 def check_trusted(source: str, trust_model: bool) -> None:
-    """Refuse a model that is a program, unless it is trusted: loading it may run any code.
+    """Refuse a model that is a program, unless it is trusted, as loading it may run any code.
 
     Args:
-        source: of ``load_classifier``.
-        trust_model: whether it is.
+        source: the source for ``load_classifier``.
+        trust_model: whether the source is trusted.
 
     Raises:
         ValueError: the source is a TorchScript or torch.export file.
@@ -72,13 +72,13 @@ def check_trusted(source: str, trust_model: bool) -> None:
     path = Path(source)
     if not trust_model and path.is_file() and file_kind(path) in ("TorchScript", "torch.export"):
         raise ValueError(
-            f"{source} is a program ({file_kind(path)}), which may do anything on this machine once it is loaded: if "
-            "you trust where it comes from, say --trust-model (trust_model=True)"
+            f"{source} is a program ({file_kind(path)}), and loading it may run any code: if you trust its origin, "
+            "give --trust-model (trust_model=True)"
         )
 
 
 def what_it_is(path: Path) -> str:
-    """Say in a few words what a file is that is neither a model nor a checkpoint."""
+    """Describe in a few words a file that is neither a model nor a checkpoint."""
     with path.open("rb") as stream:
         start = stream.read(512)
     if not start:
@@ -97,7 +97,7 @@ def what_it_is(path: Path) -> str:
 
 
 def unreadable(file: object, kind: FileKind, error: Exception) -> ValueError:
-    """Say that a file of a known kind cannot be read, and why."""
+    """Make the error for a file of a known kind that cannot be read."""
     return ValueError(f"{file} cannot be read as a {kind} file ({first_line(error)})")
 
 
@@ -161,11 +161,11 @@ def _read_pickle(path: Path) -> object:
 
 
 def _pickled(classes: list[str]) -> str:
-    """Say what a pickle that torch refuses holds, and what to do."""
+    """Describe the content of a pickle that torch refuses, and the remedy."""
     if not classes:
         return (
-            "is a pickle that torch reads only by running it (of another protocol than 2), or damaged. Save the state "
-            "dict again: torch.save(model.state_dict(), PATH)"
+            "is damaged, or a pickle of another protocol than 2, which torch can only read by running it. Save the "
+            "state dict again: torch.save(model.state_dict(), PATH)"
         )
     layers = any(name.startswith("torch.nn.modules.") for name in classes)
     what = "a whole model, pickled" if layers else "pickled Python objects"
@@ -177,10 +177,10 @@ def _pickled(classes: list[str]) -> str:
 
 
 def _foreign_classes(path: Path) -> list[str]:
-    """List the classes whose code would run if a checkpoint's pickle were loaded, without loading it; none of torch's.
+    """List the classes, other than torch's, whose code would run if a checkpoint's pickle were loaded.
 
     Args:
-        path: of a file that ``torch.save`` wrote.
+        path: a file written by ``torch.save``.
     """
     stream: IO[bytes]
     names: dict[str, None] = {}
@@ -199,24 +199,24 @@ def _foreign_classes(path: Path) -> list[str]:
 
 
 class _ClassNames(pickle.Unpickler):
-    """Notes the classes that a pickle names, in their order; makes nothing of them, so that no code runs."""
+    """Records the classes that a pickle names, in order, without instantiating them, so that no code runs."""
 
     def __init__(self, stream: IO[bytes], names: dict[str, None]) -> None:
         super().__init__(stream)
         self.names = names
 
     def find_class(self, module: str, name: str) -> type[_Nothing]:
-        """Note a class, and stand in for it."""
+        """Record a class, and return a substitute."""
         self.names[f"{module}.{name}"] = None
         return _Nothing
 
     def persistent_load(self, pid: object) -> type[_Nothing]:
-        """Stand in for a storage or, before torch 1.6, for a class with its source."""
+        """Return a substitute for a storage or, before torch 1.6, for a class with its source."""
         return _Nothing
 
 
 class _Nothing:
-    """Stands for every object of a pickle, and takes what pickles do to objects."""
+    """Substitute for every object of a pickle, which accepts all pickle operations."""
 
     def __new__(cls, *_: object, **__: object) -> _Nothing:
         return super().__new__(cls)
@@ -243,7 +243,7 @@ def _unnest(checkpoint: object, path: Path) -> StateDict:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The difference between a state dict and what a model expects; false if it fits."""
+    """The differences between a state dict and a model; false if it fits."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -267,7 +267,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def classes(self, current: int) -> int | None:
-        """Tell the checkpoint's number of classes, if a head of another size than ``current`` is all that differs."""
+        """Return the checkpoint's number of classes, if only the head's size differs from ``current``."""
         if self.missing or self.unexpected or not self.reshaped:
             return None
         heads = {
@@ -278,7 +278,7 @@ class Mismatch:
         return heads.pop() if len(heads) == 1 else None
 
     def describe(self) -> str:
-        """Say what differs, in counts and examples."""
+        """Describe the differences, with counts and examples."""
         parts = []
         for keys, what in ((self.missing, "missing from it"), (self.unexpected, "unknown to the model")):
             if keys:
@@ -306,13 +306,13 @@ def load_weights(
     Args:
         build: makes the model for a number of classes; None is its default.
         weights: the checkpoint.
-        num_classes: the number of classes asked for; None takes it from the checkpoint's classifier.
-        what: the model, for messages.
-        adapt: translates a foreign layout into the model's, tried where the state dict does not fit as it is.
+        num_classes: the requested number of classes; None takes it from the checkpoint's classifier.
+        what: name of the model, for messages.
+        adapt: translates a foreign layout into the model's; tried if the state dict does not fit.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_state_dict``; or it does not fit, and the message counts what is
-            missing, unknown and of another shape.
+        FileNotFoundError, ValueError: as ``read_state_dict``; or the state dict does not fit, and the message counts
+            missing and unknown keys and other shapes.
     """
     state = read_state_dict(weights)
     model = build(num_classes)
@@ -328,7 +328,7 @@ def load_weights(
             model.load_state_dict(candidate, strict=False)
             return model
         if classes is not None:
-            raise ValueError(f"weights {weights} have {classes} classes; {current} were asked for ({what})")
+            raise ValueError(f"weights {weights} have {classes} classes, but {current} are needed ({what})")
         first = first or mismatch
     assert first is not None
     raise ValueError(f"weights {weights} do not fit {what}: {first.describe()}")

@@ -1,4 +1,4 @@
-"""Class names of classifiers that come from timm."""
+"""Find the class names of timm's classifiers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Name the classes of a timm model: as its configuration does, else ImageNet's by the number of classes.
+    """Find the class names of a timm model: its configuration's, else ImageNet's by the number of classes.
 
     Args:
         pretrained_cfg: the model's ``pretrained_cfg``.
-        num_classes: how many classes the model has.
+        num_classes: the model's number of classes.
 
     Returns:
-        One name per class, or None where nothing is known about this number of classes.
+        One name per class, or None if the names are unknown.
     """
     labels = pretrained_cfg.get("label_names")
     if labels and len(labels) == num_classes:

@@ -1,4 +1,4 @@
-"""A classifier in pixel space: the normalisation, the class names and the transform travel with the model."""
+"""Define classifiers in pixel space, which contain their normalisation, class names and transform."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Classifier(nn.Module):
     """A model that takes images in pixel space, [0, 1], and normalises them itself.
 
     ``forward(pixels) = model((pixels - mean) / std)``. Shapes: pixels float (B, C, H, W) in [0, 1]; logits
-    (B, classes). The values are not checked here (that would cost a synchronisation on every call); the methods of
+    (B, classes). The values are not checked here (which would need a synchronisation on every call); the methods of
     this package check their input once.
 
     Attributes:
-        name: what the model is called, for tables and file names.
-        class_names: one name per class, or None where they are unknown.
-        num_classes: the number of classes, or None where it is unknown.
-        input_size: (H, W) in pixels, what ``transform`` produces.
+        name: name of the model in tables and file names.
+        class_names: one name per class, or None if unknown.
+        num_classes: the number of classes, or None if unknown.
+        input_size: (H, W) in pixels, the size that ``transform`` produces.
         channels: C, the number of channels of the images: 3 for RGB.
         transform: from a PIL image to float32 (C, H, W) in [0, 1]: resize and crop, no normalisation. Apply it to
-            what ``fampe_fast.images.read_image`` returns. For a model of one channel it makes the image grey; for
-            another number it raises ValueError, as files have no such images: give a transform of your own.
+            images from ``fampe_fast.images.read_image``. For a model of one channel it makes the image grey; for other
+            numbers it raises ValueError, as files have no such images: pass your own transform.
         model: the wrapped model; it takes normalised images.
         mean: buffer, float32 (1, C, 1, 1), in pixel units.
         std: buffer, float32 (1, C, 1, 1), in pixel units.
-        output: what the model returns, "logits", "probabilities" or "sigmoid"; None where nobody has said.
+        output: meaning of the model's output, "logits", "probabilities" or "sigmoid"; None if not declared.
     """
 
     mean: Tensor
@@ -57,29 +57,29 @@ class Classifier(nn.Module):
         channels: int | None = None,
         output: Output | None = None,
     ) -> None:
-        """Wrap ``model`` as it is: its mode, precision and device are left alone (``load_classifier`` sets them).
+        """Wrap ``model`` without changing its mode, precision or device (``load_classifier`` sets them).
 
         Args:
-            model: takes normalised images (B, C, H, W), returns (B, classes), or something that holds them as
+            model: takes normalised images (B, C, H, W), and returns (B, classes), or an object that has them as
                 ``logits`` (Hugging Face's ``ModelOutput``, a dict).
-            name: default: the model's class name.
+            name: name of the classifier; default: the model's class name.
             mean: subtracted from the pixels; one number or one per channel, in [0, 1]. Default 0.
-            std: divided by; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
+            std: divisor; one number or one per channel, above 0. Default 1: with mean 0, no normalisation.
             input_size: (H, W), or one number for a square.
             transform: default: resize so that the centre crop of ``input_size`` covers 7/8 of the shorter side
                 (bicubic), then crop.
             class_names: one name per class.
             num_classes: number of classes; default: the number of names, else ``model.num_classes`` if there is one.
-            channels: number of channels of the images; default: the number of means or stds where several are given,
-                else what the model's first convolution takes, else 3.
-            output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends
-                in a softmax or in sigmoids; or "sigmoid", logits of independent classes, or a single one. Default:
-                logits, and what plainly is something else is refused when it is used, with the word to say.
+            channels: number of channels of the images; default: the number of means or stds if several are given, else
+                the input channels of the model's first convolution, else 3.
+            output: meaning of the model's output: "logits" of mutually exclusive classes; "probabilities", after a
+                softmax or sigmoids; or "sigmoid", logits of independent classes or a single logit. Default: logits;
+                outputs that are clearly something else are refused on use, with the value to set.
 
         Raises:
             TypeError: ``model`` is not an nn.Module, or an argument has the wrong type.
             ValueError: a mean outside [0, 1], a std that is not above 0, another number of values than one or one per
-                channel, an input size below 1, another number of names than classes, or another word for ``output``.
+                channel, an input size below 1, another number of names than classes, or an unknown ``output``.
         """
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -109,15 +109,15 @@ class Classifier(nn.Module):
             pixels: float (B, C, H, W) in [0, 1].
 
         Returns:
-            (B, classes), what ``output`` says.
+            (B, classes), with the meaning in ``output``.
 
         Raises:
-            TypeError: the model returns no tensor and nothing that holds one as ``logits``.
+            TypeError: the model returns neither a tensor nor an object that has one as ``logits``.
         """
         return logits_in(self.model((pixels - self.mean) / self.std))
 
     def class_name(self, index: SupportsIndex) -> str:
-        """Name a class; "class 7" where the names are unknown.
+        """Return a class's name, or "class 7" if the names are unknown.
 
         Raises:
             IndexError: the index is negative or not below the number of classes.
@@ -136,7 +136,7 @@ class Classifier(nn.Module):
 
 
 def default_transform(size: tuple[int, int], channels: int, interpolation: str = "bicubic") -> PixelTransform:
-    """Make the transform of a model that brings none: a centre crop that covers 7/8 of the shorter side."""
+    """Make the default transform of a model: a centre crop that covers 7/8 of the shorter side."""
     return PixelTransform(ResizeAndCrop(size, interpolation=interpolation), channels)
 
 
@@ -162,7 +162,7 @@ def channel_statistics(
 def _channel_values(
     model: nn.Module, channels: int | None, means: tuple[float, ...], stds: tuple[float, ...]
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Find the number of channels, and mean and std of each."""
+    """Find the number of channels, and each channel's mean and std."""
     given, first = len(means), input_channels(model)
     expected = (first or CHANNELS) if channels is None else check_count("channels", channels)
     if channels is None and given > 1 and (first is None or given in (first, CHANNELS)):
@@ -193,18 +193,18 @@ def _numbers(value: float | Sequence[float], what: str) -> tuple[float, ...]:
 
 
 def _is_single(value: object) -> bool:
-    """Tell whether it is one number: Python's, NumPy's, or an array or a tensor of no dimensions."""
+    """Tell whether a value is one number: Python's, NumPy's, or an array or tensor without dimensions."""
     return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
 
 
 def _byte_hint(means: tuple[float, ...]) -> str:
     if all(0 <= value <= 255 for value in means):
-        return ". For values meant for bytes, 0 to 255, divide mean and std by 255"
+        return ". If they are for bytes, 0 to 255, divide mean and std by 255"
     return ""
 
 
 def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Make (H, W) of one number or two.
+    """Convert one or two numbers to (H, W).
 
     Raises:
         TypeError: not an integer or two integers.
@@ -220,7 +220,7 @@ def check_input_size(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_class_names(names: Sequence[str], num_classes: int | None) -> tuple[str, ...]:
-    """Check class names and make a tuple of them.
+    """Check class names and convert them to a tuple.
 
     Raises:
         TypeError: ``names`` is not a sequence of str.

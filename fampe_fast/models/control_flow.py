@@ -1,4 +1,4 @@
-"""Proof that a module takes the same way through its layers for every input: what one pass shows always holds."""
+"""Prove that a module takes the same path through its layers for every input, so that one pass shows all of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-# Their layers decide by settings and shapes, never by values, which layer comes next.
+# The control flow of their layers depends on settings and shapes, never on values.
 _LIBRARIES = ("torch.nn", "torchvision", "timm")
 _TRACING = threading.Lock()  # torch.fx patches nn.Module for the time of a trace
 
@@ -29,19 +29,19 @@ def comes_from(owner: object, *libraries: str) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether somebody looks at, or changes, what goes in and out."""
+    """Tell whether a module has hooks that read or change its input or output."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def all_from_libraries(model: nn.Module) -> bool:
-    """Tell whether all of a model's modules are torch's, torchvision's or timm's, as these libraries made them."""
+    """Tell whether all of a model's modules are unmodified ones of torch, torchvision or timm."""
     return all(_as_made(module) and not has_hooks(module) for module in model.modules())
 
 
 def _as_made(module: nn.Module) -> bool:
-    """Tell whether its class and methods are a library's, with no function of somebody else's in it."""
+    """Tell whether a module's class and methods are a library's, without foreign functions."""
     kind = type(module)
     if not comes_from(kind, *_LIBRARIES) or not comes_from(kind.forward, *_LIBRARIES):
         return False
@@ -60,36 +60,36 @@ def _is_theirs(module: nn.Module, name: str, value: object) -> bool:
 
 @dataclass(frozen=True)
 class Flow:
-    """Facts about a model's way from module to module that hold for every input.
+    """Facts about a model's path from module to module that hold for every input.
 
     Attributes:
-        edges: names of modules, as in ``named_modules``, whose output goes into the second of the pair and nowhere
-            else. A module whose output is still held by someone after the pass (on a module, in a list, in a closure)
-            is in none.
-        closed: modules that are called as a whole and whose insides are a known library's.
+        edges: pairs of names of modules, as in ``named_modules``, where the first one's output goes only into the
+            second. A module whose output is still referenced after the pass (by a module, a list, a closure) is in no
+            pair.
+        closed: modules of a known library that are called as a whole.
     """
 
     edges: frozenset[tuple[str, str]]
     closed: frozenset[str]
 
     def proves(self, producer: str, consumer: str) -> bool:
-        """Tell whether what one pass showed, that the one feeds the other alone, holds for every input."""
+        """Tell whether one module feeds only the other for every input, as it did in one pass."""
         inside = (name for name in self.closed if producer.startswith(f"{name}.") and consumer.startswith(f"{name}."))
         return (producer, consumer) in self.edges or any(True for _ in inside)
 
 
 def fixed_flow(model: nn.Module) -> Flow | None:
-    """Trace a model that takes the same way for every input; None where that is not proven.
+    """Trace a model that takes the same path for every input; None if that is not proven.
 
-    The forward pass runs with symbols in place of tensors (torch.fx): code that asks for a value or a shape in order to
-    decide fails. So does, here, a pass that draws random numbers or leaves something changed behind, by which a later
-    one could decide. Modules of torch, torchvision and timm that nobody altered are not entered.
+    The forward pass runs with symbols in place of tensors (torch.fx), so that code that branches on a value or a shape
+    fails. A pass also fails if it draws random numbers or changes state on which a later pass could branch. Unmodified
+    modules of torch, torchvision and timm are not entered.
 
     Args:
-        model: is copied first.
+        model: the model, which is copied first.
     """
     found: Flow | None = None
-    for gradients in (False, True):  # code may ask whether gradients are wanted
+    for gradients in (False, True):  # code may test whether gradients are enabled
         with _TRACING, torch.set_grad_enabled(gradients):
             flow = _traced(model)
         if flow is None:
@@ -105,11 +105,11 @@ def _traced(model: nn.Module) -> Flow | None:
         before, random_before = _settings(root.model), _generators()
         graph = tracer.trace(root)
         unchanged = _settings(root.model) == before and _generators() == random_before
-    except Exception:  # fx's, and whatever foreign code raises when it gets a symbol
+    except Exception:  # fx's errors, and whatever foreign code raises for a symbol
         return None
     if tracer.asked or not unchanged:
         return None
-    gc.collect()  # symbols in reference cycles that nobody holds
+    gc.collect()  # frees symbols in reference cycles
     kept = {name for name, symbol in tracer.symbols if symbol() is not None}
     edges, closed = set(), set()
     for node in graph.nodes:
@@ -125,12 +125,12 @@ def _traced(model: nn.Module) -> Flow | None:
 
 
 def _outside(target: Any) -> str:
-    """Take the name within the model, which the root calls "model"."""
+    """Remove the root's prefix "model" from a name."""
     return str(target).removeprefix("model").removeprefix(".")
 
 
 class _Root(nn.Module):
-    """Calls the model with one argument, so that the others keep their defaults."""
+    """Calls the model with one argument, so that others keep their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Root(nn.Module):
 
 
 class _Noted(fx.Proxy):
-    """Every number that is asked of it is noted: foreign code may catch the error that asking raises, and go on."""
+    """Records every access to a value, as foreign code may catch the error it raises and continue."""
 
     def _refuse(self, *_: object) -> Any:
         self.tracer.asked = True  # type: ignore[attr-defined]
@@ -156,18 +156,18 @@ class _Noted(fx.Proxy):
 
 
 class _Attribute(_Noted, fx.proxy.Attribute):
-    """Of a tensor's symbol, such as its shape."""
+    """An attribute of a tensor's symbol, such as its shape."""
 
 
 class _Symbol(_Noted):
-    """Stands for a tensor, and says that it is one."""
+    """A symbol that claims to be a tensor."""
 
     _is_param = False
     __class__ = property(lambda self: Tensor)  # type: ignore[assignment]
 
 
 class _Tracer(fx.Tracer):
-    """Enters all modules but those of known libraries; notes every attempt to decide by a value."""
+    """Enters all modules except those of known libraries, and records every attempt to branch on a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if threading.get_ident() != self.owner:  # another thread's model, which runs while this one is traced
+        if threading.get_ident() != self.owner:  # a model that another thread runs during this trace
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path):
@@ -209,9 +209,9 @@ class _Tracer(fx.Tracer):
         return _Symbol(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is taken for a tensor
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # before it is treated as a tensor
 
-    # An answer to any of these would be true of some inputs only.
+    # An answer to any of these would hold for only some inputs.
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.asked = True
         return super().to_bool(obj)
@@ -229,7 +229,7 @@ class _Tracer(fx.Tracer):
 
 
 def _holds_hooks(module: nn.Module) -> bool:
-    """Tell whether a module within has hooks: its own run on symbols, theirs would not if it were not entered."""
+    """Tell whether an inner module has hooks, which would not run if this module were not entered."""
     return any(has_hooks(inner) for inner in module.modules() if inner is not module)
 
 
@@ -240,7 +240,7 @@ def _generators() -> list[Any]:
 
 
 def _settings(model: nn.Module) -> list[Any]:
-    """List what the modules hold besides tensors, two levels deep, and how often their tensors were written to."""
+    """List the modules' non-tensor state, two levels deep, and the version counters of their tensors."""
     found: list[Any] = []
     for name, module in model.named_modules():
         for key, value in vars(module).items():

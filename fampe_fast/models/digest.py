@@ -1,4 +1,4 @@
-"""A digest of what a Python object is: its class, its settings, its tensors and its code, and no memory address."""
+"""Compute digests of Python objects from their class, settings, tensors and code, without memory addresses."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ import torch
 from torch import Tensor, fx, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-# TorchScript numbers classes of one name as a process meets them.
+# TorchScript numbers classes of the same name in the order of a process.
 _MANGLED = re.compile(r"[./]?___torch_mangle_\d+")
 # What nn.Module keeps about itself, where parameters, buffers and submodules are read by name; torch.compile's mark;
-# and timm's notes on where weights came from, whose part in an answer is the transform.
+# and timm's record of the weights' origin, of which only the transform matters.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"_is_torch_compile", "pretrained_cfg", "default_cfg"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
 def digest_of(value: object, *, without: Iterable[str] = ()) -> str:
-    """Compute the SHA-256 of what an object is, the same in every process and on every device.
+    """Compute the SHA-256 of an object's content, the same in every process and on every device.
 
     Of modules: class, settings (attributes, shown by ``repr`` or not), parameters, buffers, persistent or not,
-    hooks, and the code of classes that belong to no library. Of functions: code, defaults, what they close over and
-    what they name of their module. Of TorchScript: code, constants and attributes. Names of parameters count, devices
-    and memory formats do not.
+    hooks, and the code of classes outside libraries. Of functions: code, defaults, closures and the module's globals
+    that they use. Of TorchScript: code, constants and attributes. Names of parameters count, devices and memory formats
+    do not.
 
     Args:
-        value: anything; of objects that show nothing of themselves, class and ``repr`` without addresses.
+        value: any object; for opaque objects, class and ``repr`` without addresses are used.
         without: attributes of ``value`` itself to leave out.
     """
     return _Digests().read(value, frozenset(without)).hex()
 
 
 class _Digests:
-    """Digests by identity, so that what is shared is read once and what is recursive ends."""
+    """Computes digests by identity, so that shared objects are read once and recursion ends."""
 
     def __init__(self) -> None:
         self._known: dict[int, bytes] = {}
-        self._alive: list[object] = []  # else another object may get a known one's id
+        self._alive: list[object] = []  # otherwise another object may get a known one's id
         self._tensors: dict[tuple[Any, ...], bytes] = {}
-        self._open = 0  # how many objects contain the one that is read
+        self._open = 0  # nesting depth of the current object
 
     def read(self, value: object, without: frozenset[str] = frozenset()) -> bytes:
         """Digest any object."""
@@ -109,7 +109,7 @@ class _Digests:
         if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
             return _hash("builtin", getattr(value, "__name__", ""))
         settings = None if _origin(type(value)) == "standard" else self._settings(value)
-        if settings is None:  # loggers and locks hold the whole process, but show little
+        if settings is None:  # loggers and locks refer to the whole process
             return _hash(self.kind(type(value)), _ADDRESS.sub("", repr(value)))
         return _hash(
             self.kind(type(value)), *self._named((k, part) for k, part in settings.items() if k not in without)
@@ -174,7 +174,7 @@ class _Digests:
         return [memoryview(raw)]
 
     def function(self, function: types.FunctionType) -> bytes:
-        """Digest what a function does, as far as its code and what it refers to say."""
+        """Digest a function's code and the objects it refers to."""
         name = function.__qualname__
         if _of_a_library(function):
             return _hash("function", function.__module__, name)
@@ -234,7 +234,7 @@ def _in_order(code: str) -> str:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the attributes of a saved program into plain objects; runs nothing of it."""
+    """Reads the attributes of a saved program into plain objects, without running it."""
 
     def __init__(self, archive: zipfile.ZipFile, files: dict[str, str], part: str) -> None:
         super().__init__(io.BytesIO(archive.read(files[f"{part}.pkl"])))
@@ -303,12 +303,12 @@ def _hash(*parts: str | bytes | memoryview) -> bytes:
 
 
 def _name(kind: type) -> str:
-    """Name a class, a library's with its module: others are in "__main__" in one process and not in another."""
+    """Name a class, with its module only for libraries: others may be in "__main__" in some processes."""
     return f"{kind.__module__}.{kind.__qualname__}" if _of_a_library(kind) else kind.__qualname__
 
 
 def _of_a_library(owner: object) -> bool:
-    """Tell whether a class or function was installed with a package: its code is then its version's."""
+    """Tell whether a class or function belongs to an installed package, so that the version determines its code."""
     return _origin(owner) != "own"
 
 
@@ -331,7 +331,7 @@ def _home(package: str) -> Literal["own", "package", "standard"]:
 
 
 def _as_global(value: object) -> object:
-    """Take what a function sees of its module under a name: a library's object, such as a logger, by its class only."""
+    """Return a global of a function's module; a library's object, such as a logger, only by its class."""
     told = (*_PLAIN, Tensor, nn.Module, np.ndarray, Enum, partial, type, types.FunctionType, types.ModuleType)
     if isinstance(value, (*told, list, tuple, set, frozenset, dict)) or not _of_a_library(type(value)):
         return value
@@ -339,7 +339,7 @@ def _as_global(value: object) -> object:
 
 
 def _function_of(member: object) -> object:
-    """Take the function out of a static method, class method or property."""
+    """Unwrap the function of a static method, class method or property."""
     if isinstance(member, staticmethod | classmethod):
         return member.__func__
     return member.fget if isinstance(member, property) else member
@@ -358,8 +358,8 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Tell where a tensor's values lie, so that a shared one is read once; None where that cannot be told."""
+    """Return the location of a tensor's values, so that a shared one is read once; None if unknown."""
     try:
         return (tensor.device, tensor.data_ptr(), tensor.stride()) if tensor.data_ptr() else None
-    except RuntimeError:  # of sparse and packed ones
+    except RuntimeError:  # for sparse and packed tensors
         return None

@@ -1,4 +1,4 @@
-"""One pass of one image of noise, to see what a model takes and returns before any work is done with it."""
+"""Run one image of noise, to find out a model's input and output before any work."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..runtime.tf32 import tensor_float32
 from .classifier import Classifier
 from .module_state import restored
 
-# Another memory format adds up in another order, and folded weights are rounded once more: some 1e-6 of the largest
+# Another memory format sums in another order, and folded weights are rounded once more: about 1e-6 of the largest
 # logit. A wrong result differs by far more.
 _TOLERANCE = 1e-4
 
 
 def run_once(classifier: Classifier) -> object:
-    """Run one image of noise of the classifier's size (more if ``images_for`` says so), without gradients.
+    """Run one image of noise of the classifier's size (or ``images_for`` images), without gradients.
 
     Raises:
         Exception: whatever the model raises.
@@ -31,24 +31,24 @@ def run_once(classifier: Classifier) -> object:
 
 
 def images_for(classifier: Classifier) -> int:
-    """Tell how many images a model is tried with: one, or as many as a program was exported for."""
+    """Return the number of images for the dry run: one, or the batch size that a program was exported for."""
     shape = getattr(classifier.model, "shape", None)
     return int(shape[0]) if isinstance(shape, tuple) and shape and isinstance(shape[0], int) else 1
 
 
 def number_of_classes(output: object, images: int) -> int | None:
-    """Read the number of classes off an output (images, classes); None for every other output."""
+    """Read the number of classes from an output (images, classes); None for other outputs."""
     return int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 2 and len(output) == images else None
 
 
 def prefer_channels_last(classifier: Classifier, expected: object) -> None:
-    """Turn the weights channels-last, the format convolutions are fastest in, if the model's output stays the same.
+    """Convert the weights to channels-last, the fastest format of convolutions, if the output stays the same.
 
-    Models that use ``view`` on feature maps fail in that format; theirs keep the one they have.
+    Models that use ``view`` on feature maps fail in that format, and keep their own.
 
     Args:
-        classifier: of a model that this package built or read from a file.
-        expected: what ``run_once`` returned for it.
+        classifier: a classifier whose model this package built or read from a file.
+        expected: the output of ``run_once`` for it.
     """
     tensors = [*classifier.model.parameters(), *classifier.model.buffers()]
     if not all(tensor.device.type in ("cpu", "cuda") for tensor in tensors):
@@ -66,7 +66,7 @@ def prefer_channels_last(classifier: Classifier, expected: object) -> None:
 
 
 def agree(found: object, expected: object, tolerance: float = _TOLERANCE) -> bool:
-    """Tell whether two outputs are equal but for rounding, by the largest of them."""
+    """Tell whether two outputs are equal up to rounding, relative to the largest value."""
     if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
         return False
     found, expected = found.float(), expected.float()
@@ -74,6 +74,6 @@ def agree(found: object, expected: object, tolerance: float = _TOLERANCE) -> boo
 
 
 def _without_compiling(model: nn.Module) -> AbstractContextManager[Any]:
-    """Run a compiled module as it is written: compiling takes minutes, and one pass does not repay it."""
+    """Run a compiled module uncompiled, as compiling takes minutes and pays off only for many passes."""
     compiled = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

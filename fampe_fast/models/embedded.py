@@ -1,4 +1,4 @@
-"""The classifier that comes with the package: small, trained by this project, for the images it generates itself."""
+"""Load the small classifier included in the package, which was trained on its generated images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _LAYERS: Final = ((16, True), (32, False), (48, True), (64, False), (64, False))
 
 
 class EmbeddedNet(nn.Module):
-    """A plain network: five convolutions with ReLU, averaging between them, a linear head at each place.
+    """A plain network: five convolutions with ReLU, average pooling between them, a linear head at each position.
 
-    The places' logits are pooled by log-mean-exp, so that the places that see evidence speak and the gradient gathers
-    there (Pinheiro and Collobert, "From Image-level to Pixel-level Labeling with Convolutional Networks", 2015). The
-    first kernel is a multiple of its stride wide and the rest is reduced by averaging, which keeps the checkerboard of
-    strided layers out of the gradient (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
+    The positions' logits are pooled by log-mean-exp, so that positions with evidence dominate the output and the
+    gradient (Pinheiro and Collobert, "From Image-level to Pixel-level Labeling with Convolutional Networks", 2015). The
+    first kernel's width is a multiple of its stride and later layers are reduced by averaging, which avoids the
+    checkerboard of strided layers in the gradient (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016).
 
     Args:
         num_classes: number of logits.
-        batch_norm: follow the convolutions by batch normalisation, for training; ``folded`` returns the network without
-            it, which is what ships.
+        batch_norm: add batch normalisation after the convolutions, for training; ``folded`` returns the network without
+            it, which is the included one.
     """
 
     def __init__(self, num_classes: int, *, batch_norm: bool = False) -> None:
@@ -56,7 +56,7 @@ class EmbeddedNet(nn.Module):
         return logits.logsumexp(1) - math.log(logits.shape[1])
 
     def folded(self) -> EmbeddedNet:
-        """Make the same function, in eval mode, with the normalisation folded into the convolutions."""
+        """Make the same network, in eval mode, with the normalisation folded into the convolutions."""
         net = EmbeddedNet(self.num_classes).to(self.head.weight.dtype).eval()
         net.head.load_state_dict(self.head.state_dict())
         for target, conv, norm in zip(net.convs, self.convs, self.norms, strict=True):
@@ -67,19 +67,19 @@ class EmbeddedNet(nn.Module):
 
 
 def embedded_record() -> dict[str, Any]:
-    """Read how the embedded weights came about: seeds, steps, versions, held-out accuracies, the file's SHA-256."""
+    """Read the record of the embedded weights: seeds, steps, versions, held-out accuracies, the file's SHA-256."""
     record: dict[str, Any] = json.loads(_data(f"{NAME}.json"))
     return record
 
 
 def load_embedded_classifier(device: torch.device | str | None = None) -> Classifier:
-    """Load the classifier that ships with the package; needs no network.
+    """Load the classifier included in the package; needs no network connection.
 
-    It tells eight classes apart, the pairs of a shape and the frequency band of its texture, in the images made by
-    ``fampe_fast.images.generated.generate`` at 96 x 96 pixels. ``benchmarks/train_embedded_classifier.py`` trained it.
+    It has eight classes, the combinations of a shape and the frequency band of its texture, in 96 x 96 images from
+    ``fampe_fast.images.generated.generate``. It was trained by ``benchmarks/train_embedded_classifier.py``.
 
     Args:
-        device: where to put it; the CPU by default.
+        device: device of the classifier; the CPU by default.
 
     Returns:
         The classifier in eval mode, taking float32 (B, 3, 96, 96) in [0, 1] and returning logits (B, 8).
@@ -93,7 +93,7 @@ def load_embedded_classifier(device: torch.device | str | None = None) -> Classi
         net, name=NAME, mean=MEAN, std=STD, input_size=record["input_size"], class_names=record["class_names"]
     )
     classifier.requires_grad_(False).eval()
-    # channels-last is what the CPU's convolutions are fastest in; on another device the engine decides
+    # convolutions on a CPU are fastest in channels-last; on other devices the engine decides
     return classifier.to(memory_format=torch.channels_last) if device is None else classifier.to(device)
 
 

@@ -1,8 +1,8 @@
-"""Weights from the network: from the cache where they are there, else downloaded, else an error within seconds.
+"""Fetch weights from the local cache, else download them, else fail within seconds.
 
-Left to themselves, the libraries retry a host that cannot be reached for most of a minute (huggingface_hub 2.4: 23 s
-for each of two files) or wait for a connection without limit (torch.hub). So the cache is asked first, without a
-request, and the server is asked once, with a deadline, before a download begins.
+By themselves, the libraries retry an unreachable host for most of a minute (huggingface_hub 2.4: 23 s for each of two
+files) or wait for a connection without limit (torch.hub). So the cache is searched first, without a request, and the
+server is contacted once, with a deadline, before a download begins.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def hub_file(repository: str, candidates: Sequence[str], *, what: str) -> Path:
 
     Args:
         repository: "owner/name", with "@revision" if it is not the main branch.
-        candidates: file names; the first that exists is taken.
-        what: the model, for messages.
+        candidates: file names, of which the first existing one is used.
+        what: name of the model, for messages.
 
     Raises:
-        WeightsUnavailableError: neither cached nor to be had.
+        WeightsUnavailableError: neither cached nor available for download.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants, errors, utils
@@ -58,7 +58,7 @@ def url_file(url: str, *, what: str) -> Path:
     """Find a file from a URL in torch.hub's cache, or download it there.
 
     Raises:
-        WeightsUnavailableError: neither cached nor to be had.
+        WeightsUnavailableError: neither cached nor available for download.
     """
     import torch.hub
 
@@ -83,11 +83,11 @@ def _head(url: str) -> None:
     try:
         urlopen(Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
     except HTTPError as error:
-        error.close()  # the server is there; what it says about the file comes out when it is fetched
+        error.close()  # the server answers; errors about the file are raised when it is fetched
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run ``call``, but wait no longer than ``seconds``: timeouts of sockets count per address and not for DNS."""
+    """Run ``call``, but wait at most ``seconds``, as socket timeouts are per address and do not cover DNS."""
     failures: list[BaseException] = []
 
     def target() -> None:

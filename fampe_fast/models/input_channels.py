@@ -1,4 +1,4 @@
-"""The number of channels of a model's images, as far as its modules tell."""
+"""Find the number of channels of a model's images from its modules."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch.nn.parameter import is_lazy
 
 
 def input_channels(model: nn.Module) -> int | None:
-    """Count the input channels of a model's first convolution, in the order in which its modules were registered.
+    """Find the input channels of a model's first convolution, in the order of registration.
 
     Args:
-        model: any module; of programs, whose modules may be gone, the first four-dimensional weight counts.
+        model: any module; for programs, which may have no modules, the first four-dimensional weight counts.
 
     Returns:
-        The number of channels, or None where there is no convolution.
+        The number of channels, or None without a convolution.
     """
     for module in model.modules():
         if "Conv" in str(getattr(module, "original_name", type(module).__name__)):  # a scripted module's own class

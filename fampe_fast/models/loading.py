@@ -1,4 +1,4 @@
-"""``load_classifier``: a model by name, from a file or folder, or as an nn.Module, ready to be explained."""
+"""Load a classifier by name, from a file or folder, or from an nn.Module (``load_classifier``)."""
 
 from __future__ import annotations
 
@@ -49,65 +49,65 @@ def load_classifier(
     - a torchvision name by prefix: "torchvision/resnet50", "torchvision:resnet50.IMAGENET1K_V1";
     - a folder in timm's (Hugging Face's) layout: config.json beside a checkpoint; also "local-dir:PATH";
     - a TorchScript archive, or a program saved by ``torch.export.save`` (".pt2"), of a model that takes normalised
-      images. Load programs only from where you would run code from; an exported program accepts the batch sizes
-      that it was exported for;
-    - an nn.Module. It is wrapped, not copied: see below for what changes;
-    - a Classifier, which is returned itself, in evaluation mode and, where one is given, on ``device``.
+      images. Load programs only from sources whose code you would run; an exported program accepts only the batch
+      sizes that it was exported for;
+    - an nn.Module, which is wrapped, not copied: see below for the changes;
+    - a Classifier, which is returned itself, in evaluation mode and, if given, on ``device``.
 
-    Of an nn.Module that is given, these change in place, and only these: it is put into evaluation mode, ``weights``
-    are read into it, and it moves to ``device``. If loading fails, all of that is taken back. Its memory format stays
-    as it is: turn the weights of a convolutional network channels-last yourself
-    (``module.to(memory_format=torch.channels_last)``) for more speed on a CPU, if its code does not use ``view`` on
-    feature maps. A module in another precision than fp32, or built under ``torch.inference_mode``, is left alone
-    altogether; the classifier has a copy in fp32, or, where the copy's outputs are others, one in its own precision.
+    An nn.Module is changed in place only as follows: it is put into evaluation mode, ``weights`` are read into it, and
+    it is moved to ``device``. If loading fails, all changes are undone. Its memory format is not changed: convert a
+    convolutional network to channels-last yourself (``module.to(memory_format=torch.channels_last)``) for more speed on
+    a CPU, if its code does not use ``view`` on feature maps. A module in another precision than fp32, or built under
+    ``torch.inference_mode``, is not changed at all; the classifier gets a copy in fp32, or, if the copy's outputs
+    differ, in the module's own precision.
 
-    One image of noise is run, which tells the number of classes and shows whether the model takes what the transform
-    makes. An nn.Module or program that fails on it is loaded nevertheless, with its number of classes unknown.
+    One image of noise is run, to find the number of classes and to test that the model accepts the transform's images.
+    An nn.Module or program that fails on it is loaded nevertheless, with an unknown number of classes.
 
-    Where several apply: a name in timm's registry comes before a file of that name in the working directory (write
-    "./resnet50" for the file).
+    A name in timm's registry takes precedence over a file of that name in the working directory (write "./resnet50" for
+    the file).
 
     Args:
         source: see above.
-        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or what ``torch.save`` wrote,
-            a state dict, also nested or from DistributedDataParallel. It must fit in every key and shape.
+        weights: a local checkpoint for the named model, folder or nn.Module: .safetensors or a file of ``torch.save``
+            with a state dict, also nested or from DistributedDataParallel. All keys and shapes must fit.
         pretrained: whether to fetch the weights that belong to the name. Default: True unless ``weights`` is given.
             False gives random weights.
-        num_classes: the number of classes. Default: from the checkpoint, else what the model returns.
+        num_classes: the number of classes. Default: from the checkpoint, else from the model's output.
         mean: subtracted from the pixels, in pixel units, [0, 1]; one number, or one per channel. Default: the model's
             configuration; for a program, or an nn.Module without timm's ``pretrained_cfg``, 0.
-        std: divided by, in pixel units; one number, or one per channel. Default: likewise, or 1 (mean 0 and std 1: the
-            model gets the pixels as they are).
+        std: divisor, in pixel units; one number, or one per channel. Default: likewise, or 1 (with mean 0 and std 1 the
+            model gets unchanged pixels).
         class_names: one per class. Default: the model's configuration; for trained models of timm and torchvision
             with an ImageNet number of classes, ImageNet's; else None.
-        input_size: (H, W) or one number, what the transform produces. Default: the model's configuration, else 224.
+        input_size: (H, W) or one number, the transform's output size. Default: the model's configuration, else 224.
             timm's vision transformers are built for this size.
-        interpolation: the filter that the transform resizes with: nearest, box, bilinear, hamming, bicubic or
-            lanczos. Default: the model's configuration, else bicubic. It matters: the probabilities of a model
-            trained with one and fed by another differ by up to 0.2 on single photographs.
-        device: where to put the model. Default: where it is; the CPU for a model that is loaded.
-        model_args: keyword arguments for timm's or torchvision's model, as {"pad_type": "same"}. {"in_chans": 1} is a
-            model for greyscale, with ``weights`` or random ones; its transform makes images grey.
-        fold_batch_norm: multiply batch normalisations into the convolutions before them (``models.fold_batch_norm``):
-            the same function, 20 to 40 % faster on a CPU, logits equal to some 1e-6 of their size. Default: for models
-            that are built here; an nn.Module keeps its modules, and True wraps a copy of it without them.
-        output: what the model returns: "logits" of classes that exclude each other; "probabilities", where it ends in a
-            softmax or in sigmoids; or "sigmoid", logits of independent classes, or a single one. Default: logits, and
-            what plainly is something else is refused when it is used, with the word to say.
+        interpolation: the filter with which the transform resizes: nearest, box, bilinear, hamming, bicubic or lanczos.
+            Default: the model's configuration, else bicubic. It matters: a filter other than the one of training
+            changes probabilities by up to 0.2 on single photographs.
+        device: device of the model. Default: the module's own; the CPU for a model that is loaded.
+        model_args: keyword arguments for timm's or torchvision's model, such as {"pad_type": "same"}. {"in_chans": 1}
+            makes a model for greyscale, with ``weights`` or random ones; its transform makes images grey.
+        fold_batch_norm: fold batch normalisations into the preceding convolutions (``models.fold_batch_norm``): the
+            same function, 20 to 40 % faster on a CPU, logits equal to about 1e-6 of their size. Default: True for
+            models that are built here and False for an nn.Module, of which True wraps a folded copy.
+        output: meaning of the model's output: "logits" of mutually exclusive classes; "probabilities", after a softmax
+            or sigmoids; or "sigmoid", logits of independent classes or a single logit. Default: logits; outputs that
+            are clearly something else are refused on use, with the value to set.
 
     Returns:
-        The classifier in evaluation mode and fp32. A model that is built here or read from a file has its weights in
-        channels-last memory format on a CPU and on CUDA, if it returns the same in it. ``requires_grad`` of the
-        parameters is left alone.
+        The classifier in evaluation mode and fp32. A model that is built here or read from a file has channels-last
+        weights on a CPU and on CUDA, if its output is the same with them. ``requires_grad`` of the parameters is not
+        changed.
 
     Raises:
         ValueError: unknown name (with close matches), arguments that contradict each other or do not suit the model,
-            weights that do not fit (with counts and examples), a file that is no model, another number of class names
-            than classes, a named model that does not take images of ``input_size``, a module without values in its
-            weights, another word for ``output``.
+            weights that do not fit (with counts and examples), a file that is not a model, a wrong number of class
+            names, a named model that does not accept images of ``input_size``, a module without values in its weights,
+            an unknown ``output``.
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path that does not exist.
-        WeightsUnavailableError: pretrained weights are neither cached nor to be downloaded, within about ten seconds;
+        WeightsUnavailableError: pretrained weights are not cached and cannot be downloaded, within about ten seconds;
             the message says what to do.
     """
     _check_device(device)
@@ -136,7 +136,7 @@ def load_classifier(
     if not isinstance(source, str | os.PathLike | nn.Module):
         raise TypeError(f"source must be a model name, a path or an nn.Module, got {type(source).__name__}")
 
-    # Everything that can be checked before anything is read or fetched.
+    # Checks everything possible before reading or fetching anything.
     means, stds = channel_statistics(0.0 if mean is None else mean, 1.0 if std is None else std)
     request = Request(
         weights=None if weights is None else Path(weights),
@@ -171,7 +171,7 @@ def load_classifier(
 def _classify(
     resolved: Resolved, request: Request, class_names: Sequence[str] | None, device: str | torch.device | None
 ) -> Classifier:
-    """Wrap a model and try it, for the number of its channels and of its classes."""
+    """Wrap a model and run it, to find its numbers of channels and classes."""
     if resolved.origin != "given":
         resolved.model.float()
     if resolved.origin == "given" and needs_a_copy(resolved.model):
@@ -197,11 +197,11 @@ def _classify(
 def _tried(
     resolved: Resolved, model: nn.Module, device: str | torch.device | None
 ) -> tuple[Classifier, object, Exception | None]:
-    """Make a classifier, with as many channels as the model takes if nothing tells; and its output, or its error."""
+    """Make a classifier, finding the number of channels if unknown, and return it with its output or its error."""
     first = input_channels(model)
     candidates: list[int | None] = [resolved.channels]
     if resolved.channels is None and len(resolved.mean) == len(resolved.std) == 1:
-        # RGB before all: what a first convolution takes may be greyscale that the model makes of it.
+        # RGB first: a one-channel first convolution may follow a conversion to greyscale in the model.
         candidates = list(dict.fromkeys((CHANNELS, first or CHANNELS, 1, 4)))
     failure: Exception | None = None
     for channels in candidates:
@@ -210,13 +210,13 @@ def _tried(
             return classifier, run_once(classifier), None
         except torch.OutOfMemoryError:  # says nothing about the model
             raise
-        except Exception as error:  # of foreign code, which fails in every way there is
+        except Exception as error:  # foreign code may raise anything
             failure = failure or error
     return _wrapped(resolved, model, resolved.channels, device), None, failure
 
 
 def _copied(resolved: Resolved, device: str | torch.device | None) -> tuple[Classifier, object]:
-    """Make a classifier of a copy of somebody's module, in fp32 unless only its own precision gives its outputs."""
+    """Make a classifier of a copy of the user's module, in fp32 unless only its own precision gives its outputs."""
     module = resolved.model
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     try:
@@ -283,7 +283,7 @@ def _refuse(reason: str, **arguments: object) -> None:
 
 
 def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pretrained: bool) -> Resolved:
-    """Load what a name or a path stands for."""
+    """Load a model by a name or a path."""
     text = os.fspath(source)
     if not text:
         raise ValueError("the model name is empty")
@@ -310,18 +310,18 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
         expected = "expected a folder in timm's layout, TorchScript or torch.export"
         raise ValueError(f"{text} is not a model: it {what_it_is(path)}; {expected}")
     if kind not in ("TorchScript", "torch.export"):
-        read_state_dict(path)  # which says what it holds if that is no weights
+        read_state_dict(path)  # raises a description of the content if it has no weights
         raise ValueError(
             f"{text} holds weights without a model. Give the model's name as source and this file as weights: "
             f'load_classifier("NAME", weights="{text}") (--model NAME --weights {text})'
         )
-    _refuse(f"{text} has its weights in it", weights=request.weights, pretrained=explicit_pretrained or None)
+    _refuse(f"{text} contains its weights", weights=request.weights, pretrained=explicit_pretrained or None)
     _refuse(f"{text} is already built", model_args=request.model_args or None)
     return _from_module(load_program(path, kind), request, name=path.stem, origin="file")
 
 
 def absolute_source(source: str) -> str:
-    """Write a model's source so that it means the same in every folder: paths become absolute, names stay."""
+    """Make a model's source independent of the working directory: paths become absolute, names stay."""
     if torchvision_name(source) is not None or source.startswith(("hf-hub:", "hf_hub:", "timm/")):
         return source
     if source.startswith("local-dir:"):

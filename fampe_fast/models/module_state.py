@@ -1,4 +1,4 @@
-"""Somebody else's module: what is changed of it, how that is taken back, and when a copy is used instead."""
+"""Change a user's module safely: check it, undo changes on failure, and decide when to use a copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 
 def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
-    """Refuse a module whose weights have no values yet or, where it matters, cannot be given others.
+    """Refuse a module whose weights have no values yet or, if needed, cannot be overwritten.
 
     Raises:
         ValueError: parameters or buffers are on the meta device or not initialised; or, if they must be ``writable``,
@@ -23,24 +23,24 @@ def check_values(module: nn.Module, what: str, *, writable: bool) -> None:
     if lazy:
         raise ValueError(
             f"{what} has {len(lazy)} weights without a shape yet ({lazy[0]!r} first): run it once on an image, or load "
-            "its weights, before it is given here"
+            "its weights, before passing it"
         )
     empty = [name for name, value in tensors if value.is_meta]
     if empty:
         raise ValueError(
             f"{what} has {len(empty)} weights on the meta device, without values ({empty[0]!r} first): load its "
-            "weights before it is given here"
+            "weights before passing it"
         )
     if writable and any(value.is_inference() for _, value in tensors):
-        raise ValueError(f"{what} was built under inference_mode, and weights cannot be read into it: build it outside")
+        raise ValueError(f"{what} was built under inference_mode, so weights cannot be read into it: build it outside")
 
 
 @contextmanager
 def restored_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
-    """Leave a module as it was found if the block raises.
+    """Restore a module if the block raises.
 
-    Taken back are every submodule's training flag, its parameters and buffers with device, type and strides, and, with
-    ``values``, what they hold (which copies them all).
+    This restores every submodule's training flag, its parameters and buffers with device, dtype and strides, and, with
+    ``values``, their values (which copies them all).
     """
     parts = list(module.modules())
     modes = [(part, getattr(part, "training", None)) for part in parts]
@@ -66,7 +66,7 @@ def restored_on_failure(module: nn.Module, *, values: bool) -> Iterator[None]:
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Put a module's buffers and torch's random numbers back after the block."""
+    """Restore a module's buffers and torch's random state after the block."""
     slots = [(part, dict(part._buffers)) for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
     held = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = {tensor.device for tensor in _tensors(module) if tensor.device.type == "cuda"}
@@ -92,7 +92,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def needs_a_copy(module: nn.Module) -> bool:
-    """Tell whether a module is in another precision than fp32 or was built under ``inference_mode``."""
+    """Tell whether a module has another precision than fp32 or was built under ``inference_mode``."""
     other = (p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
     return any(other) or any(tensor.is_inference() for tensor in _held(module))
 
@@ -119,7 +119,7 @@ def in_single_precision(module: nn.Module, *, convert: bool = True) -> nn.Module
 
 
 def _held(module: nn.Module) -> Iterator[Tensor]:
-    """Go over parameters, buffers and tensors that are plain attributes."""
+    """Iterate over parameters, buffers and tensors that are plain attributes."""
     yield from _tensors(module)
     for part in module.modules():
         if not isinstance(part, torch.jit.ScriptModule):

@@ -1,4 +1,4 @@
-"""TorchScript and torch.export programs: files that hold a model with its code."""
+"""Load TorchScript and torch.export programs, files that contain a model with its code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_program(path: Path, kind: Literal["TorchScript", "torch.export"]) -> nn
     """Load a program onto the CPU, which may run code from the file.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer torch advises authors of archives to move on
@@ -33,10 +33,10 @@ def load_program(path: Path, kind: Literal["TorchScript", "torch.export"]) -> nn
 
 
 class Exported(nn.Module):
-    """An exported program as a module: its mode was fixed when it was exported, and setting one raises in torch.
+    """An exported program as a module; its mode is fixed on export, and torch raises if it is set.
 
     Attributes:
-        shape: of its input, (B, C, H, W), None where it was exported with a dynamic one; None if that is unknown.
+        shape: shape of its input, (B, C, H, W), with None for dynamic sizes; None if unknown.
     """
 
     def __init__(self, program: nn.Module) -> None:
@@ -67,7 +67,7 @@ class Exported(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> Exported:
-        """Refuse the training mode.
+        """Refuse training mode.
 
         Raises:
             ValueError: ``mode`` is true.
@@ -78,7 +78,7 @@ class Exported(nn.Module):
 
 
 def _exported_shape(program: nn.Module) -> tuple[int | None, ...] | None:
-    """Read the shape of a program's one input off its graph."""
+    """Read the shape of a program's single input from its graph."""
     graph = getattr(program, "graph", None)
     inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
     example = inputs[0].meta.get("val") if len(inputs) == 1 else None

@@ -1,4 +1,4 @@
-"""From PIL images to pixel space: resize, crop, [0, 1]; the normalisation stays with the model."""
+"""Transform PIL images to pixel space: resize, crop, scale to [0, 1]; the model does the normalisation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERPOLATIONS = {
 
 
 class PixelTransform:
-    """A resize-and-crop with the guarantees that the rest of the package relies on.
+    """A resize-and-crop with the guarantees that the package relies on.
 
     Called with a PIL image, returns float32 (C, H, W) in [0, 1]. Images of other modes are converted to RGB first, as
     ``fampe_fast.images.to_rgb`` does, and for one channel from there to grey (ITU-R 601-2 luma, Pillow's "L"). Resizing
@@ -33,7 +33,7 @@ class PixelTransform:
     Raises:
         TypeError: the argument is not a PIL image.
         ValueError: one side is more than 100 times the other; or the model takes another number of channels than one
-            or three, which no image file gives.
+            or three, which no image file has.
     """
 
     def __init__(self, resize: Callable[[Image.Image], Image.Image | Tensor], channels: int = CHANNELS) -> None:
@@ -45,7 +45,7 @@ class PixelTransform:
         if self.channels not in (1, CHANNELS):
             raise ValueError(
                 f"the model takes {self.channels} channels, and image files are read as RGB (or as grey, for one "
-                "channel): give Classifier(model, transform=...) a transform of your own, or pass tensors"
+                "channel): pass your own transform to Classifier(model, transform=...), or pass tensors"
             )
         if not isinstance(image, Image.Image):
             raise TypeError(
@@ -72,7 +72,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class ResizeAndCrop:
-    """Resize until the image just covers ``size / crop_share``, then cut ``size`` out of the centre.
+    """Resize until the image just covers ``size / crop_share``, then crop ``size`` from the centre.
 
     For a square ``size`` this is torchvision's ``Resize`` (of the shorter side) and ``CenterCrop``, to the byte.
 

@@ -1,4 +1,4 @@
-"""Models by name, from timm and torchvision, with what their configurations say about input and classes."""
+"""Load models by name from timm and torchvision, with their configurations of input and classes."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Resolved:
     transform: Callable[[Image.Image], Tensor] | None  # None: the default for its size, channels and interpolation
     num_classes: int | None
     class_names: tuple[str, ...] | None
-    channels: int | None = CHANNELS  # None: nothing tells but a pass
-    origin: Literal["built", "file", "given"] = "built"  # by name here, read from a file, somebody's object
+    channels: int | None = CHANNELS  # None: only a pass can tell
+    origin: Literal["built", "file", "given"] = "built"  # built here by name, read from a file, or the user's object
     interpolation: str = "bicubic"
 
 
@@ -90,7 +90,7 @@ def load_timm(name: str, request: Request) -> Resolved:
 
     Raises:
         ValueError: unknown name, arguments the model does not take, weights that do not fit, no classifier.
-        WeightsUnavailableError: pretrained weights are not to be had.
+        WeightsUnavailableError: pretrained weights are not available.
     """
     import timm
 
@@ -134,7 +134,7 @@ def load_timm(name: str, request: Request) -> Resolved:
 
 
 def _builder(create: Callable[..., nn.Module], label: str, arguments: Mapping[str, Any]) -> Callable[..., nn.Module]:
-    """Make a library's function for a model one of the number of classes, whose refusals name the model."""
+    """Turn a library's model function into one of the number of classes, whose errors name the model."""
 
     def build(num_classes: int | None, **loading: Any) -> nn.Module:
         classes = {} if num_classes is None else {"num_classes": num_classes}
@@ -149,9 +149,9 @@ def _builder(create: Callable[..., nn.Module], label: str, arguments: Mapping[st
 def _with_published_weights(
     build: Callable[..., nn.Module], label: str, file: Path, own_reader: bool = False
 ) -> nn.Module:
-    """Build a timm model with the weights in a file, which timm adapts to it, but reads only if the model has a reader.
+    """Build a timm model with the weights of a file, adapted by timm, which reads it only with the model's own reader.
 
-    timm 1.0.16 would run code from a pickle, and takes the safetensors of a folder for one.
+    timm 1.0.16 would run code from a pickle, and treats a folder's safetensors as one.
     """
     source = {"file": str(file)} if own_reader else {"state_dict": read_state_dict(file)}
     overlay = {"source": "", "custom_load": own_reader, **source}
@@ -186,7 +186,7 @@ def timm_settings(
 
 
 def _check_statistics(label: str, request: Request, channels: int) -> None:
-    """Refuse means and stds that are not one number or one per channel, before anything is fetched."""
+    """Refuse means and stds that are not one number or one per channel, before fetching anything."""
     for key, values in (("mean", request.mean), ("std", request.std)):
         if values is not None and len(values) not in (1, channels):
             raise ValueError(
@@ -219,7 +219,7 @@ def _registered_config(name: str) -> dict[str, Any]:
 
 
 def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]:
-    """Fetch the weights that timm would for a configuration, and say whether they need the model's own reader."""
+    """Fetch timm's weights for a configuration, and tell whether they need the model's own reader."""
     what = repr(label)
     if config.get("hf_hub_id"):
         special = config.get("hf_hub_filename")
@@ -234,7 +234,7 @@ def _pretrained_file(label: str, config: Mapping[str, Any]) -> tuple[Path, bool]
 
 
 def _folder_weights(name: str) -> Path:
-    """Find the checkpoint of a folder in timm's layout, in timm's order of names and endings."""
+    """Find the checkpoint of a folder in timm's layout, in timm's order of names and suffixes."""
     folder = Path(name.removeprefix("local-dir:"))
     preferred = [folder / known for known in (*_HUB_WEIGHTS, "pytorch_model.pth", "model.pth")]
     endings = (".safetensors", ".pth", ".pth.tar", ".bin")
@@ -246,7 +246,7 @@ def _folder_weights(name: str) -> Path:
 
 
 def _hub_to_local(name: str, request: Request) -> str:
-    """Fetch what is needed of a Hugging Face repository; a snapshot in the cache is a folder in timm's layout."""
+    """Fetch the files needed from a Hugging Face repository; the cached snapshot is a folder in timm's layout."""
     repository = name.removeprefix("hf-hub:")
     config = hub_file(repository, ["config.json"], what=repr(name))
     if request.pretrained and request.weights is None:
@@ -271,14 +271,14 @@ def _folder_config(name: str) -> dict[str, Any]:
         kind = config.get("model_type") if isinstance(config, dict) else None
         other = f" (its model_type is {kind!r}, one of transformers')" if isinstance(kind, str) else ""
         raise ValueError(
-            f"{file} names no timm architecture{other}; of folders only timm's can be loaded. Load others with their "
+            f"{file} names no timm architecture{other}; only timm's folders can be loaded. Load others with their "
             "library and give load_classifier the module"
         )
     if not timm.is_model(config["architecture"].partition(".")[0]):
         close = _close(config["architecture"], timm.list_models())
         raise ValueError(f"{file} names an unknown timm architecture, {config['architecture']!r}.{close}")
     if not isinstance(config.get("pretrained_cfg", {}), dict):
-        raise ValueError(f"{file}: pretrained_cfg is no object of settings, but {config['pretrained_cfg']!r:.60}")
+        raise ValueError(f"{file}: pretrained_cfg is not an object of settings, but {config['pretrained_cfg']!r:.60}")
     return {**config, **config.get("pretrained_cfg", {}), **{k: config[k] for k in ("num_classes",) if k in config}}
 
 
@@ -291,13 +291,13 @@ def _check_pretrained_classes(label: str, have: int | None, asked: int | None) -
 
 
 def _timm_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
-    """Translate a foreign checkpoint as timm does it, but only for pretrained weights."""
+    """Translate a foreign checkpoint as timm does for pretrained weights."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return None if translate is None else translate(state, model)
 
 
 def torchvision_name(source: str) -> str | None:
-    """Take what follows "torchvision/" or "torchvision:"; None of another name."""
+    """Return the name after "torchvision/" or "torchvision:"; None for other names."""
     found = re.fullmatch(r"torchvision[/:](.*)", source)
     return found.group(1) if found else None
 
@@ -312,7 +312,7 @@ def load_torchvision(name: str, request: Request) -> Resolved:
 
     Raises:
         ValueError: unknown name, arguments the model does not take, weights that do not fit.
-        WeightsUnavailableError: pretrained weights are not to be had.
+        WeightsUnavailableError: pretrained weights are not available.
     """
     from torchvision import models
 
@@ -361,13 +361,13 @@ def load_torchvision(name: str, request: Request) -> Resolved:
 
 
 def _output_classes(model: nn.Module, default: int) -> int:
-    """Find the size of the last layer, which in torchvision is linear, or (SqueezeNet) a 1x1 convolution."""
+    """Find the size of the last layer, which in torchvision is linear or (SqueezeNet) a 1x1 convolution."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
     return next((m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in last), default)
 
 
 def _densenet_adapter(model: nn.Module, state: StateDict) -> StateDict | None:
-    """Rename layers: in torchvision's DenseNet files they are called "norm.1" where the model says "norm1"."""
+    """Rename layers of torchvision's DenseNet files, such as "norm.1", to the model's names, such as "norm1"."""
     pattern = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
     return {pattern.sub(r"\1\2", key): value for key, value in state.items()}
 

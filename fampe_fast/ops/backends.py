@@ -18,15 +18,20 @@ from importlib.metadata import entry_points, version
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..errors import BackendUnavailableError
 
 VARIABLE = "FAMPE_FAST_BACKEND"
 NO_TRITON = "the package triton is not installed: pip install triton (torch for GPUs brings the one that fits it)"
-# The group of entry points that other packages offer their backends in.
+# The group of entry points for other packages' backends.
 PLUGINS = "fampe_fast.backends"
 OPS: dict[str, str] = {}
-"""Each primitive and the file that holds it, in ``reference`` and in ``kernels`` alike; ``primitives`` fills it."""
+"""Each primitive and the file that contains it, in ``reference`` and in ``kernels``; ``primitives`` fills it."""
+FLOAT64: list[str] = []
+"""Primitives that compute in float64, in the reference and in the kernels; ``primitives`` fills it. Masks in the shape
+of a disc do, too."""
 
 Implementation = Callable[..., Any]
 
@@ -36,8 +41,8 @@ class Backend:
     """A named set of implementations.
 
     Attributes:
-        load: gives the implementation of an op, or None where the backend has none (the reference is then used).
-        obstacle: why the backend cannot run on a device, or None if it can.
+        load: returns the implementation of an op, or None if the backend has none (the reference is then used).
+        obstacle: returns the reason why the backend cannot run on a device, or None.
         automatic: device types for which ``auto`` chooses it.
     """
 
@@ -45,6 +50,27 @@ class Backend:
     load: Callable[[str], Implementation | None]
     obstacle: Callable[[torch.device], str | None]
     automatic: Callable[[str], bool]
+
+
+def lacks_float64(device: torch.device) -> bool:
+    """Tell whether a device has no float64, as Intel's Arc and Apple's GPUs have none."""
+    if device.type == "xpu":
+        return not torch.xpu.get_device_properties(device).has_fp64
+    return device.type == "mps"
+
+
+def _without_float64(op: str, own: Implementation) -> Implementation:
+    """Let the reference compute on the CPU what needs float64, and the device all else."""
+    reference = _BACKENDS["reference"].load(op)
+    assert reference is not None, f"the reference lacks {op}"
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if op not in FLOAT64 and not any(isinstance(value, str) and value == "disc" for value in rest):
+            return own(first, *rest)
+        moved = tree_map_only(Tensor, Tensor.cpu, (first, *rest))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(first.device), reference(*moved))
+
+    return run
 
 
 def _from_package(package: str) -> Callable[[str], Implementation | None]:
@@ -67,7 +93,7 @@ def _load_compiled(op: str) -> Implementation | None:
 def _compiler_obstacle(device: torch.device | str) -> str | None:
     kind = torch.device(device).type
     if kind != "cpu":
-        return f"the compiled reference serves CPU tensors, got {kind} tensors"
+        return f"the compiled reference takes CPU tensors, got {kind} tensors"
     if sys.platform == "win32":
         return "torch.compile for the CPU is not set up on Windows"
     compiler = os.environ.get("CXX", "g++")
@@ -77,7 +103,7 @@ def _compiler_obstacle(device: torch.device | str) -> str | None:
 
 
 def _interpreter_obstacle() -> str | None:
-    """Say why the interpreter cannot run: Triton 3.2 sums integers wrongly, and numpy 2.4 breaks it up to 3.6."""
+    """Return why the interpreter cannot run: Triton 3.2 sums integers wrongly, and numpy 2.4 breaks it up to 3.6."""
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
     if triton >= (3, 7) or (triton >= (3, 3) and numpy < (2, 4)):
         return None
@@ -88,13 +114,13 @@ def _interpreter_obstacle() -> str | None:
 
 
 def triton_obstacle(device: torch.device | str) -> str | None:
-    """Say why the Triton kernels cannot run on a device, or None if they can; of two GPUs, one may be too old."""
+    """Return the reason why the Triton kernels cannot run on a device, or None; one of several GPUs may be too old."""
     device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return NO_TRITON
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
-            "Triton kernels need a GPU, and the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"
+            "Triton kernels need a GPU, but the tensors are on the CPU (TRITON_INTERPRET=1 runs them slowly, for tests)"
         )
     if device.type == "cpu":
         return _interpreter_obstacle()
@@ -117,23 +143,23 @@ _BACKENDS: dict[str, Backend] = {
 def register_backend(
     name: str, ops: Mapping[str, Implementation], device_types: tuple[str, ...] = ("cpu", "cuda")
 ) -> None:
-    """Let another implementation of the primitives take part; it is chosen with ``FAMPE_FAST_BACKEND=name``.
+    """Register another implementation of the primitives, to be chosen with ``FAMPE_FAST_BACKEND=name``.
 
     Args:
-        name: any name but those of the package's own backends.
-        ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; for others it uses the reference.
-        device_types: the kinds of tensors it takes, as ``torch.device.type`` names them ("cpu", "cuda", "xpu", ...).
+        name: a name other than those of the package's own backends.
+        ops: functions by primitive's name, with the signatures of ``fampe_fast.ops``; others use the reference.
+        device_types: the supported kinds of tensors, as in ``torch.device.type`` ("cpu", "cuda", "xpu", ...).
 
-    A package whose entry point ``name`` in the group ``fampe_fast.backends`` is a function without arguments that
-    registers itself is found by the variable in any process, the command line's included.
+    A package can provide an entry point ``name`` in the group ``fampe_fast.backends``, a function without arguments
+    that registers the backend; the variable then finds it in any process, including the command line's.
 
-    The functions are called with positional arguments, on views of any strides. They change nothing but
-    ``accumulate``'s total, return new tensors in the layouts that ``ops.primitives`` promises (contiguous;
-    channels-last frames from ``diversify`` where asked), and must be capturable for ``compile="graphs"``. ``band_mix``
-    and ``dct_mix`` also serve their own gradients. ``fampe_fast.testing`` holds them to the results.
+    The functions are called with positional arguments, on views of any strides. They must change only
+    ``accumulate``'s total, return new tensors in the layouts that ``ops.primitives`` defines (contiguous; channels-last
+    frames from ``diversify`` if asked for), and be capturable for ``compile="graphs"``. ``band_mix`` and ``dct_mix``
+    are also used for their own gradients. ``fampe_fast.testing`` tests the results.
 
     Raises:
-        ValueError: the name is taken by the package, or an op is unknown.
+        ValueError: the name is one of the package's own, or an op is unknown.
     """
     if name in ("auto", "triton", "compiled", "reference"):
         raise ValueError(f"the backend name {name!r} is the package's own; choose another")
@@ -153,7 +179,7 @@ def register_backend(
 
 
 def choice(device: torch.device | str) -> tuple[str, str]:
-    """Return the backend that would run on a device, and why.
+    """Return the backend that would run on a device, and the reason.
 
     Raises:
         BackendUnavailableError: ``FAMPE_FAST_BACKEND`` names a backend that is unknown or cannot run there.
@@ -167,13 +193,13 @@ def implementation(op: str, device: torch.device) -> Implementation:
 
 
 def _one_device(device: torch.device | str) -> torch.device:
-    """Name the device itself: "cuda" is the current GPU, which is another one later, and may be of another kind."""
+    """Resolve a device: "cuda" is the current GPU, which may change, also to another kind."""
     device = torch.device(device)
     if device.type not in ("cuda", "xpu") or device.index is not None:
         return device
     try:
         return torch.device(device.type, getattr(torch, device.type).current_device())
-    except (RuntimeError, AssertionError):  # there is none: whatever needs one raises
+    except (RuntimeError, AssertionError):  # there is no GPU: anything that needs one raises
         return device
 
 
@@ -199,16 +225,19 @@ def _choice(wanted: str, device: torch.device, interpret: str | None) -> tuple[s
         reason = backend.obstacle(device)
         if reason is not None:
             raise BackendUnavailableError(f"{VARIABLE}={wanted!r} cannot run: {reason}")
-        return wanted, f"{VARIABLE} asks for it"
+        return wanted, f"{VARIABLE} selects it"
     passed_over: list[str] = []
     for backend in _BACKENDS.values():
         if not backend.automatic(device.type):
             continue
         reason = backend.obstacle(device)
         if reason is None:
-            return backend.name, "; ".join([f"the choice for {device.type} tensors", *passed_over])
-        passed_over.append(f"{backend.name} passed over: {reason}")
-    raise AssertionError("the reference takes every device")
+            why = [f"the default for {device.type} tensors", *passed_over]
+            if lacks_float64(device):
+                why.append(f"it has no float64, so the CPU computes {', '.join(sorted(FLOAT64))} and masks of a disc")
+            return backend.name, "; ".join(why)
+        passed_over.append(f"{backend.name} cannot run: {reason}")
+    raise AssertionError("the reference runs on every device")
 
 
 @cache
@@ -216,7 +245,8 @@ def _resolve(op: str, wanted: str, device: torch.device, interpret: str | None) 
     name, _ = _choice(wanted, device, interpret)
     found = _BACKENDS[name].load(op) or _BACKENDS["reference"].load(op)
     assert found is not None, f"the reference lacks {op}"
-    return found
+    # Another package's backend knows its own device.
+    return _without_float64(op, found) if lacks_float64(device) and name in ("triton", "reference") else found
 
 
 def compiled_kernels() -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Compile the reference's random mixes for the CPU, where they would cost as much as a model.
 
-One row at a time: the graph is then the same for every batch and chunk, it compiles once for all image sizes, and a
-row's result cannot depend on its neighbours. Only operations that IEEE 754 rounds exactly stand inside, so the results
-equal the plain reference's to the bit.
+One row at a time, so that the graph is the same for every batch and chunk, compiles once for all image sizes, and a
+row's result cannot depend on its neighbours. It has only operations that IEEE 754 rounds exactly, so that the results
+are bitwise equal to the plain reference's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..runtime.compilation import Compiled
 from ..runtime.isolation import isolated
 
 # Compiling takes 24 s the first time and 5 s from torch's cache, as long as the plain function takes for 500 and 90
-# million values; a run that never gets there, such as a few maps, is better off without. (The switch cannot be seen in
+# million values; shorter runs, such as a few maps, are faster without. (The switch does not change
 # the results.) Torch before 2.9 takes four times as long as 2.15.
 COMPILE_AFTER = 200_000_000 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9) else 800_000_000
 
 
 class _CompiledWhenWorthwhile:
-    """Compile a function once it has been asked for ``COMPILE_AFTER`` values."""
+    """Compiles a function after it has computed ``COMPILE_AFTER`` values."""
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         self._compiled = Compiled(function, what, dynamic=True)
@@ -53,7 +53,7 @@ def _shared(*args: Any) -> tuple[Tensor, Tensor]:
     return _rows(*args, shared_multiplier=True)
 
 
-# The compiler allows a function eight graphs and then gives it up for good. The mix has three, since one channel and
+# The compiler allows a function eight graphs and then gives up on it. The mix has three, since one channel and
 # one coefficient are constants to it; what would double them has a function of its own (this, and each combination of
 # the process's settings), or is kept out (inference mode and autocast, below).
 _mix = _CompiledWhenWorthwhile(_apart, "the band mix")
@@ -80,7 +80,7 @@ def _grid(height: int, width: int) -> HermitianGrid:
 
 
 def _own(values: Tensor) -> Tensor:
-    """Copy what enters a graph: for the strides of a view the compiler would compile again."""
+    """Copy the inputs of a graph, which the compiler would compile again for other strides."""
     return values.clone(memory_format=torch.contiguous_format)
 
 

@@ -1,6 +1,6 @@
-"""Turn functions into torch operators ``fampe_fast::...``, with schema, shapes without data and gradients.
+"""Turn functions into torch operators ``fampe_fast::...``, with schema, fake shapes and gradients.
 
-``torch.compile`` traces the shapes alone: the operator is opaque to it, and chooses a backend when it runs.
+``torch.compile`` traces only the shapes: the operator is opaque to it, and chooses a backend when it runs.
 ``torch.library.custom_op`` is not used: its operators import the compiler at their first call, which takes a second.
 """
 
@@ -18,7 +18,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.library import Library, infer_schema, register_autograd, register_fake
 
-from .backends import OPS, implementation
+from .backends import FLOAT64, OPS, implementation
 
 NAMESPACE = "fampe_fast"
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ DIFFERENTIABLE: dict[str, tuple[str, ...]] = {}
 MUTATED: dict[str, tuple[str, ...]] = {}
 """By operator, the arguments that a call changes; such an operator returns nothing."""
 _LIBRARIES: dict[str, Library] = {}
-"""By operator, what registers it for as long as it lives; a module that is reloaded registers anew."""
+"""By operator, the library that keeps it registered; a reloaded module registers again."""
 
 
 def primitive(
@@ -41,22 +41,26 @@ def primitive(
     mutates: Sequence[str] = (),
     gradients: Gradients | None = None,
     saves: Sequence[str] = (),
+    float64: bool = False,
 ) -> Callable[P, R]:
     """Register a primitive, computed by the backend of its first argument's device.
 
     Args:
         reference: the primitive in ``fampe_fast.reference``: name, file, signature, defaults and result are its own.
-        fake: from the arguments, by name, to empty tensors with the result's shapes, dtypes and strides.
+        fake: function of the arguments, by name, that returns empty tensors with the result's shapes, dtypes, strides.
         mutates: names of the arguments that a call changes.
         gradients: by name of a differentiable argument, a function ``(saved, shape, *results)`` of the arguments by
-            name, the argument's shape and the gradients of the results. To ask for another argument's gradient raises.
+            name, the argument's shape and the gradients of the results. Other arguments' gradients raise.
         saves: differentiable arguments that ``saved`` must hold; it holds all others.
+        float64: whether it computes in float64, so that a device without it leaves it to the CPU.
 
     Returns:
         A function with the reference's signature.
     """
     name = reference.__name__
     OPS[name] = reference.__module__.rpartition(".")[2]
+    if float64:
+        FLOAT64.append(name)
 
     def dispatch(first: Tensor, *rest: Any) -> Any:
         return implementation(name, first.device)(first, *rest)
@@ -83,7 +87,7 @@ def operator(
         several = hasattr(kind, "_fields")  # a named tuple, which torch knows as a plain one
 
         def whole(args: tuple[Any, ...]) -> tuple[Any, ...]:
-            """Add the last arguments, which torch leaves out where they equal their defaults."""
+            """Add the last arguments, which torch leaves out if they equal their defaults."""
             return (*args, *defaults[len(args) :])
 
         def run(*args: Any) -> Any:
@@ -139,7 +143,7 @@ def _change(body: Callable[..., Any], args: tuple[Any, ...], places: Sequence[in
 
 
 def _check_fresh(name: str, args: tuple[Any, ...], result: Any) -> None:
-    """Raise where a result shares memory with an argument or another result, as a backend's mistake may make it."""
+    """Raise if a result shares memory with an argument or another result, which a faulty backend may return."""
     taken = {id(tensor.untyped_storage()) for tensor in args if isinstance(tensor, Tensor)}
     for tensor in result if isinstance(result, tuple) else (result,):
         if id(tensor.untyped_storage()) in taken:
@@ -148,13 +152,13 @@ def _check_fresh(name: str, args: tuple[Any, ...], result: Any) -> None:
 
 
 def _refuse(name: str, ctx: Any, *results: Any) -> Any:
-    raise RuntimeError(f"{name} has no gradient, and autograd asks for one: detach its result")
+    raise RuntimeError(f"{name} has no gradient, but autograd needs one: detach its result")
 
 
 def _gradient_functions(
     name: str, names: Sequence[str], gradients: Gradients, saves: Sequence[str]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Make what autograd calls for the gradients, and what it calls before to keep what they need."""
+    """Make autograd's functions that compute the gradients and save the arguments for them."""
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         wanted = [argument for argument, needed in zip(names, ctx.needs_input_grad, strict=False) if needed]

@@ -1,7 +1,7 @@
-"""Pictures of attribution maps: overlays, explanations, spectra, curves, contact sheets.
+"""Draw attribution maps: overlays, explanations, spectra, curves, contact sheets.
 
-matplotlib is imported when the first picture is drawn, pyplot never: no display is needed, and the caller's figures and
-rcParams are left alone.
+matplotlib is imported when the first picture is drawn, and pyplot never: no display is needed, and the caller's figures
+and rcParams are not changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Curves over bands in panels, one for each group of curves."""
+"""Draw curves over bands in panels, one for each group of curves."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def band_panels_figure(
     """Draw values over bands as ``bands_figure`` does, a panel for each group of curves.
 
     Args:
-        panels: by its head, the curves of each group by name; the k-th curves of all groups look alike.
-        title: the head of the figure.
-        over: what the curves are means over, such as ``3 seeds``.
+        panels: by title, the curves of each group by name; the k-th curves of all groups have the same style.
+        title: title of the figure.
+        over: the number and kind of averaged items, such as ``3 seeds``.
         ylabel: the label of the vertical axes.
         cutoffs: a radius for each panel, marked by a dotted line.
-        confidence: of the intervals, written below the head.
+        confidence: coverage of the intervals, written below the title.
         dpi: pixels per inch of a figure 4.2 inches high, 4.4 inches wide for each panel.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A number per radial frequency band, with its interval, of one model or several side by side."""
+"""Draw a number per radial frequency band with its interval, for one or several models."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def bands_figure(
     """Draw values over bands: a step per band and a shaded interval, a colour and dash per curve.
 
     Args:
-        curves: by name; all of one K where ``by_number``.
-        title: the head.
-        score: what drops, for the label of the vertical axis.
-        ylabel: that label itself.
+        curves: by name; all with the same K if ``by_number``.
+        title: title of the figure.
+        score: name of the dropping score, for the label of the vertical axis.
+        ylabel: the label itself, in place of one made from ``score``.
         by_number: bands at equal distances with their outer radii written below (for bands of equal energy, most of
             which lie close to DC); else on a linear axis of the radius.
-        confidence: of the intervals, written below the head where there are any.
+        confidence: coverage of the intervals, written below the title where there are any.
         cutoff: a radius marked by a dotted line; not with ``by_number``, whose axis has no radii.
         dpi: pixels per inch of a figure of 6.4 x 4.2 inches.
 
@@ -68,7 +68,7 @@ def bands_figure(
     if by_number and len(counts) > 1:
         raise ValueError(f"curves by number must have equally many bands, got {sorted(counts)}")
     if by_number and cutoff is not None:
-        raise ValueError("a cut-off has no place on an axis of band numbers")
+        raise ValueError("a cut-off cannot be drawn on an axis of band numbers")
     figure = new_figure(6.4, 4.2, dpi)
     left, top, width, height = 0.95, 0.8, 5.2, 2.6
     add_text(figure, left, 0.32, title or "frequency bands", size=12, weight="bold", max_width=width, smallest=9)
@@ -115,9 +115,9 @@ def draw_steps(axes: Axes, number: int, name: str, edges: Tensor, curve: BandCur
     """Draw a curve in the style of the n-th line: a step and a marker per band, and its interval shaded.
 
     Args:
-        axes: where.
-        number: of the line.
-        name: in the legend.
+        axes: the axes.
+        number: number of the line.
+        name: name in the legend.
         edges: (K + 1,), where the bands begin and end on the axis.
         curve: its values and interval.
     """

@@ -1,4 +1,4 @@
-"""Figures laid out in inches from the top left corner, independent of pyplot and of the user's rcParams."""
+"""Lay out figures in inches from the top left corner, independent of pyplot and of the user's rcParams."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 INK = "#1a1a1a"
 FAINT = "#5f5f5f"
-_FONT = "DejaVu Sans"  # travels with matplotlib
+_FONT = "DejaVu Sans"  # included in matplotlib
 _ELLIPSIS = "…"
-# Okabe and Ito's colours; dashes and markers tell the lines apart once more.
+# Okabe and Ito's colours; lines also differ in dashes and markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1a1a1a")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX"
@@ -38,7 +38,7 @@ def new_figure(width: float, height: float, dpi: int) -> Figure:
     if not 20 <= dpi <= 600:
         raise ValueError(f"expected dpi from 20 to 600, got {dpi}")
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", edgecolor="white")
-    figure.set_layout_engine("none")  # whatever the rcParams ask for: places are given in inches
+    figure.set_layout_engine("none")  # independent of the rcParams, as places are in inches
     FigureCanvasAgg(figure)
     return figure
 
@@ -102,18 +102,18 @@ def add_text(
     smallest: float | None = None,
     rotation: float = 0.0,
 ) -> Text:
-    """Write one line, as it stands: neither TeX nor mathematics is read into it.
+    """Write one line literally, without interpreting TeX or mathematics.
 
     Args:
-        figure: where.
-        left: of the anchor, inches.
-        top: of the anchor, inches.
+        figure: the figure.
+        left: horizontal position of the anchor in inches.
+        top: vertical position of the anchor in inches.
         content: line breaks and control characters become spaces.
         size: points.
-        colour: of the letters.
-        weight: of the letters.
-        align: where the anchor lies in the text.
-        vertical: where the anchor lies in the text.
+        colour: colour of the text.
+        weight: weight of the font.
+        align: horizontal position of the anchor in the text.
+        vertical: vertical position of the anchor in the text.
         max_width: inches; a longer text is set smaller, then cut and ended by an ellipsis.
         smallest: points, down to which the size may go before the text is cut; None is ``size``.
         rotation: degrees, anticlockwise.
@@ -149,12 +149,12 @@ def add_text(
 
 
 def single_line(content: str) -> str:
-    """Take line breaks, tabs and other unprintable characters out of a text, and collapse white space."""
+    """Remove line breaks, tabs and other unprintable characters from a text, and collapse white space."""
     return " ".join("".join(c if c.isprintable() else " " for c in content).split())
 
 
 def _shorten(text: Text, width: float) -> None:
-    """Cut a text to the longest beginning that fits ``width`` pixels with an ellipsis after it."""
+    """Shorten a text so that it fits ``width`` pixels with an ellipsis."""
     content = text.get_text()
     if text.get_window_extent().width <= width:
         return
@@ -173,12 +173,12 @@ def add_scale(figure: Figure, left: float, top: float, width: float, *, signed: 
     """Add a horizontal colour bar and the words that explain it; takes 0.5 inches of height.
 
     Args:
-        figure: where.
+        figure: the figure.
         left: inches, as ``top`` and ``width``.
-        top: of the bar.
-        width: of the bar.
+        top: top of the bar.
+        width: width of the bar.
         signed: which of the two colour scales.
-        what: what the evidence is for, a class name as a rule.
+        what: target of the evidence, usually a class name.
     """
     bar_height = 0.13
     values = np.linspace(-1.0 if signed else 0.0, 1.0, 512, dtype=np.float32)[None]
@@ -194,14 +194,14 @@ def add_scale(figure: Figure, left: float, top: float, width: float, *, signed: 
         words = f"evidence against and for {what}"
     else:
         words = f"evidence for {what}"
-    # A line of its own under the signed scale, whose middle carries the zero.
+    # On a separate line under the signed scale, as zero is written in its middle.
     line = below + 0.18 if signed else below
     room = width if signed else width - 1.1
     add_text(figure, left + width / 2, line, words, size=9, align="center", max_width=room)
 
 
 def outline_of(mask: NDArray[np.bool_]) -> list[FloatArray]:
-    """Trace the closed outlines of a mask, along the edges between its inside and its outside.
+    """Trace the closed outlines of a mask.
 
     Args:
         mask: (H, W) bool.
@@ -212,14 +212,14 @@ def outline_of(mask: NDArray[np.bool_]) -> list[FloatArray]:
     """
     from contourpy import contour_generator
 
-    # A rim of outside closes the outlines of objects that the frame cuts.
+    # Padding closes the outlines of objects at the image's border.
     framed = np.pad(mask, 1).astype(np.float64)
     generator = contour_generator(x=np.arange(-1, mask.shape[1] + 1), y=np.arange(-1, mask.shape[0] + 1), z=framed)
     return [np.asarray(line) for line in generator.lines(0.5)]
 
 
 def draw_outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
-    """Outline a mask (H, W) over a picture of ``show_rgb``, light with a dark rim so that it shows on any ground."""
+    """Outline a mask (H, W) over a picture of ``show_rgb``, light with a dark rim for visibility."""
     from matplotlib.collections import LineCollection
 
     lines = outline_of(mask)

@@ -1,4 +1,4 @@
-"""The value that is best for each image, against the image's cut-off."""
+"""Draw the best value for each image against the image's cut-off."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ChoicePanel:
     """One scatter of the figure.
 
     Attributes:
-        cutoffs: of each image, in cycles over the shorter side; NaN where it is not known.
-        best: the value that is best for each.
-        single: the value that is best for all, drawn across.
-        name: which cut-offs these are, such as ``with DC``.
-        correlation: between the two, in words.
+        cutoffs: cut-off of each image, in cycles over the shorter side; NaN if unknown.
+        best: the best value for each image.
+        single: the best value for all images, drawn as a line.
+        name: name of the cut-offs, such as ``with DC``.
+        correlation: text of their correlation.
     """
 
     cutoffs: Sequence[float]
@@ -36,11 +36,11 @@ class ChoicePanel:
 
 
 def choices_figure(panels: Mapping[str, Sequence[ChoicePanel]], *, title: str, dpi: int = 120) -> Figure:
-    """Draw a dot for each image, its area the number of images at one place; a column per name, a row per cut-off.
+    """Draw a dot for each image, larger for several at one place; a column per name, a row per cut-off.
 
     Args:
-        panels: by the name of what was chosen, at least one; all with the same number of panels.
-        title: the head.
+        panels: by the name of the chosen number, at least one; all with the same number of panels.
+        title: title of the figure.
         dpi: pixels per inch; a column is about 4.2 inches wide, a row 2.9 high.
 
     Raises:
@@ -56,7 +56,7 @@ def choices_figure(panels: Mapping[str, Sequence[ChoicePanel]], *, title: str, d
     width = _LEFT + len(panels) * (_PANEL_WIDTH + _GAP)
     figure = new_figure(width, _TOP + rows * (_PANEL_HEIGHT + _BETWEEN), dpi)
     add_text(figure, _LEFT, 0.32, title, size=12, weight="bold", max_width=width - _LEFT - 0.2, smallest=8)
-    words = "a dot per image, larger where several lie on one place; dotted: best for all"
+    words = "a dot per image, larger for several at one place; dotted: best for all"
     add_text(figure, _LEFT, 0.55, words, size=9, colour=FAINT, max_width=width - _LEFT - 0.2, smallest=7)
     for number, (name, column) in enumerate(panels.items()):
         for row, panel in enumerate(column):

@@ -1,8 +1,8 @@
-"""From an attribution map to values and colours: one channel, clipped at a percentile, colour-blind safe.
+"""Convert attribution maps to values and colours: one channel, clipped at a percentile, colour-blind safe.
 
 Two colour scales. Maps without negative values: matplotlib's ``inferno`` (perceptually uniform, lightness rising from
 black). Signed maps: blue for negative and orange for positive, black at zero, both arms of equal CIELAB lightness at
-equal magnitude. Zero is black in both, because a map is drawn as light on a darkened image.
+equal magnitude. Zero is black in both, because a map is added to a darkened image.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ OPACITY_POWER = 0.8
 SIGNED_OPACITY_POWER = 1.3
 # The image under the colours: greyscale, darkened so that no photograph is as bright as strong evidence.
 BACKDROP_BRIGHTNESS = 0.6
-# A signed scale is not worth it for the rounding noise of a sum over channels.
+# Negative values within the rounding noise of a sum over channels need no signed scale.
 _SIGN_TOLERANCE = 1e-6
-# The steps of each arm of a colour table.
+# Number of steps of each arm of a colour table.
 _STEPS = 255
 # The two arms of the signed scale, from black; resampled to the same lightness, up to the same end.
 _AGAINST = ((0, 0, 0), (10, 58, 158), (31, 125, 224), (98, 188, 255))
@@ -48,7 +48,7 @@ class ScaledMap:
     Attributes:
         values: (H, W) float32, in [0, 1], or in [-1, 1] where ``signed``. Magnitude 1 is ``limit`` and all beyond.
         limit: the magnitude, in the map's own unit, at which the colours end; 0 for a map of zeros.
-        signed: whether zero is the middle of the scale or its lower end.
+        signed: whether zero is the middle of the scale instead of its lower end.
     """
 
     values: FloatArray
@@ -57,7 +57,7 @@ class ScaledMap:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to show: every value is zero."""
+        """Whether every value is zero."""
         return self.limit == 0.0
 
 
@@ -80,7 +80,7 @@ def to_single_channel(attribution: Tensor) -> FloatArray:
         raise TypeError(f"expected a real attribution map, got {attribution.dtype}")
     if attribution.dim() not in (2, 3) or attribution.numel() == 0:
         raise ValueError(f"expected an attribution map (C, H, W) or (H, W), got shape {tuple(attribution.shape)}")
-    # On the CPU before the change of type: not every accelerator has float64.
+    # On the CPU before conversion, as not every accelerator has float64.
     array: FloatArray = attribution.detach().cpu().to(torch.float64).numpy()
     if not np.isfinite(array).all():
         raise ValueError("expected a finite attribution map, got NaN or infinite values")
@@ -99,7 +99,7 @@ def scale_map(
     Args:
         attribution: (C, H, W) or (H, W), real, finite, any device.
         percentile: the share of the magnitudes inside the scale, in (0, 100]; 100 clips nothing.
-        signed: None looks at the values; False draws the positive part alone; True a scale symmetric about zero.
+        signed: None decides by the values; False draws only the positive part; True uses a scale symmetric about zero.
         smoothing: standard deviation in pixels of a Gaussian applied before the scaling; 0 for none.
 
     Returns:
@@ -107,7 +107,7 @@ def scale_map(
 
     Raises:
         TypeError: not a real tensor.
-        ValueError: a shape, a value or a parameter outside of what is described here.
+        ValueError: an invalid shape, value or parameter.
     """
     percentile = check_number("percentile", percentile, 0, 100, open_low=True)
     smoothing = check_number("smoothing", smoothing, 0, expected="finite and not negative, in pixels", largest=LARGEST)
@@ -126,7 +126,7 @@ def scale_map(
 
 
 def is_signed(values: FloatArray) -> bool:
-    """Tell whether a map (H, W) has negative values that are worth a signed scale."""
+    """Tell whether a map (H, W) has negative values beyond rounding, which need a signed scale."""
     return bool(values.min() < -_SIGN_TOLERANCE * np.abs(values).max())
 
 
@@ -157,7 +157,7 @@ def gaussian_smooth(values: FloatArray, sigma: float) -> FloatArray:
 def default_smoothing(height: int, width: int) -> float:
     """Choose the smoothing of overlays, in pixels: a ninetieth of the shorter side (2.5 px at 224), none below 32 px.
 
-    Gradient maps scatter over single pixels; the eye wants regions. The map itself is always shown unsmoothed beside.
+    Gradient maps scatter over single pixels, and regions are easier to see. The unsmoothed map is always shown as well.
     """
     shorter = min(height, width)
     return shorter / 90.0 if shorter >= 32 else 0.0
@@ -165,7 +165,7 @@ def default_smoothing(height: int, width: int) -> float:
 
 @lru_cache(maxsize=2)
 def colour_table(signed: bool) -> FloatArray:
-    """Make the colours of a scale, from its lower to its upper end.
+    """Make the colour table of a scale, from its lower to its upper end.
 
     Args:
         signed: the diverging table, zero in its middle, or the sequential one, zero at its start.
@@ -181,7 +181,7 @@ def colour_table(signed: bool) -> FloatArray:
 
         table = np.asarray(colormaps["inferno"](np.linspace(0.0, 1.0, _STEPS + 1)))[:, :3]
     table = table.astype(np.float32)
-    table.setflags(write=False)  # the cache hands the same array to every caller
+    table.setflags(write=False)  # the cache returns the same array to every caller
     return table
 
 
@@ -216,7 +216,7 @@ def opacity_of(scaled: ScaledMap) -> FloatArray:
 
 
 def image_to_rgb(image: Tensor) -> FloatArray:
-    """Turn an image in pixel space into what matplotlib draws.
+    """Convert an image in pixel space to an array for matplotlib.
 
     Args:
         image: (C, H, W) floating point in [0, 1], any device. Three channels are red, green, blue; of any other
@@ -248,7 +248,7 @@ def image_to_rgb(image: Tensor) -> FloatArray:
 
 
 def overlay_rgb(rgb: FloatArray, scaled: ScaledMap) -> FloatArray:
-    """Lay a map's colours over the darkened greyscale image.
+    """Draw a map's colours over the darkened greyscale image.
 
     Args:
         rgb: (H, W, 3) in [0, 1].
@@ -288,7 +288,7 @@ def lightness_of(rgb: FloatArray) -> FloatArray:
 
 
 def _arm(anchors: tuple[tuple[int, int, int], ...]) -> FloatArray:
-    """Lay (256, 3) sRGB through 8-bit anchors, the first one black, in equal steps of lightness."""
+    """Interpolate (256, 3) sRGB through 8-bit anchors, the first one black, in equal steps of lightness."""
     positions = np.linspace(0.0, 1.0, 4096)
     knots = np.linspace(0.0, 1.0, len(anchors))
     curve = np.stack([np.interp(positions, knots, np.array(anchors)[:, i] / 255.0) for i in range(3)], axis=-1)

@@ -1,4 +1,4 @@
-"""Many images and several methods on one page."""
+"""Draw many images and several methods on one page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LINE = 0.2
 _SCALE = 2.8
 _SCALE_HEIGHT = 0.58
 _BETWEEN_SCALES = 0.4
-# Thumbnails keep 64 levels of each colour, which nobody sees and which makes the file smaller by a third.
+# Thumbnails have 64 levels per colour, which is not visible and makes the file a third smaller.
 _LEVELS = np.rint(np.rint(np.arange(256) * 63 / 255) * 255 / 63).astype(np.uint8)
 
 
@@ -46,7 +46,7 @@ def contact_sheet(
 ) -> Figure:
     """Draw a row for every image and a column for every method: overlays side by side.
 
-    Every map has a colour scale of its own, so colours compare places within a map, not strengths between maps.
+    Every map has its own colour scale, so colours compare places within a map, not strengths between maps.
 
     Args:
         images: (B, C, H, W) in [0, 1], or a sequence of (C, H, W) of any sizes.
@@ -54,8 +54,8 @@ def contact_sheet(
         titles: one line for each image, such as its class.
         scores: for methods of ``maps_by_method``, one number for each image: written under each map, the mean in the
             column's head. NaN is left out.
-        score_name: what the numbers are.
-        title: the page's head.
+        score_name: name of the scores.
+        title: title of the page.
         percentile: the share of each map's magnitudes inside its colour scale, in (0, 100].
         smoothing: standard deviation in pixels of a Gaussian over the maps; None is a ninetieth of the shorter side.
         dpi: pixels per inch; a cell is 1.4 inches wide.
@@ -127,7 +127,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Thumbnail:
-    """(h, w, 3) uint8 and what its map was like; the image itself has no map."""
+    """A thumbnail, (h, w, 3) uint8, with its map's scale; the image itself has no map."""
 
     pixels: NDArray[np.uint8]
     signed: bool = False
@@ -145,7 +145,7 @@ def _write_head(
     scores: Mapping[str, Tensor | Sequence[float]],
     head: float,
 ) -> None:
-    """Write the title, and above each column its method and mean score; the pictures begin at ``head``."""
+    """Write the title, and the method and mean score of each column; the pictures begin at ``head``."""
     if title:
         room = float(figure.get_size_inches()[0]) - 2 * _MARGIN
         add_text(figure, _MARGIN, 0.38, title, size=13, smallest=10, weight="bold", max_width=room)
@@ -190,13 +190,13 @@ def _row_height(image: Tensor) -> float:
 
 
 def _shrink(rgb: FloatArray, row_height: float, dpi: int) -> NDArray[np.uint8]:
-    """Make a thumbnail of its cell's resolution: a page of photographs stays small."""
+    """Make a thumbnail with the resolution of its cell, so that a page of photographs stays small."""
     from PIL import Image
 
     height, width = rgb.shape[:2]
     scale = min(_CELL / width, row_height / height)
     columns, rows = (max(1, round(side * scale * dpi)) for side in (width, height))
-    # Few pixels are shown as squares, more are interpolated, and where there are too many they are averaged.
+    # Few pixels are shown as squares, more are interpolated, and too many are averaged.
     way = Image.Resampling.NEAREST if columns >= 4 * width else Image.Resampling.LANCZOS
     thumbnail: NDArray[np.uint8] = _LEVELS[np.asarray(Image.fromarray(to_bytes(rgb)).resize((columns, rows), way))]
     return thumbnail

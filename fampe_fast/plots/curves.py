@@ -1,4 +1,4 @@
-"""Insertion and deletion curves of one image."""
+"""Draw the insertion and deletion curves of one image."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def curves_figure(
 
     Args:
         insertion_curve: (K + 1,), the score after each step, the first one before any; equal steps.
-        deletion_curve: (L + 1,), alike.
-        title: the head.
+        deletion_curve: (L + 1,), likewise.
+        title: title of the figure.
         dpi: pixels per inch of a figure of 4.8 x 3.7 inches.
 
     Returns:
-        The figure. Its labels carry the areas by the trapezoid rule, over the share of changed pixels from 0 to 1.
+        The figure. Its labels have the areas by the trapezoid rule, over the share of changed pixels from 0 to 1.
 
     Raises:
         TypeError: not a tensor.
@@ -47,7 +47,7 @@ def curves_figure(
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(low, high)
     axes.hlines([low, (low + high) / 2, high], 0, 1, colors="#d8d8d8", linewidths=0.8, zorder=0)
-    # Told apart by the dashes too, not by the colour alone.
+    # Distinguished by dashes as well as colour.
     for curve, colour, style, name in (
         (insertion, INSERTION_COLOUR, "-", "insertion"),
         (deletion, DELETION_COLOUR, "--", "deletion"),

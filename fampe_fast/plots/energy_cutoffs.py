@@ -1,4 +1,4 @@
-"""The energy cut-offs of several kinds of image, side by side."""
+"""Draw the energy cut-offs of several kinds of image side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KindRow:
     Attributes:
         example: (3 or 1, H, W) in [0, 1], one of its images.
         spread: by the name of a panel, the median, smallest and largest cut-off for each share, at least 1.
-        expected: by the same names, what theory gives for each share; empty where there is none.
+        expected: by the same names, the theoretical cut-off for each share; empty if there is none.
     """
 
     example: Tensor
@@ -35,12 +35,12 @@ class KindRow:
 def energy_cutoffs_figure(
     rows: Mapping[str, KindRow], taus: Sequence[float], *, title: str, highest: float, dpi: int = 120
 ) -> Figure:
-    """Draw a row per kind: an example, and in each panel a dot at the median of each share, its range as a bar.
+    """Draw a row per kind: an example, and in each panel the median (dot) and range (bar) for each share.
 
     Args:
         rows: by the kind's name, at least one; all with the same panels.
         taus: the shares, a colour and a marker each; rings mark the expected cut-offs.
-        title: the head.
+        title: title of the figure.
         highest: the highest frequency along an axis, drawn as a line.
         dpi: pixels per inch; the figure is about 10.6 inches wide, a row 0.55 high.
 

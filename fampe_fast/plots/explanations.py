@@ -1,4 +1,4 @@
-"""The explanation of one image as a figure: what the classifier saw, where the evidence lies, in which frequencies."""
+"""Draw the explanation of one image: the image, the evidence over it, and its frequencies."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def overlay(
     smoothing: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """Draw the evidence in colours over the image in darkened grey, with a scale that says what they mean.
+    """Draw the evidence in colours over the darkened grey image, with a colour scale.
 
-    Arguments, checks and errors are those of ``explanation_figure``, of whose four panels this is the third.
+    This is the third of the four panels of ``explanation_figure``; arguments, checks and errors are the same.
 
     Returns:
         The figure, for ``save_figure``.
@@ -76,19 +76,19 @@ def explanation_figure(
     smoothing: float | None = None,
     dpi: int = 120,
 ) -> Figure:
-    """Draw four panels: the image, the map as it is, the overlay, the spectrum with the energy cut-off as a circle.
+    """Draw four panels: the image, the map, the overlay, and the spectrum with the energy cut-off as a circle.
 
     Args:
         image: (C, H, W) floating point in [0, 1], any device.
         attribution: (C', H, W) or (H, W), finite; summed over channels.
-        class_name: the class that is explained.
-        probability: the model's for that class, in [0, 1].
-        title: instead of the class name in the head.
-        note: a line of small print under the head, such as the scores of this map.
+        class_name: name of the explained class.
+        probability: the model's probability of that class, in [0, 1].
+        title: title in place of the class name.
+        note: a line of small print under the title, such as the scores of this map.
         cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
         mask: (H, W) bool, an object whose outline is drawn.
         percentile: the share of the map's magnitudes inside the colour scale, in (0, 100].
-        signed: whether the scale has two sides; None looks at the map.
+        signed: whether the scale has two sides; None decides by the map.
         smoothing: standard deviation in pixels of a Gaussian over the map, in the overlay alone; None is a ninetieth
             of the shorter side. The overlay has its own limit, so each panel uses the whole scale.
         dpi: pixels per inch.
@@ -98,7 +98,7 @@ def explanation_figure(
 
     Raises:
         TypeError: something that is not a tensor of the kind described.
-        ValueError: shapes that do not fit, or values outside of what is described.
+        ValueError: shapes that do not fit, or values out of range.
     """
     radius = checked_cutoff(cutoff)
     rgb, raw, smooth, outline = _prepare(image, attribution, mask, percentile, signed, smoothing)
@@ -144,7 +144,7 @@ def explanation_figure(
 
 
 def percent(probability: float) -> str:
-    """Write a probability in per cent, never rounded to a certainty that it is not.
+    """Write a probability in per cent, without rounding to 0 or 100.
 
     Args:
         probability: in [0, 1].
@@ -166,7 +166,7 @@ def percent(probability: float) -> str:
 
 
 def check_mask(mask: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Check a mask and make an array of it.
+    """Check a mask and convert it to an array.
 
     Args:
         mask: (H, W) bool, any device.
@@ -196,20 +196,20 @@ def _prepare(
     signed: bool | None,
     smoothing: float | None,
 ) -> tuple[FloatArray, ScaledMap, ScaledMap, NDArray[np.bool_] | None]:
-    """Check the image, the map as it is, the map for the overlay and the mask, and that they fit."""
+    """Check that the image, the map, the map for the overlay and the mask are valid and fit together."""
     rgb = image_to_rgb(image)
     size: tuple[int, int] = (rgb.shape[0], rgb.shape[1])
     raw = scale_map(attribution, percentile=percentile, signed=signed)
     if raw.values.shape != size:
         raise ValueError(f"expected a map of the image's size {size}, got shape {tuple(attribution.shape)}")
     sigma = default_smoothing(*size) if smoothing is None else smoothing
-    # The sign is the unsmoothed map's: both panels share one scale.
+    # The unsmoothed map decides the sign, so that both panels share one scale.
     smooth = scale_map(attribution, percentile=percentile, signed=raw.signed, smoothing=sigma)
     return rgb, raw, smooth, None if mask is None else check_mask(mask, size)
 
 
 def _fit(width: int, height: int, box: float) -> tuple[float, float]:
-    """Fit a picture into a square box, in inches, its shape kept as far as it can be seen."""
+    """Fit a picture into a square box, in inches, keeping its aspect ratio within visible limits."""
     longer = max(width, height)
     return max(box * width / longer, _THINNEST_PICTURE), max(box * height / longer, _THINNEST_PICTURE)
 
@@ -222,7 +222,8 @@ def _show_map(
         draw_outline(axes, outline)
     if scaled.empty:
         width, height = figure.get_size_inches()
-        x, y = axes.get_position().intervalx.mean() * width, (1 - axes.get_position().intervaly.mean()) * height
+        place = axes.get_position()
+        x, y = (place.x0 + place.x1) / 2 * width, (1 - (place.y0 + place.y1) / 2) * height
         words = add_text(figure, x, y, "no evidence", size=11, colour="white", align="center", vertical="center")
         words.set_bbox({"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 3.0})
 

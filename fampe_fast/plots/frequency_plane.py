@@ -1,4 +1,4 @@
-"""The evidence of every frequency: over the plane with its signs, and summed in rings and in sectors of orientation."""
+"""Draw the evidence of every frequency: signed over the plane, and summed in rings and in sectors of orientation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Inches.
 _LEFT, _TOP, _PLANE = 0.75, 0.8, 3.3
 _SECOND, _WIDTH, _HEIGHT, _BETWEEN = 5.0, 3.7, 1.3, 0.72
-# Of the evidence's magnitude, the share that the plane shows; the rest lies in fainter frequencies around it.
+# Share of the evidence's magnitude that the plane shows; the rest is in fainter frequencies around it.
 _SHOWN = 0.9
 # Values of one sign beside those of the other span decades: the colours follow the square root of the magnitude.
 _POWER = 0.5
@@ -46,10 +46,10 @@ def frequency_plane_figure(
         plane: (2 (H//2) + 1, 2 (W//2) + 1) from ``frequency.centred``, finite.
         rings: sums over rings, by radius in cycles over the shorter side.
         sectors: sums over sectors, by angle in degrees.
-        title: the head.
-        what: what the evidence is for.
-        unit: of the values.
-        confidence: of the intervals, written below the head; None where there are none.
+        title: title of the figure.
+        what: target of the evidence.
+        unit: unit of the values.
+        confidence: coverage of the intervals, written below the title; None where there are none.
         dpi: pixels per inch of a figure of 9.0 x 5.5 inches.
 
     Raises:
@@ -68,7 +68,7 @@ def frequency_plane_figure(
     axes.set_label("plane")
     axes.grid(False)
     values = plane.detach().cpu().double().numpy()
-    sigma = default_smoothing(*values.shape)  # neighbours differ by chance: the eye wants regions here, too
+    sigma = default_smoothing(*values.shape)  # smoothed, as neighbours differ by chance
     limit = _paint(axes, gaussian_smooth(values, sigma) if sigma else values)
     axes.set(xlabel="frequency across (cycles per image)", ylabel="frequency downwards (cycles per image)")
     below = _TOP + _PLANE + 0.52
@@ -93,7 +93,7 @@ def frequency_plane_figure(
 
 
 def _paint(axes: Axes, values: FloatArray) -> float:
-    """Paint the part of the plane that holds most of the magnitudes, and tell at which of them the colours end."""
+    """Paint the part of the plane with most of the magnitudes, and return the magnitude at which the colours end."""
     height, width = values.shape
     down, across = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
     reach = np.maximum(down[:, None] / max(1, height // 2), across / max(1, width // 2))
@@ -102,7 +102,7 @@ def _paint(axes: Axes, values: FloatArray) -> float:
     shown = reach.ravel()[order][min(int(np.searchsorted(inside, _SHOWN * inside[-1])), reach.size - 1)]
     rows, columns = (max(1, round(float(shown) * (side // 2))) for side in (height, width))
     part = values[height // 2 - rows : height // 2 + rows + 1, width // 2 - columns : width // 2 + columns + 1]
-    # The few largest, around DC, would leave the others black.
+    # The few largest values around DC would leave the others black.
     limit = float(np.percentile(np.abs(part), _PERCENTILE)) or float(np.abs(part).max())
     strength = np.sign(part) * np.minimum(np.abs(part) / (limit or 1.0), 1.0) ** _POWER
     axes.imshow(

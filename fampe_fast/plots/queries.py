@@ -1,4 +1,4 @@
-"""Success of attacks without gradients against the queries they spend (as figure 4 of arXiv 1905.07121)."""
+"""Draw the success of attacks without gradients against their queries (as in figure 4 of arXiv 1905.07121)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def queries_figure(
     Args:
         found: by band, at least one; the queries of each image until it fooled the model, None where it did not.
         most: queries that were spent on an image at most, at least 1: the right end of the axis.
-        title: the head.
+        title: title of the figure.
         dpi: pixels per inch of a figure of 6.4 x 4.2 inches.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fourier signatures and power slopes of several methods side by side (as figures 2 and 3 of arXiv 2307.09591)."""
+"""Draw Fourier signatures and power slopes of several methods (as in figures 2 and 3 of arXiv 2307.09591)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def signatures_figure(signatures: Mapping[str, Tensor], *, title: str | None = N
 
     Args:
         signatures: by method, (B, K) from ``fourier_signature``, K at least 3; the line is the geometric mean over B.
-        title: the head.
+        title: title of the figure.
         dpi: pixels per inch of a figure of 5.6 x 4.2 inches.
 
     Raises:
@@ -51,7 +51,7 @@ def slopes_figure(slopes: Mapping[str, Tensor], *, title: str | None = None, dpi
 
     Args:
         slopes: by method, (B,) from ``power_slope``; NaN is left out.
-        title: the head.
+        title: title of the figure.
         dpi: pixels per inch of a figure 5.6 inches wide.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The amplitude spectrum of an image, with the circle of the energy cut-off."""
+"""Draw the amplitude spectrum of an image, with the circle of the energy cut-off."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Readable on every grey of the spectrum, and not a colour of the evidence.
+# Visible on every grey of the spectrum, and different from the colours of the evidence.
 CIRCLE_COLOUR = "#3fd0ff"
 # Below this share of the panel's half width a circle is a dot: a magnified centre is drawn into the corner.
 _SMALLEST_CIRCLE = 0.12
-# Where the magnified centre stands, as shares of the panel's width and height.
+# Position of the magnified centre, as shares of the panel's width and height.
 _CORNER_START, _CORNER_END = 0.58, 0.98
 
 
 def log_amplitude(image: Tensor) -> FloatArray:
-    """Take the logarithm of an image's amplitude spectrum, zero frequency in the middle.
+    """Compute the logarithm of an image's amplitude spectrum, with zero frequency in the middle.
 
     Args:
         image: (C, H, W) floating point in [0, 1].
@@ -55,7 +55,7 @@ def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> Non
     seen is shown again in a magnified corner.
 
     Args:
-        axes: where; best square.
+        axes: the axes, preferably square.
         image: (C, H, W) floating point in [0, 1].
         cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
 
@@ -108,10 +108,10 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
     """Write the frequencies at the ends and the unit under a spectrum; takes 0.4 inches of height.
 
     Args:
-        figure: where.
-        left: of the spectrum, inches, as ``top`` and ``width``.
-        top: of the spectrum's lower edge.
-        width: of the spectrum.
+        figure: the figure.
+        left: left edge of the spectrum in inches, as are ``top`` and ``width``.
+        top: position of the spectrum's lower edge.
+        width: width of the spectrum.
         shorter: the image's shorter side in pixels.
     """
     line = top + 0.17
@@ -123,10 +123,10 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
 
 
 def checked_cutoff(cutoff: object) -> float | None:
-    """Take the radius of the circle, a number above 0 or a tensor of one element; None where there is none.
+    """Check the radius of the circle, a number above 0 or a tensor of one element; None without a circle.
 
     Raises:
-        TypeError: no number.
+        TypeError: not a number.
         ValueError: not finite or not above 0.
     """
     expected = "a cut-off radius above 0"
@@ -142,14 +142,14 @@ def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:
     seen = spectrum[np.abs(np.arange(height) - height // 2) * up <= reach]
     seen = seen[:, np.abs(np.arange(width) - width // 2) * across <= reach]
     low, high = np.percentile(seen, [1.0, 99.9])
-    # For an even side the highest frequency stands at both ends, as the spectrum is periodic: no blank half bin.
+    # For an even side the highest frequency is drawn at both ends, as the spectrum is periodic: no blank half bin.
     closed = np.pad(spectrum, ((0, 1 - height % 2), (0, 1 - width % 2)), mode="wrap")
     right, top = (width // 2 + 0.5) * across, (height // 2 + 0.5) * up
     axes.imshow(
         closed,
         cmap="gray",
         vmin=float(low),
-        # A flat spectrum, of one pixel or of a black image, is drawn black.
+        # A constant spectrum, of one pixel or a black image, is drawn black.
         vmax=float(max(high, low + 1e-6)),
         origin="lower",
         extent=(-right, right, -top, top),

@@ -1,4 +1,4 @@
-"""Scores of a study against the number that is varied, and of a search against the radius that is sought."""
+"""Draw the scores of a study against the varied number, and of a search against the radius."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class StudyLine:
     """One line of the plot.
 
     Attributes:
-        axis: what is varied; lines with one axis share a column.
-        name: for the legend.
-        points: a value, and then a score for each row of the figure; in any order.
+        axis: name of the varied number; lines with the same axis share a column.
+        name: name in the legend.
+        points: a value and a score for each row of the figure; in any order.
     """
 
     axis: str
@@ -38,12 +38,12 @@ def study_figure(
     rows: Sequence[str] = ("insertion (higher is better)", "deletion (lower is better)"),
     dpi: int = 120,
 ) -> Figure:
-    """Draw scores, a row each, over what is varied, a column per axis, with standard errors as bars.
+    """Draw scores, a row each, over the varied numbers, a column each, with standard errors as bars.
 
     Args:
         lines: at least one.
-        title: the head.
-        reference: label and the scores of what the lines are compared with, drawn across.
+        title: title of the figure.
+        reference: label and scores of the reference, drawn as a horizontal line.
         rows: names of the scores, from the top.
         dpi: pixels per inch; a column is about 4.3 inches wide.
 
@@ -94,8 +94,8 @@ class CutoffCurve:
 
     Attributes:
         points: by radius, in cycles over the shorter side, at least 1.
-        unfiltered: the score of the maps as they are.
-        best: the radius marked, one of the points.
+        unfiltered: the score of the unfiltered maps.
+        best: the marked radius, one of the points.
     """
 
     points: Mapping[int, Estimate]
@@ -110,18 +110,18 @@ def cutoffs_figure(
 
     Args:
         curves: by method, at least one.
-        title: the head.
+        title: title of the figure.
         score: label of the vertical axis.
         dpi: pixels per inch of a figure of 6.4 x 4.2 inches.
 
     Raises:
-        ValueError: no curve, one without points, or a best radius that is none of them.
+        ValueError: no curve, one without points, or a best radius that is not one of them.
     """
     if not curves:
         raise ValueError("expected at least one curve, got none")
     for name, curve in curves.items():
         if curve.best not in curve.points:
-            raise ValueError(f"the best radius of {name!r}, {curve.best}, is none of {sorted(curve.points)}")
+            raise ValueError(f"the best radius of {name!r}, {curve.best}, is not one of {sorted(curve.points)}")
     figure = new_figure(6.4, 4.2, dpi)
     left, top, width, height = 0.95, 0.8, 5.2, 2.6
     add_text(figure, left, 0.32, title, size=12, weight="bold", max_width=width, smallest=9)

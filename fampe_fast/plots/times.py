@@ -1,4 +1,4 @@
-"""Scores of methods against the time their maps take (as figures 1B and 3B of arXiv 2307.09591)."""
+"""Draw the scores of methods against the time of their maps (as in figures 1B and 3B of arXiv 2307.09591)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TimePoint:
     """One method.
 
     Attributes:
-        name: of the method.
+        name: name of the method.
         seconds: per image, above 0.
-        score: of its maps.
-        gradients: whether it asks the model for gradients.
+        score: score of its maps.
+        gradients: whether it needs the model's gradients.
     """
 
     name: str
@@ -36,17 +36,17 @@ class TimePoint:
 def times_figure(points: Sequence[TimePoint], *, title: str, score: str, high: bool = True, dpi: int = 120) -> Figure:
     """Draw a numbered point per method, its score over its seconds on a logarithmic axis, with standard errors.
 
-    A line joins the methods that no faster one beats. The list beside the axes says which number is which method.
+    A line joins the methods that no faster one beats. The list beside the axes maps numbers to methods.
 
     Args:
         points: at least one.
-        title: the head.
+        title: title of the figure.
         score: label of the vertical axis.
         high: whether a high score is better.
         dpi: pixels per inch of a figure 9 inches wide.
 
     Raises:
-        ValueError: no point, or one without time.
+        ValueError: no point, or one without a time.
     """
     if not points or not all(point.seconds > 0 for point in points):
         raise ValueError("expected at least one point, each of more than 0 seconds")

@@ -1,7 +1,7 @@
-"""Measure which frequency bands a model relies on, attack it within a band, and train it against that.
+"""Measure which frequency bands a model relies on, attack it within a band, and train it to resist such attacks.
 
-One family of papers: Occluded Frequency, attribution to frequencies, band-limited attacks and their transfer, the
-disturbance they cause, and augmentations in the frequency domain.
+Methods of one group of papers: Occluded Frequency, attribution to frequencies, band-limited attacks, their transfer and
+the disturbance they cause, and augmentations in the frequency domain.
 """
 
 from .adversarial import PGD

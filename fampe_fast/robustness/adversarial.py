@@ -1,4 +1,4 @@
-"""Adversarial training: batches at which the model errs most within a ball, in place of the images.
+"""Train adversarially: replace the images of a batch by the worst ones within a ball.
 
 Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
 arXiv 1706.06083.
@@ -17,24 +17,24 @@ from ..runtime.outputs import cross_entropy
 
 
 class PGD:
-    """Raise the loss of a batch's classes within a maximum-norm ball, by projected gradient descent.
+    """Increase the loss of a batch's classes within a maximum-norm ball, by projected gradient descent.
 
-    Each image starts at a random place in its ball, moves by ``step_size`` along the gradient's sign, and is brought
-    back into the ball and the bounds after each step. It is made in a training loop, for a model that is being trained:
+    Each image starts at a random point of its ball, moves by ``step_size`` along the gradient's sign, and is projected
+    onto the ball and the bounds after each step. Use it in the training loop of a model:
 
         loss = cross_entropy(model(pgd(model, images, labels)), labels)
 
     Args:
         eps: radius of the ball (maximum norm), in pixel units.
         steps: number of steps.
-        step_size: of each, in pixel units. Default: ``2.5 * eps / steps``, with which every place of the ball is within
-            reach of every other.
+        step_size: size of each step, in pixel units. Default: ``2.5 * eps / steps``, with which every point of the ball
+            can be reached from every other.
         bounds: smallest and largest pixel value.
-        seed: of the starting places.
+        seed: seed of the starting points.
 
     Raises:
         TypeError: a number of a wrong type.
-        ValueError: a radius or step that is not above 0, fewer than one step, or bounds that are not ascending.
+        ValueError: a radius or step that is not above 0, fewer than one step, or bounds that do not ascend.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class PGD:
         self._generator = torch.Generator("cpu").manual_seed(check_seed(seed))
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Perturb a batch; the model's mode, weights and their gradients stay as they are.
+        """Perturb a batch, without changing the model's mode, weights or gradients.
 
         Args:
-            model: from images (B, C, H, W) to logits (B, classes); asked in evaluation mode, so that the perturbed
-                images leave no trace in batch statistics.
+            model: from images (B, C, H, W) to logits (B, classes); called in evaluation mode, so that the perturbed
+                images do not change batch statistics.
             images: (B, C, H, W) floating-point, values in the bounds, any device.
-            targets: (B,) integers, the classes whose loss is raised.
+            targets: (B,) integers, the classes whose loss is increased.
 
         Returns:
             (B, C, H, W) in their dtype, in the ball around them and in the bounds.

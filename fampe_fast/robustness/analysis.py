@@ -1,4 +1,4 @@
-"""Compare the bands an attack disturbs with the bands models depend on (Wang et al., arXiv 2005.03141)."""
+"""Compare the bands that an attack disturbs with the bands that models depend on (Wang et al., arXiv 2005.03141)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .occluded_frequency import FrequencyOcclusion, OccludedFrequency
 
 @dataclass(frozen=True, eq=False)
 class BandDisturbance:
-    """Energies per band of perturbations and of the images they were added to, summed over channels; on the CPU.
+    """Energies per band of perturbations and of their images, summed over channels; on the CPU.
 
     Attributes:
         edges: (K + 1,) float64, radii in cycles over the shorter side; DC is in the first band.
@@ -36,12 +36,12 @@ class BandDisturbance:
 
 
 def disturbance(images: Tensor, perturbed: Tensor, *, bands: int = 16) -> BandDisturbance:
-    """Measure where in the spectrum an attack has put its energy.
+    """Measure the distribution of an attack's energy over the spectrum.
 
     Args:
         images: (B, C, H, W) real floating-point, the originals.
         perturbed: (B, C, H, W), the attacked ones.
-        bands: K, of equal width, from DC to the corner of the spectrum.
+        bands: number of bands of equal width, K, from DC to the corner of the spectrum.
 
     Raises:
         TypeError: not real floating-point tensors.
@@ -70,12 +70,12 @@ def compare_reliance(
     Args:
         models: by name, in evaluation mode.
         images: (B, C, H, W), as ``OccludedFrequency`` takes them.
-        target: the class scored; None is each model's own choice, which may differ between models.
+        target: the scored class; None is each model's prediction, which may differ between models.
         internal_batch_size: images per model pass.
-        **options: of ``OccludedFrequency``: bands, spacing, score...
+        **options: options of ``OccludedFrequency``: bands, spacing, score...
 
     Returns:
-        The curves by model; their images, and so rows, correspond: differences are paired.
+        The curves by model, with the images in the same order, so that differences are paired.
 
     Raises:
         TypeError, ValueError: as ``OccludedFrequency``; ValueError also for no models.

@@ -1,4 +1,4 @@
-"""Name the bands of frequencies that attacks are limited to, and say which radii belong to each."""
+"""Define the frequency bands that attacks are limited to."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Band = Literal["low", "middle", "high", "all"]
 
 BANDS: tuple[Band, ...] = get_args(Band)
 
-_ROOM = 1 + 1e-12  # for the rounding of a radius: one that is the limit itself lies inside, as in ``low_pass``
+_ROOM = 1 + 1e-12  # tolerance for rounded radii: a radius equal to the limit is inside, as in ``low_pass``
 
 
 @dataclass(frozen=True)
 class BandLimit:
-    """Hold a band: the radii ``inner < r <= outer`` in cycles over the shorter side.
+    """A band of frequencies: the radii ``inner < r <= outer`` in cycles over the shorter side.
 
     Attributes:
         band: ``low``: up to the cut-off, the mean included; ``middle``: from there to the upper cut-off; ``high``: all
             beyond; ``all``: every frequency.
-        cutoff: radius where the low band ends, 0 or more; of no effect for ``all``.
-        upper_cutoff: radius where the high band begins, at least ``cutoff``; None: at the cut-off, so that no middle
-            band lies between.
+        cutoff: radius where the low band ends, 0 or more; has no effect for ``all``.
+        upper_cutoff: radius where the high band begins, at least ``cutoff``; None is the cut-off, without a middle
+            band.
 
     Raises:
-        TypeError: a radius that is no number.
+        TypeError: a radius that is not a number.
         ValueError: an unknown band, a radius that is negative or not finite, an upper cut-off below the cut-off, or a
             middle band without a radius.
     """
@@ -61,7 +61,7 @@ class BandLimit:
 
     @property
     def inner(self) -> float:
-        """The radius above which the band begins; below 0 where the mean belongs to it."""
+        """The radius above which the band begins; below 0 if the band contains the mean."""
         return {"middle": self.cutoff, "high": self._beginning_of_high}.get(self.band, -1.0)
 
     @property
@@ -70,7 +70,7 @@ class BandLimit:
         return {"low": self.cutoff, "middle": self._beginning_of_high}.get(self.band, math.inf)
 
     def holds(self, squared: Tensor) -> Tensor:
-        """Tell which squared radii, float64, lie in the band."""
+        """Mark the squared radii, float64, that lie in the band."""
         inside = squared <= self.outer**2 * _ROOM
         return inside if self.inner < 0 else inside & (squared > self.inner**2 * _ROOM)
 
@@ -80,12 +80,12 @@ class BandLimit:
         return found if self.inner < 0 else found - low_pass(perturbation, self.inner)
 
     def check_size(self, height: int, width: int, squared: Tensor) -> None:
-        """Refuse a size of images of which no frequency lies in the band.
+        """Refuse an image size that has no frequency in the band.
 
         Args:
             height: H, pixels.
             width: W, pixels.
-            squared: the squared radii that images of this size have, float64.
+            squared: the squared radii of images of this size, float64.
 
         Raises:
             ValueError: the band is empty.
@@ -98,11 +98,11 @@ class BandLimit:
 
 
 def share_inside(projected: Tensor, whole: Tensor) -> Tensor:
-    """Compute the share of energy that a projection has kept.
+    """Compute the share of the energy that a projection has kept.
 
     Args:
-        projected: (B, ...) float64, what it has kept.
-        whole: (B, ...) float64, what it was given.
+        projected: (B, ...) float64, the projection.
+        whole: (B, ...) float64, the projected values before.
 
     Returns:
         (B,) float64; 1 for an energy of zero.

@@ -1,7 +1,7 @@
-"""Frequency augmentations of training batches, a defence that turns a model to the low frequencies.
+"""Augment training batches in the frequency domain, a defence that makes a model rely on low frequencies.
 
-After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141: a model whose
-labels are tied to low frequencies is harder to fool by tiny distortions.
+After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141: a model that
+relies on low frequencies is harder to fool by small distortions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..reference.radius import squared_radius
 
 
 class _FrequencyAugmentation(nn.Module):
-    """The common part: train mode only, some images of a batch, draws from a generator of their own."""
+    """Base class: augments some images of a batch in train mode only, with draws from its own generator."""
 
     def __init__(self, probability: float, clamp: bool, seed: int, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _FrequencyAugmentation(nn.Module):
         self._generator = torch.Generator("cpu").manual_seed(check_seed(seed)) if generator is None else generator
 
     def forward(self, images: Tensor) -> Tensor:
-        """Augment a batch in train mode; in eval mode it passes as it is.
+        """Augment a batch in train mode; return it unchanged in eval mode.
 
         Args:
             images: (B, C, H, W) floating-point, values in [0, 1], any device.
@@ -53,7 +53,7 @@ class _FrequencyAugmentation(nn.Module):
         if not self.training or not len(images):
             return images
         with torch.no_grad():
-            # Drawn for every image whether used or not: what one image gets does not depend on the others' luck.
+            # Drawn for every image, used or not, so that an image's draws do not depend on those of others.
             chosen = self._uniform(len(images)) < self.probability
             numbers = self._draw(len(images))
             rows = chosen.nonzero()[:, 0]
@@ -69,7 +69,7 @@ class _FrequencyAugmentation(nn.Module):
         raise NotImplementedError
 
     def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
-        """Change some images of the batch, float32; ``rows`` (P,) int64 on the CPU says which they are."""
+        """Augment some images of the batch, float32, whose indices are ``rows``, (P,) int64 on the CPU."""
         raise NotImplementedError
 
     def _uniform(self, *shape: int) -> Tensor:
@@ -81,15 +81,15 @@ class _FrequencyAugmentation(nn.Module):
 
 
 class LowPassAugmentation(_FrequencyAugmentation):
-    """Take the high frequencies from some training images: a hard disc of random radius.
+    """Remove the high frequencies of some training images, with a hard disc of random radius.
 
     Args:
         cutoff: radius in cycles over the shorter side, 0 or more; or (lowest, highest), from which each image draws its
             own, uniformly.
-        probability: that an image is filtered, in [0, 1].
-        clamp: clip the ringing into [0, 1].
-        seed: of the draws.
-        generator: draws from this CPU generator in place of one with ``seed``.
+        probability: probability that an image is filtered, in [0, 1].
+        clamp: clip the ringing to [0, 1].
+        seed: seed of the draws.
+        generator: CPU generator of the draws, in place of one with ``seed``.
 
     Raises:
         TypeError: a number of a wrong type.
@@ -114,7 +114,7 @@ class LowPassAugmentation(_FrequencyAugmentation):
     def _augmented(self, images: Tensor, rows: Tensor, numbers: tuple[Tensor, ...]) -> Tensor:
         height, width = images.shape[-2:]
         radius = numbers[0][rows].double()
-        # On the CPU, in float64 and with room for its rounding, as in ``frequency.low_pass``.
+        # On the CPU, in float64 and with a tolerance for its rounding, as in ``frequency.low_pass``.
         inside = squared_radius(height, width, dtype=torch.float64) <= (radius**2 * (1 + 1e-12))[:, None, None]
         spectrum = torch.fft.rfft2(images) * inside.to(images.device)[:, None]
         filtered: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
@@ -129,21 +129,21 @@ class BandMixAugmentation(_FrequencyAugmentation):
     """Weigh the low and the high band of some training images at random, with FAMPE's band mix.
 
     ``Y = (X + sigma*N) * (L*2*alpha*(1 + rho*xiL) + Hi*2*(1-alpha)*(1 + rho*xiH))``, L a Gaussian of radius ``cutoff``,
-    Hi its complement, xi uniform per coefficient and channel, N white noise (``reference.band_mix``). alpha = 0.5,
-    rho = sigma = 0 leaves an image as it is; a larger alpha favours the low band.
+    Hi its complement, xi uniform per coefficient and channel, N white noise (``reference.band_mix``). With alpha = 0.5
+    and rho = sigma = 0 the image is unchanged; a larger alpha favours the low band.
 
     Args:
         alpha: weight of the low band in [0, 1]; or (lowest, highest), from which each image draws its own.
         rho: half-width of the random multipliers, in [0, 1].
         sigma: standard deviation of the white noise, in pixel units, 0 or more.
-        cutoff: radius of the Gaussian in cycles over the shorter side, above 0; or None: the smallest radius that holds
-            the share ``tau`` of each image's energy without DC.
-        tau: that share, in (0, 1].
-        keep_mean: leave the mean of every channel, which L would weigh most of all, as it is.
-        probability: that an image is mixed, in [0, 1].
-        clamp: clip into [0, 1].
-        seed: of the draws.
-        generator: draws from this CPU generator in place of one with ``seed``.
+        cutoff: radius of the Gaussian in cycles over the shorter side, above 0; or None: the smallest radius that
+            contains the share ``tau`` of each image's energy without DC.
+        tau: share of the energy for ``cutoff=None``, in (0, 1].
+        keep_mean: keep the mean of every channel, which L would otherwise change most.
+        probability: probability that an image is mixed, in [0, 1].
+        clamp: clip to [0, 1].
+        seed: seed of the draws.
+        generator: CPU generator of the draws, in place of one with ``seed``.
 
     Raises:
         TypeError: a number of a wrong type.

@@ -1,4 +1,4 @@
-"""Run FAMPE's path as an attack whose perturbation lies in one band of frequencies.
+"""Attack with FAMPE's path and a perturbation limited to one band of frequencies.
 
 After the proposal of Wang et al., "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141. The path is
 that of iterative sign attacks with momentum (Dong et al., MI-FGSM, arXiv 1710.06081).
@@ -36,11 +36,11 @@ class AdversarialImages:
 
     Attributes:
         images: (B, C, H, W) float32, inside the ball around the originals and inside the bounds.
-        target: (B,) int64, the class attacked.
-        band_share: (B,) float64 on the CPU, the share of the perturbation's energy in the band: the rest was put
-            outside by the last clamp. 1 for a perturbation of zero.
-        model_passes: passes of the model per image, at most: T * N forward and backward ones, or queries.
-        queries: (B,) int64 on the CPU, the passes that each image took; None where each took ``model_passes``.
+        target: (B,) int64, the attacked class.
+        band_share: (B,) float64 on the CPU, the share of the perturbation's energy in the band; the rest is due to the
+            last clamp. 1 for a perturbation of zero.
+        model_passes: largest number of passes per image: T * N forward and backward passes, or queries.
+        queries: (B,) int64 on the CPU, the passes of each image; None if each took ``model_passes``.
     """
 
     images: Tensor
@@ -51,30 +51,29 @@ class AdversarialImages:
 
 
 class BandLimitedAttack:
-    """Raise the loss of a class within a maximum-norm ball, with a perturbation of one band of frequencies.
+    """Increase the loss of a class within a maximum-norm ball, with a perturbation in one band of frequencies.
 
-    Each step sees the gradient's part in the band, g, moves by ``eps/T * sign(g)``, and the perturbation so far is
-    brought back into the band, the ball and the bounds by projecting onto the band and clamping in turn (alternating
-    projections onto convex sets, which meet at zero at least). The clamp comes last, so ball and bounds hold exactly
-    and the band nearly: how nearly is reported (``AdversarialImages.band_share``; for MobileNetV2 and eight photographs
-    above 0.9999 with the projections as they are by default, 0.997 with one each). Scaling the perturbation down until
-    it fits would keep all three exactly, but leave nothing where a single pixel lies on a bound.
+    Each step projects the gradient onto the band, moves by ``eps/T * sign(g)`` of the result g, and brings the
+    perturbation back into the band, the ball and the bounds by projecting onto the band and clamping in turn
+    (alternating projections onto convex sets, whose intersection contains zero). The clamp comes last, so ball and
+    bounds hold exactly and the band approximately: ``AdversarialImages.band_share`` reports how well (for MobileNetV2
+    and eight photographs above 0.9999 with the default projections, 0.997 with one each). Scaling the perturbation down
+    instead would satisfy all three exactly, but leave nothing if a single pixel lies on a bound.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
         band: ``low``: ``r <= cutoff``, the mean included; ``middle``: ``cutoff < r <= upper_cutoff``; ``high``: all
             beyond; ``all``: no limit.
-        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more; of no effect for ``all``.
-        config: steps, eps, momentum, seed... A ``PathConfig`` takes the gradient at the images themselves; a
-            ``FAMPEConfig`` or an ``AttEXploreConfig`` averages it over that method's samples. Its direction is set to
-            ``ascend``, and its views, which are of maps, to 0. Smoothing weakens gradients above some 0.2 cycles per
-            pixel: leave it out for the high band.
-        step_projections: times that band and clamp are taken in turn after each step.
-        final_projections: the same after the last step.
-        upper_cutoff: radius where the high band begins; None: at the cut-off, so that there is no middle band.
-        smoothness: how far each step is smoothed along the image before the band, in [0, 1): 0 leaves it as it is;
-            near 1 the perturbation follows the image, smooth where it is flat and sharp at its edges
-            (``GuidedSmoothing``).
+        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more; has no effect for ``all``.
+        config: steps, eps, momentum, seed... A ``PathConfig`` uses the gradient at the images themselves; a
+            ``FAMPEConfig`` or an ``AttEXploreConfig`` averages it over the method's samples. Its direction is set to
+            ``ascend``, and its views, which only maps have, to 0. Smoothing weakens gradients above about 0.2 cycles
+            per pixel: switch it off for the high band.
+        step_projections: number of alternating projections after each step.
+        final_projections: number of alternating projections after the last step.
+        upper_cutoff: radius where the high band begins; None is the cut-off, without a middle band.
+        smoothness: strength of smoothing each step along the image before the band, in [0, 1): 0 for none; near 1 the
+            perturbation follows the image, smooth in flat areas and sharp at edges (``GuidedSmoothing``).
 
     Raises:
         TypeError: a model that cannot be called, a configuration or a number of a wrong type.
@@ -121,18 +120,18 @@ class BandLimitedAttack:
 
         Args:
             inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.
-            target: the class whose loss is raised: None for the model's own argmax; an int for all images; a list or a
-                tensor (B,); for models with several output dimensions a tuple (class, place...).
+            target: the class whose loss is increased: None for the model's argmax; an int for all images; a list or a
+                tensor (B,); for models with several output dimensions a tuple (class, position...).
             image_ids: (B,) integers that name the images in the random stream; default: their position.
             internal_batch_size: samples per model pass. Default: 8 on a CPU, 64 on a GPU.
-            show_progress: show a bar of the steps on standard error.
+            show_progress: show a progress bar of the steps on standard error.
 
         Returns:
             ``AdversarialImages``, on the inputs' device.
 
         Raises:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size; ValueError also
-                for a band that holds no frequency of images of this size.
+                for a band without frequencies for images of this size.
         """
         config = self.config
         with prepared(
@@ -171,7 +170,7 @@ class BandLimitedAttack:
 
 
 class _BandConstraint:
-    """Band, ball and bounds by alternating projections, the clamp last."""
+    """Keeps band, ball and bounds by alternating projections, the clamp last."""
 
     def __init__(self, limit: BandLimit, config: PathConfig, rounds: int) -> None:
         self._limit, self._config, self._rounds = limit, config, rounds
@@ -192,7 +191,7 @@ class _BandConstraint:
 
 
 class _SmoothConstraint:
-    """Another constraint whose steps are smoothed along the image first: a weighted mean of steps stays in the ball."""
+    """Smooths steps along the image before another constraint; a weighted mean of steps stays in the ball."""
 
     def __init__(self, inner: Constraint, origin: Tensor, smoothness: float) -> None:
         self._inner, self._smooth, self._current = inner, GuidedSmoothing(origin, smoothness), origin

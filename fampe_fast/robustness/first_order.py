@@ -1,8 +1,8 @@
-"""Test how much of a score's change a low-passed gradient explains.
+"""Test how much of a score's change is explained by a low-passed gradient.
 
 After Muzellec, Fel, Boutin, Andéol, VanRullen and Serre, "Saliency strikes back: how filtering out high frequencies
 improves white-box explanations", ICML 2024, arXiv 2307.09591, figure 4A: if the high frequencies of a gradient are
-noise, the first-order prediction of the score loses nothing without them.
+noise, the first-order prediction of the score is as good without them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class FirstOrderFit:
     Attributes:
         radii: (R,) float64, cycles over the shorter side, ascending; the last is the spectrum's corner: the whole
             gradient.
-        explained: (B, R) float64, zeta: 1 for all of the change, 0 for nothing, below 0 for a prediction that is worse
+        explained: (B, R) float64, zeta: 1 for all of the change, 0 for none, below 0 for a prediction that is worse
             than none.
         gradient_share: (B, R) float64, the share of the gradient's energy within each radius; 0 for no gradient.
-        target: (B,) int64, the class scored.
+        target: (B,) int64, the scored class.
         model_passes: passes per image: one with a gradient and one forward for each perturbation.
     """
 
@@ -57,23 +57,23 @@ class FirstOrderTest:
     """Predict the score's change by the low-passed gradient: ``zeta(x, r) = 1 - sum (D_k - <g_r, d_k>)^2 / sum D_k^2``.
 
     ``D_k = s(x + d_k) - s(x)`` is the change for the k-th perturbation, ``g_r`` the gradient of s at x within radius r.
-    Of a linear model zeta is 1 where its gradient lies within the radius, and for white perturbations, in the mean,
-    the share of the gradient's energy that does. What is left of 1 for the whole gradient is curvature.
+    For a linear model zeta is 1 if its gradient lies within the radius; for white perturbations its mean is the share
+    of the gradient's energy within the radius. For the whole gradient, the difference to 1 is due to curvature.
 
-    Whether high frequencies count depends on what changes an image. ``white`` perturbations have all frequencies alike;
-    ``image`` ones have the image's own spectrum, with its channels' relations and without DC, and random phases.
-    Perturbed images are not clipped into the bounds: that would write into all frequencies.
+    Whether high frequencies matter depends on the perturbations. ``white`` ones have equal energy at all frequencies;
+    ``image`` ones have the image's own spectrum, with its relations between channels and without DC, and random phases.
+    Perturbed images are not clipped to the bounds, as clipping would change all frequencies.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
-        perturbation: kind of change, ``white`` or ``image``.
-        samples: perturbations per image.
-        size: root mean square of a perturbation's values, in pixel units, above 0; small, so that the score is near
-            its tangent, and large beside the rounding of the score.
-        score: score whose change is predicted: ``logit``: the target's, or the logarithm of its probability where the
-            model gives probabilities; ``probability``: the target's, as the model's output is read.
-        seed: number that the perturbations follow from, any 64-bit integer; with the image's id it names the image's.
-        radii: the radii, ascending, above 0; the corner comes besides. Default: 1, 2, 4... and half the shorter side.
+        perturbation: kind of perturbation, ``white`` or ``image``.
+        samples: number of perturbations per image.
+        size: root mean square of a perturbation's values, in pixel units, above 0; small enough for the score to be
+            nearly linear, and large compared with the score's rounding.
+        score: score whose change is predicted: ``logit``, the target's (or the logarithm of its probability if the
+            model returns probabilities), or ``probability``, the target's.
+        seed: seed of the perturbations, any 64-bit integer; together with the image's id it determines them.
+        radii: the radii, ascending, above 0; the corner is added. Default: 1, 2, 4... and half the shorter side.
         bounds: smallest and largest pixel value.
 
     Raises:
@@ -120,15 +120,15 @@ class FirstOrderTest:
         Args:
             inputs: (B, C, H, W), floating-point, values in ``bounds``, at least 8 x 8 pixels.
             target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
-                several output dimensions a tuple (class, place...).
+                several output dimensions a tuple (class, position...).
             image_ids: (B,) integers that name the images in the random stream; default: their position.
             internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU.
-            show_progress: show a bar on standard error.
+            show_progress: show a progress bar on standard error.
 
         Raises:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size; ValueError also
-                for radii that do not ascend, an image without a spectrum of its own, a score that is not finite, or one
-                that no perturbation changes (naming the image).
+                for radii that do not ascend, an image of one colour with ``image`` perturbations, a score that is not
+                finite, or one that no perturbation changes (naming the image).
         """
         with prepared(
             (self.forward_func,),
@@ -216,7 +216,7 @@ class FirstOrderTest:
 
 
 def doubling_radii(height: int, width: int) -> list[float]:
-    """List 1, 2, 4... below half the shorter side, and that half."""
+    """List 1, 2, 4... below half the shorter side, and half the shorter side."""
     half = min(height, width) / 2
     return [*(2.0**power for power in range(math.ceil(math.log2(half)))), half]
 
@@ -225,5 +225,5 @@ def _check_spectrum(images: Tensor) -> None:
     flat = (images.amax((-2, -1)) == images.amin((-2, -1))).all(1)
     if bool(flat.any()):
         raise ValueError(
-            f"image {int(flat.nonzero()[0])} is of one colour and has no spectrum of its own: give perturbation='white'"
+            f"image {int(flat.nonzero()[0])} has only one colour and so no spectrum: use perturbation='white'"
         )

@@ -1,8 +1,8 @@
-"""Attribute a prediction to the coefficients of the image's spectrum: how much each speaks for it, and where.
+"""Attribute a prediction to the coefficients of the image's spectrum: how much each contributes, and where.
 
-Which frequency components a prediction rests on is the question of Wang, Yang, Shrivastava, Rawal and Ding, "Towards
-Frequency-Based Explanation for Robust CNN", arXiv 2005.03141; the answer here is integrated gradients (Sundararajan,
-Taly and Yan, arXiv 1703.01365) with the coefficients as the inputs. Their straight line is straight in pixels, too.
+Wang, Yang, Shrivastava, Rawal and Ding, "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141, ask
+which frequencies a prediction depends on; here they are found by integrated gradients (Sundararajan, Taly and Yan,
+arXiv 1703.01365) with the coefficients as inputs. A straight line of coefficients is also one of pixels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Kind = Literal["integrated", "gradient"]
 
 @dataclass(frozen=True, eq=False)
 class FrequencyEvidence:
-    """What speaks for B targets, by frequency, by band and by place; on the images' device.
+    """The evidence for B targets, by frequency, band and place; on the images' device.
 
     Attributes:
-        difference: (B, C, H, W) float32, image less baseline; its spectrum is what is attributed to.
-        gradients: (B, C, H, W) float32, of the target's score: at the image, or averaged over the way to it.
-        score: (B,) float32, of the image.
-        baseline_score: (B,) float32.
-        target: (B,) int64, the class scored.
+        difference: (B, C, H, W) float32, image minus baseline, whose spectrum gets the attribution.
+        gradients: (B, C, H, W) float32, of the target's score at the image, or averaged over the path to it.
+        score: (B,) float32, the image's score.
+        baseline_score: (B,) float32, the baseline's score.
+        target: (B,) int64, the scored class.
     """
 
     difference: Tensor
@@ -48,38 +48,38 @@ class FrequencyEvidence:
     def coefficients(self) -> Tensor:
         """Attribute to each coefficient of the half spectrum, (B, H, W//2+1) float64 on the CPU, in units of the score.
 
-        ``m Re(conj(G) D) / (H W)``, summed over the channels, with G and D the spectra of gradients and difference: a
-        value is that of a coefficient and of its conjugate. Rings and sectors are its ``sums``.
+        ``m Re(conj(G) D) / (H W)``, summed over the channels, with G and D the spectra of gradients and difference:
+        each value includes the conjugate coefficient. Sum it over rings and sectors with their ``sums``.
         """
         return product_per_frequency(self.gradients, self.difference)
 
     def places(self, bands: RadialBands) -> Tensor:
-        """Show where each band's evidence lies: the difference's component in the band, times the gradient.
+        """Compute the place of each band's evidence: the difference's component in the band, times the gradient.
 
-        A band's places sum to its coefficients' values, and bands that share out all frequencies add up to the whole
-        attribution in pixels, ``difference * gradients``.
+        A band's places sum to its coefficients' values, and bands that cover all frequencies add up to the attribution
+        in pixels, ``difference * gradients``.
 
         Args:
-            bands: K rings, with DC in the first (without, the bands lack what the mean contributes).
+            bands: K rings, with DC in the first (otherwise the contribution of the mean is missing).
 
         Returns:
             (B, K, C, H, W) float32.
 
         Raises:
-            ValueError: bands of another size or number of images, or one that holds no frequency.
+            ValueError: bands of another size or number of images, or a band without frequencies.
         """
         held = bands.coefficients()
         if bool((held == 0).any()):
             image, band = (held == 0).nonzero()[0].tolist()
             low, high = bands.edges[image, band : band + 2].tolist()
-            raise ValueError(f"band {band}, radii from {low:g} to {high:g}, holds no frequency: nothing acts there")
+            raise ValueError(f"band {band}, radii from {low:g} to {high:g}, has no frequency, and so no evidence")
         parts = [bands.project(self.difference, band) * self.gradients for band in range(bands.count)]
         return torch.stack(parts, 1)
 
     def gap(self) -> Tensor:
-        """Compute what the attributions lack of ``score - baseline_score``, (B,) float64 on the CPU.
+        """Compute ``score - baseline_score`` minus the sum of the attributions, (B,) float64 on the CPU.
 
-        Of integrated gradients it is the error of the integral; of the gradient, what is not linear in the model.
+        For integrated gradients it is the error of the integral; for the gradient, the model's nonlinearity.
         """
         total = (self.gradients.cpu().double() * self.difference.cpu().double()).sum((1, 2, 3))
         return self.score.cpu().double() - self.baseline_score.cpu().double() - total
@@ -88,24 +88,24 @@ class FrequencyEvidence:
 class FrequencyAttribution:
     """Attribute the target's score to every coefficient of the image's spectrum, with its sign and orientation.
 
-    The baseline is the image's own mean colour, all coefficients zero but DC, so that the values sum to
-    ``score(image) - score(mean colour)``: exactly where the integral is (``FrequencyEvidence.gap`` is the error), and
-    for a linear model always.
+    The baseline is the image's own mean colour, with all coefficients zero except DC, so that the values sum to
+    ``score(image) - score(mean colour)``, up to the error of the integral (``FrequencyEvidence.gap``), which is zero
+    for a linear model.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; it needs
             gradients.
         kind: ``integrated``: integrated gradients from the baseline to the image; ``gradient``: gradient times
             coefficient at the image, in one pass.
-        passes: points of the integral, each a forward and a backward pass, at least 1.
-        score: what is attributed: ``probability``: the target's, as the model's output is read; ``logit``: the
-            target's, or the logarithm of its probability where the model gives probabilities.
-        include_dc: attribute to DC as well: the baseline is then all zero.
+        passes: number of points of the integral, each a forward and a backward pass, at least 1.
+        score: score to attribute: ``probability``, the target's, or ``logit``, the target's (or the logarithm of its
+            probability if the model returns probabilities).
+        include_dc: attribute to DC as well; the baseline is then zero.
         bounds: smallest and largest pixel value.
 
     Raises:
         TypeError: a model that cannot be called, or a number of passes that is not whole.
-        ValueError: an unknown kind or score, fewer than one pass, or bounds that are not ascending.
+        ValueError: an unknown kind or score, fewer than one pass, or bounds that do not ascend.
 
     Example:
         >>> evidence = FrequencyAttribution(load_classifier("resnet50"))(images, labels)
@@ -145,16 +145,16 @@ class FrequencyAttribution:
         Args:
             inputs: (B, C, H, W), floating-point, values in ``bounds``, at least 8 x 8 pixels.
             target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
-                several output dimensions a tuple (class, place...).
+                several output dimensions a tuple (class, position...).
             internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU, or as many as fit.
-            show_progress: show a bar on standard error.
+            show_progress: show a progress bar on standard error.
 
         Returns:
             ``FrequencyEvidence``.
 
         Raises:
             TypeError: inputs, target or chunk size of a wrong type.
-            torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+            torch.OutOfMemoryError: out of memory; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode, on another device or
                 without gradients, a target out of range or of wrong length, or a target whose score is not finite
                 (naming the image).
@@ -168,10 +168,10 @@ class FrequencyAttribution:
             images, batch = request.images, len(request.images)
             mean = images.mean((2, 3), keepdim=True)
             difference = images - (torch.zeros_like(mean) if self.include_dc else mean)
-            # What the integral lacks is known only with both ends; and a target without a score ends the call here.
+            # Both ends are needed for the integral's error, and a target without a score is refused here.
             ends = self._ends(request, images, images - difference)
             places, shares = (part.to(images.device) for part in self._points())
-            # In float64, so that the sum's rounding does not depend on how it is cut into passes.
+            # In float64, so that the sum does not depend on its division into passes.
             total = torch.zeros_like(images, dtype=torch.float64)
 
             def gradients(part: slice) -> tuple[Tensor, Tensor]:
@@ -191,10 +191,10 @@ class FrequencyAttribution:
             return FrequencyEvidence(difference, total.float(), ends[0], ends[1], request.targets.classes)
 
     def _points(self) -> tuple[Tensor, Tensor]:
-        """Give the points of the way from the baseline to the image, in [0, 1], and their shares, both (passes,).
+        """Compute the points of the path from the baseline to the image, in [0, 1], and their weights, both (passes,).
 
-        The midpoints of steps that grow from the baseline on: a classifier's scores come while the contrast is low. On
-        photographs 32 such steps leave less of a gap than 64 equal ones.
+        They are the midpoints of steps that grow from the baseline on, as a classifier's score changes most at low
+        contrast. On photographs 32 such steps have a smaller gap than 64 equal ones.
         """
         if self.kind == "gradient":
             return torch.ones(1, device="cpu"), torch.ones(1, device="cpu")
@@ -205,7 +205,7 @@ class FrequencyAttribution:
         """Compute the scores of images and baselines, (2, B).
 
         Raises:
-            ValueError: one that is NaN or infinite.
+            ValueError: a score that is NaN or infinite.
         """
         batch, both = len(images), torch.cat([images, baseline])
         found = images.new_zeros(2 * batch)

@@ -1,7 +1,7 @@
-"""Smooth a perturbation along the image it is added to, so that it follows the image's flat areas and edges.
+"""Smooth a perturbation along its image, so that it follows the image's flat areas and edges.
 
 Zhang, Avrithis, Furon and Amsaleg, "Smooth Adversarial Examples", arXiv 1903.11862 (2019): Laplacian smoothing on the
-graph of neighbouring pixels, each edge weighed by how alike its two pixels are, normalised so that a constant stays.
+graph of neighbouring pixels, each edge weighted by the similarity of its pixels, normalised to preserve constants.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from torch import Tensor
 from ..checks import check_number
 
 _LIKENESS = 0.05
-"""Distance of two colours, in units of the image's range, at which their edge weighs exp(-1/2)."""
+"""Distance of two colours, in units of the image's range, at which their edge has the weight exp(-1/2)."""
 
 _ERROR = 1e-5
 """Largest relative error of the solution, by the bound of Chebyshev's iteration."""
 
 _PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Half of the eight neighbours, as steps down and across; the others are these seen from the other side."""
+"""Half of the eight neighbours, as steps down and across; the others are their opposites."""
 
 
 def check_smoothness(value: object) -> float:
-    """Take a number in [0, 1).
+    """Check a smoothness in [0, 1).
 
     Raises:
-        TypeError: no real number.
-        ValueError: NaN or out of range; above 0.9999, where the smoothing would take thousands of rounds.
+        TypeError: not a real number.
+        ValueError: NaN or out of range; above 0.9999 the smoothing would take thousands of iterations.
     """
     return check_number("smoothness", value, 0, 0.9999, expected="at least 0 and at most 0.9999")
 
 
 class GuidedSmoothing:
-    """Solve ``(I - a S) y = (1 - a) z``, divided by the solution for ``z = 1``: a mean over the pixels around.
+    """Solve ``(I - a S) y = (1 - a) z``, divided by the solution for ``z = 1``: a weighted mean over nearby pixels.
 
     S is the adjacency of each pixel's eight neighbours with weights ``exp(-d^2 / (2 * 0.05^2))``, d the Euclidean
     distance of their colours, normalised by the square roots of its row and column sums. Its eigenvalues lie in
-    [-1, 1], so that Chebyshev's iteration solves it in a number of rounds that follows from ``a`` alone: images do not
-    depend on their company.
+    [-1, 1], so that Chebyshev's iteration solves it in a number of rounds that depends only on ``a``, and not on the
+    other images of a batch.
 
     Args:
-        images: (B, C, H, W) floating-point, which the smoothing follows; a range of 1 is taken for granted.
-        smoothness: a, in [0, 0.9999]; the farther up, the farther a perturbation spreads.
+        images: (B, C, H, W) floating-point, which the smoothing follows; their range is assumed to be 1.
+        smoothness: a, in [0, 0.9999]; a perturbation spreads farther for larger values.
 
     Raises:
         TypeError, ValueError: a smoothness out of range.

@@ -1,7 +1,7 @@
-"""Show what strided layers and pooling do to the spectrum of a gradient that passes back through them.
+"""Measure how strided layers and pooling change the spectrum of a gradient that passes back through them.
 
-After Muzellec et al., arXiv 2307.09591: a layer that skips places, or takes the largest of several, hands its gradient
-back to single places of a finer grid, and so repeats its spectrum at frequencies it did not have.
+After Muzellec et al., arXiv 2307.09591: a layer with a stride, or that takes the largest of several values, passes its
+gradient back to single places of a finer grid, and so repeats its spectrum at new, higher frequencies.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ..runtime.model_probe import call
 from ..runtime.outputs import scores
 
 _SMALLEST = 4
-"""Places a side of a layer's output, below which there is no spectrum to speak of."""
+"""Least side of a layer's output; smaller ones have no meaningful spectrum."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSpectrum:
     """The spectra of gradients on both sides of one layer, for B images; float64 on the CPU.
 
-    Radii are in cycles over the shorter side of the map, which is the same part of the image on both sides.
+    Radii are in cycles over the shorter side of the map, so that they are comparable on both sides.
 
     Attributes:
-        name: the layer's, as ``model.named_modules()`` has it.
+        name: the layer's name in ``model.named_modules()``.
         kind: the name of its class.
-        fine: (H, W), places of its input.
-        coarse: (h, w), places of its output.
+        fine: (H, W), size of its input.
+        coarse: (h, w), size of its output.
         arriving: (B, min(h, w)//2 + 1), mean amplitude per radius, over angles and channels, of the gradient with
             respect to the output (``fourier_signature``).
         leaving: (B, min(H, W)//2 + 1), likewise with respect to the input.
@@ -57,7 +57,7 @@ class LayerSpectrum:
 
 
 class _Crossing:
-    """A layer's first call in a pass: where its input and its output lie in autograd's graph."""
+    """A layer's first call in a pass: the places of its input and output in autograd's graph."""
 
     def __init__(self, module: nn.Module, given: Tensor, made: Tensor) -> None:
         self.kind = type(module).__name__
@@ -74,31 +74,31 @@ def layer_spectra(
     bounds: tuple[float, float] = (0.0, 1.0),
     internal_batch_size: int | None = None,
 ) -> list[LayerSpectrum]:
-    """Measure the spectra of the target's gradient before and after every layer that halves the places or takes fewer.
+    """Measure the spectra of the target's gradient before and after every layer that halves its input's size or more.
 
-    Such layers are convolutions with a stride and pooling, in whatever class: modules that make of one tensor
-    (B, C, H, W) another one with at most half the rows and columns, rounded up, and at least 4 of each. Of modules
-    inside each other the innermost counts, of several calls in a pass the first.
+    Such layers are strided convolutions and pooling, of any class: modules that turn one tensor (B, C, H, W) into
+    another with at most half the rows and columns, rounded up, and at least 4 of each. Of nested modules the innermost
+    counts, of several calls in a pass the first.
 
     Args:
         model: an nn.Module from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
         inputs: (B, C, H, W), floating-point, values in ``bounds``, B at least 1.
         target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with several
-            output dimensions a tuple (class, place...).
+            output dimensions a tuple (class, position...).
         bounds: smallest and largest pixel value.
         internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU.
 
     Returns:
-        The layers in the order of a pass; none for a model without such, or whose modules are not seen to run, as those
-        of a program.
+        The layers in the order of a pass; empty for a model without such layers, or whose modules have no hooks, such
+        as an exported program.
 
     Raises:
-        TypeError: a model without modules; inputs, target or chunk size of a wrong type.
+        TypeError: a model that is not an ``nn.Module``; inputs, target or chunk size of a wrong type.
         ValueError: as for an attribution method's inputs and target, or no image.
     """
     check_callable(model)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"layers are looked for in an nn.Module, and the model is a {type(model).__name__}")
+        raise TypeError(f"layers can only be found in an nn.Module, but the model is a {type(model).__name__}")
     with prepared((model,), inputs, target, bounds=bounds, internal_batch_size=internal_batch_size) as request:
         if not len(request.images):
             raise ValueError("expected at least one image, got none")
@@ -131,7 +131,7 @@ def _measured(model: nn.Module, request: Request, part: slice) -> list[LayerSpec
     measured = []
     for k, (name, crossing) in enumerate(found.items()):
         arriving, leaving = gradients[2 * k : 2 * k + 2]
-        if arriving is None or leaving is None:  # the score does not depend on it
+        if arriving is None or leaving is None:  # the score does not depend on this layer
             continue
         rings = bands_between(*crossing.fine, [min(crossing.coarse) / 2], include_dc=True)
         energy = rings.energy(leaving.float())
@@ -154,7 +154,7 @@ def _innermost(crossings: dict[str, _Crossing]) -> dict[str, _Crossing]:
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[dict[str, _Crossing]]:
-    """Note the modules that halve their input's rows and columns, or leave fewer, as they run in this thread."""
+    """Record the modules that at least halve their input's rows and columns, as they run in this thread."""
     crossings: dict[str, _Crossing] = {}
     thread = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""Measure which bands of frequencies a prediction depends on: Occluded Frequency.
+"""Measure which frequency bands a prediction depends on: Occluded Frequency.
 
 Wang, Yang, Shrivastava, Rawal and Ding, "Towards Frequency-Based Explanation for Robust CNN", arXiv 2005.03141.
 """
@@ -28,12 +28,12 @@ class FrequencyOcclusion:
     """The drops of B images' scores without each of K bands; on the images' device, float64 on the CPU.
 
     Attributes:
-        drops: (B, K) float32, score of the image minus score of the image without the band: above 0 where the band
-            speaks for the target.
+        drops: (B, K) float32, score of the image minus score of the image without the band; positive if the band
+            supports the target.
         edges: (B, K + 1) float64, the bands' radii in cycles over the shorter side; band k is (edges[k], edges[k+1]].
         base: (B,) float32, score of the image.
-        energy: (B, K) float64, the bands' share of the image's energy (in them all; 0 for a constant image).
-        target: (B,) int64, the class scored.
+        energy: (B, K) float64, each band's share of the energy in all bands (0 for a constant image).
+        target: (B,) int64, the scored class.
         score: ``probability`` or ``logit``.
         spacing: ``width`` or ``energy``.
         model_passes: forward passes per image, K + 1.
@@ -50,26 +50,26 @@ class FrequencyOcclusion:
 
 
 class OccludedFrequency:
-    """The drop in the target's score when one radial band of frequencies is removed, band by band.
+    """Measure the drop in the target's score when one radial band of frequencies is removed, band by band.
 
-    ``drop_k = s(x) - s(x - P_k x)``, P_k the orthogonal projection onto the frequencies of band k. What remains may
-    leave the range of pixels by the ringing of the filter; it is not clipped by default, so that removal stays linear
-    and takes nothing but the band: clipping would write into all other bands.
+    ``drop_k = s(x) - s(x - P_k x)``, P_k the orthogonal projection onto the frequencies of band k. The remaining image
+    may leave the range of pixels because of ringing; by default it is not clipped, as clipping would change all other
+    bands as well.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
         bands: K, the number of bands.
-        spacing: ``width``: rings of one width from DC to the corner of the spectrum, the same for all images of a size;
-            ``energy``: rings that share each image's own energy evenly.
-        score: score whose drop is measured: ``probability``: the target's, as the model's output is read; ``logit``:
-            the target's, or the logarithm of its probability where the model gives probabilities.
-        include_dc: let the first band hold DC, the mean of the image; else no band does.
-        clamp: clip what remains into ``bounds``, as for a model that takes nothing else.
+        spacing: ``width``: rings of equal width from DC to the corner of the spectrum, the same for all images of a
+            size; ``energy``: rings with equal shares of each image's energy.
+        score: score whose drop is measured, the target's ``probability`` or ``logit`` (the logarithm of its probability
+            if the model returns probabilities).
+        include_dc: include DC, the mean of the image, in the first band; otherwise no band has it.
+        clamp: clip the remaining image to ``bounds``, for models that accept nothing else.
         bounds: smallest and largest pixel value.
 
     Raises:
         TypeError: a model that cannot be called, or a number of bands that is not whole.
-        ValueError: an unknown spacing or score, fewer than one band, or bounds that are not ascending.
+        ValueError: an unknown spacing or score, fewer than one band, or bounds that do not ascend.
 
     Example:
         >>> OccludedFrequency(load_classifier("resnet50"), bands=16)(images, labels).drops.mean(0)
@@ -98,7 +98,7 @@ class OccludedFrequency:
         self.bounds = check_bounds(bounds)
 
     def bands_of(self, images: Tensor) -> RadialBands:
-        """Compute the bands that are removed from images (B, C, H, W); see ``frequency.bands`` for what is raised."""
+        """Compute the bands that are removed from images (B, C, H, W); errors are those of ``frequency.bands``."""
         if self.spacing == "energy":
             return equal_energy_bands(images, self.bands, include_dc=self.include_dc)
         height, width = images.shape[-2:]
@@ -117,17 +117,17 @@ class OccludedFrequency:
         Args:
             inputs: (B, C, H, W), floating-point, values in ``bounds``, at least 8 x 8 pixels.
             target: None for the model's own argmax; an int for all images; a list or a tensor (B,); for models with
-                several output dimensions a tuple (class, place...).
-            internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved, once, with a warning,
-                where a pass runs out of memory, and remembered for the model.
-            show_progress: show a bar on standard error.
+                several output dimensions a tuple (class, position...).
+            internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; after an out-of-memory error
+                halved once, with a warning, and remembered for the model.
+            show_progress: show a progress bar on standard error.
 
         Returns:
             ``FrequencyOcclusion``.
 
         Raises:
             TypeError: inputs, target or chunk size of a wrong type.
-            torch.OutOfMemoryError: the memory does not suffice; the message says what to change.
+            torch.OutOfMemoryError: out of memory; the message says what to change.
             ValueError: wrong shape, NaN, values outside the bounds, a model in training mode or on another device, a
                 target out of range or of wrong length, too many bands for the size, or a model output that is not
                 (B, classes) or not finite (naming the image).

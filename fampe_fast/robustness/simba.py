@@ -1,4 +1,4 @@
-"""Attack with queries alone, along the cosines of one band: SimBA in the DCT basis.
+"""Attack with queries only, along the cosines of one band: SimBA in the DCT basis.
 
 Guo, Gardner, You, Wilson and Weinberger, "Simple Black-box Adversarial Attacks", ICML 2019, arXiv 1905.07121,
 algorithm 1 with the basis of section 3.1, without replacement.
@@ -32,9 +32,9 @@ class SimBAConfig:
     Attributes:
         step_size: change of one cosine's coefficient in an accepted step, the paper's epsilon, in pixel units, above 0;
             n steps are a perturbation of Euclidean norm step_size * sqrt(n).
-        max_queries: passes of the model per image at most, the one of the image as it is among them, at least 1.
-        seed: number that the order of the cosines follows from, any 64-bit integer; with the image's id it names the
-            image's order.
+        max_queries: largest number of model passes per image, including that of the original image, at least 1.
+        seed: seed of the order of the cosines, any 64-bit integer; together with the image's id it determines the
+            order.
         bounds: smallest and largest pixel value.
     """
 
@@ -51,26 +51,25 @@ class SimBAConfig:
 
 
 class SimBA:
-    """Lower the probability of a class by trying one cosine after the other; the model is asked for scores alone.
+    """Lower the probability of a class by trying one cosine after the other, using only the model's scores.
 
-    A cosine of the band is added to one channel, then taken from it; the first of the two that makes the class less
-    likely is kept. The cosines, coefficients of the orthonormal DCT-II, come in a random order that is the image's own,
-    none twice, until the class is no longer the model's answer, the queries are used up or the cosines are. What is
-    compared are log-odds, which order images as the probability does and do not round to 1 for a sure model.
+    A cosine of the band is added to one channel, or else subtracted; the first of the two that makes the class less
+    likely is kept. The cosines, coefficients of the orthonormal DCT-II, are tried once each, in a random order of the
+    image's own, until the class is no longer predicted, or queries or cosines are used up. Log-odds are compared, which
+    have the order of the probability but do not round to 1 for a confident model.
 
     A coefficient in row u and column v has the radius ``min(H, W) / 2 * sqrt((u/H)^2 + (v/W)^2)``, in cycles over the
-    shorter side as all radii are. Images are clamped into the bounds when they are shown, and at the end.
+    shorter side as all radii are. Images are clamped to the bounds for the model, and at the end.
 
-    The orders, and so the queries, of an image are the same alone as in company, up to the rounding of the model's own
-    scores.
+    The order and the queries of an image do not depend on the other images, up to the rounding of the model's scores.
 
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; it needs no
             gradients.
-        band: ``low``, ``middle``, ``high`` or ``all``, as of ``BandLimit``.
-        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more; of no effect for ``all``.
+        band: ``low``, ``middle``, ``high`` or ``all``, as in ``BandLimit``.
+        cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more; has no effect for ``all``.
         config: the options; default: ``SimBAConfig()``.
-        upper_cutoff: radius where the high band begins; None: at the cut-off.
+        upper_cutoff: radius where the high band begins; None is the cut-off.
 
     Raises:
         TypeError: a model that cannot be called, or a configuration or a number of a wrong type.
@@ -106,22 +105,22 @@ class SimBA:
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> AdversarialImages:
-        """Attack a batch of images; those that are not taken for their class are left as they are after one query.
+        """Attack a batch of images; images that the model already misclassifies stay unchanged after one query.
 
         Args:
             inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.
             target: the class whose probability is lowered: None for the model's own argmax; an int for all images; a
-                list or a tensor (B,); for models with several output dimensions a tuple (class, place...).
+                list or a tensor (B,); for models with several output dimensions a tuple (class, position...).
             image_ids: (B,) integers that name the images in the random stream; default: their position.
             internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU.
-            show_progress: show a bar of the queries on standard error.
+            show_progress: show a progress bar of the queries on standard error.
 
         Returns:
             ``AdversarialImages``, on the inputs' device.
 
         Raises:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size; ValueError also
-                for a band that holds no cosine of this size, or a score that is NaN (naming the image).
+                for a band without cosines for this size, or a score that is NaN (naming the image).
         """
         with prepared(
             (self.forward_func,),
@@ -164,7 +163,7 @@ class SimBA:
     def _order(self, request: Request) -> Tensor:
         """Draw each image's order of the band's cosines, (B, n) int64, as indices of (C, H, W).
 
-        No more are drawn than there are queries to spend.
+        At most as many are drawn as there are queries.
         """
         channels, height, width = request.images.shape[1:]
         self.check_size(height, width)
@@ -188,7 +187,7 @@ def squared_dct_radius(height: int, width: int) -> Tensor:
 
 
 class _Search:
-    """The state of an attack: each image is at a place of its own order."""
+    """The state of an attack: the position of each image in its order."""
 
     def __init__(self, request: Request, config: SimBAConfig, order: Tensor) -> None:
         images = request.images
@@ -203,16 +202,16 @@ class _Search:
         self._score, self._right = self._ask(images, everyone)
 
     def images(self) -> Tensor:
-        """Give the images as they are by now, (B, C, H, W)."""
+        """Return the current images, (B, C, H, W)."""
         return (self._request.images + self._change).clamp(*self._config.bounds)
 
     def open_rows(self) -> Tensor:
-        """List the images that are still taken for their class and have a query and a cosine left, (P,) int64."""
+        """List the images that are still classified correctly and have a query and a cosine left, (P,) int64."""
         left = (self.queries < self._config.max_queries) & (self._place < self._order.shape[1])
         return (self._right & left).nonzero()[:, 0]
 
     def try_next(self, rows: Tensor) -> None:
-        """Try one cosine on each of some images, and keep those that make the class less likely."""
+        """Try one cosine on each of some images, and keep it if it makes the class less likely."""
         sign = torch.where(self._subtract[rows], -1.0, 1.0) * self._config.step_size
         tried = self._change[rows]
         height, width = tried.shape[-2:]
@@ -231,7 +230,7 @@ class _Search:
         self._subtract[rows] = ~over
 
     def _ask(self, shown: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Ask the model about variants of some images: the class's log-odds, (P,), and whether it is the answer."""
+        """Score variants of some images: the class's log-odds, (P,), and whether it is predicted."""
         request = self._request
         scores = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
         right = torch.empty(len(rows), dtype=torch.bool, device=rows.device)

@@ -1,4 +1,4 @@
-"""Measure how often images that were made to fool one model fool another."""
+"""Measure how often images that attack one model fool another."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Attack = Callable[[Tensor, Tensor], AdversarialImages]
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The answers of a model to images whose class is known; on the CPU.
+    """A model's answers to images of known classes; on the CPU.
 
     Attributes:
-        right: (B,) bool, whether its first choice is the class, or, of independent classes, the class's probability
-            1/2 or more.
+        right: (B,) bool, whether it predicts the class: as its top class, or, for independent classes, with a
+            probability of 1/2 or more.
         probability: (B,) float64, its probability of the class.
     """
 
@@ -36,13 +36,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class TransferRates:
-    """Fooled shares, from the model an attack was made on to the model it was tried on.
+    """Shares of fooled images by source model, which is attacked, and target model, which classifies.
 
     Attributes:
         rates: ``rates[source][target]``: among the images that the target model classifies correctly, the share that it
-            no longer does once attacked, with its standard error; None where it classifies none correctly.
-        accuracy: of each model on the images as they are.
-        model_passes: of the attack, per image and source.
+            misclassifies after the attack, with its standard error; None if it classifies none correctly.
+        accuracy: accuracy of each model on the original images.
+        model_passes: passes of the attack, per image and source.
     """
 
     rates: dict[str, dict[str, Estimate | None]]
@@ -50,7 +50,7 @@ class TransferRates:
     model_passes: int
 
     def matrix(self) -> Tensor:
-        """Compute the shares, (sources, targets) float64; NaN where there is none."""
+        """Return the shares as a matrix, (sources, targets) float64, with NaN for missing ones."""
         rows = [[float("nan") if e is None else e.mean for e in row.values()] for row in self.rates.values()]
         return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
@@ -63,21 +63,21 @@ def transfer_rates(
     *,
     internal_batch_size: int | None = None,
 ) -> TransferRates:
-    """Attack every model and try what comes of it on every model.
+    """Attack every model, and test the attacked images on every model.
 
     Args:
-        models: by name, in evaluation mode; one alone gives its own fooled share.
+        models: by name, in evaluation mode; a single one is also allowed.
         images: (B, C, H, W), B at least 1, in the attacks' bounds.
         targets: (B,) ints, the true classes, for all models alike.
-        attack_factory: makes the attack on a model, as ``lambda model: BandLimitedAttack(model, "low", 15)``; it is
-            called with (images, targets).
-        internal_batch_size: images per model pass when they are tried; the attack has its own.
+        attack_factory: makes the attack on a model, such as ``lambda model: BandLimitedAttack(model, "low", 15)``; the
+            attack is called with (images, targets).
+        internal_batch_size: images per model pass of the tests; the attack has its own.
 
     Returns:
         ``TransferRates``.
 
     Raises:
-        TypeError: a model that cannot be called, or an attack that does not give ``AdversarialImages``.
+        TypeError: a model that cannot be called, or an attack that does not return ``AdversarialImages``.
         ValueError: no models, no images, targets of another number, or a model that answers NaN.
     """
     if not models:
@@ -107,37 +107,37 @@ def transfer_rates(
 def attack_and_ask(
     attack: Attack, models: Mapping[str, Model], images: Tensor, classes: Tensor, chunk: int | None
 ) -> tuple[AdversarialImages, dict[str, Answers]]:
-    """Attack images and ask models what they then see.
+    """Attack images, and classify the results with models.
 
     Args:
         attack: called with (images, classes).
         models: by name, in evaluation mode.
         images: (B, C, H, W), in the attack's bounds.
-        classes: (B,) int64, the true ones.
+        classes: (B,) int64, the true classes.
         chunk: images per model pass.
 
     Returns:
-        What the attack gives, and each model's answers to it.
+        The attack's result, and each model's answers to it.
 
     Raises:
-        TypeError: an attack that does not give ``AdversarialImages``.
+        TypeError: an attack that does not return ``AdversarialImages``.
         ValueError: answers that are NaN.
     """
     found = attack(images, classes)
     if not isinstance(found, AdversarialImages):
-        raise TypeError(f"the attack must give AdversarialImages, got {type(found).__name__}")
+        raise TypeError(f"the attack must return AdversarialImages, got {type(found).__name__}")
     return found, {name: answers_of(model, found.images, classes, chunk) for name, model in models.items()}
 
 
 def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_size: int | None = None) -> Answers:
-    """Ask a model about images of known classes.
+    """Classify images of known classes with a model.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (B, C, H, W), any values.
         classes: (B,) int64.
-        internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved, once, with a warning,
-            where a pass runs out of memory.
+        internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved once, with a warning, after
+            an out-of-memory error.
 
     Raises:
         ValueError: a class that the model does not have, or a probability that is NaN.
@@ -167,11 +167,11 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
 
 
 def fooled_share(before: Tensor | Sequence[bool], after: Tensor | Sequence[bool]) -> Estimate | None:
-    """Compute the share of the images that were right before and no longer are; None where none was.
+    """Compute the share of correctly classified images that the attack changed; None if none was correct.
 
     Args:
-        before: (B,) bool, whether the model was right about each image as it was.
-        after: (B,) bool, the same once attacked.
+        before: (B,) bool, whether each original image was classified correctly.
+        after: (B,) bool, the same after the attack.
     """
     known = torch.as_tensor(before, dtype=torch.bool, device="cpu")
     fooled = ~torch.as_tensor(after, dtype=torch.bool, device="cpu")[known]

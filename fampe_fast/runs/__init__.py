@@ -1,1 +1,1 @@
-"""Run whole jobs over files, and what they share: batches, labels, records. The command line and programs call them."""
+"""Run whole jobs over files, for the command line and for programs, with shared batches, labels and records."""

@@ -1,4 +1,4 @@
-"""Band-limited attacks on image files: how many fool the model, where their energy lies, how they transfer."""
+"""Attack image files within bands: how often the model is fooled, where the energy lies, how attacks transfer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from .settings import unique_names
 
 
 def attack_outputs(paths: Sequence[Path], out: Path, bands: Sequence[str], save_images: bool) -> list[Output]:
-    """List what ``attack_files`` writes."""
+    """List the files that ``attack_files`` writes."""
     images = [
         Output(out / "images" / band / f"{name}.png", IMAGE)
         for band in (bands if save_images else ())
@@ -79,35 +79,35 @@ def attack_files(
     on_images: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> AttackStudy:
-    """Attack every file in every band; ``out/attack.json`` and ``out/attack.png``, of SimBA ``queries.png`` besides.
+    """Attack every file in every band; write ``out/attack.json``, ``out/attack.png`` and, for SimBA, ``queries.png``.
 
-    A batch counts once all its attacks are made; it is on disk (``out/attack.jsonl``) then, and is not attacked again
-    for the same images, ids, targets, models and settings. Interrupted, it sums up what has been attacked and lets the
-    interrupt through.
+    A batch is stored (``out/attack.jsonl``) once all its attacks are made, and is not attacked again for the same
+    images, ids, targets, models and settings. After an interrupt, the results so far are summarised and the interrupt
+    is raised again.
 
     Args:
-        classifier: the model attacked; its transform reads the images.
+        classifier: the attacked model; its transform reads the images.
         paths: image files.
         out: folder, made if missing.
-        settings: bands, cut-off, the attacks' configuration.
+        settings: bands, cut-off and configuration of the attacks.
         targets: the class of each file; None takes the classifier's own choice, about which it is right by definition.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-        transfer_to: another model of the same classes on the same device, for images of the same size: it is attacked
-            too, and each model is tried on what was made on the other.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
+        transfer_to: another model of the same classes on the same device, for images of the same size, which is
+            attacked too; each model also classifies the other's attacked images.
         save_images: write the images attacked on ``classifier`` as ``out/images/BAND/NAME.png``, rounded to the
-            nearest of those 8-bit values that lie in the ball of radius eps.
-        batch_size: images read together.
+            nearest 8-bit values in the ball of radius eps.
+        batch_size: number of images read together.
         internal_batch_size: samples per model pass.
-        on_images: called with the number of images just attacked.
-        on_failure: called for an image left out.
+        on_images: called with the number of newly attacked images.
+        on_failure: called for each image that is left out.
 
     Returns:
         The ``AttackStudy``.
 
     Raises:
         ValueError: models of different numbers of classes or channels, image ids that are not unique or out of range,
-            more rings than the images have frequencies for, a band without any, save_images with bounds other than
-            (0, 1), or an output would replace an image or a file of another's.
+            more rings than the images have frequencies for, a band without frequencies, save_images with bounds other
+            than (0, 1), or an output would replace an image or a foreign file.
         OSError: the results cannot be written.
     """
     settings = AttackSettings() if settings is None else settings
@@ -116,7 +116,7 @@ def attack_files(
     for band in settings.bands:
         settings.attack(classifier, band).check_size(*classifier.input_size)
     if save_images and settings.config.bounds != (0, 1):
-        raise ValueError(f"images are saved for bounds of (0, 1), got {settings.config.bounds}")
+        raise ValueError(f"images can only be saved for bounds of (0, 1), got {settings.config.bounds}")
     image_ids = check_run_ids(paths, image_ids)
     check_outputs(attack_outputs(paths, out, settings.bands, save_images), paths)
     for folder in (out, *(out / "images" / band for band in settings.bands)):
@@ -142,7 +142,7 @@ def attack_files(
         found = records.get(context, item)
         if found is None or not save_images:
             return found is not None
-        # What is said of a saved image is said of that file.
+        # Results of a saved image refer to its current file.
         files = [Path("images", band, f"{names[item.position]}.png") for band in settings.bands]
         marks = [mark_of(out / file) for file in files]
         return all(mark is not None and mark.key == key_of(item) for mark in marks)
@@ -198,7 +198,7 @@ def _attacked(
     files: list[str] | None,
     internal_batch_size: int | None,
 ) -> tuple[list[ImageRecord], dict[str, Tensor]]:
-    """Make the records of a batch, and the pictures to write, (C, H, W) uint8 by file relative to the folder."""
+    """Make the records of a batch, and the pictures to write, (C, H, W) uint8 by relative file name."""
     images = batch.images
     chunk = chunk_size(internal_batch_size, images.device)
     first, model = next(iter(models.items()))
@@ -244,18 +244,18 @@ def _answers(answers: Mapping[str, Answers], index: int) -> dict[str, Answer]:
 def nearest_levels(attacked: Tensor, images: Tensor, eps: float) -> Tensor:
     """Round attacked images to the nearest of 256 levels that lie within eps of the originals.
 
-    Originals that were read from 8-bit files without further arithmetic lie on levels themselves, and with eps below
-    1/255 nothing of the attack is left of them. Where no level lies within eps, the change is larger than eps.
+    Originals read from 8-bit files without resizing lie on levels themselves, so that with eps below 1/255 nothing of
+    the attack remains. Where no level lies within eps, the change is larger than eps.
 
     Args:
         attacked: (B, C, H, W) in [0, 1].
         images: (B, C, H, W) in [0, 1], the originals.
-        eps: in pixel units, above 0; infinite for no ball.
+        eps: radius of the ball in pixel units, above 0; infinite for no ball.
 
     Returns:
         (B, C, H, W) float32, whole numbers from 0 to 255.
     """
-    # On the CPU: devices without float64 exist.
+    # On the CPU, as some devices have no float64.
     origin = 255 * images.detach().cpu().double()
     lower = (origin - 255 * eps - ROUNDING).ceil()
     upper = (origin + 255 * eps + ROUNDING).floor()
@@ -267,7 +267,7 @@ def _saved(
     files: list[str], levels: Tensor, images: Tensor, attack: BandLimitedAttack | SimBA, answers: Answers
 ) -> list[SavedImage]:
     change = levels.cpu().double() / 255 - images.cpu().double()
-    change[change.abs() < ROUNDING / 255] = 0  # else the energy of nothing is that of float32's last bits
+    change[change.abs() < ROUNDING / 255] = 0  # otherwise a zero change has the energy of rounding errors
     largest, share = change.abs().flatten(1).amax(1), attack.band_share(change)
     return [
         SavedImage(
@@ -288,7 +288,7 @@ def _save(study: AttackStudy, out: Path) -> None:
     limited = any(band != "all" for band in study.settings.bands)
     figure = bands_figure(
         study.curves(),
-        title=f"{study.models[0]}: what attacks disturb, {len(study.records)} images",
+        title=f"{study.models[0]}: energy of the attacks, {len(study.records)} images",
         ylabel="share of the perturbation's energy",
         confidence=CONFIDENCE,
         cutoff=study.settings.cutoff if limited else None,
@@ -297,5 +297,5 @@ def _save(study: AttackStudy, out: Path) -> None:
     if isinstance(study.settings.config, SimBAConfig):
         found = {band: study.queries_until_fooled(band) for band in study.settings.bands}
         if found[study.settings.bands[0]]:
-            title = f"{study.models[0]}: fooled by queries alone, {len(study.records)} images"
+            title = f"{study.models[0]}: fooled by queries only, {len(study.records)} images"
             save_figure(queries_figure(found, study.settings.config.max_queries, title=title), out / "queries.png")

@@ -1,4 +1,4 @@
-"""Hold the settings and results of band-limited attacks on image files: records, summaries, curves, JSON."""
+"""Define the settings and results of band-limited attacks on image files: records, summaries, curves, JSON."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from .batches import Failure
 from .records import Item
 
 DEFAULT_BANDS: tuple[Band, ...] = ("low", "high", "all")
-"""Those that one cut-off tells apart."""
+"""The bands that need only one cut-off."""
 
 ATTACK = "attack"
 """The kind of ``attack.json``."""
 CONFIDENCE = 0.95
-ROUNDING = 1e-4  # of one of 255 levels: float32 holds k / 255 to 1e-5 of them
+ROUNDING = 1e-4  # in levels of 1/255: float32 represents k / 255 to 1e-5 levels
 
 
 def attack_config(gradients: str = "plain", **options: Any) -> PathConfig | SimBAConfig:
-    """Make the configuration of an attack; by default ten steps of 8/255 in all, without smoothing and input diversity.
+    """Make the configuration of an attack, by default ten steps with eps 8/255, without smoothing or input diversity.
 
     Args:
-        gradients: of ``GRADIENTS``; ``plain`` has one sample per step, ``none`` is SimBA.
-        **options: other values of the fields of that method's configuration.
+        gradients: a name in ``GRADIENTS``; ``plain`` has one sample per step, ``none`` is SimBA.
+        **options: values of other fields of the configuration.
 
     Raises:
-        ValueError: an unknown name or field, a value out of range, or several samples that would all be the same.
+        ValueError: an unknown name or field, a value out of range, or several samples without randomness.
         TypeError: a value of a wrong type.
     """
     if gradients not in GRADIENTS:
@@ -60,7 +60,7 @@ def attack_config(gradients: str = "plain", **options: Any) -> PathConfig | SimB
     row = GRADIENTS[gradients]
     config: PathConfig | SimBAConfig = load(row.options)(**{**row.defaults, **options})
     if isinstance(config, PathConfig) and gradients == "plain" and config.samples > 1 and not config.input_diversity:
-        raise ValueError(f"plain gradients of {config.samples} samples are {config.samples} times the same one")
+        raise ValueError(f"plain gradients of {config.samples} samples would all be the same: use samples=1")
     return config
 
 
@@ -69,12 +69,12 @@ class AttackSettings:
     """The settings of the attacks on every image.
 
     Attributes:
-        bands: those of ``BANDS`` that are attacked, one at a time; at least one.
+        bands: the bands of ``BANDS`` to attack, one at a time; at least one.
         cutoff: radius where the low band ends, in cycles over the shorter side, 0 or more.
-        config: the attacks' configuration, as from ``attack_config``.
+        config: configuration of the attacks, as from ``attack_config``.
         rings: number of rings of equal width in which the perturbations' energy is measured.
-        upper_cutoff: radius where the high band begins, with the middle one below it; None: at the cut-off.
-        smoothness: how far steps of gradients are smoothed along the image, in [0, 1): 0 leaves them as they are.
+        upper_cutoff: radius where the high band begins, above the middle one; None is the cut-off.
+        smoothness: strength of smoothing the steps of gradients along the image, in [0, 1); 0 for none.
 
     Raises:
         ValueError: no band or an unknown one, a middle band without a radius, a radius or a smoothness out of range, a
@@ -100,12 +100,12 @@ class AttackSettings:
         object.__setattr__(self, "smoothness", check_smoothness(self.smoothness))
         if self.smoothness and isinstance(self.config, SimBAConfig):
             raise ValueError(
-                f"an attack without gradients adds cosines as they are: smoothness must be 0, got {self.smoothness:g}"
+                f"an attack without gradients cannot be smoothed: smoothness must be 0, got {self.smoothness:g}"
             )
 
     @property
     def radius(self) -> float:
-        """The largest change of a value that the attacks allow, in pixel units; infinite where they bound none."""
+        """The largest change of a value that the attacks allow, in pixel units; infinite without a bound."""
         return self.config.eps if isinstance(self.config, PathConfig) else math.inf
 
     def attack(self, model: Model, band: Band) -> BandLimitedAttack | SimBA:
@@ -122,8 +122,8 @@ class Answer:
     """A model's answer for one image.
 
     Attributes:
-        right: whether its first choice is the target.
-        probability: its probability of the target.
+        right: whether it predicts the target.
+        probability: the model's probability of the target.
     """
 
     right: bool
@@ -136,9 +136,9 @@ class SavedImage:
 
     Attributes:
         file: the PNG, relative to the study's folder.
-        largest_change: of a value, from the image as the model saw it, in pixel units.
+        largest_change: largest change of a value from the model's input, in pixel units.
         band_share: the share of that change's energy in the band.
-        answer: the model's.
+        answer: the model's answer to the saved image.
     """
 
     file: str
@@ -153,10 +153,10 @@ class AttackedImage:
 
     Attributes:
         band_share: the share of the perturbation's energy in the band.
-        energy: the perturbation's, per ring; sums to its squared Euclidean norm.
-        queries: passes of the model that it took.
-        answers: of every model, by name.
-        saved: where the image was kept; None where it was not.
+        energy: the perturbation's energy per ring, which sums to its squared Euclidean norm.
+        queries: number of model passes of the attack.
+        answers: answers of every model, by name.
+        saved: the saved image; None if it was not saved.
     """
 
     band_share: float
@@ -167,7 +167,7 @@ class AttackedImage:
 
     @classmethod
     def of_result(cls, result: dict[str, Any], saved_as: str) -> AttackedImage:
-        """Read what ``as_result`` wrote of an attacked image."""
+        """Read an attacked image from the values of ``as_result``."""
         saved = result["saved"]
         if saved is not None:
             saved = SavedImage(**{**saved, "answer": Answer(**saved["answer"])})
@@ -185,11 +185,11 @@ class ImageRecord:
     """Everything about one image.
 
     Attributes:
-        path: its file.
-        id: what names it in the random stream.
-        target: the class attacked.
-        before: the models' answers to the image as it is, by name.
-        attacks: by band, then by the model that was attacked.
+        path: the image's file.
+        id: the image's id in the random stream.
+        target: the attacked class.
+        before: the models' answers to the original image, by name.
+        attacks: the attacked images by band, then by attacked model.
     """
 
     path: Path
@@ -199,17 +199,17 @@ class ImageRecord:
     attacks: dict[str, dict[str, AttackedImage]]
 
     def as_result(self) -> dict[str, Any]:
-        """Write everything but the path and the id as values that JSON takes."""
+        """Return everything except path and id as values for JSON."""
         return {key: value for key, value in asdict(self).items() if key not in ("path", "id")}
 
     @classmethod
     def of_result(cls, item: Item, result: dict[str, Any], saved_as: str) -> ImageRecord:
-        """Read what ``as_result`` wrote.
+        """Read a record from the values of ``as_result``.
 
         Args:
             item: the image.
-            result: from ``as_result``, by way of JSON.
-            saved_as: the name under which its attacked images are saved now.
+            result: values from ``as_result``, read from JSON.
+            saved_as: the current name of its saved images.
         """
         attacks = {
             band: {model: AttackedImage.of_result(found, saved_as) for model, found in sources.items()}
@@ -227,12 +227,12 @@ class AttackStudy:
     """The state of a study, complete for every image it names.
 
     Attributes:
-        settings: of the attacks.
-        models: names; the first is the one that was asked for, a second the one attacks are transferred to and from.
+        settings: settings of the attacks.
+        models: names of the models; attacks are transferred to and from the second one.
         edges: radii of the rings, in cycles over the shorter side.
-        records: of the images attacked.
-        failures: images left out.
-        earlier: how many images an earlier run had attacked.
+        records: the records of the attacked images.
+        failures: images that were left out.
+        earlier: number of images that an earlier run had attacked.
     """
 
     settings: AttackSettings
@@ -243,36 +243,36 @@ class AttackStudy:
     earlier: int = 0
 
     def accuracy(self, model: str) -> Estimate:
-        """Compute the share of images whose target is the model's first choice, before any attack."""
+        """Compute the share of images whose target the model predicts, before any attack."""
         return mean_and_error([float(record.before[model].right) for record in self.records])
 
     def fooled(self, band: str, source: str, model: str) -> Estimate | None:
-        """Compute the share that a model gets wrong after an attack on ``source``, of the images it was right about."""
+        """Compute the share of a model's correct images that it misclassifies after an attack on ``source``."""
         before = [record.before[model].right for record in self.records]
         return fooled_share(before, [record.attacks[band][source].answers[model].right for record in self.records])
 
     def fooled_as_saved(self, band: str) -> Estimate | None:
-        """Compute ``fooled`` of the first model for the images as they were saved; None where none was."""
+        """Compute ``fooled`` of the first model for the saved images; None if none were saved."""
         saved = [(record, record.attacks[band][self.models[0]].saved) for record in self.records]
         kept = [(record.before[self.models[0]].right, image.answer.right) for record, image in saved if image]
         return fooled_share([before for before, _ in kept], [after for _, after in kept])
 
     def confidence(self, band: str | None) -> Estimate | None:
-        """Compute the first model's mean probability of the target, over the images it is right about.
+        """Compute the first model's mean probability of the target over its correct images.
 
         Args:
-            band: attacked in that band; None as they are.
+            band: the band of the attack; None for the original images.
         """
         name, right = self.models[0], self._right()
         found = [r.before[name] if band is None else r.attacks[band][name].answers[name] for r in right]
         return mean_and_error([answer.probability for answer in found]) if found else None
 
     def queries(self, band: str, *, fooled: bool = False) -> Estimate | None:
-        """Compute the mean passes of attacks on the first model, over the images it was right about.
+        """Compute the mean passes of attacks on the first model over its correct images.
 
         Args:
-            band: attacked in that band.
-            fooled: over those of them that it then was wrong about, alone.
+            band: the band of the attack.
+            fooled: use only the images that were then misclassified.
         """
         name = self.models[0]
         attacks = [record.attacks[band][name] for record in self._right()]
@@ -280,13 +280,13 @@ class AttackStudy:
         return mean_and_error([float(count) for count in found]) if found else None
 
     def queries_until_fooled(self, band: str) -> list[int | None]:
-        """List the passes that fooled the first model, of the images it was right about; None where it was not."""
+        """List the passes until the first model was fooled, for its correct images; None if it was not fooled."""
         name = self.models[0]
         attacks = [record.attacks[band][name] for record in self._right()]
         return [None if attack.answers[name].right else attack.queries for attack in attacks]
 
     def norm(self, band: str) -> Estimate | None:
-        """Compute the mean Euclidean norm of perturbations of the first model, over the images it was right about."""
+        """Compute the mean Euclidean norm of perturbations of the first model over its correct images."""
         found = [record.attacks[band][self.models[0]].norm for record in self._right()]
         return mean_and_error(found) if found else None
 
@@ -298,25 +298,25 @@ class AttackStudy:
         return mean_and_error([record.attacks[band][self.models[0]].band_share for record in self.records])
 
     def band_share_as_saved(self, band: str) -> Estimate | None:
-        """Compute ``band_share`` of the images as saved (rounding spreads over all bands); None where none was."""
+        """Compute ``band_share`` of the saved images (rounding spreads over all bands); None if none were saved."""
         saved = [record.attacks[band][self.models[0]].saved for record in self.records]
         shares = [image.band_share for image in saved if image]
         return mean_and_error(shares) if shares else None
 
     def ring_shares(self, band: str) -> Tensor:
-        """Give the rings' shares of the energy of attacks on the first model, (images, rings) float64."""
+        """Return the rings' shares of the energy of attacks on the first model, (images, rings) float64."""
         energy = torch.tensor(
             [record.attacks[band][self.models[0]].energy for record in self.records], dtype=torch.float64
         )
         return energy / energy.sum(1, keepdim=True).clamp(min=1e-300)
 
     def largest_saved_change(self) -> float | None:
-        """Find the largest change of a value among the images saved, in pixel units; None where none was."""
+        """Find the largest change of a value in the saved images, in pixel units; None if none were saved."""
         saved = [record.attacks[band][self.models[0]].saved for record in self.records for band in self.settings.bands]
         return max((image.largest_change for image in saved if image), default=None)
 
     def saved_stay_inside(self) -> bool:
-        """Tell whether all saved images, rounded to 8 bits, lie as near to what the model saw as the attack allows."""
+        """Tell whether all saved images, rounded to 8 bits, are as close to the originals as the attack allows."""
         largest = self.largest_saved_change()
         return largest is None or largest <= self.settings.radius + ROUNDING / 255
 
@@ -332,7 +332,7 @@ class AttackStudy:
         }
 
     def as_json(self) -> str:
-        """Write everything as JSON; without images there is no summary."""
+        """Return everything as values for JSON; without images there is no summary."""
         return json_content(
             ATTACK,
             {

@@ -1,4 +1,4 @@
-"""Work on image files in batches; a file that cannot be read or an image that fails is skipped."""
+"""Process image files in batches, skipping files that cannot be read and images that fail."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be done.
+    """An image that could not be processed.
 
     Attributes:
-        path: its file.
-        reason: what went wrong, in words.
+        path: the image's file.
+        reason: description of the error.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         paths: their files.
-        positions: (B,) their places in the whole run.
+        positions: (B,) their positions in the whole run.
         ids: (B,) their names in the random stream.
         images: (B, C, H, W) in [0, 1], on the classifier's device.
     """
@@ -53,7 +53,7 @@ class Batch:
         return [self.part([k]) for k in range(len(self.paths))]
 
     def part(self, keep: Sequence[int]) -> Batch:
-        """Take some of the images, by their index in the batch."""
+        """Select some of the images by their index in the batch."""
         return Batch(
             [self.paths[k] for k in keep],
             [self.positions[k] for k in keep],
@@ -63,7 +63,7 @@ class Batch:
 
 
 def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int] | None) -> Tensor:
-    """Take the targets (B,) int64 of a batch from those of the whole run; where there are none, the model chooses."""
+    """Select the targets (B,) int64 of a batch from those of the whole run; None if the model chooses."""
     if targets is not None:
         return torch.tensor([targets[position] for position in batch.positions], device=batch.images.device)
     with torch.no_grad():
@@ -72,15 +72,15 @@ def targets_of_batch(classifier: Classifier, batch: Batch, targets: Sequence[int
 
 
 def check_same_task(classifier: Classifier, other: Classifier, what: str) -> None:
-    """Refuse another model of other classes, or for images of other channels; what is not known is let through.
+    """Refuse a second model with other classes or channels, as far as these are known.
 
     Args:
         classifier: the model.
-        other: the one beside it, which is shown the same images and asked for the same classes.
-        what: takes two models of one task, for the message.
+        other: the second model, which gets the same images and classes.
+        what: the job that needs two models of one task, for the message.
 
     Raises:
-        ValueError: they differ; the message names both.
+        ValueError: the models differ; the message names both.
     """
     counts = classifier.num_classes, other.num_classes
     if None not in counts and counts[0] != counts[1]:
@@ -96,33 +96,33 @@ def check_same_task(classifier: Classifier, other: Classifier, what: str) -> Non
 
 
 def device_of(classifier: Classifier) -> torch.device:
-    """Find the device that the classifier's normalisation, and with it the model, is on."""
+    """Find the device of the classifier's normalisation, and so of the model."""
     return classifier.mean.device
 
 
 class Group:
-    """Images that go through the model together; they are read once one of their results is missing."""
+    """Images that go through the model together; they are read only if one of their results is missing."""
 
     def __init__(self, classifier: Classifier, items: Sequence[Item], on_failure: Callable[[Failure], None]) -> None:
-        """Take the images of a batch.
+        """Store the images of a batch.
 
         Args:
-            classifier: whose transform reads them.
+            classifier: the model, whose transform reads them.
             items: the images.
-            on_failure: called for one that cannot be read or worked on; it is then no longer among ``items``.
+            on_failure: called for an image that cannot be read or fails; it is then removed from ``items``.
         """
         self.items = list(items)
         self._classifier, self._on_failure = classifier, on_failure
         self._batch: Batch | None = None
 
     def again(self, on_failure: Callable[[Failure], None]) -> Group:
-        """Take the same images for other work, whose failures do not cost this group its images."""
+        """Make a group of the same images for other work, whose failures do not affect this group."""
         other = Group(self._classifier, self.items, on_failure)
         other._batch = self._batch
         return other
 
     def batch(self) -> Batch | None:
-        """Read the images; None where none can be."""
+        """Read the images; None if none can be read."""
         if self._batch is None and self.items:
             good: list[tuple[Item, Tensor]] = []
             loaded = load_images([item.path for item in self.items], self._classifier.transform)
@@ -148,12 +148,12 @@ class Group:
         work: Callable[[Batch], Result],
         keep: Callable[[Batch, list[Item], Result], None],
     ) -> None:
-        """Work on the images that are not done, together or, where that fails, one by one.
+        """Process the images without results, together or, if that fails, one by one.
 
         Args:
-            done: whether an image needs no work.
-            work: computes, and writes nothing: whatever it raises costs the image.
-            keep: writes down what was computed; what it raises ends the run.
+            done: tells whether an image already has its results.
+            work: computes results without writing; if it raises, the image is skipped.
+            keep: stores results; if it raises, the run ends.
         """
         if all(done(item) for item in self.items):
             return
@@ -176,7 +176,7 @@ class Group:
     def settle_in(
         self, records: Records, context: str, work: Callable[[Batch], list[dict[str, Any]]], part: str = ""
     ) -> None:
-        """Work as ``settle`` does, with results that go into records as they are."""
+        """Process images like ``settle``, and store the results in records."""
 
         def keep(batch: Batch, items: list[Item], found: list[dict[str, Any]]) -> None:
             records.add(context, items, found, part)
@@ -185,11 +185,11 @@ class Group:
 
 
 def check_run_ids(paths: Sequence[Path], image_ids: Sequence[int] | None) -> list[int]:
-    """Give every file of a run its image id: the one that is given for it, or its place.
+    """Return every file's image id: the given one, or its position.
 
     Raises:
-        TypeError: ids that are no integers.
-        ValueError: not one for each file, outside [0, 2^32 - 2], or one that two files share.
+        TypeError: ids that are not integers.
+        ValueError: not one id per file, an id outside [0, 2^32 - 2], or one that two files share.
     """
     ids: list[int] = check_image_ids(image_ids, torch.empty(len(paths))).tolist()
     first: dict[int, Path] = {}
@@ -208,18 +208,18 @@ def groups_of(
     on_failure: Callable[[Failure], None],
     image_ids: Sequence[int] | None = None,
 ) -> Iterator[Group]:
-    """Cut the images of a run into groups of ``size``, in order, done or not: a resumed run has the same groups.
+    """Split the images of a run into groups of ``size``, in order, done or not: a resumed run has the same groups.
 
     Args:
-        classifier: whose transform reads them.
+        classifier: the model, whose transform reads them.
         paths: image files.
-        targets: the class of each; None lets the model choose.
-        size: images in a group.
-        on_failure: called for an image that is left out.
-        image_ids: the name of each in the random stream; default: its place.
+        targets: class of each file; None uses the model's prediction.
+        size: number of images in a group.
+        on_failure: called for each image that is left out.
+        image_ids: each image's id in the random stream; default: its position.
 
     Raises:
-        TypeError, ValueError: image ids as ``check_run_ids`` refuses them.
+        TypeError, ValueError: image ids that ``check_run_ids`` refuses.
     """
     ids = check_run_ids(paths, image_ids)
     for start in range(0, len(paths), size):
@@ -236,13 +236,13 @@ def settle_all(
     settle: Callable[[Group], None],
     finish: Callable[[list[Item], int], None],
 ) -> None:
-    """Settle one group after the other, and finish with the images that are done, whatever ends the run.
+    """Process one group after the other, and finish with the completed images even if the run is interrupted.
 
     Args:
-        groups: of the run, in order.
-        done: whether an image's results are there.
-        settle: works on a group and says how far the run is.
-        finish: takes the images that are done and how many of them an earlier run had finished.
+        groups: the run's groups, in order.
+        done: tells whether an image's results exist.
+        settle: processes a group and reports progress.
+        finish: called with the completed images and the number of them that an earlier run had finished.
     """
     begun: list[Group] = []
     earlier = 0
@@ -252,14 +252,14 @@ def settle_all(
             begun.append(group)
             settle(group)
     finally:
-        # Of the group at work too, where the interrupt came between its results and the next line.
+        # Include the current group, in case the interrupt came right after its results.
         finish([item for group in begun for item in group.items if done(item)], earlier)
 
 
 def one_by_one_on_error(
     batch: Batch, work: Callable[[Batch], Result], on_failure: Callable[[Failure], None]
 ) -> Iterator[tuple[Batch, Result]]:
-    """Work on a batch or, if that fails, on its images one by one; what fails again goes to ``on_failure``."""
+    """Process a batch or, if that fails, its images one by one; images that fail again go to ``on_failure``."""
     try:
         yield batch, work(batch)
         return

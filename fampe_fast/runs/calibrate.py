@@ -1,4 +1,4 @@
-"""Find the weights of a model's depths over image files: evidence and scores are on disk once they are found."""
+"""Find the weights of a model's depths over image files, storing evidence and scores as they are found."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _RECORDS_FILE, _EVIDENCE = "calibrations.jsonl", "evidence"
 
 
 def calibration_outputs(out: Path) -> list[Output]:
-    """List what ``calibrate_files`` writes.
+    """List the files that ``calibrate_files`` writes.
 
     Raises:
-        ValueError: ``calibrations.json`` is there and holds something else.
+        ValueError: an existing ``calibrations.json`` has other content.
     """
     if (out / CALIBRATIONS_FILE).exists():
         read_calibrations(out / CALIBRATIONS_FILE)
@@ -58,11 +58,11 @@ def calibration_outputs(out: Path) -> list[Output]:
 
 @dataclass
 class Calibrating:
-    """The outcome of a calibration over files.
+    """The result of a calibration over files.
 
     Attributes:
-        found: the calibration; None where too few images are left.
-        failures: images left out.
+        found: the calibration; None if too few images are left.
+        failures: images that were left out.
     """
 
     found: DepthCalibration | None = None
@@ -86,29 +86,29 @@ def calibrate_files(
     on_done: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Calibrating:
-    """Search the weights of a model's depths over image files, as ``calibrate_depths`` does.
+    """Search for the weights of a model's depths over image files, as ``calibrate_depths`` does.
 
-    The outcome goes into ``out/calibrations.json``, where those of other models stay. The images' evidence (in
-    ``out/evidence``, until the outcome is found) and scores (``out/calibrations.jsonl``) are on disk as soon as a batch
-    has them, and are not computed again for the same image, id, target, model and settings. An image that fails at one
+    The result is added to ``out/calibrations.json``, which keeps those of other models. The images' evidence (in
+    ``out/evidence``, until the result is found) and scores (``out/calibrations.jsonl``) are stored after every batch,
+    and are not computed again for the same image, id, target, model and settings. An image that fails at one
     combination is left out of all.
 
     Args:
         classifier: the model.
-        method: whose evidence is combined, made for this classifier, with views.
-        paths: image files, at least 2; all that can be read are kept in memory.
+        method: the method whose evidence is combined, made for this classifier with views.
+        paths: image files, at least 2; all readable ones are kept in memory.
         out: folder, made if missing.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-        protocol: of insertion and deletion, by name.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
+        protocol: name of the protocol of insertion and deletion.
         metric_steps: steps of insertion and deletion.
-        held_out: also fit on one half of the images and score on the other, and the other way round: what the search is
-            worth on images that it has not seen.
+        held_out: also fit on each half of the images and score on the other half, to estimate the gain on unseen
+            images.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
-        on_stage: called with what begins and about how many units it has.
-        on_done: called with the number of units just finished.
-        on_failure: called for an image left out.
+        on_stage: called at the start of each stage with its name and approximate number of units.
+        on_done: called with the number of newly finished units.
+        on_failure: called for each image that is left out.
 
     Returns:
         The ``Calibrating``.
@@ -117,7 +117,7 @@ def calibrate_files(
         TypeError: a method that combines no depths.
         ValueError: a method without views, fewer than 2 images, a file of another content, an unknown protocol, too few
             steps, image ids that are not unique or out of range, layers that differ between images, or an output would
-            replace an image or a file of another's.
+            replace an image or a foreign file.
         OSError: the results cannot be written.
     """
     metric_steps, held_out = check_count("metric_steps", metric_steps), check_flag("held_out", held_out)
@@ -156,7 +156,7 @@ def calibrate_files(
                 break
             names = _names_of(records, context, items)
             start = DepthWeights.of(method.config, names)
-            # A half that has lost its images is none to fit on.
+            # A half that has lost its images cannot be fitted on.
             joint = [parts] if any(len(part.items) < LEAST for part in parts) else [[part] for part in parts]
             tries = most_evaluations(start, len(joint))
             on_stage("combinations", tries)
@@ -164,7 +164,7 @@ def calibrate_files(
             judges = [Remembered(partial(_scores, some), told) for some in joint]
             try:
                 outcome.found = outcome_of(own, names, method, start, judges, protocol)
-            except ImagesLostError:  # every combination is judged by the same images: once more without them
+            except ImagesLostError:  # score all combinations on the same images: start again
                 continue
             told.finish()
             outcome.found.save(out / CALIBRATIONS_FILE)
@@ -174,7 +174,7 @@ def calibrate_files(
 
 @dataclass
 class _Part:
-    """Keep the evidence and the scores of some images on disk as soon as a batch has them."""
+    """Stores the evidence and the scores of some images after every batch."""
 
     method: PathMethod[Any]
     classifier: Classifier
@@ -192,7 +192,7 @@ class _Part:
         return [item for group in self.groups for item in group.items]
 
     def explain(self, group: Group) -> None:
-        """Collect the evidence of a group's images, and take the group in."""
+        """Collect the evidence of a group's images, and add the group."""
 
         def work(batch: Batch) -> tuple[Tensor, DepthEvidence]:
             chosen = targets_of_batch(self.classifier, batch, self.targets)
@@ -209,7 +209,7 @@ class _Part:
             self.groups.append(group)
 
     def scores(self, weights: DepthWeights) -> list[float]:
-        """Score the images' maps of a combination; ``ImagesLostError`` where images fail, which are then gone."""
+        """Score the images' maps of a combination; ``ImagesLostError`` if images fail, which are then removed."""
         judge = partial(self._judged, weights=weights)
         return scores_of(self.groups, self.records, self.context, json_text(weights._asdict()), judge)
 
@@ -221,14 +221,14 @@ class _Part:
             height, width = batch.images.shape[-2:]
             pixels, layers = rows[:, : height * width].reshape(-1, height, width), rows[:, height * width :]
             depths = DepthEvidence(pixels, layers, tuple(found[0]["sizes"]), tuple(found[0]["layers"]))
-        else:  # removed once the outcome was found; more images may ask for other combinations
+        else:  # removed once the result was found; with more images other combinations may be needed
             depths = self._evidence(batch, chosen)
             self._store(items, depths)
         maps = combined_map(depths, depths.pixels, weights.applied(self.method.config))
         return self.judge(batch.images, chosen, maps, None)
 
     def _store(self, items: Sequence[Item], depths: DepthEvidence) -> None:
-        # Pixels and layers of an image in one row, as a map of the height 1.
+        # Pixels and layers of an image in one row, stored as a map of height 1.
         rows = torch.cat([depths.pixels.flatten(1), depths.layers], 1)[:, None, None]
         for item, row in zip(items, rows, strict=True):
             self.store.save(self.context, item, row)
@@ -242,10 +242,10 @@ def _scores(parts: Sequence[_Part], weights: DepthWeights) -> list[float]:
 
 
 def _names_of(records: Records, context: str, items: Sequence[Item]) -> tuple[str, ...]:
-    """Read the layers that all images have evidence of."""
+    """Read the names of the layers, which must be the same for all images."""
     (first, *others) = {tuple(found_of(records, context, item)["layers"]) for item in items}
     if others:
         raise ValueError(
-            f"images have evidence of other layers, {', '.join(first)} and {', '.join(others[0])}: name layers"
+            f"images have evidence of different layers, {', '.join(first)} and {', '.join(others[0])}: name the layers"
         )
     return first

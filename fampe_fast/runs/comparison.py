@@ -1,6 +1,6 @@
 """Compare methods on image files: explain every image with each, and measure the maps.
 
-``evaluate`` and ``study`` run it: the methods of the one are named by the user, the variants of the other by a study.
+``evaluate`` runs it with the user's methods, and ``study`` with the variants of a study.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .partners import partners_of_run
 from .records import Item, Records
 
 SCORES_FILE, MAPS_FOLDER = "scores.jsonl", "maps"
-"""What a comparison keeps in its folder, so that it can be resumed."""
+"""Files and folders of a comparison that let it be resumed."""
 
 
 @dataclass
@@ -39,17 +39,16 @@ class Comparison:
     """The state of a comparison, complete for every image it names.
 
     Attributes:
-        measurement: what is measured.
+        measurement: the metrics and their options.
         model: name and fingerprint.
-        methods: of each method, by its label, what it is set to, the passes of the model that it makes for an image,
-            and whether it asks for gradients.
-        paths: images scored with every method.
-        image_ids: what names each in the random stream.
-        targets: the class of each.
-        probabilities: the model's for that class.
-        scores: by label.
-        failures: images left out.
-        earlier: how many images an earlier run had finished.
+        methods: for each method, by label, its settings, its model passes per image, and whether it needs gradients.
+        paths: images that were scored with every method.
+        image_ids: each image's id in the random stream.
+        targets: class of each image.
+        probabilities: the model's probability of that class.
+        scores: the scores by label.
+        failures: images that were left out.
+        earlier: number of images that an earlier run had finished.
     """
 
     measurement: Measurement
@@ -64,15 +63,15 @@ class Comparison:
     earlier: int = 0
 
     def columns(self, label: str) -> dict[str, list[float]]:
-        """List every score of a method's maps, by name, an entry per image."""
+        """List every score of a method's maps by name, with an entry per image."""
         return self.scores[label].columns(self.measurement.scores)
 
     def seconds(self, label: str) -> float:
-        """Give the seconds that a method's maps took, per image, as they were measured."""
+        """Return the measured seconds per image of a method's maps."""
         return self.scores[label].seconds / max(1, len(self.paths))
 
     def summary(self) -> dict[str, dict[str, Estimate]]:
-        """Give means with standard errors, and their paired differences to the first method as ``..._minus_first``."""
+        """Compute means with standard errors, and paired differences to the first method as ``..._minus_first``."""
         if not self.paths:
             return {}
         columns = {label: self.columns(label) for label in self.scores}
@@ -86,7 +85,7 @@ class Comparison:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything as values that JSON takes."""
+        """Return everything as values for JSON."""
         measured = [score.name for score in self.measurement.scores if isinstance(score.field, str)]
         return {
             **({"protocol": self.measurement.protocol} if self.measurement.protocol else {}),
@@ -115,7 +114,7 @@ class Comparison:
 
 
 class Maps:
-    """The maps of a comparison's first images, which its pictures show."""
+    """The maps of a comparison's first images, for its pictures."""
 
     def __init__(self, store: MapStore, contexts: Mapping[str, str], items: Sequence[Item]) -> None:
         self._store, self._contexts, self._items = store, contexts, items
@@ -147,33 +146,33 @@ def compare_files(
     on_scores: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Comparison:
-    """Explain every file with every method, and measure the maps; finished work is on disk, and not done again.
+    """Explain every file with every method, and measure the maps; finished work is stored and not repeated.
 
-    A method's scores of a batch are in ``out/scores.jsonl`` as soon as they are found, and are used again for the same
-    image, id, target, model and settings. Every method sees a batch before the next one is read, so a comparison
-    that is interrupted is one of fewer images: it is written, and the interrupt goes on.
+    A method's scores of a batch are stored in ``out/scores.jsonl`` at once, and are reused for the same image, id,
+    target, model and settings. All methods process a batch before the next one is read, so an interrupted comparison is
+    a complete one of fewer images: it is written, and the interrupt is raised again.
 
     Args:
-        command: whose records these are.
+        command: name of the command in the records.
         classifier: the model.
-        methods: by label, made for this classifier; the first is the one others are compared with.
+        methods: by label, made for this classifier; the others are compared with the first.
         paths: image files.
         out: folder, made if missing.
-        write: writes the result's files; called once, where any image has been scored with all methods.
-        measurement: what is measured of the maps.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-            A file with the same id has the same scores in any other call, order or part of the files; of a metric that
-            shows it beside others, in any order of the same files.
+        write: writes the result's files; called once, if any image has been scored with all methods.
+        measurement: the metrics and their options.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
+            A file with the same id has the same scores in any other call, order or subset of the files; for metrics
+            with partner images, in any order of the same files.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
-        maps_kept: of how many images the maps are kept for ``write``.
-        on_scores: called with the number of maps (images times methods) just settled.
-        on_failure: called for an image left out.
+        maps_kept: number of images whose maps are kept for ``write``.
+        on_scores: called with the number of newly scored maps (images times methods).
+        on_failure: called for each image that is left out.
 
     Raises:
         OSError: the results cannot be written.
-        ValueError: the records are another command's, an option of a metric does not fit the images' size, the methods
+        ValueError: the records are another command's; an option of a metric does not fit the images' size, the methods
             or the number of classes, or image ids are not unique or out of range.
     """
     image_ids = check_run_ids(paths, image_ids)
@@ -200,7 +199,7 @@ def compare_files(
         partners: Partners | None = None
         beside: dict[str, str] = {}
         if measurement.needs_partners:
-            # Partners are chosen by their classes, so that all answers come first. What fails is reported in its turn.
+            # Partners are chosen by class, so all predictions come first. Failures are reported later, in order.
             groups_to_ask = groups_of(classifier, paths, targets, batch_size, lambda failure: None, image_ids)
             partners, name = partners_of_run(classifier, groups_to_ask, records, answers, answer)
             measurement.check(classifier, none, partners=partners)
@@ -256,7 +255,7 @@ def compare_files(
         def settle_whole(group: Group) -> None:
             count = len(group.items)
             group.settle_in(records, answers, answer)
-            # Of every image of a group that reaches into the picture: one that fails makes room for another.
+            # For every image of the groups in the picture: if one fails, another takes its place.
             kept = sum(len(earlier.items) for earlier in groups) < maps_kept
             groups.append(group)
             for label in methods:
@@ -275,7 +274,7 @@ def compare_files(
 
 
 def _answers(classifier: Classifier, targets: Sequence[int] | None, batch: Batch) -> list[dict[str, Any]]:
-    """Take the class that each image of a batch is explained for, and the model's probability of it."""
+    """Compute the class that each image of a batch is explained for, and the model's probability of it."""
     probabilities = probabilities_of(classifier, batch.images)
     chosen = probabilities.argmax(1)
     if targets is not None:
@@ -283,7 +282,7 @@ def _answers(classifier: Classifier, targets: Sequence[int] | None, batch: Batch
         check_targets(chosen, probabilities)
     right = probabilities.gather(1, chosen[:, None])[:, 0]
     for target in chosen.tolist():
-        classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
+        classifier.class_name(target)  # a class without a name fails this image, not the whole run at its end
     return [
         {"target": target, "probability": probability}
         for target, probability in zip(chosen.tolist(), right.tolist(), strict=True)
@@ -293,7 +292,7 @@ def _answers(classifier: Classifier, targets: Sequence[int] | None, batch: Batch
 def _fill(
     result: Comparison, records: Records, answers: str, contexts: Mapping[str, str], scored: Sequence[Item]
 ) -> None:
-    """Take the result from what is on record."""
+    """Fill the result from the records."""
     for item in scored:
         found = records.get(answers, item)
         assert found is not None
@@ -309,5 +308,5 @@ def _fill(
 
 
 def _number(value: float | None) -> float:
-    """Read a number of a record, where NaN is null."""
+    """Read a number of a record, in which NaN is null."""
     return math.nan if value is None else float(value)

@@ -1,7 +1,7 @@
-"""Labelled images that a machine has offline: this package's textures, and scikit-learn's handwritten digits.
+"""Provide labelled images offline: this package's textures, and scikit-learn's handwritten digits.
 
-The textures are backgrounds of 1/f noise, on half of which lie a coarse and a fine texture, faintly. Whether they do is
-the class, and either band alone tells it; which one a classifier leans on is up to its training.
+The textures are backgrounds of 1/f noise, half of them with a faint coarse and a faint fine texture. Their presence is
+the class, and either band suffices to tell it; which band a classifier relies on depends on its training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .defence_settings import DefenceSettings
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The images that classifiers are trained on, and those that they are judged by.
+    """The training and test images of classifiers.
 
     Attributes:
         images: (N, C, H, W) float32 in [0, 1], for training.
@@ -38,7 +38,7 @@ class Split:
     test_labels: Tensor
 
     def digest(self) -> str:
-        """Compute the SHA-256 of everything, in hexadecimal."""
+        """Compute the SHA-256 of all images and labels, in hexadecimal."""
         digest = hashlib.sha256()
         for part in (self.images, self.labels, self.test_images, self.test_labels):
             digest.update(f"{tuple(part.shape)}".encode() + part.numpy().tobytes())
@@ -47,16 +47,16 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A task that classifiers are trained for.
+    """A data set on which classifiers are trained.
 
     Attributes:
-        classes: names.
-        split: draws the images that follow from settings.
+        classes: names of the classes.
+        split: makes the images for given settings.
         net: makes a network for a number of classes.
-        rings: number of bands, of equal width, of its reliance curves.
-        flips: whether a mirrored image is another one of its class, so that training may mirror.
-        own: settings that suit it better than the defaults.
-        check: says before any work what keeps ``split`` from settings; raises as it does.
+        rings: number of bands of equal width of its reliance curves.
+        flips: whether training may mirror images without changing their class.
+        own: its own defaults of some settings.
+        check: checks settings for ``split`` before any work; raises the same errors.
     """
 
     classes: tuple[str, ...]
@@ -68,16 +68,16 @@ class DataSet:
     check: Callable[[DefenceSettings], object] = lambda settings: None
 
     def settings(self, **given: Any) -> DefenceSettings:
-        """Take the settings that are given, then its own, then the defaults; TypeError or ValueError for a bad one."""
+        """Combine the given settings, its own and the defaults, in this order; TypeError or ValueError if invalid."""
         return DefenceSettings(**{**self.own, **given})
 
 
 def texture_split(settings: DefenceSettings, bands: Sequence[str] = tuple(BANDS)) -> Split:
-    """Generate textures for training, and of the next seed for the test.
+    """Generate textures for training, and with the next seed for the test.
 
     Args:
-        settings: seed, size, contrast and numbers.
-        bands: names of the textures that tell the class, of ``images.generated.BANDS``.
+        settings: seed, size, contrast and numbers of images.
+        bands: names, in ``images.generated.BANDS``, of the textures that mark the class.
     """
     return Split(
         *_textures(settings.train_images, settings.seed, settings, bands),
@@ -97,11 +97,11 @@ def _textures(count: int, seed: int, settings: DefenceSettings, bands: Sequence[
 
 
 def digit_split(settings: DefenceSettings) -> Split:
-    """Deal scikit-learn's 1,797 digits, 8 x 8 pixels in grey, into training and test by the seed.
+    """Split scikit-learn's 1,797 digits, 8 x 8 grey pixels, into training and test images by the seed.
 
     Raises:
         ImportError: scikit-learn is not installed; the message says what to do.
-        ValueError: more images than there are.
+        ValueError: more images than exist.
     """
     images, labels = _digits(settings)
     first, last = settings.train_images, settings.train_images + settings.test_images
@@ -128,11 +128,11 @@ DATA: dict[str, DataSet] = {
         tuple("0123456789"),
         digit_split,
         DigitNet,
-        rings=5,  # the most that 8 x 8 pixels have
+        rings=5,  # the maximum for 8 x 8 pixels
         flips=False,
         own={"train_images": 1297, "test_images": 500, "train_steps": 600, "cutoff": 2.3, "eps": 0.15},
         check=_digits,
     ),
     "textures": DataSet(("plain background", "textured background"), texture_split, SmallNet, rings=12, flips=True),
 }
-"""By the names of ``catalog.TRAINING_DATA``."""
+"""The data sets, by the names in ``catalog.TRAINING_DATA``."""

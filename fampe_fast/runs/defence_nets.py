@@ -1,4 +1,4 @@
-"""Networks that train in seconds on the images of a defence."""
+"""Define networks that train in seconds on the images of the defence experiment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SmallNet(nn.Module):
-    """Two convolutions, averaged over the image: sees textures, takes seconds to train."""
+    """Two convolutions and an average over the image, for textures; trains in seconds."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class SmallNet(nn.Module):
 
 
 class DigitNet(nn.Module):
-    """Two convolutions at full resolution, whose places the head tells apart: for grey images of 8 x 8 pixels."""
+    """Two convolutions at full resolution and a head over all positions, for grey images of 8 x 8 pixels."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What trainings gave over several seeds: means with intervals, rows of a table, JSON and curves."""
+"""Summarise trainings over several seeds: means with intervals, table rows, JSON and curves."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HEAD = ("trained", "clean", *(f"attacked, {band}" for band in ATTACKS), "low sha
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """A share that each seed has, or a difference of two.
+    """Shares, or differences of shares, over seeds.
 
     Attributes:
-        values: one for each seed; NaN where a seed has none.
-        mean: of them.
-        interval: Student's interval of the mean, within the bounds; None with a seed that has none.
+        values: one per seed; NaN where a seed has none.
+        mean: mean of the values.
+        interval: Student's interval of the mean, within the bounds; None if a value is missing.
     """
 
     values: tuple[float, ...]
@@ -36,7 +36,7 @@ class OverSeeds:
 
     @classmethod
     def of(cls, values: Iterable[float], bounds: tuple[float, float] = (0.0, 1.0)) -> OverSeeds:
-        """Summarise numbers, one for each seed, that cannot leave the bounds."""
+        """Summarise one number per seed, with an interval limited to the bounds."""
         rows = torch.tensor(list(values), dtype=torch.float64)[:, None]
         found = student_interval(rows, CONFIDENCE) if bool(rows.isfinite().all()) else None
         low, high = bounds
@@ -44,7 +44,7 @@ class OverSeeds:
         return cls(tuple(rows[:, 0].tolist()), float(rows.mean()), interval)
 
     def text(self, sign: str = "") -> str:
-        """Write ``mean [lower, upper]``; nothing where a seed has no number."""
+        """Write ``mean [lower, upper]``; empty if a seed has no number."""
         if math.isnan(self.mean):
             return ""
         if self.interval is None:
@@ -55,13 +55,13 @@ class OverSeeds:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What the trainings gave for one data set.
+    """The results of the trainings for one data set.
 
     Attributes:
-        settings: those of every seed, with the first seed.
+        settings: the settings, with the first seed.
         edges: (K + 1,), radii of the rings of the reliance curves, in cycles over the side.
-        accuracy: by training, a row per seed: share of the test images that are right as they are, and that still are
-            under the attack of each of ``ATTACKS``.
+        accuracy: by training, a row per seed: share of the test images classified correctly, and of those still
+            correct under each attack of ``ATTACKS``.
         drops: by training, (seeds, K) float64: mean drop in probability of the true class without the ring.
     """
 
@@ -76,10 +76,10 @@ class TaskResult:
         return {name: OverSeeds.of(row[name] for row in rows) for name in ("clean", *ATTACKS)}
 
     def low_shares(self, training: str) -> Tensor:
-        """Compute, for each seed, the share of the curve's drops above 0 that lies in rings within the cut-off.
+        """Compute, for each seed, the share of the positive drops in rings within the cut-off.
 
         Returns:
-            (seeds,) float64; NaN for a curve without a drop above 0. The middle of a ring decides where it lies.
+            (seeds,) float64; NaN for a curve without positive drops. A ring is within if its middle is.
         """
         drops = self.drops[training].clamp(min=0)
         low = (self.edges[1:] + self.edges[:-1]) / 2 <= self.settings.cutoff
@@ -93,14 +93,14 @@ class TaskResult:
         return OverSeeds.of((shares - self.low_shares(minus)).tolist(), (-1.0, 1.0))
 
     def curves(self) -> dict[str, BandCurve]:
-        """Give each training's mean reliance curve with Student's interval over the seeds."""
+        """Return each training's mean reliance curve with Student's interval over the seeds."""
         return {
             name: BandCurve(self.edges, drops.mean(0), student_interval(drops, CONFIDENCE))
             for name, drops in self.drops.items()
         }
 
     def rows(self) -> list[list[str]]:
-        """Write a row per training, as ``HEAD`` names the cells."""
+        """Write a table row per training, with the columns of ``HEAD``."""
         return [
             [
                 name,
@@ -112,7 +112,7 @@ class TaskResult:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything as JSON takes it."""
+        """Return everything as values for JSON."""
         return {
             "settings": asdict(self.settings),
             "edges": self.edges.tolist(),
@@ -135,9 +135,9 @@ class SeedStudy:
     """The result of a comparison.
 
     Attributes:
-        seeds: those that were run.
-        tasks: by the data set's name.
-        earlier: how many classifiers an earlier run had finished.
+        seeds: the seeds that were run.
+        tasks: the results by data set.
+        earlier: number of classifiers that an earlier run had finished.
     """
 
     seeds: list[int]
@@ -145,7 +145,7 @@ class SeedStudy:
     earlier: int = 0
 
     def title(self, name: str) -> str:
-        """Say what a data set's table shows."""
+        """Write the title of a data set's table."""
         settings = self.tasks[name].settings
         return (
             f"{name}, {len(self.seeds)} seeds: accuracy on {settings.test_images} images, and the share of reliance up "

@@ -1,8 +1,8 @@
 """Compare trainings over several seeds: accuracy under attack and reliance on frequencies, with intervals.
 
-One classifier tells little of its training: the spread over seeds does. Seeds are independent: each draws its own
-images (of the digits, its own split), weights, order and random numbers. All trainings of a seed share the first three,
-so that their differences are paired.
+A single classifier tells little about a training, so results are compared over seeds. Seeds are independent: each has
+its own images (for digits, its own split), weights, order and random numbers. All trainings of a seed share the first
+three, so that their differences are paired.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STUDY, TABLE = "trainings", "trainings table"
 
 
 def seed_outputs(out: Path) -> list[Output]:
-    """List what ``compare_trainings`` writes."""
+    """List the files that ``compare_trainings`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "trainings.jsonl", RECORDS),
@@ -66,31 +66,31 @@ def compare_trainings(
 ) -> SeedStudy:
     """Train, attack and occlude classifiers of every data set, training and seed, and write the report.
 
-    Each classifier's results are kept in ``out/trainings.jsonl`` once it is finished, and are not computed again: not
-    after an interruption, nor where more seeds are asked for. ``out`` then has ``trainings.json``, ``trainings.md`` and
-    ``trainings.png``, the reliance curves.
+    Each classifier's results are stored in ``out/trainings.jsonl`` at once, and are not computed again after an
+    interruption or with more seeds. ``out`` then has ``trainings.json``, ``trainings.md`` and ``trainings.png``, the
+    reliance curves.
 
     Args:
         out: folder, made if missing.
-        seeds: how many, at least 3; the option ``seed`` is the first.
-        data: names of data sets, of ``catalog.TRAINING_DATA``.
-        on_trained: called with the number of classifiers just settled.
-        **options: fields of ``DefenceSettings``, for every data set in place of its own.
+        seeds: number of seeds, at least 3; the option ``seed`` is the first.
+        data: names of data sets in ``catalog.TRAINING_DATA``.
+        on_trained: called with the number of newly finished classifiers.
+        **options: fields of ``DefenceSettings``, which override each data set's own.
 
     Returns:
         ``SeedStudy``.
 
     Raises:
-        ImportError: the digits are asked for, and scikit-learn is not installed.
+        ImportError: ``data`` has the digits, and scikit-learn is not installed.
         ValueError: fewer than three seeds, an unknown data set, an option out of range, more images than there are
             digits, or an output would replace a file that this package did not write.
-        TypeError: an option that there is not, or one of a wrong type.
+        TypeError: an unknown option, or one of a wrong type.
         OSError: the results cannot be written.
     """
     count = check_count("seeds", seeds, at_least=3)
     names = [check_choice("data", name, TRAINING_DATA) for name in dict.fromkeys(data)]
     if not names:
-        raise ValueError(f"data must be one or several of {', '.join(TRAINING_DATA)}; got none")
+        raise ValueError(f"data must be one or more of {', '.join(TRAINING_DATA)}; got none")
     settings = {name: DATA[name].settings(**options) for name in names}
     check_outputs(seed_outputs(out), [])
     for name in names:
@@ -137,7 +137,7 @@ def _task(
 
 
 def stream_of(seed: int) -> int:
-    """Mix a seed's bits, so that neighbouring seeds have no images, weights or draws in common; in [0, 2^31)."""
+    """Mix a seed's bits, so that neighbouring seeds share no images, weights or draws; in [0, 2^31)."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 
@@ -150,7 +150,7 @@ def _trial(training: str, data: DataSet, split: Split, settings: DefenceSettings
     for band in ATTACKS:
         attack = band_attack(model, band, settings)
         _, after = attack_and_ask(attack, {training: model}, images, truth, BATCH)
-        # An image that is wrong as it is stays wrong here: an attack cannot be let gain by it.
+        # Misclassified images stay wrong here, so that an attack cannot improve the accuracy.
         accuracy[band] = float((right & after[training].right).double().mean())
     occluded = OccludedFrequency(model, data.rings)(images, truth, internal_batch_size=BATCH)
     return {"accuracy": accuracy, "drops": occluded.drops.double().mean(0).tolist()}
@@ -171,7 +171,7 @@ def _write(study: SeedStudy, out: Path) -> None:
 def _figure(study: SeedStudy) -> Figure:
     return band_panels_figure(
         {name: task.curves() for name, task in study.tasks.items()},
-        title="which bands the classifiers lean on",
+        title="bands that the classifiers rely on",
         over=f"{len(study.seeds)} seeds",
         ylabel="drop in probability without the band",
         cutoffs={name: task.settings.cutoff for name, task in study.tasks.items()},

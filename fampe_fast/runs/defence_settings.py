@@ -1,4 +1,4 @@
-"""The numbers that the classifiers of a defence are trained and attacked by."""
+"""Define the settings of the defence experiment."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class DefenceSettings:
     """The settings of the experiment.
 
     Attributes:
-        seed: number that images, initial weights, order, augmentations and attacks follow from, 0 to 2^31 - 1.
-        size: side of the textures, pixels, at least 64; digits have 8.
-        contrast: largest deviation of each texture from the background, in pixel units, at most 0.125; not of digits.
-        train_images: number of images for training.
-        test_images: number of images for the accuracies and the reliance, none of them trained on.
-        train_steps: optimiser steps of each classifier.
-        batch_size: images per step.
-        learning_rate: largest learning rate, of AdamW on one cycle.
+        seed: seed of images, initial weights, order, augmentations and attacks, 0 to 2^31 - 1.
+        size: side of the textures in pixels, at least 64; digits have 8.
+        contrast: largest deviation of a texture from the background, in pixel units, at most 0.125; not for digits.
+        train_images: number of training images.
+        test_images: number of separate images for the accuracies and the reliance.
+        train_steps: number of optimiser steps of each classifier.
+        batch_size: number of images per step.
+        learning_rate: largest learning rate of AdamW, with a one-cycle schedule.
         cutoff: radius that separates the low from the high band, in cycles over the side; the textures' bands end at 9
             and begin at 16.
         probability: probability that a training image is augmented.
         eps: radius of the attacks and of adversarial training (maximum norm), in pixel units.
-        attack_steps: sign steps of each attack.
-        adversarial_steps: steps of adversarial training for each batch.
+        attack_steps: number of sign steps of each attack.
+        adversarial_steps: number of steps of adversarial training for each batch.
     """
 
     seed: int = 0

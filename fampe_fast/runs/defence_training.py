@@ -1,4 +1,4 @@
-"""Train one classifier in one of the ways that are compared, and set up the attacks that it meets."""
+"""Train one classifier in one of the compared ways, and set up the attacks on it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .defence_settings import DefenceSettings
 
 ATTACKS: tuple[Band, ...] = ("low", "high", "all")
 BATCH = 64
-"""Images per model pass when a classifier is attacked or asked."""
+"""Images per model pass when a classifier is attacked or evaluated."""
 
 
 def batch_change(training: str, settings: DefenceSettings) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """Make what a training does to each batch: a function of the model, the images and their classes.
+    """Make the function that a training applies to each batch, of the model, the images and their classes.
 
     Raises:
         ValueError: an unknown training.
@@ -41,13 +41,13 @@ def batch_change(training: str, settings: DefenceSettings) -> Callable[[nn.Modul
 
 
 def trained(training: str, data: DataSet, split: Split, settings: DefenceSettings) -> Classifier:
-    """Train a classifier; those of one seed begin with the same weights and see the same images in the same order.
+    """Train a classifier; trainings of one seed have the same initial weights and the same images in the same order.
 
     Args:
-        training: what is done to each batch, of ``catalog.TRAININGS``.
-        data: the task.
-        split: whose first half it is trained on.
-        settings: steps, batches, rate and seed; the same ones give the same classifier on the same machine.
+        training: name of the training in ``catalog.TRAININGS``.
+        data: the data set.
+        split: its images, of which the training part is used.
+        settings: steps, batches, rate and seed; the same settings give the same classifier on the same machine.
 
     Returns:
         The classifier, in evaluation mode.
@@ -79,7 +79,7 @@ def trained(training: str, data: DataSet, split: Split, settings: DefenceSetting
 
 
 def band_attack(model: Model, band: Band, settings: DefenceSettings) -> BandLimitedAttack:
-    """Set up the attack of a band, of the settings' radius and steps."""
+    """Make the attack of a band, with the settings' radius and steps."""
     config = PathConfig(
         steps=settings.attack_steps, samples=1, eps=settings.eps, smoothing=False, input_diversity=False,
         seed=settings.seed,

@@ -1,7 +1,7 @@
 """Train small classifiers with and without a defence, and attack them in the low and the high band.
 
-The images are textures of this package's own (``defence_data``), in which either band tells the class; which one a
-classifier leans on, and so which attack fools it, is up to its training.
+The images are this package's textures (``defence_data``), in which either band suffices to tell the class; which band a
+classifier relies on, and so which attack fools it, depends on its training.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class DefenceResult:
     """The result of the experiment.
 
     Attributes:
-        settings: of the experiment.
+        settings: settings of the experiment.
         accuracy: by training (``plain``, ``low_pass``, ``band_mix``, ``adversarial``), then by attack (``clean``,
-            ``low``, ``high``, ``all``), with standard errors over the test images; one classifier each, so the spread
-            over seeds is not in them.
+            ``low``, ``high``, ``all``), with standard errors over the test images; with one classifier each, they do
+            not include the variation over seeds.
         band_share: by training and attack, the mean share of the perturbations' energy in the band.
-        transfer: by attack, source and target training: the fooled share, None where the target has nothing right.
+        transfer: by attack, source and target training: the fooled share; None if the target has no correct image.
         edges: radii of the rings of ``drops``.
         drops: by training, (images, rings): drop in probability of the true class without the ring.
     """
@@ -59,7 +59,7 @@ class DefenceResult:
     drops: dict[str, Tensor] = field(default_factory=dict)
 
     def as_json(self) -> str:
-        """Write everything as JSON."""
+        """Return everything as values for JSON."""
         return json_content(
             DEFENCE,
             {
@@ -85,18 +85,18 @@ class DefenceResult:
 def defend(
     out: Path, settings: DefenceSettings | None = None, *, on_stage: Callable[[str], None] = lambda stage: None
 ) -> DefenceResult:
-    """Train, attack, compare; ``out/defence.json`` and ``out/reliance.png``.
+    """Train, attack and compare classifiers; write ``out/defence.json`` and ``out/reliance.png``.
 
-    Four classifiers of one architecture, initial weights and order of images are trained: plain, with
+    Four classifiers with the same architecture, initial weights and order of images are trained: plainly, with
     ``LowPassAugmentation``, with ``BandMixAugmentation`` and adversarially (``PGD``). Each is attacked by a
-    ``BandLimitedAttack`` in the low band, the high band and without a limit; each attack is also tried on the other
+    ``BandLimitedAttack`` in the low band, the high band and without a limit; each attack is also tested on the other
     classifiers; and the classifiers' occluded-frequency curves are drawn side by side. The same settings give the same
-    figures on the same machine. ``defence_seeds`` has the same over several seeds.
+    results on the same machine. ``defence_seeds`` does the same over several seeds.
 
     Args:
         out: folder, made if missing.
-        settings: the numbers; as they are, about a minute of one core's time.
-        on_stage: called with what begins.
+        settings: the settings; the defaults take about a minute on one core.
+        on_stage: called with the name of each stage.
 
     Returns:
         ``DefenceResult``.
@@ -141,7 +141,7 @@ def defend(
             result.band_share.setdefault(name, {})[attack] = share
             clean = result.accuracy.setdefault(name, {"clean": rates.accuracy[name]})["clean"]
             own = rates.rates[name][name]
-            # An image that is wrong as it is stays wrong here: an attack cannot be let gain by it.
+            # Misclassified images stay wrong here, so that an attack cannot improve the accuracy.
             kept = 0.0 if own is None else clean.mean * (1 - own.mean)
             right = round(kept * len(test))
             result.accuracy[name][attack] = mean_and_error([1.0] * right + [0.0] * (len(test) - right))
@@ -160,5 +160,5 @@ def _figure(result: DefenceResult) -> Figure:
             name: BandCurve(result.edges, drops.mean(0), bootstrap_interval(drops))
             for name, drops in result.drops.items()
         },
-        title="which bands the classifiers lean on",
+        title="bands that the classifiers rely on",
     )

@@ -1,4 +1,4 @@
-"""Explain generated images, whose answer is known, with the classifier that ships with the package."""
+"""Explain generated images with known objects, using the classifier included in the package."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class DemoRow:
     """The result of the demo for one image.
 
     Attributes:
-        true_class: the class it was generated as.
-        class_name: the class the model sees, and which is explained.
-        probability: the model's for it.
+        true_class: the class of the generated image.
+        class_name: the predicted class, which is explained.
+        probability: the model's probability of this class.
         cutoff: energy cut-off in cycles over the shorter side.
         insertion: area, RISE's protocol.
         deletion: area, RISE's protocol.
         mass_inside: share of the map's mass inside the object.
-        object_share: share of the image that the object covers: what a map without knowledge would score.
+        object_share: share of the image that the object covers, which is the score of a random map.
     """
 
     true_class: str
@@ -49,15 +49,15 @@ def run_demo(out: Path, *, images: int = 4, seed: int = 2024, passes: int = 1) -
 
     Args:
         out: folder, made if missing.
-        images: how many, at least 1.
-        seed: of the images.
+        images: number of images, at least 1.
+        seed: seed of the images.
         passes: forward and backward passes per image.
 
     Returns:
         A row per image, and the picture's path.
 
     Raises:
-        ValueError: there is a ``demo.png`` that this package did not write.
+        ValueError: an existing ``demo.png`` was not written by this package.
         OSError: the picture cannot be written.
     """
     path = out / "demo.png"

@@ -1,4 +1,4 @@
-"""Report what is installed, what the machine has, and which backend would run and why."""
+"""Report the installed versions, the machine's devices, and the backend of each device with the reason for it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        topic: what it is about.
-        text: what was found.
-        healthy: False where something that is needed does not work.
+        topic: subject of the line.
+        text: the finding.
+        healthy: False if something necessary does not work.
     """
 
     topic: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look the installation over, ending with an attribution of one generated image."""
+    """Examine the installation, and explain one generated image as a self-test."""
     findings = [
         Finding("fampe_fast", __version__),
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -84,7 +84,7 @@ def _package(name: str, *, required: bool) -> Finding:
 
 
 def _compilers(*, gpu: bool) -> list[Finding]:
-    """Look over what compiling needs; a CPU needs neither Triton nor its C compiler."""
+    """Examine the compilers; a CPU needs neither Triton nor its C compiler."""
     found = [_triton(gpu), _c_compiler(gpu)]
     if importlib.util.find_spec("triton") is not None:
         found.append(_cache_folder("TRITON_CACHE_DIR", _triton_folder, needed=gpu))
@@ -92,19 +92,19 @@ def _compilers(*, gpu: bool) -> list[Finding]:
 
 
 def _triton(gpu: bool) -> Finding:
-    """Compare Triton's version with the one that torch is made for."""
+    """Compare Triton's version with the one that torch was built for."""
     if importlib.util.find_spec("triton") is None:
         return Finding("triton", NO_TRITON if gpu else "not installed (a CPU needs none)", not gpu)
     try:
         own: str = importlib.import_module("triton").__version__
     except Exception as error:
-        return Finding("triton", f"it cannot be imported: {first_line(error)}", not gpu)
+        return Finding("triton", f"cannot be imported: {first_line(error)}", not gpu)
     # As in "triton~=3.8.0; ..." and "pytorch-triton-rocm==3.3.0".
     asked = [re.match(r"[a-z-]*triton[a-z-]*\s*[~=]=\s*(\d+\.\d+)", line) for line in _requirements("torch")]
     fitting = [match[1] for match in asked if match]
     if fitting and fitting[0].split(".") != own.split(".")[:2]:
         return Finding(
-            "triton", f"{own}, and this torch is made for {fitting[0]}: install triton=={fitting[0]}.*", not gpu
+            "triton", f"{own}, but this torch was built for {fitting[0]}: install triton=={fitting[0]}.*", not gpu
         )
     return Finding("triton", own)
 
@@ -117,7 +117,7 @@ def _requirements(package: str) -> list[str]:
 
 
 def _c_compiler(gpu: bool) -> Finding:
-    """Look where Triton does, which compiles what launches a kernel when the first one runs."""
+    """Look for the C compiler where Triton does, which needs one to compile its launcher."""
     names = [os.environ["CC"].split()[0]] if os.environ.get("CC") else ["gcc", "clang"]
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -128,13 +128,13 @@ def _c_compiler(gpu: bool) -> Finding:
 
 
 def _cache_folder(variable: str, default: Callable[[], Path], *, needed: bool) -> Finding:
-    """Tell whether a compiler can keep what it makes."""
-    given = os.environ.get(variable)  # torch sets its own once it is asked for the default
+    """Check that a compiler's cache folder can be written."""
+    given = os.environ.get(variable)  # torch sets this variable when its default is read
     try:
         folder = Path(given) if given else default()
         check_folder(folder)
-    except Exception as error:  # torch's default needs a user's name and a temporary folder, which a container may lack
-        return Finding(variable, f"{first_line(error)}; set {variable} to a folder that can be written", not needed)
+    except Exception as error:  # torch's default needs a user name and a temporary folder
+        return Finding(variable, f"{first_line(error)}; set {variable} to a writable folder", not needed)
     return Finding(variable, given or f"not set ({folder})")
 
 

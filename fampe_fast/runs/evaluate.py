@@ -1,4 +1,4 @@
-"""Evaluate methods on image files: their maps' scores with standard errors, side by side, and a contact sheet."""
+"""Evaluate methods on image files: scores of their maps with standard errors, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORES = "scores"
 
 
 def evaluation_outputs(out: Path) -> list[Output]:
-    """List what ``evaluate_files`` writes."""
+    """List the files that ``evaluate_files`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "scores.json", SCORES),
@@ -48,23 +48,23 @@ def evaluate_files(
     on_scores: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Comparison:
-    """Explain every file with every method and measure the maps; ``out/scores.json`` and ``out/contact_sheet.png``.
+    """Explain files with every method and measure the maps; write ``out/scores.json`` and ``out/contact_sheet.png``.
 
-    What is finished is not computed again, as ``compare_files`` says.
+    Finished work is not repeated, as in ``compare_files``.
 
     Args:
         classifier: the model.
-        methods: by name, made for this classifier; the first is the one others are compared with.
+        methods: by name, made for this classifier; the others are compared with the first.
         paths: image files.
         out: folder, made if missing.
-        measurement: what is measured; default: insertion and deletion in RISE's protocol.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+        measurement: the metrics and their options; default: insertion and deletion in RISE's protocol.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
-        sheet_rows: images on the contact sheet.
-        on_scores: called with the number of maps (images times methods) just settled.
-        on_failure: called for an image left out.
+        sheet_rows: number of images on the contact sheet.
+        on_scores: called with the number of newly scored maps (images times methods).
+        on_failure: called for each image that is left out.
 
     Raises:
         OSError: the results cannot be written.
@@ -96,9 +96,9 @@ def evaluate_files(
 
 
 def _write_sheet(classifier: Classifier, result: Comparison, maps: Maps, path: Path) -> None:
-    # Read once more: a black one where a file has gone since.
+    # Read again, with a black image if a file no longer exists.
     read = [image for _, image in load_images(maps.paths, classifier.transform)]
-    # A difference sums up the two scores that it is of.
+    # A difference summarises its two scores.
     scores = result.measurement.scores
     shown = next((score for score in scores if not isinstance(score.field, str)), scores[0])
     notes = [result.measurement.protocol] if isinstance(shown.field, tuple) else []

@@ -1,4 +1,4 @@
-"""Explain image files: a picture and an archive for each."""
+"""Explain image files, and write a picture and an archive for each."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Explanation:
 
     Attributes:
         path: the file.
-        target: the class explained.
-        class_name: its name.
-        probability: the model's for that class.
-        predicted: the model's own first choice.
-        cutoff: in cycles over the shorter side; None for methods without one.
-        seconds: of the batch, divided by its images.
-        picture: the PNG written.
-        archive: the ``.npz`` written: map, image, image_id, target, predicted, probability, cutoff, seconds, settings
+        target: the explained class.
+        class_name: name of the class.
+        probability: the model's probability of that class.
+        predicted: the model's predicted class.
+        cutoff: cut-off in cycles over the shorter side; None for methods without one.
+        seconds: duration of the batch, divided by its number of images.
+        picture: path of the PNG.
+        archive: path of the ``.npz``: map, image, image_id, target, predicted, probability, cutoff, seconds, settings
             (JSON).
         earlier: whether an earlier run had finished it.
     """
@@ -70,7 +70,7 @@ class Explanation:
 
 
 def explanation_outputs(paths: Sequence[Path], out: Path) -> list[Output]:
-    """List what ``explain_files`` writes."""
+    """List the files that ``explain_files`` writes."""
     return [
         Output(out, FOLDER),
         *(
@@ -95,21 +95,21 @@ def explain_files(
     on_failure: Callable[[Failure], None] = lambda failure: None,
     on_replaced: Callable[[Path], None] = lambda archive: None,
 ) -> list[Explanation]:
-    """Explain files and write ``NAME.png`` and ``NAME.npz`` for each into ``out``, each whole or not at all.
+    """Explain files and write ``NAME.png`` and ``NAME.npz`` for each into ``out``, atomically.
 
-    An archive that is there and was made from the same image, id, target, model and settings is not made again.
+    An existing archive of the same image, id, target, model and settings is reused.
 
     Args:
         classifier: the model.
-        method: made for this classifier.
+        method: the method, made for this classifier.
         paths: image files.
         out: folder, made if missing.
-        targets: the class of each file; None explains the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-            A file with the same id has the same map in any other call, order or part of the files.
-        batch_size: images read and explained together.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
+            A file with the same id has the same map in any other call, order or subset of the files.
+        batch_size: number of images read and explained together.
         internal_batch_size: samples per model pass.
-        on_result: called as soon as a file's results are written.
+        on_result: called after a file's results are written.
         on_failure: called for a file that cannot be read or explained.
         on_replaced: called for an archive of another image or other settings that is about to be replaced.
 
@@ -134,7 +134,7 @@ def explain_files(
         return digest_of_settings(everything | {"image": item.digest, "id": item.image_id, "target": item.target})
 
     def finished(item: Item, result: Explanation, image: Tensor, attribution: Tensor) -> None:
-        # The name is in the picture alone: the same map may be drawn with another one.
+        # Only the picture has the name: the same map may be drawn with another one.
         key = digest_of_settings({"archive": key_of(item), "class_name": result.class_name})
         mark = mark_of(result.picture)
         if mark is None or mark.key != key:
@@ -173,7 +173,7 @@ def explain_files(
                     archive,
                 )
             )
-        # All archives first: they are what a run that goes on is spared, and a picture takes longer than an archive.
+        # All archives first: a resumed run reuses them, and a picture takes longer than an archive.
         for k, (item, result) in enumerate(zip(items, results, strict=True)):
             mark = mark_of(result.archive)
             if mark is not None and mark.key != key_of(item):
@@ -192,7 +192,7 @@ def explain_files(
 
 
 def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[Explanation, Tensor, Tensor] | None:
-    """Read what an earlier run has found of an image, with the image and its map; None where there is nothing."""
+    """Read an earlier run's result of an image, with the image and its map; None if there is none."""
     picture, archive = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.npz")
     mark = mark_of(archive)
     if item.digest is None or mark is None or mark.kind != MAP or mark.key != key:
@@ -213,7 +213,7 @@ def _earlier(item: Item, stem: Path, key: str, classifier: Classifier) -> tuple[
                 earlier=True,
             )
             return result, torch.from_numpy(found["image"]), torch.from_numpy(found["map"])
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):  # damaged since
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):  # was damaged
         return None
 
 

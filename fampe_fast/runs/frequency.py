@@ -1,4 +1,4 @@
-"""Attribute image files to their frequencies: how much each contributes, where a band acts, what the images hold."""
+"""Attribute predictions for image files to frequencies: evidence of each, places of each band, the images' energy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAPS_FOLDER = "maps"
 
 
 def frequency_outputs(out: Path) -> list[Output]:
-    """List what ``frequency_files`` writes."""
+    """List the files that ``frequency_files`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "frequency.json", FREQUENCY),
@@ -67,38 +67,39 @@ def frequency_files(
     on_images: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> FrequencyStudy:
-    """Attribute every file to its frequencies, and write what follows for each, for the classes and over all.
+    """Attribute every file's prediction to frequencies, and write results per image, per class and over all.
 
     ``frequency.json`` has the numbers, ``frequency.png`` the mean over the plane, rings and sectors, ``places.png`` the
     first images with the evidence of each band, and ``reliance.png`` the images' spectrum beside the reliance on it.
-    Every image's values are kept under ``maps``. What is done is on disk at once and is not done again for the same
-    image, id, target, model and settings; interrupted, the run sums up what there is and lets the interrupt through.
+    Every image's values are kept under ``maps``. Results are stored at once and not computed again for the same image,
+    id, target, model and settings; after an interrupt, the results so far are summarised and the interrupt is raised
+    again.
 
     Args:
         classifier: the model.
-        method: made for this classifier.
+        method: the method, made for this classifier.
         paths: image files.
         out: folder, made if missing.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the records, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-        beside: runs of other models on the same files, drawn in the same figure.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the records, 0 to 2^32 - 2; default: its position in ``paths``.
+        beside: runs of other models on the same files, to draw in the same figure.
         rings: number of rings of equal width.
         sectors: number of sectors of orientation.
-        edges: radii between the low, the middle and the high band, in cycles over the shorter side; None is a sixteenth
-            and a sixth of its pixels.
+        edges: radii between the low, the middle and the high band, in cycles over the shorter side; None is 1/16 and
+            1/6 of its pixels.
         pictures: number of images whose bands are drawn.
         confidence: coverage of the bootstrap intervals, in (0, 1).
-        seed: number that the bootstrap's random numbers follow from, any 64-bit integer.
+        seed: seed of the bootstrap, any 64-bit integer.
         batch_size: images read together.
         internal_batch_size: images per model pass.
-        on_images: called with the number of images just done.
-        on_failure: called for an image left out.
+        on_images: called with the number of newly finished images.
+        on_failure: called for each image that is left out.
 
     Raises:
         TypeError: a number that is not whole.
         ValueError: a confidence outside (0, 1), more rings, sectors or bands than the images have frequencies for,
             image ids that are not unique or out of range, a run beside this one of the same name or with other files
-            or octaves, or an output would replace an image or a file of another's.
+            or octaves, or an output would replace an image or a foreign file.
         OSError: the results cannot be written.
     """
     if not 0 < confidence < 1:
@@ -143,7 +144,7 @@ def frequency_files(
             return records.get(context, item) is not None and all(store.holds(name, item) for name in kept)
 
         def settle(group: Group) -> None:
-            # Of every image of a group that reaches into the picture: one that fails makes room for another.
+            # For every image of the groups in the picture: if one fails, another takes its place.
             drawn = sum(len(earlier.items) for earlier in groups) < pictures
             groups.append(group)
 
@@ -151,7 +152,7 @@ def frequency_files(
                 chosen = None if targets is None else [targets[position] for position in batch.positions]
                 found = method(batch.images, chosen, internal_batch_size=internal_batch_size)
                 for target in found.target.tolist():
-                    classifier.class_name(target)  # one without a name costs the image here, and not the run at its end
+                    classifier.class_name(target)  # a class without a name fails this image, not the run
                 values = found.coefficients()
                 maps = [values.float()[:, None], *([found.places(bands).sum(2)] if drawn else [])]
                 return _results(found, values, batch.images, parts), maps
@@ -185,16 +186,16 @@ def frequency_files(
 
 
 def _stored(context: str) -> tuple[str, str]:
-    """Name the contexts in which an image's values per frequency and its bands' places are kept."""
+    """Return the names under which an image's values per frequency and its bands' places are stored."""
     return context, f"{context} places"
 
 
 def _results(
     found: FrequencyEvidence, values: Tensor, images: Tensor, parts: Mapping[str, RadialBands | OrientationSectors]
 ) -> list[dict[str, Any]]:
-    """Sum the values (B, H, W//2+1) and the images' energy in every part, for the records."""
+    """Sum the values (B, H, W//2+1) and the images' energy in every band, for the records."""
     power = product_per_frequency(images, images)
-    # Image by image: the last bits of a sum depend on what is summed beside it.
+    # Image by image, as the last bits of a sum depend on the batch.
     return [
         {
             "target": int(found.target[k]),
@@ -208,24 +209,24 @@ def _results(
 
 
 def _by_part(parts: Mapping[str, RadialBands | OrientationSectors], values: Tensor) -> dict[str, list[float]]:
-    """Sum one image's values, (1, H, W//2+1), in every part of every partition."""
+    """Sum one image's values, (1, H, W//2+1), in every band of every partition."""
     return {name: part.sums(values)[0].tolist() for name, part in parts.items()}
 
 
 def _shares(power: Tensor, image: Tensor) -> Tensor:
-    """Divide an image's power per frequency by its sum without DC's, which becomes 0; zeros for a flat image."""
+    """Divide an image's power per frequency by its sum without DC, and set DC to 0; zeros for a constant image."""
     shares = power.clone()
     shares[:, 0, 0] = 0
-    if bool((image.amax((-2, -1)) == image.amin((-2, -1))).all()):  # whose other power is rounding's
+    if bool((image.amax((-2, -1)) == image.amin((-2, -1))).all()):  # all other power is rounding
         return torch.zeros_like(shares)
     return shares / shares.sum()
 
 
 def _check_beside(study: FrequencyStudy, beside: Sequence[FrequencyStudy], paths: Sequence[Path]) -> None:
-    """Refuse runs that cannot stand in one figure.
+    """Refuse runs that cannot be drawn in one figure.
 
     Raises:
-        ValueError: a model's name comes twice, or a run has other files, octaves or another score.
+        ValueError: a model's name occurs twice, or a run has other files, octaves or another score.
     """
     names, files = [study.settings["model"]], sorted(path.name for path in paths)
     for other in beside:
@@ -244,7 +245,7 @@ def _check_beside(study: FrequencyStudy, beside: Sequence[FrequencyStudy], paths
 
 
 def _fill(study: FrequencyStudy, classifier: Classifier, records: Records, context: str, items: Sequence[Item]) -> None:
-    """Take the images from what is on record."""
+    """Fill in the images from the records."""
     for item in items:
         result = records.get(context, item)
         assert result is not None

@@ -1,4 +1,4 @@
-"""Draw what a ``frequency`` run finds: the plane of frequencies, the places of the bands, energy beside evidence."""
+"""Draw the results of a ``frequency`` run: the frequency plane, the places of the bands, energy beside evidence."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..plots.reliance import ClassPoint, ModelReliance, reliance_figure
 from .frequency_results import FrequencyStudy, Spread
 
 _DETAIL = "high"
-"""Of the three bands, the one whose classes are drawn."""
+"""The band whose classes are drawn."""
 
 
 def draw_plane(study: FrequencyStudy, maps: Iterable[Tensor], width: int, path: Path) -> None:
-    """Draw the mean over the images, of W pixels' width, whose values per frequency are (1, H, W//2+1) each."""
-    total = reduce(torch.add, (values.double() for values in maps))  # one by one: a data set's may not fit the memory
+    """Draw the mean of the images' values per frequency, (1, H, W//2+1) each, for images W pixels wide."""
+    total = reduce(torch.add, (values.double() for values in maps))  # one by one, as a data set may not fit into memory
     plane = centred(total / len(study.images), width)[0]
     curves = {name: _curve(study, name, study.spread(study.evidence(name))) for name in ("rings", "sectors")}
     name, count = study.settings["model"], len(study.images)
@@ -37,7 +37,7 @@ def draw_plane(study: FrequencyStudy, maps: Iterable[Tensor], width: int, path: 
 
 
 def draw_reliance(studies: Sequence[FrequencyStudy], path: Path) -> None:
-    """Draw the last study's spectrum, which is of the images as its model sees them, and the reliance of all."""
+    """Draw the spectrum of the last study's images, as its model sees them, and the reliance of all studies."""
     last, place = studies[-1], NAMES_OF_THREE.index(_DETAIL)
     models = {}
     for study in studies:
@@ -62,7 +62,7 @@ def draw_reliance(studies: Sequence[FrequencyStudy], path: Path) -> None:
 def draw_places(
     study: FrequencyStudy, rows: Sequence[int], read: Sequence[object], places: Sequence[Tensor], path: Path
 ) -> None:
-    """Draw the bands' places, (3, H, W) each, of some of the study's images, beside what was read of their files."""
+    """Draw the bands' places, (3, H, W) each, of some of the study's images, beside the images."""
     edges, shown = study.edges["bands"], [study.images[k] for k in rows]
     maps = {"all bands": [bands.sum(0) for bands in places]}
     sums = {"all bands": [sum(image.evidence["bands"]) for image in shown]}
@@ -71,7 +71,7 @@ def draw_places(
         maps[label] = [bands[k] for bands in places]
         sums[label] = [image.evidence["bands"][k] for image in shown]
     figure = contact_sheet(
-        # A black one where a file has gone since.
+        # A black image if a file no longer exists.
         [image if isinstance(image, Tensor) else torch.zeros(3, *places[0].shape[-2:]) for image in read],
         maps,
         [study.class_names[image.target] for image in shown],

@@ -1,4 +1,4 @@
-"""What a ``frequency`` run finds: evidence and energy per frequency band of every image, and what they say together."""
+"""Hold the results of a ``frequency`` run: evidence and energy per band of every image, and their summaries."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ FREQUENCY = "frequency"
 """The kind of ``frequency.json``."""
 
 PARTITIONS = ("rings", "octaves", "sectors", "bands")
-"""Of the frequencies: rings of equal width, octaves, sectors of orientation, and low, middle and high."""
+"""Partitions of the frequencies: rings of equal width, octaves, sectors of orientation, and low, middle and high."""
 
 
 _RECORDED = ("target", "score", "baseline_score", "evidence", "energy")
-"""Of an image, beside its name."""
+"""Values of an image beside its name."""
 
 
 @dataclass(frozen=True)
 class ImageEvidence:
-    """The evidence and the energy of one image, by partition, a number for each part.
+    """The evidence and the energy of one image, by partition, with one number per band.
 
     Attributes:
         file: name of the image.
-        image_id: what names it in the records.
-        target: the class scored.
-        score: of the image.
-        baseline_score: of its mean colour, or of black where DC is attributed to.
-        evidence: in units of the score; over a partition it sums to ``score - baseline_score`` less the integral's gap.
-        energy: shares of the image's energy without its mean, of the sum over the partition; zeros for a flat image.
+        image_id: the image's id in the records.
+        target: the scored class.
+        score: the image's score.
+        baseline_score: the score of its mean colour, or of black if DC is attributed to.
+        evidence: in units of the score; over a partition it sums to ``score - baseline_score`` minus the gap.
+        energy: shares of the image's energy without its mean; zeros for a constant image.
     """
 
     file: str
@@ -52,7 +52,7 @@ class ImageEvidence:
 
     @property
     def gap(self) -> float:
-        """What the evidence lacks of the difference of the scores."""
+        """The difference of the scores minus the sum of the evidence."""
         return self.score - self.baseline_score - sum(self.evidence["rings"])
 
 
@@ -69,18 +69,18 @@ class Spread:
     interval: Tensor | None
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything as values that JSON takes."""
+        """Return everything as values for JSON."""
         low, high = (None, None) if self.interval is None else self.interval.tolist()
         return {"mean": self.mean.tolist(), "lower": low, "upper": high}
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Whether a model relies more on a band where the image holds more energy in it: over images, by rank.
+    """The rank correlation, over images, between a band's energy and the model's reliance on it.
 
     Attributes:
         correlation: Spearman's, in [-1, 1].
-        interval: its bootstrap interval; None for fewer than three images.
+        interval: bootstrap interval of the correlation; None for fewer than three images.
     """
 
     correlation: float
@@ -97,14 +97,14 @@ class FrequencyStudy:
     """The state of a run, complete for every image it names.
 
     Attributes:
-        settings: of the model and the method.
-        edges: of each partition; radii in cycles over the shorter side, or degrees.
-        confidence: of the intervals, in (0, 1).
-        seed: of the intervals' random numbers.
-        class_names: of the targets.
-        images: those that are done.
-        failures: images left out.
-        earlier: how many images an earlier run had done.
+        settings: settings of the model and the method.
+        edges: edges of each partition; radii in cycles over the shorter side, or degrees.
+        confidence: coverage of the intervals, in (0, 1).
+        seed: seed of the bootstrap.
+        class_names: names of the targets.
+        images: the finished images.
+        failures: images that were left out.
+        earlier: number of images that an earlier run had done.
     """
 
     settings: dict[str, Any]
@@ -125,7 +125,7 @@ class FrequencyStudy:
         return torch.tensor([image.energy[partition] for image in self.images], dtype=torch.float64)
 
     def reliance(self, partition: str) -> Tensor:
-        """List the shares of the evidence: divided by the sum of its magnitudes, (n, K) float64 in [-1, 1]."""
+        """List the evidence divided by the sum of its magnitudes, (n, K) float64 in [-1, 1]."""
         found = self.evidence(partition)
         return found / found.abs().sum(1, keepdim=True).clamp(min=1e-300)
 
@@ -141,7 +141,7 @@ class FrequencyStudy:
         return dict(sorted(rows.items()))
 
     def connection(self, band: str) -> Connection:
-        """Correlate, over the images, the energy in one of the three bands with the reliance on it."""
+        """Correlate the energy in one of the three bands with the reliance on it, over the images."""
         place = NAMES_OF_THREE.index(band)
         pairs = torch.stack([self.energy("bands")[:, place], self.reliance("bands")[:, place]], 1)
 
@@ -156,7 +156,7 @@ class FrequencyStudy:
         return Connection(float(correlate(pairs[None])), interval)
 
     def as_json(self) -> str:
-        """Write everything as JSON; without images there is no summary."""
+        """Return everything as values for JSON; without images there is no summary."""
         summary: dict[str, Any] = {}
         if self.images:
             summary = {
@@ -205,10 +205,10 @@ class FrequencyStudy:
 
 
 def read_study(folder: Path) -> FrequencyStudy:
-    """Read what an earlier run left in its folder.
+    """Read the results of an earlier run from its folder.
 
     Raises:
-        ValueError: there is no ``frequency.json``, or none of this package; the message names it.
+        ValueError: there is no ``frequency.json`` of this package; the message names the path.
     """
     path = folder / "frequency.json"
     text = read_text(path, "results of another model")

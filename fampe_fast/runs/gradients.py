@@ -1,4 +1,4 @@
-"""What FORGrad rests on, over image files: what low-passed gradients explain, and what layers do to their spectra."""
+"""Test FORGrad's premises over image files: what low-passed gradients predict, and how layers change their spectra."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class GradientSettings:
     """The settings of the measurements on every image.
 
     Attributes:
-        perturbations: those of ``PERTURBATIONS`` that change the images; at least one.
-        samples: perturbations of each kind per image.
+        perturbations: kinds of perturbation in ``PERTURBATIONS``; at least one.
+        samples: number of perturbations of each kind per image.
         size: root mean square of a perturbation's values, in pixel units, above 0.
-        score: score whose change is predicted, as of ``FirstOrderTest``.
-        seed: number that the perturbations follow from, any 64-bit integer.
+        score: score whose change is predicted, as in ``FirstOrderTest``.
+        seed: seed of the perturbations, any 64-bit integer.
 
     Raises:
-        ValueError: no kind or an unknown one, or a number out of range.
+        ValueError: no kind, an unknown one, or a number out of range.
         TypeError: numbers of a wrong type.
     """
 
@@ -60,7 +60,7 @@ class GradientSettings:
             self.test(lambda pixels: pixels, kind)
 
     def test(self, model: Any, kind: Perturbation) -> FirstOrderTest:
-        """Make the test of a model with one kind of perturbation."""
+        """Make the first-order test of a model with one kind of perturbation."""
         return FirstOrderTest(model, kind, self.samples, self.size, self.score, seed=self.seed)
 
 
@@ -69,18 +69,18 @@ class GradientStudy:
     """The state of a study, complete for every image it names.
 
     Attributes:
-        settings: of the measurements.
+        settings: settings of the measurements.
         model: name and fingerprint.
-        paths: images measured.
-        image_ids: what names each in the random stream.
-        targets: the class of each.
+        paths: the measured images.
+        image_ids: each image's id in the random stream.
+        targets: class of each image.
         radii: (R,) cycles over the shorter side; the last is the whole gradient's.
         explained: by kind of perturbation, for each image zeta at each radius.
         gradient_share: for each image the share of its gradient's energy within each radius.
-        layers: of the strided layers, name, class and sizes.
+        layers: name, class and sizes of the strided layers.
         spectra: for each image and layer the mean amplitudes ``arriving`` and ``leaving``, and the share ``beyond``.
-        failures: images left out.
-        earlier: how many images an earlier run had measured.
+        failures: images that were left out.
+        earlier: number of images that an earlier run had measured.
     """
 
     settings: GradientSettings
@@ -101,7 +101,7 @@ class GradientStudy:
         return mean_and_error([image[layer]["beyond"] for image in self.spectra])
 
     def summary(self) -> dict[str, Any]:
-        """Give the means over the images, with intervals, as values that JSON takes."""
+        """Return the means over the images, with intervals, as values for JSON."""
         return {
             "images": len(self.paths),
             "interval": f"{CONFIDENCE:g}, percentile bootstrap over images",
@@ -122,7 +122,7 @@ class GradientStudy:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything as values that JSON takes."""
+        """Return everything as values for JSON."""
         return {
             **self.model,
             "settings": asdict(self.settings),
@@ -143,10 +143,10 @@ class GradientStudy:
 
 
 def gradient_outputs(out: Path) -> list[Output]:
-    """List what ``measure_gradients`` writes.
+    """List the files that ``measure_gradients`` writes.
 
     Raises:
-        ValueError: ``gradients.json`` is there and cannot be read.
+        ValueError: an existing ``gradients.json`` cannot be read.
     """
     if (out / "gradients.json").exists():
         read_gradients(out / "gradients.json")
@@ -160,10 +160,10 @@ def gradient_outputs(out: Path) -> list[Output]:
 
 
 def read_gradients(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the models in a file of ``measure_gradients`` by their names.
+    """Read the results of models from a file of ``measure_gradients``, by name.
 
     Raises:
-        ValueError: the file is not one of them.
+        ValueError: the file is not one of ``measure_gradients``.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -188,24 +188,24 @@ def measure_gradients(
     on_images: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> GradientStudy:
-    """Measure gradients of every file: what they explain without their high frequencies, and where those come from.
+    """Measure gradients of every file: their predictions without high frequencies, and the layers these come from.
 
-    ``out/gradients.json`` keeps what was measured of other models in the same folder; ``explained.png`` and, of models
-    with strided layers, ``layers.png`` draw them side by side. What is measured of a batch is on disk
-    (``out/gradients.jsonl``) at once, and is not measured again for the same image, id, target, model and settings.
-    Interrupted, it sums up what has been measured and lets the interrupt through.
+    ``out/gradients.json`` keeps the results of other models in the same folder; ``explained.png`` and, for models with
+    strided layers, ``layers.png`` draw them side by side. The results of a batch are stored at once
+    (``out/gradients.jsonl``), and are not computed again for the same image, id, target, model and settings. After an
+    interrupt, the results so far are summarised and the interrupt is raised again.
 
     Args:
         classifier: the model.
         paths: image files.
         out: folder, made if missing.
-        settings: perturbations, their number and size.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+        settings: the perturbations, their number and size.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
         batch_size: images read together.
         internal_batch_size: images per model pass.
-        on_images: called with the number of images just measured.
-        on_failure: called for an image left out.
+        on_images: called with the number of newly measured images.
+        on_failure: called for each image that is left out.
 
     Raises:
         ValueError: image ids that are not unique or out of range, or an output would replace an image or a file of
@@ -273,7 +273,7 @@ def measure_gradients(
 
 
 def _fill(study: GradientStudy, records: Records, context: str, measured: Sequence[Item]) -> None:
-    """Sum up what is on record."""
+    """Summarise the records."""
     for item in measured:
         found = found_of(records, context, item)
         study.paths.append(item.path)
@@ -340,7 +340,7 @@ def _mean(rows: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _geometric(rows: Sequence[Sequence[float]]) -> Tensor:
-    """Average over images, each of which has a scale of its own."""
+    """Average geometrically over images, which have different scales."""
     values = torch.tensor(rows, dtype=torch.float64)
     return values.clamp(min=1e-300).log().mean(0).exp()
 

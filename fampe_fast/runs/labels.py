@@ -1,4 +1,4 @@
-"""Read what a JSON or CSV file says of image files: their labels, or the ids that name them in the random stream."""
+"""Read the labels or image ids of image files from a JSON or CSV file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ANY_NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with all its keys: a dict would keep the last of equal ones, and say nothing."""
+    """A JSON object with repeated keys, of which a dict would silently keep only the last."""
 
 
 @dataclass(frozen=True)
 class _Words:
-    """The words by which a message calls a number, several of them, and what it is."""
+    """Words for a number, for several, and for its kind, in messages."""
 
     one: str
     all: str
@@ -40,19 +40,19 @@ def read_labels(path: Path) -> dict[str, int]:
 
     Args:
         path: UTF-8 text, with or without a byte order mark: JSON ``{"name.jpg": 7}`` or ``{"name.jpg": {"index": 7,
-            ...}}``, or CSV with rows ``name.jpg,7`` and perhaps a head line.
+            ...}}``, or CSV with rows ``name.jpg,7`` and optionally a header.
 
     Raises:
-        ValueError: not readable as either, or a file has two labels; the message names the entry.
+        ValueError: not readable as either, or an image has two labels; the message names the entry.
     """
     return _read(path, _LABELS)
 
 
 def read_image_ids(path: Path) -> dict[str, int]:
-    """Read image ids by file name, from a file as of ``read_labels``.
+    """Read image ids by file name, from a file in the format of ``read_labels``.
 
     Raises:
-        ValueError: not readable, or a file has two ids; the message names the entry.
+        ValueError: not readable, or an image has two ids; the message names the entry.
     """
     return _read(path, _IDS)
 
@@ -66,7 +66,7 @@ def _read(path: Path, words: _Words) -> dict[str, int]:
             raise ValueError(f"the {words.all} {path} are not CSV: {error}") from error
     try:
         entries = json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:  # ValueError also of a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
         raise ValueError(
             f"the {words.all} {path} are not JSON ({error}); expected JSON, or CSV in a file named *.csv"
         ) from error
@@ -79,7 +79,7 @@ def _read(path: Path, words: _Words) -> dict[str, int]:
 
 
 def _indices(name: str, entry: object, path: Path, words: _Words) -> list[int]:
-    """Read the number of an entry; several where it says so several times."""
+    """Read the number of an entry, or several if its key is repeated."""
     given = [value for key, value in entry if key == "index"] if isinstance(entry, _Pairs) else [entry]
     found = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
     if not found or len(found) < len(given):
@@ -100,7 +100,7 @@ def _from_csv(text: str, path: Path, words: _Words) -> Iterable[tuple[str, int]]
         head, first = first, False
         if len(row) > 1 and _NUMBER.fullmatch(row[1].strip()):
             yield row[0].strip(), int(row[1])
-        elif not head or (len(row) > 1 and _ANY_NUMBER.match(row[1].strip())):  # a head line has no number there
+        elif not head or (len(row) > 1 and _ANY_NUMBER.match(row[1].strip())):  # a header has no number there
             raise ValueError(
                 f"the {words.all} {path}, line {reader.line_num}: expected 'file name,{words.number}', got "
                 f"{_shown(row)}"
@@ -121,10 +121,10 @@ def _each_once(entries: Iterable[tuple[str, int]], path: Path, words: _Words) ->
 
 
 def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None) -> list[int]:
-    """Find the label of every file, by its name however its accents are written.
+    """Find the label of every file by its name, independent of Unicode normalisation.
 
     Raises:
-        ValueError: files without a label, or with two, or a label that is no class of the model.
+        ValueError: files without a label or with two, or a label that is not a class of the model.
     """
     found = _of_files(paths, labels, _LABELS)
     for path, label in zip(paths, found, strict=True):
@@ -133,10 +133,10 @@ def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None
 
 
 def image_ids_of(paths: Sequence[Path], ids: dict[str, int]) -> list[int]:
-    """Find the image id of every file, by its name however its accents are written.
+    """Find the image id of every file by its name, independent of Unicode normalisation.
 
     Raises:
-        ValueError: files without an id, or with two.
+        ValueError: files without an id or with two.
     """
     return _of_files(paths, ids, _IDS)
 
@@ -160,7 +160,7 @@ def _of_files(paths: Sequence[Path], numbers: dict[str, int], words: _Words) -> 
 
 
 def check_label(path: Path, label: int, classes: int | None) -> None:
-    """Refuse a label that is no class of a model of so many classes; None where the number is not known."""
+    """Refuse a label that is not a class of a model with the given number of classes; None if unknown."""
     if label < 0:
         raise ValueError(f"the label {label} of {path.name!r} is out of range: class indices begin at 0")
     if classes is not None and label >= classes:

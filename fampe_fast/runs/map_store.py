@@ -1,4 +1,4 @@
-"""Keep maps on disk that a command needs again: for its contact sheet, or for a search."""
+"""Store maps on disk that a command needs again, for its contact sheet or a search."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ KIND = "stored map"
 
 
 class MapStore:
-    """A folder of maps, one file for an image in a context; a file's name is made of all that names its map."""
+    """A folder of maps, one file per image and context; the file name is a hash of both."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the folder, which is made with the first map."""
+        """Set the folder, which is made with the first map."""
         self.folder = folder
 
     def _path(self, context: str, item: Item) -> Path:
@@ -35,10 +35,10 @@ class MapStore:
         return mark is not None and mark.kind == KIND
 
     def save(self, context: str, item: Item, attribution: Tensor) -> None:
-        """Keep a map (C, H, W).
+        """Store a map (C, H, W).
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the map cannot be written.
         """
         write_atomically(self._path(context, item), npz_content(KIND, map=attribution.detach().cpu().numpy()))
 
@@ -46,7 +46,7 @@ class MapStore:
         """Load a map (C, H, W), on the CPU.
 
         Raises:
-            OSError: it is not there, or damaged.
+            OSError: the map does not exist or is damaged.
         """
         path = self._path(context, item)
         try:
@@ -56,7 +56,7 @@ class MapStore:
             raise OSError(f"{path} is damaged ({error}): remove it, and run the same command again") from error
 
     def remove(self, context: str, items: list[Item]) -> None:
-        """Remove maps that are not needed any more, and the folder with the last of them."""
+        """Remove maps that are no longer needed, and the folder with the last one."""
         for item in items:
             with contextlib.suppress(OSError):
                 self._path(context, item).unlink()

@@ -1,4 +1,4 @@
-"""Measure maps with the metrics of the catalog, and keep one method's scores."""
+"""Measure maps with the metrics of the catalog, and collect a method's scores."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Scores:
     """One method's scores, image by image.
 
     Attributes:
-        values: by the score's name, as ``catalog.METRICS`` has it; those that were measured.
-        seconds: for the maps, in all.
+        values: the measured scores, by their names in ``catalog.METRICS``.
+        seconds: total time of the maps.
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(self, values: Mapping[str, Sequence[float]], seconds: float) -> None:
-        """Append what was measured of a batch."""
+        """Append the scores of a batch."""
         for name, found in values.items():
             self.values.setdefault(name, []).extend(found)
         self.seconds += seconds
 
     def columns(self, scores: Sequence[Score]) -> dict[str, list[float]]:
-        """List these scores by name, those that are differences of two others as well."""
+        """List these scores by name, including differences of two others."""
         found: dict[str, list[float]] = {}
         for score in scores:
             if isinstance(score.field, str):
@@ -50,12 +50,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Choose metrics, and set their options.
+    """The chosen metrics and their options.
 
     Attributes:
-        metrics: names of ``catalog.METRICS``, at least one; they are taken in the catalog's order.
-        options: by metric, of the options that its row lists; the others have the metric's defaults.
-        seed: of every metric that draws random numbers, where its own options do not give one.
+        metrics: names in ``catalog.METRICS``, at least one; they are used in the catalog's order.
+        options: by metric, the options that differ from the metric's defaults.
+        seed: seed of all metrics with random numbers whose options do not set one.
 
     Raises:
         ValueError: an unknown metric or option, no metric at all, or a value out of range.
@@ -72,7 +72,7 @@ class Measurement:
             raise ValueError(f"unknown metric(s) {', '.join(unknown) or '(none given)'}; known: {', '.join(METRICS)}")
         spare = [name for name in self.options if name not in self.metrics]
         if spare:
-            raise ValueError(f"options of {', '.join(spare)}, but measured are {', '.join(self.metrics)} alone")
+            raise ValueError(f"options of {', '.join(spare)}, but only {', '.join(self.metrics)} will be measured")
         seed = check_seed(self.seed)
         chosen = tuple(name for name in METRICS if name in self.metrics)
         whole = {name: _settled(name, self.options.get(name, {}), seed) for name in chosen}
@@ -83,12 +83,12 @@ class Measurement:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """The numbers that the metrics give for an image, in the order of tables."""
+        """The scores of the metrics, in the order of tables."""
         return tuple(score for name in self.metrics for score in METRICS[name].scores)
 
     @property
     def protocol(self) -> str | None:
-        """The protocol of insertion and deletion, of each metric where they differ; None without them."""
+        """The protocol of insertion and deletion, or each metric's if they differ; None without one."""
         used = {name: options["protocol"] for name, options in self.options.items() if "protocol" in options}
         if len(set(used.values())) > 1:
             return ", ".join(f"{protocol} ({name})" for name, protocol in used.items())
@@ -96,22 +96,22 @@ class Measurement:
 
     @property
     def needs_partners(self) -> bool:
-        """Whether a metric shows an image beside other ones of the run."""
+        """Whether a metric needs partner images of the run."""
         return any(METRICS[name].partners for name in self.metrics)
 
     def check(
         self, model: Model, none: Tensor, method: AttributionMethod | None = None, partners: Partners | None = None
     ) -> None:
-        """Have each metric check its options before there is work to lose, by giving it no image.
+        """Check each metric's options before any work, by calling it without images.
 
         Args:
             model: classifier in pixel space.
-            none: (0, C, H, W), of the size that images will have, on their device.
-            method: what will make the maps, as far as that is known.
-            partners: likewise of the images to show beside others.
+            none: (0, C, H, W), of the images' size and on their device.
+            method: the method that will make the maps, if known.
+            partners: the partner images, if known.
 
         Raises:
-            ValueError, TypeError: a value, a method or partners that a metric refuses; the message names the metric.
+            ValueError, TypeError: a value, method or partners that a metric refuses; the message names the metric.
         """
         method = cast(AttributionMethod, _AnyMethod(model)) if method is None else method
         targets = none.new_zeros(0, dtype=torch.long)
@@ -136,16 +136,16 @@ class Measurement:
 
         Args:
             model: classifier in pixel space.
-            method: what made the maps.
+            method: the method that made the maps.
             images: (B, C, H, W).
             maps: (B, C, H, W).
             targets: (B,).
             image_ids: (B,), the images' names in the random streams.
             internal_batch_size: images per model pass.
-            partners: what metrics show beside an image; None for the images of the batch.
+            partners: partner images of the metrics; None for the images of the batch.
 
         Returns:
-            By the score's name, a number per image.
+            For each score's name, a number per image.
         """
         found: dict[str, list[float]] = {}
         for name in self.metrics:
@@ -164,7 +164,7 @@ class Measurement:
         internal_batch_size: int | None,
         partners: Partners | None,
     ) -> dict[str, list[float]]:
-        """Take one metric's scores; arguments as of ``__call__``."""
+        """Compute one metric's scores; arguments as for ``__call__``."""
         row = METRICS[name]
         options: dict[str, Any] = {**self.options[name], "internal_batch_size": internal_batch_size}
         if row.named:
@@ -177,7 +177,7 @@ class Measurement:
 
 
 class _AnyModel(nn.Module):
-    """A model for checks of options: it takes images of every size."""
+    """A model for checks of options, which accepts images of every size."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Occluded Frequency over image files: a curve per image, their mean with its confidence interval, JSON and a plot."""
+"""Run Occluded Frequency over image files: a curve per image, their mean with its interval, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class OcclusionStudy:
     """The state of a study, complete for every image it names.
 
     Attributes:
-        settings: of the model and the method.
-        confidence: of the intervals, in (0, 1).
-        paths: images measured.
-        image_ids: what names each in the records.
-        targets: the class of each.
-        base: the score of each image as it is.
-        drops: for each image its K drops.
+        settings: settings of the model and the method.
+        confidence: coverage of the intervals, in (0, 1).
+        paths: the measured images.
+        image_ids: each image's id in the records.
+        targets: class of each image.
+        base: the score of each unfiltered image.
+        drops: the K drops of each image.
         edges: for each image the K + 1 radii of its bands, in cycles over the shorter side.
         energy: for each image the bands' shares of its energy.
-        failures: images left out.
-        earlier: how many images an earlier run had measured.
-        seed: of the intervals' random numbers.
+        failures: images that were left out.
+        earlier: number of images that an earlier run had measured.
+        seed: seed of the bootstrap.
     """
 
     settings: dict[str, object]
@@ -68,7 +68,7 @@ class OcclusionStudy:
         return bootstrap_interval(torch.tensor(self.drops, dtype=torch.float64), self.confidence, self.seed)
 
     def median_edges(self) -> Tensor:
-        """Give the radii of the bands, (K + 1,); where each image has its own, their medians over the images."""
+        """Return the radii of the bands, (K + 1,); their medians over the images if each image has its own."""
         return torch.tensor(self.edges, dtype=torch.float64).quantile(0.5, 0)
 
     def curve(self) -> BandCurve:
@@ -76,7 +76,7 @@ class OcclusionStudy:
         return BandCurve(self.median_edges(), self.mean_drops(), self.interval())
 
     def as_json(self) -> str:
-        """Write everything as JSON; without images there is no summary."""
+        """Return everything as values for JSON; without images there is no summary."""
         summary: dict[str, object] = {}
         if self.paths:
             interval = self.interval()
@@ -112,7 +112,7 @@ class OcclusionStudy:
 
 
 def occlusion_outputs(out: Path) -> list[Output]:
-    """List what ``occlude_files`` writes."""
+    """List the files that ``occlude_files`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "occluded_frequency.json", OCCLUSION),
@@ -136,37 +136,37 @@ def occlude_files(
     on_images: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> OcclusionStudy:
-    """Remove the bands of every file, one by one; ``out/occluded_frequency.json`` and ``.png``.
+    """Remove the bands of every file one by one; write ``out/occluded_frequency.json`` and ``.png``.
 
-    What is measured of a batch is on disk (``out/occluded_frequency.jsonl``) at once, and is not measured again for the
-    same image, id, target, model and settings. Interrupted, it sums up what has been measured and lets the interrupt
-    through.
+    The results of a batch are stored at once (``out/occluded_frequency.jsonl``), and are not computed again for the
+    same image, id, target, model and settings. After an interrupt, the results so far are summarised and the interrupt
+    is raised again.
 
     Args:
         classifier: the model.
-        method: made for this classifier.
+        method: the method, made for this classifier.
         paths: image files.
         out: folder, made if missing.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the records, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the records, 0 to 2^32 - 2; default: its position in ``paths``.
         confidence: coverage of the bootstrap intervals of the mean, in (0, 1).
-        seed: number that the bootstrap's random numbers follow from, any 64-bit integer.
+        seed: seed of the bootstrap, any 64-bit integer.
         batch_size: images read together.
         internal_batch_size: images per model pass.
-        on_images: called with the number of images just measured.
-        on_failure: called for an image left out.
+        on_images: called with the number of newly measured images.
+        on_failure: called for each image that is left out.
 
     Returns:
         The ``OcclusionStudy``.
 
     Raises:
         ValueError: a confidence outside (0, 1), image ids that are not unique or out of range, or an output would
-            replace an image or a file of another's.
+            replace an image or a foreign file.
         OSError: the results cannot be written.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
-    if method.spacing == "width":  # more bands than the images have frequencies for are refused here, once
+    if method.spacing == "width":  # refuses too many bands for the images here, once
         equal_width_bands(*classifier.input_size, method.bands, include_dc=method.include_dc)
     image_ids = check_run_ids(paths, image_ids)
     check_outputs(occlusion_outputs(out), paths)
@@ -217,7 +217,7 @@ def occlude_files(
 
 
 def _fill(study: OcclusionStudy, records: Records, context: str, measured: Sequence[Item]) -> None:
-    """Sum up what is on record."""
+    """Summarise the records."""
     for item in measured:
         found = records.get(context, item)
         assert found is not None

@@ -1,4 +1,4 @@
-"""Give metrics that show an image beside others the images of the whole run, whatever batch they are in."""
+"""Provide the images of the whole run as partners, for metrics that need them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models.classifier import Classifier
 from .batches import Batch, Group, device_of
 from .records import Item, Records, digest_of_settings
 
-_KEPT = 32  # images; all methods of a comparison ask for the partners of a batch, one after the other
+_KEPT = 32  # images; all methods of a comparison need the partners of a batch, one after the other
 
 
 def partners_of_run(
@@ -25,17 +25,17 @@ def partners_of_run(
     answers: str,
     answer: Callable[[Batch], list[dict[str, Any]]],
 ) -> tuple[Partners, str]:
-    """Offer the images of a run to each other, each read again where it is needed.
+    """Make the images of a run each other's partners, read again when needed.
 
     Args:
-        classifier: whose transform reads them.
-        groups: all images; one that cannot be read or answered for is no partner.
-        records: where the answers are, and where those that are missing go.
-        answers: their context.
-        answer: gives the answers of a batch, the class as ``target`` among them.
+        classifier: the model, whose transform reads them.
+        groups: all images; images that cannot be read or fail are not partners.
+        records: records of the answers, to which missing ones are added.
+        answers: context of the answers.
+        answer: computes the answers of a batch, with the class as ``target``.
 
     Returns:
-        The partners, and a name for all that they depend on: the images' content, their ids and their classes.
+        The partners, and a key of everything they depend on: the images' content, ids and classes.
     """
     known: list[tuple[Item, int]] = []
     for group in groups:

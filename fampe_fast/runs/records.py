@@ -1,4 +1,4 @@
-"""Keep finished work on disk, known by content, so that a command resumes where it stopped."""
+"""Store finished work on disk, keyed by content, so that a command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ RECORDS = "records"
 
 
 class Journal:
-    """A file of JSON objects, one a line, to which lines are only added; each is on the disk once it is added.
+    """An append-only file of JSON objects, one per line; each line is on disk once it is added.
 
-    The first line carries the package's mark. A last line without an end, as a killed process or a full disk leaves
-    it, is dropped. The file is made with the first line that is added, and no two processes have it open at once.
+    The first line has the package's mark. An incomplete last line, left by a killed process or a full disk, is dropped.
+    The file is created with the first added line, and only one process can have it open.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         head: its first line.
-        lines: the others, as far as they have been read or added.
-        count: how many were added.
+        lines: the other lines that have been read or added.
+        count: number of added lines.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any], whose: str) -> None:
         """Open a file, if there is one.
 
         Args:
-            path: of the file.
-            whose: lines these are, for messages.
-            head: what its first line says beside the mark, for a file that is not there yet.
+            path: path of the file.
+            whose: owner of the lines, for messages.
+            head: content of a new file's first line beside the mark.
 
         Raises:
             ValueError: the file is not one of this class, or one of its lines is not JSON; the message names it.
-            OSError: it cannot be read or written, or another process has it open.
+            OSError: the file cannot be read or written, or another process has it open.
         """
         self.path, self._whose = path, whose
         self.head: dict[str, Any] = {MARK: RECORDS, **head}
@@ -74,16 +74,16 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Close the file for other processes."""
         handle, self._handle = getattr(self, "_handle", None), None
         if handle is not None:
             os.close(handle)
 
     def append(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines at once; they are on the disk when this returns, or nothing of them is.
+        """Add lines together; when this returns, either all or none of them are on disk.
 
         Raises:
-            OSError: it cannot be written; the message names the file and the reason.
+            OSError: the file cannot be written; the message names it and the reason.
         """
         if self._handle is None:
             if not self.path.exists():
@@ -91,7 +91,7 @@ class Journal:
             known, self.lines = self.lines, []
             self._open()
             if len(self.lines) != len(known):
-                raise OSError(f"{self.path}: another process has written there meanwhile")
+                raise OSError(f"{self.path}: another process has written to it meanwhile")
         assert self._handle is not None
         content = "".join(f"{json_text(line)}\n" for line in lines).encode()
         rest = memoryview(content)
@@ -103,7 +103,7 @@ class Journal:
             self._take_back()
             raise cannot_write(self.path, error) from error
         except BaseException:
-            # An interrupt: what is there as a whole stays, so that the summary that follows has it too.
+            # After an interrupt complete lines are kept, so that the following summary includes them.
             if os.fstat(self._handle).st_size == self._end + len(content):
                 self._added(content, lines)
             else:
@@ -133,12 +133,12 @@ class Journal:
             try:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OSError(f"{self.path}: another run of {MARK} is writing there") from error
+                raise OSError(f"{self.path}: another run of {MARK} is writing to it") from error
             except OSError:
                 pass  # a file system without locks
         content = self.path.read_bytes()
         self._end = content.rfind(b"\n") + 1
-        if self._end < len(content):  # what was being written when the process was killed
+        if self._end < len(content):  # an incomplete line of a killed process
             os.ftruncate(self._handle, self._end)
         for number, line in enumerate(content[: self._end].split(b"\n")[:-1], 1):
             try:
@@ -155,14 +155,14 @@ class Journal:
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a run, by all that tells its results from another's.
+    """An image of a run, with everything that identifies its results.
 
     Attributes:
-        path: its file.
-        position: its place in the run.
-        image_id: its name in the random stream.
-        digest: SHA-256 of the file's bytes; None where they cannot be read.
-        target: the class that was given for it; None where the model chooses.
+        path: the image's file.
+        position: its position in the run.
+        image_id: its id in the random stream.
+        digest: SHA-256 of the file's bytes; None if they cannot be read.
+        target: the given class; None if the model chooses.
     """
 
     path: Path
@@ -173,21 +173,21 @@ class Item:
 
 
 class Records:
-    """Keep the results of a command by the image's content, its id, its target and all settings; others never mix.
+    """Stores the results of a command by image content, id, target and all settings.
 
-    A line of the file is one piece of work, a batch as a rule, so that what goes on is cut into the same batches.
+    Each line of the file is one piece of work, usually a batch, so that a resumed run has the same batches.
     """
 
     def __init__(self, path: Path, command: str) -> None:
-        """Open the records, if there are any.
+        """Open the records, if they exist.
 
         Args:
-            path: of the file, which is made with the first result.
-            command: whose results these are.
+            path: path of the file, which is created with the first result.
+            command: name of the command.
 
         Raises:
             ValueError: the file is another command's, or not one of this class; the message names it.
-            OSError: it cannot be read, or another process has it open.
+            OSError: the file cannot be read, or another process has it open.
         """
         self._journal = Journal(path, {"command": command}, command)
         self._known: dict[tuple[str, str, str, int, int | None], dict[str, Any]] = {}
@@ -216,7 +216,7 @@ class Records:
                     self._known[key] = entry["result"]
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} is not a record: {error!r}") from error
-        self._journal.lines.clear()  # kept once is enough
+        self._journal.lines.clear()  # keep only one copy
 
     def __enter__(self) -> Records:
         return self
@@ -227,14 +227,14 @@ class Records:
         self.close()
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Close the file for other processes."""
         self._journal.close()
 
     def context(self, settings: Mapping[str, Any]) -> str:
-        """Name all that results depend on besides the image; the package's version is part of it.
+        """Make a key of everything that results depend on besides the image, including the package's version.
 
         Args:
-            settings: as JSON takes them.
+            settings: values for JSON.
         """
         whole = {"version": __version__, **settings}
         name = digest_of_settings(whole)
@@ -242,22 +242,22 @@ class Records:
         return name
 
     def get(self, context: str, item: Item, part: str = "") -> dict[str, Any] | None:
-        """Look up the result of an image; None where there is none yet."""
+        """Look up the result of an image; None if there is none yet."""
         if item.digest is None:
             return None
         return self._known.get((context, part, item.digest, item.image_id, item.target))
 
     def add(self, context: str, items: Sequence[Item], results: Sequence[dict[str, Any]], part: str = "") -> None:
-        """Write down the results of images that were worked on together.
+        """Store the results of images that were processed together.
 
         Args:
             context: from ``context``.
             items: the images.
-            results: one for each, as JSON takes them.
-            part: tells several results of one image in one context apart.
+            results: one per image, as values for JSON.
+            part: distinguishes several results of one image in one context.
 
         Raises:
-            OSError: they cannot be written; what was written before is whole.
+            OSError: they cannot be written; earlier results are complete.
         """
         settings = [] if context in self._written else [{"context": context, "settings": self._settings[context]}]
         entries = [
@@ -270,13 +270,13 @@ class Records:
             }
             for item, result in zip(items, results, strict=True)
         ]
-        # As it will be read again: tuples are lists, and NaN is null.
+        # In the form that is read back: tuples become lists, and NaN null.
         keys = [(context, part, item.digest, item.image_id, item.target) for item in items if item.digest]
         read = [json.loads(json_text(result)) for item, result in zip(items, results, strict=True) if item.digest]
         before = self._journal.count
         try:
             self._journal.append(*settings, {"context": context, "part": part, "results": entries})
-        finally:  # an interrupt may come once the line is there
+        finally:  # an interrupt may come after the line is written
             if self._journal.count > before:
                 self._known.update(zip(keys, read, strict=True))
                 self._written.add(context)
@@ -284,5 +284,5 @@ class Records:
 
 
 def digest_of_settings(settings: Mapping[str, Any]) -> str:
-    """Name settings by 16 hexadecimal digits."""
+    """Hash settings to 16 hexadecimal digits."""
     return hashlib.sha256(json_text(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Score images again and again with other settings: each score is on disk once a batch has it."""
+"""Score images repeatedly with different settings, storing each batch's scores at once."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ Judge = Callable[[Batch, list[Item]], list[float]]
 
 
 class ImagesLostError(Exception):
-    """Images failed at one setting, and are no longer among those of the search."""
+    """Images failed at one setting, and were removed from the search."""
 
 
 def found_of(records: Records, context: str, item: Item, part: str = "") -> dict[str, Any]:
-    """Look up the result of an image that was settled before."""
+    """Look up the stored result of an image."""
     found = records.get(context, item, part)
     assert found is not None
     return found
 
 
 def scores_of(groups: Sequence[Group], records: Records, context: str, part: str, judge: Judge) -> list[float]:
-    """List the images' scores of one setting, in order; those on disk are not computed again.
+    """List the images' scores for one setting, in order, reusing stored ones.
 
     Args:
         groups: the images.
-        records: keep the scores.
-        context: of the search.
-        part: names the setting.
+        records: the records of the scores.
+        context: context of the search.
+        part: name of the setting.
         judge: computes the scores of a batch.
 
     Raises:
-        ImagesLostError: images failed, and are no longer in their groups.
+        ImagesLostError: images failed, and were removed from their groups.
     """
     before = sum(len(group.items) for group in groups)
     for group in groups:

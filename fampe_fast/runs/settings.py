@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """List file names without their endings; where several files share one, all but the first get a number.
+    """List file names without extensions; all but the first of equal ones get a number.
 
-    Names that differ in case or in the way accents are written are one and the same on some file systems.
+    Names that differ only in case or Unicode normalisation are equal on some file systems.
     """
     taken: set[str] = set()
     next_number: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Measure the energy cut-offs of photographs, of textures whose cut-off is known, and of pictures like medical ones."""
+"""Measure the energy cut-offs of photographs, of textures with known cut-offs, and of medical-like images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SPECTRA, TABLE = "spectra", "spectra table"
 """The kinds of ``spectra.json`` and of ``spectra.md``."""
 TAUS = (0.5, 0.7, 0.9, 0.95, 0.99)
 COUNTS = {"without DC": False, "with DC": True}
-"""How the image's mean is counted: whether it is energy."""
+"""Names of the two counts: whether the image's mean counts as energy."""
 
 
 @dataclass
@@ -44,10 +44,10 @@ class Kind:
     """The cut-offs of one kind of image.
 
     Attributes:
-        name: of the kind; of photographs, their folder.
-        files: of the images; empty for generated ones.
+        name: name of the kind; for photographs, their folder.
+        files: files of the images; empty for generated ones.
         cutoffs: by the names of ``COUNTS``, a list per image with an entry for each share, in cycles per side.
-        expected: by the same names, the cut-offs of the kind's expected spectrum; empty where it is not known.
+        expected: by the same names, the cut-offs of the kind's expected spectrum; empty if unknown.
         example: (3 or 1, S, S), one of the images.
     """
 
@@ -64,7 +64,7 @@ class Kind:
             self.cutoffs[name].append(found)
 
     def spread(self, name: str) -> list[tuple[float, float, float]]:
-        """Give the median, the smallest and the largest cut-off over the images, for each share."""
+        """Compute the median, the smallest and the largest cut-off over the images, for each share."""
         found = torch.tensor(self.cutoffs[name], dtype=torch.float64)
         middle, low, high = found.quantile(0.5, 0).tolist(), found.amin(0).tolist(), found.amax(0).tolist()
         return list(zip(middle, low, high, strict=True))
@@ -75,11 +75,11 @@ class Spectra:
     """The result of a survey.
 
     Attributes:
-        size: the side of all images, pixels.
+        size: side of all images in pixels.
         taus: the shares of the energy.
-        seed: of the generated images.
-        kinds: those with an image.
-        failures: image files left out.
+        seed: seed of the generated images.
+        kinds: the kinds with at least one image.
+        failures: image files that were left out.
     """
 
     size: int
@@ -104,7 +104,7 @@ def energy_cutoffs(spectrum: Tensor, taus: Sequence[float]) -> dict[str, list[fl
 
 
 def spectra_outputs(out: Path) -> list[Output]:
-    """List what ``survey_spectra`` writes."""
+    """List the files that ``survey_spectra`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / "spectra.json", SPECTRA),
@@ -127,15 +127,15 @@ def survey_spectra(
     """Measure every kind's images, and write ``spectra.json``, ``spectra.md`` and ``spectra.png`` into a folder.
 
     Args:
-        folders: photographs, a kind per folder; each is shown as ImageNet's models are shown it: the centre of
-            ``size`` pixels out of 8/7 of that.
+        folders: folders of photographs, one kind each, which are resized and cropped as for ImageNet models: the centre
+            of ``size`` pixels out of 8/7 of that.
         out: folder, made if missing.
         size: side of all images in pixels, a multiple of 32, at least 64.
-        count: generated images of each kind, at least 1.
-        seed: number that they follow from, 0 or more.
+        count: number of generated images of each kind, at least 1.
+        seed: seed of the generated images, 0 or more.
         taus: shares of the energy, in (0, 1].
-        on_images: called with the number of images just measured.
-        on_failure: called for a file left out.
+        on_images: called with the number of newly measured images.
+        on_failure: called for each file that is left out.
 
     Raises:
         ValueError: a number out of range, two folders of one name, or an output would replace an image or a
@@ -148,7 +148,7 @@ def survey_spectra(
     names = [found.paths[0].parent.name for found in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"folders must have names of their own, which tables show; got {twice[0]!r} more than once")
+        raise ValueError(f"folders must have different names, which tables show; got {twice[0]!r} more than once")
     count, seed = check_count("count", count), check_count("seed", seed, at_least=0)
     known = textures(check_count("size", size))
     check_outputs(spectra_outputs(out), [path for found in folders for path in found.paths])
@@ -190,7 +190,7 @@ def _generated(
 
 
 def as_json(result: Spectra) -> str:
-    """Write everything as JSON, the cut-offs of every image too."""
+    """Return everything as values for JSON, including the cut-offs of every image."""
     return json_content(
         SPECTRA,
         {
@@ -223,11 +223,11 @@ def as_json(result: Spectra) -> str:
 
 
 def table_rows(result: Spectra, name: str) -> list[list[str]]:
-    """List the rows of a table, the head first: median, range and, where it is known, the expected cut-off.
+    """List the rows of a table, header first: median, range and, if known, the expected cut-off.
 
     Args:
-        result: of the survey.
-        name: how the mean is counted, one of ``COUNTS``.
+        result: result of the survey.
+        name: one of ``COUNTS``.
     """
     rows = [["kind", "images", *(f"tau = {tau:g}" for tau in result.taus)]]
     for kind in result.kinds:

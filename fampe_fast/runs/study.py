@@ -1,4 +1,4 @@
-"""Run a study: compare the variants of a question on image files, and report JSON, a table and a plot."""
+"""Run a study: compare its variants on image files, and write JSON, a table and a plot."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ STUDY, TABLE = "study", "table"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One variant's scores over the images that all variants have.
+    """One variant's scores over the images that all variants have scored.
 
     Attributes:
         variant: the variant.
         passes: forward and backward passes of the model per image.
-        means: by the score's name.
-        gains: by the score's name, the paired difference to the study's first variant.
-        seconds: that a map took, as they were measured.
-        gradients: whether the method asks the model for gradients.
+        means: mean scores by name.
+        gains: paired differences to the study's first variant, by the score's name.
+        seconds: measured seconds per map.
+        gradients: whether the method needs the model's gradients.
     """
 
     variant: Variant
@@ -69,9 +69,9 @@ class StudyResult:
 
     Attributes:
         study: the study.
-        comparison: its variants by their labels.
-        explorer: name and fingerprint of the other model; None without one.
-        cutoffs: of each image by the names of ``study_choices.CUTOFFS``; empty where no number is varied.
+        comparison: comparison of its variants, by label.
+        explorer: name and fingerprint of the explorer; None without one.
+        cutoffs: each image's cut-offs, by the names of ``study_choices.CUTOFFS``; empty if no number is varied.
     """
 
     study: Study
@@ -81,12 +81,12 @@ class StudyResult:
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """The scores measured, without those that are differences of two others."""
+        """The measured scores, without differences of two others."""
         return tuple(score for score in self.comparison.measurement.scores if isinstance(score.field, str))
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
-        """An outcome per variant; none without images that all variants have scored."""
+        """An outcome per variant; empty without images that all variants have scored."""
         summary = self.comparison.summary()
         names = [score.name for score in self.scores]
         return [
@@ -104,12 +104,12 @@ class StudyResult:
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """The choice per image along each line of the plot; none without images."""
+        """The choice per image along each line of the plot; empty without images."""
         return choices_of(self.study, self.comparison, self.cutoffs)
 
 
 def study_outputs(out: Path) -> list[Output]:
-    """List what ``run_study`` writes."""
+    """List the files that ``run_study`` writes."""
     return [
         Output(out, FOLDER),
         Output(out / SCORES_FILE, RECORDS),
@@ -138,24 +138,24 @@ def run_study(
 ) -> StudyResult:
     """Explain every file with every variant, measure the maps, and write the report.
 
-    What is finished is not computed again, as ``compare_files`` says. ``out`` then has ``study.json``, ``table.md``,
-    ``times.png`` (a score of the maps against the seconds they took: faithfulness, where it is measured) and, where a
-    number is varied, ``plot.png`` and ``choices.png``: what each image's own choice of it would gain, and whether that
-    follows the image's cut-off.
+    Finished work is not repeated, as in ``compare_files``. ``out`` then has ``study.json``, ``table.md``, ``times.png``
+    (a score of the maps, faithfulness if it is measured, against their seconds) and, if a number is varied,
+    ``plot.png`` and ``choices.png``: the gain of choosing the number per image, and its relation to the image's
+    cut-off.
 
     Args:
-        study: what to run.
+        study: the study.
         classifier: the model.
         paths: image files.
         out: folder, made if missing.
-        explorer: the other model, where a variant asks for one.
-        measurement: what is measured; default: insertion and deletion in RISE's protocol.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
+        explorer: the explorer, if a variant needs one.
+        measurement: the metrics and their options; default: insertion and deletion in RISE's protocol.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
         batch_size: images read together.
         internal_batch_size: samples per model pass.
-        on_scores: called with the number of maps (images times variants) just settled.
-        on_failure: called for an image left out.
+        on_scores: called with the number of newly scored maps (images times variants).
+        on_failure: called for each image that is left out.
 
     Raises:
         ValueError: an output would replace an image or a file of another's, a variant's options are out of range, an
@@ -198,12 +198,12 @@ def _method(variant: Variant, classifier: Classifier, explorer: Classifier | Non
     if not variant.explored:
         return create_method(variant.method, classifier, **variant.options)
     if explorer is None:
-        raise ValueError(f"the variant {variant.label!r} needs another model as its explorer")
+        raise ValueError(f"the variant {variant.label!r} needs another model as explorer")
     return create_method(variant.method, classifier, **variant.options, explorer=explorer)
 
 
 def report_files(result: StudyResult, out: Path) -> list[Path]:
-    """List the files of a study's report; none for a study without scores."""
+    """List the files of a study's report; empty for a study without scores."""
     if not result.outcomes:
         return []
     pictures = (["plot.png"] if _lines(result) else []) + (["choices.png"] if result.choices else [])
@@ -211,10 +211,10 @@ def report_files(result: StudyResult, out: Path) -> list[Path]:
 
 
 def write_report(result: StudyResult, out: Path) -> None:
-    """Write ``study.json``, ``table.md``, ``times.png`` and, where a number is varied, ``plot.png``, ``choices.png``.
+    """Write ``study.json``, ``table.md``, ``times.png`` and, if a number is varied, ``plot.png`` and ``choices.png``.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the files cannot be written.
     """
     tau = tau_of(result.study)
     tables = [as_table(result), *([choices_table(result.choices, tau)] if result.choices else [])]
@@ -259,7 +259,7 @@ def _times(result: StudyResult) -> Figure:
 
 
 def as_json(result: StudyResult) -> str:
-    """Write everything as JSON."""
+    """Return everything as values for JSON."""
     content: dict[str, Any] = {
         "study": result.study.name,
         "question": result.study.question,
@@ -302,7 +302,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _gain(outcome: Outcome, first: Outcome, score: Score) -> str:
-    """Write a difference and, where high is better, its share of the first variant's score if that is not below 0."""
+    """Write a difference and, if high is better, its share of a non-negative score of the first variant."""
     gain, base = outcome.gains[score.name], first.means[score.name].mean
     share = f" ({gain.mean / base if base else 0.0:+.1%})" if score.better == "high" and base >= 0 else ""
     return f"{_text(gain, '+')}{share}"

@@ -1,4 +1,4 @@
-"""Choose the number that a study varies for each image by itself: what that gains, and whether it follows the image."""
+"""Choose the varied number of a study for each image: how much that gains, and whether it depends on the image."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .comparison import Comparison
 from .study_design import Study, Variant
 
 CONFIDENCE = 0.95
-"""Of all intervals here, which are bootstraps over images."""
+"""Coverage of all intervals here, which are bootstraps over images."""
 CUTOFFS = {"with DC": True, "without DC": False}
-"""The image's cut-offs, and whether its mean counts as energy."""
-_FEWEST = 4  # images, below which a correlation has no interval
+"""The image's cut-offs by name, and whether its mean counts as energy."""
+_FEWEST = 4  # least number of images for an interval of a correlation
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference over images, above 0 where the images' own choices are better.
+    """A mean difference over images, positive if the images' own choices are better.
 
     Attributes:
         estimate: the mean with its standard error.
-        interval: of the mean; None for one image.
+        interval: interval of the mean; None for one image.
     """
 
     estimate: Estimate
@@ -45,15 +45,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better each image's own choice is by one score, chosen by that one or by another.
+    """The gain in one score of choosing per image, by the same score or another.
 
     Attributes:
-        chosen_by: the score that chooses: the best of each image, and the best of the mean.
-        judged_by: the score that is compared. Where it is the one that chose, the gain is optimistic: the best of many
-            noisy scores lies above its expectation.
-        over_single: against the one that is best for the mean of all images.
-        over_dealt: against the same choices dealt to the other images, on average: what it is worth that a choice is
-            the image's own. Where this is 0, ``over_single`` says how the values differ, and not the images.
+        chosen_by: the score by which the best value is chosen, for each image and for the mean.
+        judged_by: the score that is compared. If it also chose, the gain is optimistic: the best of many noisy scores
+            lies above its expectation.
+        over_single: gain over the value that is best for the mean of all images.
+        over_dealt: mean gain over the same values assigned to other images: the benefit of an image's own choice. If it
+            is 0, ``over_single`` shows only that values differ, not images.
     """
 
     chosen_by: Score
@@ -67,8 +67,8 @@ class Correlation:
     """Spearman's rank correlation over images.
 
     Attributes:
-        value: in [-1, 1]; None where one of the two is the same for all images.
-        interval: None without a value, or for fewer than four images.
+        value: in [-1, 1]; None if one of the two is constant over the images.
+        interval: interval of the value; None without a value, or for fewer than four images.
         n: the number of images.
     """
 
@@ -79,18 +79,18 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice among the variants of one line: those of a study that vary one number.
+    """The choice among the variants of one line, which vary one number.
 
     Attributes:
         axis: the number that is varied.
         series: the line.
-        chosen_by: the score of ``best`` and ``single``: insertion − deletion, where it is measured.
-        best: each image's best value of the number, the smallest of equally good ones.
+        chosen_by: the score of ``best`` and ``single``: insertion − deletion, if it is measured.
+        best: each image's best value of the number, on a tie the smallest.
         single: the value that is best for the mean of the images.
-        score: that mean, by ``chosen_by``.
-        gains: of ``best`` over ``single``, by the score that chose first, then each score chosen by each other one.
-        agreements: by two scores' names, whether they choose alike.
-        relations: by the name of a cut-off, of ``best`` to it.
+        score: the mean of ``chosen_by`` for ``single``.
+        gains: gains of ``best`` over ``single``: first of ``chosen_by``, then of each score chosen by each other.
+        agreements: rank correlation of the choices by two scores, by their names.
+        relations: rank correlation of ``best`` with a cut-off, by the cut-off's name.
     """
 
     axis: str
@@ -105,12 +105,12 @@ class Choice:
 
 
 def choices_of(study: Study, comparison: Comparison, cutoffs: Mapping[str, Sequence[float]]) -> list[Choice]:
-    """Choose per image along each of a study's lines with at least two variants; none without images.
+    """Choose per image along each of a study's lines with at least two variants; empty without images.
 
     Args:
-        study: whose variants were compared.
-        comparison: their scores.
-        cutoffs: by name, the cut-off of each image of the comparison; NaN where it is not known.
+        study: the study whose variants were compared.
+        comparison: the comparison with their scores.
+        cutoffs: by name, the cut-off of each image of the comparison; NaN if unknown.
     """
     lines: dict[tuple[str, str], list[Variant]] = {}
     for variant in study.variants:
@@ -155,7 +155,7 @@ def _choice(line: Sequence[Variant], comparison: Comparison, cutoffs: Mapping[st
 
 
 def _first_best(merit: Tensor) -> Tensor:
-    """Find the row of each column's largest value; of equal ones the first, as ``argmax`` promises."""
+    """Find the row of each column's largest value, on a tie the first, as ``argmax`` guarantees."""
     return merit.argmax(0)
 
 
@@ -181,7 +181,7 @@ def _difference(own: Tensor, other: Tensor) -> Difference:
 
 
 def correlation(a: Tensor, b: Tensor) -> Correlation:
-    """Compute the rank correlation of two numbers per image, with the percentile interval of a bootstrap over images.
+    """Compute the rank correlation of two numbers per image, with a percentile bootstrap interval over images.
 
     Args:
         a: (n,), finite.
@@ -205,7 +205,7 @@ def _ends(interval: Tensor | None) -> tuple[float, float] | None:
 
 
 def tau_of(study: Study) -> float:
-    """Read the share of the energy inside the images' cut-offs: the variants', or the default where it is varied."""
+    """Read the energy share tau of the images' cut-offs: the variants', or the default if it is varied."""
     found = {float(variant.options.get("tau", FAMPEConfig.tau)) for variant in study.variants if variant.axis}
     return found.pop() if len(found) == 1 else FAMPEConfig.tau
 
@@ -214,7 +214,7 @@ def image_cutoffs(classifier: Classifier, paths: Sequence[Path], tau: float) -> 
     """Find the energy cut-offs of image files as FAMPE does, in cycles over the shorter side.
 
     Args:
-        classifier: whose transform reads them.
+        classifier: the model, whose transform reads them.
         paths: image files.
         tau: share of the energy, in (0, 1].
 
@@ -235,7 +235,7 @@ def _cutoff(image: Tensor, tau: float, include_dc: bool) -> float:
 
 
 def choices_json(choices: Sequence[Choice], cutoffs: Mapping[str, Sequence[float]], tau: float) -> dict[str, Any]:
-    """Give all as values that JSON takes; the lists have an entry per image, in the order of the study's images."""
+    """Return all choices as values for JSON; lists have an entry per image, in the order of the study's images."""
     return {
         "tau": tau,
         "confidence": CONFIDENCE,
@@ -266,7 +266,7 @@ def choices_json(choices: Sequence[Choice], cutoffs: Mapping[str, Sequence[float
 
 
 def choices_rows(choices: Sequence[Choice], tau: float) -> list[list[str]]:
-    """List the rows of a table, the head first: a column per line of the study, ends of intervals in brackets."""
+    """List the rows of a table, header first: a column per line of the study, with intervals in brackets."""
     titles = {gain.judged_by.name: gain.judged_by.title for gain in choices[0].gains}
     rows = [
         ["chosen per image", *map(line_name, choices)],
@@ -292,7 +292,7 @@ def choices_rows(choices: Sequence[Choice], tau: float) -> list[list[str]]:
 
 
 def choices_table(choices: Sequence[Choice], tau: float) -> str:
-    """Write the rows as a Markdown table, with a sentence that says how to read them."""
+    """Write the rows as a Markdown table, with a sentence that explains them."""
     head, *others = (f"| {' | '.join(row)} |" for row in choices_rows(choices, tau))
     count = len(choices[0].best)
     intro = (

@@ -1,4 +1,4 @@
-"""Define the studies of the catalog: FAMPE's numbers, one or two at a time, against AttEXplore."""
+"""Define the studies of the catalog, which vary one or two of FAMPE's parameters and compare with AttEXplore."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Budget:
     Attributes:
         steps: T.
         samples: N.
-        seed: of the random numbers.
-        options: of FAMPE, for every variant that does not vary them itself.
+        seed: seed of the random numbers.
+        options: options of FAMPE for the variants that do not vary them.
     """
 
     steps: int = 10
@@ -31,20 +31,20 @@ class Budget:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def fampe(self, label: str, axis: str = "", value: float = 0.0, series: str = "fampe", **options: Any) -> Variant:
-        """Make a variant of FAMPE's path, without depths, with some options of its own."""
+        """Make a variant of FAMPE's path, without depths, with its own options."""
         return Variant(label, "fampe", {**self.path(), "views": 0, **self.options, **options}, axis, value, series)
 
     def fampe_in(self, passes: int) -> Variant:
-        """Make the variant of FAMPE as it is used with a number of passes."""
+        """Make the variant of FAMPE with a number of passes."""
         options = {**self.options, "seed": self.seed, **FAMPEConfig.budget(passes)}
         return Variant(f"fampe, {passes} {'pass' if passes == 1 else 'passes'}", "fampe", options)
 
     def baseline(self) -> Variant:
-        """Make the variant that others are compared with: AttEXplore at the same number of passes."""
+        """Make the reference variant: AttEXplore with the same number of passes."""
         return Variant("attexplore", "attexplore", self.path())
 
     def path(self) -> dict[str, Any]:
-        """Give the options of every path method."""
+        """Return the options of every path method."""
         return {"steps": self.steps, "samples": self.samples, "seed": self.seed}
 
 
@@ -65,7 +65,7 @@ def methods_study(budget: Budget) -> Study:
 
 
 def peers_study(budget: Budget) -> Study:
-    """Compare the methods, Captum's too, at the same number of passes and at fewer."""
+    """Compare methods, including Captum's, with the same number of passes and fewer."""
     passes = budget.steps * budget.samples
     return Study(
         "peers", "Which method, at the same number of passes and at fewer?",
@@ -96,7 +96,7 @@ def peers_study(budget: Budget) -> Study:
 
 
 def tokens_study(budget: Budget) -> Study:
-    """Compare the attention of token models with methods that take every model."""
+    """Compare the attention of token models with methods for all models."""
     return Study(
         "tokens", "What is a transformer's attention worth as a map?",
         (
@@ -110,7 +110,7 @@ def tokens_study(budget: Budget) -> Study:
 
 
 def forgrad_study(budget: Budget) -> Study:
-    """Filter the maps of gradient methods as FORGrad does, beside RISE with more and more masks."""
+    """Compare gradient methods with and without FORGrad's filter, and RISE with increasing numbers of masks."""
     passes = budget.steps * budget.samples
     filtered = [
         Variant(f"{name}{', FORGrad' if prefix else ''}", f"{prefix}{name}", options)
@@ -135,7 +135,7 @@ def _floors(budget: Budget) -> tuple[Variant, ...]:
 
 
 def explorer_study(budget: Budget) -> Study:
-    """Let another model decide the steps."""
+    """Compare paths whose steps are decided by another model."""
     variants = [
         Variant(f"{name}, other explorer", name, path, explored=True)
         for name, path in (("attexplore", budget.path()), ("fampe", {**budget.path(), "views": 0, **budget.options}))
@@ -157,7 +157,7 @@ def alpha_study(budget: Budget) -> Study:
 
 
 def cutoff_study(budget: Budget) -> Study:
-    """Vary where the bands are told apart: by energy, or at a fixed radius."""
+    """Vary the cut-off between the bands, by energy or at a fixed radius."""
     by_energy = [
         budget.fampe(
             f"tau={tau:g}, {'with' if dc else 'without'} DC",
@@ -219,7 +219,7 @@ def define_study(name: str, budget: Budget | None = None) -> Study:
         budget: steps, samples, seed and options that its variants share; default: AttEXplore's T = 10, N = 20.
 
     Raises:
-        ValueError: an unknown name, or options of depths for variants that look at none.
+        ValueError: an unknown name, or options of depths for variants without views.
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known are {', '.join(STUDIES)}")
@@ -228,12 +228,12 @@ def define_study(name: str, budget: Budget | None = None) -> Study:
     given = [option for option in DEPTH_OPTIONS if option in budget.options]
     if given and not any(variant.options.get("views") for variant in study.variants):
         raise ValueError(
-            f"no variant of the study {name!r} looks at depths: give views=1 or 2, or leave out {', '.join(given)}"
+            f"no variant of the study {name!r} has views: give views=1 or 2, or leave out {', '.join(given)}"
         )
     return replace(study, variants=tuple(_without_idle_options(variant) for variant in study.variants))
 
 
 def _without_idle_options(variant: Variant) -> Variant:
-    """Leave a variant without views no option of depths."""
+    """Remove the options of depths from a variant without views."""
     idle = () if variant.options.get("views") else DEPTH_OPTIONS
     return replace(variant, options={name: value for name, value in variant.options.items() if name not in idle})

@@ -1,4 +1,4 @@
-"""Define what a study is: variants of methods that differ in a number."""
+"""Define studies: variants of methods that differ in a number."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Variant:
     """One setting of one method.
 
     Attributes:
-        label: names it in tables and records; no two of a study are alike.
+        label: unique name in tables and records.
         method: a name of ``create_method``.
-        options: of the method.
-        axis: the name of the number that is varied, a panel of the plot; empty for a setting without one.
-        value: that number.
-        series: the line of the plot it belongs to.
+        options: options of the method.
+        axis: name of the varied number, a panel of the plot; empty for a setting without one.
+        value: value of the varied number.
+        series: the variant's line in the plot.
         explored: whether another model decides the steps.
     """
 
@@ -32,15 +32,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the variants that answer it.
+    """A question and its variants.
 
     Attributes:
-        name: of the study.
-        question: what it asks, a sentence.
-        variants: the first one is what the others are compared with.
+        name: name of the study.
+        question: the question, a sentence.
+        variants: the variants; the others are compared with the first.
 
     Raises:
-        ValueError: no variant, or two with one label.
+        ValueError: no variant, or two with the same label.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Study:
     variants: tuple[Variant, ...]
 
     def only(self, labels: Sequence[str]) -> Study:
-        """Keep the first variant and those of these labels.
+        """Select the first variant and those with these labels.
 
         Raises:
             ValueError: a label that no variant has.

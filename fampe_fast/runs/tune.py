@@ -1,4 +1,4 @@
-"""Tune FORGrad's cut-off over image files: every map and score is on disk once it is found."""
+"""Tune FORGrad's cut-off over image files, storing maps and scores as they are found."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def tuning_outputs(out: Path) -> list[Output]:
-    """List what ``tune_files`` writes.
+    """List the files that ``tune_files`` writes.
 
     Raises:
-        ValueError: ``cutoffs.json`` is there and holds something else.
+        ValueError: an existing ``cutoffs.json`` has other content.
     """
     if (out / "cutoffs.json").exists():
         read_cutoffs(out / "cutoffs.json")
@@ -61,12 +61,12 @@ def tuning_outputs(out: Path) -> list[Output]:
 
 @dataclass
 class Tuning:
-    """The outcomes of a search over files.
+    """The results of a search over files.
 
     Attributes:
-        results: by method, those that are finished.
-        failures: images left out, of all methods or of the one that is named.
-        files: what was written of the results, by name.
+        results: finished results, by method.
+        failures: images that were left out, for all methods or for the named one.
+        files: names of the written files.
     """
 
     results: dict[str, TunedCutoff] = field(default_factory=dict)
@@ -91,44 +91,44 @@ def tune_files(
     on_done: Callable[[int], None] = lambda count: None,
     on_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> Tuning:
-    """Tune the cut-off of several methods over image files; ``out/cutoffs.json``, with the curves in ``cutoffs.png``.
+    """Tune the cut-off of several methods over image files; write ``out/cutoffs.json`` and the curves, ``cutoffs.png``.
 
-    Where the file holds outcomes of several models, of one filter and protocol, ``models.png`` has their curves.
+    If the file has results of several models for one filter and protocol, ``models.png`` has their curves.
 
-    A method's outcome is written as soon as it is found: an interrupt costs the methods that are not. Maps (in
-    ``out/maps``, until the method's outcome is found) and scores (``out/cutoffs.jsonl``) are on disk as soon as a batch
-    has them, and are not computed again for the same image, id, target, model and settings. An image that a method
-    fails on is left out of that method's curve.
+    A method's result is written at once, so that an interrupt loses only unfinished methods. Maps (in ``out/maps``,
+    until the method's result is found) and scores (``out/cutoffs.jsonl``) are stored after every batch, and are not
+    computed again for the same image, id, target, model and settings. An image on which a method fails is left out of
+    that method's curve.
 
     Args:
         classifier: the model.
         methods: by name, made for this classifier.
-        paths: image files; all that can be read are kept in memory.
-        out: folder, made if missing; earlier outcomes in its ``cutoffs.json`` stay.
-        targets: the class of each file; None takes the model's own choice.
-        image_ids: what names each file in the random stream, unique, 0 to 2^32 - 2; default: its place in ``paths``.
-        protocol: of insertion and deletion, by name.
+        paths: image files; all readable ones are kept in memory.
+        out: folder, made if missing; earlier results in its ``cutoffs.json`` are kept.
+        targets: class of each file; None uses the model's prediction.
+        image_ids: unique id of each file in the random stream, 0 to 2^32 - 2; default: its position in ``paths``.
+        protocol: name of the protocol of insertion and deletion.
         metric_steps: steps of insertion and deletion.
         signed: filter the maps' signed mean over channels, not its absolute value.
-        batch_size: images explained together.
+        batch_size: number of images explained together.
         internal_batch_size: samples per model pass.
-        on_stage: called with what begins and about how many units it has.
-        on_done: called with the number of units just finished.
-        on_failure: called for an image left out.
+        on_stage: called at the start of each stage with its name and approximate number of units.
+        on_done: called with the number of newly finished units.
+        on_failure: called for each image that is left out.
 
     Returns:
         The ``Tuning``.
 
     Raises:
         ValueError: a file of another content, an unknown protocol, too few steps, image ids that are not unique or out
-            of range, or an output would replace an image or a file of another's.
+            of range, or an output would replace an image or a foreign file.
         OSError: the results cannot be written.
     """
     metric_steps = check_count("metric_steps", metric_steps)
     resolve_protocol(protocol)
     check_outputs(tuning_outputs(out), paths)
     if (out / "cutoffs.json").exists():
-        outcomes_in(out / "cutoffs.json")  # which will be drawn beside what is found
+        outcomes_in(out / "cutoffs.json")  # which will be drawn beside the new result
     image_ids = check_run_ids(paths, image_ids)
     for folder in (out, out / "maps"):
         remove_leftovers(folder)
@@ -181,7 +181,7 @@ def tune_files(
                 on_stage(f"{name}: cut-offs", tries)
                 try:
                     curve = search_radii(partial(search.mean, explained), side, UpTo(tries, on_done))
-                except ImagesLostError:  # every radius is judged by the same images: once more without them
+                except ImagesLostError:  # score all radii on the same images: start again
                     explained = [part for part in explained if part.items]
             if curve is None:
                 continue
@@ -200,7 +200,7 @@ def tune_files(
 
 @dataclass(frozen=True)
 class _SearchOverFiles:
-    """Keep the maps and scores of one method on disk as soon as a batch has them."""
+    """Stores the maps and scores of one method after every batch."""
 
     method: AttributionMethod
     classifier: Classifier
@@ -212,7 +212,7 @@ class _SearchOverFiles:
     internal_batch_size: int | None
 
     def explain(self, group: Group) -> None:
-        """Find the maps of a group's images, and the scores of the maps as they are."""
+        """Make the maps of a group's images, and score the unfiltered maps."""
 
         def work(batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
             chosen = targets_of_batch(self.classifier, batch, self.targets)
@@ -231,11 +231,11 @@ class _SearchOverFiles:
         group.settle(lambda item: self.records.get(self.context, item) is not None, work, keep)
 
     def unfiltered(self, items: Sequence[Item]) -> list[float]:
-        """List the scores of the maps as they are."""
+        """List the scores of the unfiltered maps."""
         return [float(found_of(self.records, self.context, item)["unfiltered"]) for item in items]
 
     def mean(self, groups: Sequence[Group], radius: int) -> Estimate:
-        """Score the maps filtered with a radius; ``ImagesLostError`` where images fail, which are then gone."""
+        """Score the maps filtered with a radius; ``ImagesLostError`` if images fail, which are then removed."""
         judge = partial(self._scores, radius=radius)
         return mean_and_error(scores_of(groups, self.records, self.context, f"radius {radius}", judge))
 
@@ -244,7 +244,7 @@ class _SearchOverFiles:
         chosen = torch.tensor(targets, device=batch.images.device)
         if all(self.store.holds(self.context, item) for item in items):
             maps = torch.stack([self.store.load(self.context, item) for item in items]).to(batch.images.device)
-        else:  # removed once the outcome was found, which more images may have made another one
+        else:  # removed once the result was found, which may change with more images
             maps = self._maps(batch, chosen)
         return self.judge(batch.images, chosen, maps, radius)
 
@@ -260,11 +260,11 @@ def _figure(tuning: Tuning) -> Figure:
 
 
 def models_figure(path: Path, latest: TunedCutoff) -> Figure | None:
-    """Draw the curves of all models in a file (as figure 5B of arXiv 2307.09591); None where it holds one alone.
+    """Draw the curves of all models in a file (as in figure 5B of arXiv 2307.09591); None if it has only one.
 
     Args:
-        path: what ``TunedCutoff.save`` wrote.
-        latest: one of its outcomes; those of another filter or protocol are not comparable with it and left out.
+        path: a file written by ``TunedCutoff.save``.
+        latest: one of its results; those of another filter or protocol are not comparable and are left out.
     """
     alike = [found for found in outcomes_in(path) if (found.signed, found.protocol) == (latest.signed, latest.protocol)]
     if len({found.model for found in alike}) < 2:

@@ -1,1 +1,1 @@
-"""Run passes of a model: chunks that fit, compilation, precision, what its output means, and what a caller has set."""
+"""Run model passes: batch sizes that fit, compilation, precision, meaning of the output, isolation from the caller."""

@@ -1,4 +1,4 @@
-"""Find a model's spatial activations without a layer's name, and capture them in a pass."""
+"""Find a model's spatial activations without layer names, and capture them in a pass."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .per_model import cache_of
 
 Layout = Literal["nchw", "nhwc", "tokens"]
 
-# Class, distillation and register tokens that may stand before an image's own.
+# Class, distillation and register tokens that may precede the image's own.
 _MOST_PREFIX_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A module's output that has places in the image.
+    """A module's output with spatial positions that correspond to places in the image.
 
     Attributes:
         name: the module's name in the model; the name of its class where it is not registered there.
         call: which of the module's calls in a pass, from 0.
         layout: ``nchw``, ``nhwc``, or ``tokens`` (B, N, C).
-        prefix: tokens before the image's own.
-        size: (h, w), places.
-        channels: C.
+        prefix: number of tokens before the image's own.
+        size: (h, w) of its spatial positions.
+        channels: number of channels, C.
         module: the module, weakly held.
-        overwritten: whether the model then changes the output in place.
-        begins: whether a graph that begins at the output has all that is computed of it: nothing of that was computed
-            before the module returned it, and it is not overwritten.
+        overwritten: whether the model changes the output in place afterwards.
+        begins: whether an autograd graph can begin at the output: nothing was computed from it before the module
+            returned it, and it is not overwritten.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Activation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The output's shape for an image, without the batch."""
+        """The output's shape for one image, without the batch dimension."""
         if self.layout == "tokens":
             return self.prefix + math.prod(self.size), self.channels
         return (self.channels, *self.size) if self.layout == "nchw" else (*self.size, self.channels)
@@ -73,19 +73,19 @@ class Activation:
 
 
 def find_activations(model: Model, images: Tensor, probed: ModelInfo | None = None) -> tuple[Activation, ...]:
-    """Find the activations that all of an image's evidence passes through, in the order of a pass.
+    """Find the activations that every path from the image to the output passes through, in the order of a pass.
 
     An activation counts if every path of the autograd graph from the image to the output leads through it, if it has
-    more than one place, and if some place's gradient is not zero: behind a class token's head, the last block's other
-    tokens get none. A pass of the first image tells, once for each kind of image.
+    more than one spatial position, and if some position's gradient is not zero: behind a class token's head, the last
+    block's other tokens get none. This is found in one pass of the first image, once for each image shape and dtype.
 
     Args:
         model: classifier in pixel space, in evaluation mode.
         images: (B, C, H, W), B at least 1.
-        probed: what is known of the model.
+        probed: the model's ``ModelInfo``.
 
     Returns:
-        The activations; of several modules that return one and the same, the outermost. There may be none.
+        The activations, possibly none; where several modules return the same tensor, that of the outermost.
     """
     return _remembered(model, images, probed, (), _cut_activations)
 
@@ -98,21 +98,21 @@ def named_activations(
     Args:
         model: an nn.Module, classifier in pixel space, in evaluation mode.
         images: (B, C, H, W), B at least 1.
-        names: as ``model.named_modules()`` has them, "layer3.1"; "act#1" is the second call of "act" in a pass.
-        probed: what is known of the model.
+        names: names in ``model.named_modules()``, such as "layer3.1"; "act#1" is the second call of "act" in a pass.
+        probed: the model's ``ModelInfo``.
 
     Raises:
         TypeError: the model is no nn.Module.
-        ValueError: a name that does not exist, a module that does not run or runs more than once where no call is
-            named, one whose output has no places in the image, or has no gradient.
+        ValueError: a name that does not exist; a module that does not run, or runs more than once where the name
+            gives no call; one whose output has no spatial positions, or has no gradient.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"layers have names in an nn.Module, and the model is a {type(model).__name__}")
+        raise TypeError(f"layer names need an nn.Module, but the model is a {type(model).__name__}")
     return _remembered(model, images, probed, tuple(names), partial(_named, names=names))
 
 
 def layer_of(model: Model, name: str) -> nn.Module:
-    """Look up a layer by its name, with or without the number of a call.
+    """Look up a layer by its name, with or without a call number.
 
     Raises:
         ValueError: a name that does not exist.
@@ -133,7 +133,7 @@ def _remembered(
 ) -> tuple[Activation, ...]:
     probed = probe(model, images) if probed is None else probed
     known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations")
-    # Of other callables than modules the modules tell that ran when they were probed, as they are in every call.
+    # Other callables are identified by the modules that ran when they were probed, which is done in every call.
     modules = [model] if isinstance(model, nn.Module) else [hidden() for hidden in probed.hidden]
     parts = tuple(parameter.shape for module in modules if module is not None for parameter in module.parameters())
     key = images.device, input_dtype(model), images.shape[1:], parts, names, probed.hidden
@@ -146,14 +146,14 @@ def _remembered(
 
 
 class _Wanted(NamedTuple):
-    """A module, and by the number of its call the place of the activation that is wanted of it."""
+    """A module whose activations are wanted, and for each call number the activation's index in the list."""
 
     module: nn.Module
     places: dict[int, int]
 
 
 def _wanted_calls(activations: Sequence[Activation]) -> dict[int, _Wanted]:
-    """List the modules that activations are wanted of, by their ids; those that are gone are left out."""
+    """Map the ids of the modules whose activations are wanted to them; modules that no longer exist are left out."""
     wanted: dict[int, _Wanted] = {}
     for place, one in enumerate(activations):
         module = one.module()
@@ -166,9 +166,9 @@ class Captured(NamedTuple):
     """An activation in one pass.
 
     Attributes:
-        output: of the module, as it returned it; the model may have it changed since, unless it was known to.
-        edge: where the output lies in autograd's graph; ``torch.autograd.grad`` takes it in place of the output.
-        version: of the output when the module returned it.
+        output: the module's output; the model may have changed it in place since.
+        edge: the output's place in autograd's graph; ``torch.autograd.grad`` takes it in place of the output.
+        version: the output's version counter when the module returned it.
     """
 
     output: Tensor
@@ -185,8 +185,8 @@ class Capture:
     """The activations of one pass.
 
     Attributes:
-        found: by the activation's place in the list; None until its module has run, and given a tensor in a graph.
-        wanted: as of ``_wanted_calls``.
+        found: by the activation's index; None until its module has run and returned a tensor with a gradient.
+        wanted: as from ``_wanted_calls``.
     """
 
     def __init__(self, activations: Sequence[Activation]) -> None:
@@ -215,10 +215,10 @@ class Capture:
 
 @contextmanager
 def capture(activations: Sequence[Activation]) -> Iterator[Capture]:
-    """Capture the activations of the one pass that is made inside, in this thread; no hook stays behind.
+    """Capture the activations of the one pass made inside the context, in this thread; its hooks are then removed.
 
-    Where the images and the parameters need no gradient, autograd's graph begins at the activations that ``begins``
-    says so of: what the model computes before them is neither kept nor differentiated.
+    Where the images and the parameters need no gradient, autograd's graph begins at the activations whose ``begins``
+    is set: earlier operations are neither stored nor differentiated.
     """
     captured = Capture(activations)
     with ExitStack() as hooks:
@@ -228,14 +228,13 @@ def capture(activations: Sequence[Activation]) -> Iterator[Capture]:
 
 
 class Tap:
-    """Adds zeros to activations while a pass is being compiled, as the compiler has no gradients of what lies inside.
+    """Adds zeros to activations in a compiled pass, where gradients of intermediate tensors cannot be asked for.
 
-    A gradient with respect to the zeros is that of the activation. The hooks are there while a pass is made, and act
-    between ``start`` and ``finish`` alone, which the compiler sees and nobody else: in a pass that it does not look at,
-    or that another thread makes, there are no zeros.
+    The gradient with respect to the zeros is that of the activation. The hooks act only between ``start`` and
+    ``finish``, and only while the compiler traces: passes that run uncompiled or in another thread get no zeros.
 
     Attributes:
-        activations: that are tapped.
+        activations: those that get zeros.
     """
 
     def __init__(self, activations: Sequence[Activation]) -> None:
@@ -257,14 +256,14 @@ class Tap:
         self._zeros, self._calls, self._outputs = zeros, {}, {}
 
     def finish(self) -> list[Tensor]:
-        """End it, and give the activations that it has made; nothing of it is kept."""
+        """End the pass and return its activations, keeping no reference to them."""
         found = [self._outputs[place] for place in range(len(self._zeros))]
         self._zeros, self._calls, self._outputs = (), {}, {}
         return found
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Hold the hooks, once for all threads that are inside; none stays behind."""
+        """Install the hooks, once for all threads inside the context; the last one removes them."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -300,7 +299,7 @@ class Tap:
 
 @contextmanager
 def uncompiled(model: Model) -> Iterator[None]:
-    """Run what the user has compiled as it is, because the compiler leaves hooks out; several threads may be inside."""
+    """Run the user's compiled modules uncompiled, as compiled ones skip hooks; several threads may be inside."""
     if not holds_compiled(model):
         yield
         return
@@ -328,7 +327,7 @@ _STANCES: list[Any] = []
 
 
 class _Call(NamedTuple):
-    """A module's call: its output, where this lay in the graph when it was returned, and which node was the next."""
+    """A module's call: its output, the output's place in the graph on return, and the number of the next node."""
 
     module: nn.Module
     number: int
@@ -361,7 +360,7 @@ class _Pass:
                 edge, next_node = get_gradient_edge(tensor), torch._C._autograd._get_sequence_nr()
                 self.calls.append(_Call(module, number, tensor, edge, tensor._version, next_node))
 
-        # A program has no hooks; a module alone may hold others where they are not registered.
+        # An exported program has no hooks; only modules may hold others that are not registered.
         own = [module for _, module in _modules_of(model) if not isinstance(module, torch.jit.ScriptModule)]
         with frozen_parameters(model), torch.enable_grad(), uncompiled(model):
             self.leaf = image.detach().clone().requires_grad_(True)
@@ -375,7 +374,7 @@ class _Pass:
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        """The sizes of the pass's outputs (1, C, h, w), the coarsest first: those of patches among them."""
+        """The sizes of the pass's outputs (1, C, h, w), patch grids among them, coarsest first."""
         height, width = self.image.shape[-2:]
         sizes = {
             (one.output.shape[2], one.output.shape[3])
@@ -386,7 +385,7 @@ class _Pass:
 
     @cached_property
     def first_uses(self) -> dict[Node, int]:
-        """The number in autograd's sequence of the first node that used what a node made; of those to the output."""
+        """For each node, the autograd sequence number of the first node towards the output that used its result."""
         first: dict[Node, int] = {}
         for node, befores in nodes_between(self.output, self.leaf).items():
             for before in befores:
@@ -394,7 +393,7 @@ class _Pass:
         return first
 
     def activation(self, one: _Call, name: str) -> Activation | None:
-        """Describe the output of a call; None where it has no places in the image."""
+        """Describe the output of a call; None if it has no spatial positions."""
         shape = _shape_of(one.output, self.image, self.grids)
         if shape is None:
             return None
@@ -419,7 +418,7 @@ def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
         place = cut.get(one.edge.node)
         activation = None if place is None else seen.activation(one, names.get(one.module, type(one.module).__name__))
         if place is not None and activation is not None:
-            # An outer module's hook runs after those of the modules inside, so that it takes their place.
+            # An outer module's hook runs after those of its inner modules, and so replaces their entry.
             found[place] = activation, one.edge
     ordered = [found[place] for place in sorted(found, reverse=True)]
     gradients = seen.gradients([edge for _, edge in ordered])
@@ -444,19 +443,19 @@ def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
                 raise ValueError(f"the layer {own!r} has no call {number!r} in a pass: they count from 0")
         if len(calls) > 1:
             raise ValueError(
-                f"the layer {own!r} runs {len(calls)} times in a pass: say which, {own}#0 to {own}#{len(calls) - 1}"
+                f"the layer {own!r} runs {len(calls)} times in a pass: choose {own}#0 to {own}#{len(calls) - 1}"
             )
         place, one = calls[0]
         activation = seen.activation(one, name)
         if activation is None:
             raise ValueError(
-                f"the layer {own!r} gives {tuple(one.output.shape)} for an image, which has no places in it: name one "
-                "with places, (1, C, h, w), (1, h, w, C) or (1, tokens, C), more than 1 x 1 of them"
+                f"the layer {own!r} gives {tuple(one.output.shape)} for an image, without spatial positions: name one "
+                "of shape (1, C, h, w), (1, h, w, C) or (1, tokens, C), with more than 1 x 1 positions"
             )
         (gradient,) = seen.gradients([one.edge])
         if gradient is None or not bool((activation.spatial(gradient) != 0).any()):
             raise ValueError(
-                f"the layer {own!r} has no gradient at the places of the image (behind a class token's head, the last "
+                f"the layer {own!r} has no gradient at any image position (behind a class token's head, the last "
                 "block's other tokens have none): name an earlier one"
             )
         found[place] = activation
@@ -468,7 +467,7 @@ def _modules_of(model: Model) -> list[tuple[str, nn.Module]]:
 
 
 def _tensor_in(output: object) -> Tensor | None:
-    """Take the tensor out of a module's output; a tuple may hold it first, as those of Hugging Face's layers do."""
+    """Take the tensor out of a module's output, the first entry of a tuple (as in Hugging Face's layers)."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
@@ -477,12 +476,12 @@ def _tensor_in(output: object) -> Tensor | None:
 def _shape_of(
     output: Tensor, image: Tensor, grids: Sequence[tuple[int, int]] = ()
 ) -> tuple[Layout, int, tuple[int, int], int] | None:
-    """Read (layout, prefix, size, channels) from a tensor's shape; None where it has no places in the image.
+    """Read (layout, prefix, size, channels) from a tensor's shape; None if it has no spatial positions.
 
     Args:
-        output: of a module, for one image.
+        output: output of a module for one image.
         image: (1, C, H, W).
-        grids: of the pass's patches, which say how tokens lie: their number alone may fit several grids.
+        grids: sizes of the pass's patch grids, which tell how tokens are arranged: their number may fit several.
     """
     height, width = image.shape[-2:]
     shape = tuple(output.shape)
@@ -508,7 +507,7 @@ def _shape_of(
 
 
 def _like(size: tuple[int, int], height: int, width: int) -> bool:
-    """Tell whether (h, w) is the image's size over some stride, up to rounding."""
+    """Tell whether (h, w) is the image's size divided by some stride, up to rounding."""
     h, w = size
     if not (1 <= h <= height and 1 <= w <= width) or h * w == 1:
         return False

@@ -1,4 +1,4 @@
-"""Walk autograd's graph between an output and the leaf that it was computed from."""
+"""Walk autograd's graph between an output and the leaf it was computed from."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Node = Any
 
 
 def nodes_between(output: Tensor, leaf: Tensor) -> dict[Node, list[Node]]:
-    """Find the nodes from which the leaf can be reached, each with the next ones on such ways.
+    """Find the nodes from which the leaf can be reached, each with its next nodes towards the leaf.
 
     Args:
-        output: what was computed; parameters may make it require a gradient without any way to the leaf.
-        leaf: what it may have been computed from.
+        output: a computed tensor; parameters may make it require a gradient without any path to the leaf.
+        leaf: the tensor it may have been computed from.
 
     Returns:
-        By node, the nodes after it on the way to the leaf, once each, starting at the output's own node; empty where
-        there is no way.
+        By node, the nodes after it on paths to the leaf, once each, starting at the output's own node; empty if there
+        is no path.
     """
     ahead: dict[Node, list[Node]] = {}
     reaching: set[Node] = set()
@@ -27,7 +27,7 @@ def nodes_between(output: Tensor, leaf: Tensor) -> dict[Node, list[Node]]:
     while waiting:
         node = waiting[-1]
         if node not in ahead:
-            # One that is not implemented has a way back, and no gradient.
+            # An operator without a backward formula has a node, but no gradient.
             blocked = node is None or "NotImplemented" in node.name()
             ahead[node] = [] if blocked else list(dict.fromkeys(before for before, _ in node.next_functions))
             waiting += [before for before in ahead[node] if before not in ahead]
@@ -39,14 +39,14 @@ def nodes_between(output: Tensor, leaf: Tensor) -> dict[Node, list[Node]]:
 
 
 def cut_nodes(output: Tensor, leaf: Tensor) -> list[Node]:
-    """List the nodes that every way from the output to the leaf passes, from the output on."""
+    """List the nodes that every path from the output to the leaf passes, in order from the output."""
     ahead = nodes_between(output, leaf)
     arrivals = dict.fromkeys(ahead, 0)
     for befores in ahead.values():
         for node in befores:
             arrivals[node] += 1
     ready = [output.grad_fn] if ahead else []
-    # Nodes that ways have come to and not gone on from: with one alone, all of them lead through it.
+    # Nodes reached but not yet followed: if there is only one, every path leads through it.
     open_nodes = set(ready)
     cut = []
     while ready:

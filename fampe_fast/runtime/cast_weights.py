@@ -1,4 +1,4 @@
-"""Hold a model's weights in a smaller type while a call lasts, where autocast would cast them anew in every pass.
+"""Cast a model's weights to a smaller type once per call, where autocast would cast them in every pass.
 
 Autocast casts the float32 weights of convolutions and linear layers whenever they are used. It keeps the casts of
 weights that need gradients, which those of a call do not, and its store belongs to the whole process.
@@ -17,8 +17,8 @@ from torch import nn
 from .model import Model
 from .model_probe import holds_compiled
 
-# Their forwards give the weights to an operator that autocast runs in the smaller type, and to no other. A subclass may
-# do more with them: it must be named here.
+# Their forward methods use the weights only in an operator that autocast runs in the smaller type. A subclass may
+# use them in other ways: it must be listed here.
 _LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -33,19 +33,19 @@ _OTHER_LAYERS = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.linear.Linea
 
 @contextmanager
 def cast_weights(model: Model, dtype: torch.dtype | None) -> Iterator[Model]:
-    """Give a twin of a model whose layers compute with weights that are cast already, for use under autocast.
+    """Give a twin of a model whose layers compute with weights that are already cast, for use under autocast.
 
-    Its output and its gradients are those of the model, to the bit. The model itself is left as it is, for other
+    Its output and its gradients are bitwise those of the model. The model itself is not changed, for other
     threads that use it: a twin consists of copies of the modules that hold such layers, and shares everything else,
     parameters, buffers and hooks among it. What a pass assigns to a module's attributes is handed to the model's own
     module when the context ends.
 
     Args:
-        model: whose parameters are frozen inside.
+        model: its parameters must be frozen inside.
         dtype: autocast's; None for none.
 
     Yields:
-        The twin; the model itself where there is nothing to cast, or where it holds what its owner has compiled.
+        The twin; the model itself if there is nothing to cast, or if it contains modules that its owner has compiled.
     """
     if dtype is None or not isinstance(model, nn.Module) or holds_compiled(model):
         yield model
@@ -67,14 +67,14 @@ class _Twins:
         self._copies: list[tuple[nn.Module, dict[str, Any], nn.Module]] = []
 
     def of(self, module: nn.Module) -> nn.Module:
-        """Make a module's twin; what holds no layer with weights to cast is its own."""
+        """Make a module's twin; a module without weights to cast is its own twin."""
         if id(module) not in self._known:
             self._known[id(module)] = module  # for one that holds itself
             self._known[id(module)] = self._layer(module) if _is_layer(module) else self._holder(module)
         return self._known[id(module)]
 
     def hand_back(self) -> None:
-        """Set the attributes that passes have set in twins in the modules."""
+        """Copy the attributes that passes have set in twins to the original modules."""
         for module, before, twin in self._copies:
             for name, value in vars(twin).items():
                 if name != "_modules" and (name not in before or before[name] is not value):
@@ -91,7 +91,7 @@ class _Twins:
         return twin
 
     def _holder(self, module: nn.Module) -> nn.Module:
-        if isinstance(module, torch.jit.ScriptModule):  # a program, whose parts are not Python's
+        if isinstance(module, torch.jit.ScriptModule):  # an exported program, whose parts are not Python modules
             return module
         parts = {name: None if part is None else self.of(part) for name, part in module._modules.items()}
         if all(parts[name] is part for name, part in module._modules.items()):
@@ -120,9 +120,9 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 class _TwinLayer:
-    """Stands before a layer's class in that of its twin.
+    """Precedes a layer's class among the base classes of its twin.
 
-    Whoever looks at the twin's weights finds the layer's own: a parent may do with them what autocast does not.
+    The twin's weights are the layer's own, uncast: a parent module may use them in ways that autocast does not cast.
     """
 
     _within: nn.Module
@@ -138,7 +138,7 @@ def _twin_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _copy_of(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """Copy a module without copying what it holds; its class may have ways of its own to copy."""
+    """Copy a module without copying its contents; its class may define its own way of copying."""
     twin: nn.Module = object.__new__(kind or type(module))
     vars(twin).update(vars(module))
     return twin

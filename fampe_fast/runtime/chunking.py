@@ -1,4 +1,4 @@
-"""Choose the images per model pass, and halve them once after an out-of-memory error, unless they are pinned."""
+"""Choose the number of images per model pass, and halve it once after an out-of-memory error, unless it is pinned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .per_model import cache_of
 
 Result = TypeVar("Result")
 
-# Of the free memory; the rest is for workspaces and fragmentation.
+# Share of the free memory to use; the rest is for workspaces and fragmentation.
 _SHARE = 0.8
 # The backward pass holds gradients of activations beside what the forward pass has saved.
 _BESIDE = 2
@@ -31,10 +31,10 @@ _pinned: ContextVar[bool] = ContextVar("pinned", default=False)
 
 @contextmanager
 def pinned_chunks() -> Iterator[None]:
-    """Take every size that is asked for as it is, for results that may not depend on the memory that was free.
+    """Never halve a chunk inside the context, for results that must not depend on the free memory.
 
     Raises:
-        torch.OutOfMemoryError: a call runs out of memory; it is not made again with a smaller size.
+        torch.OutOfMemoryError: a call runs out of memory; it is not repeated with a smaller size.
     """
     before = _pinned.set(True)
     try:
@@ -44,20 +44,20 @@ def pinned_chunks() -> Iterator[None]:
 
 
 class ChunkSize:
-    """Images per model pass, for one run.
+    """The number of images per model pass, for one run.
 
     Attributes:
-        size: how many at most.
+        size: the largest number of images in a pass.
     """
 
     def __init__(self, models: tuple[Model, ...], images: Tensor, size: int, kind: Hashable) -> None:
-        """Take a size, or the one that fitted before, if it is smaller.
+        """Take a size, or the one that fitted before if that is smaller.
 
         Args:
-            models: whose passes they are.
-            images: (B, C, H, W), what the passes are made of.
+            models: the models that are called.
+            images: (B, C, H, W), the images the passes are made of.
             size: images per pass, if they fit.
-            kind: of pass; what fitted is remembered for each.
+            kind: the kind of pass; the size that fitted is remembered for each kind.
         """
         self._models = models
         self._images = tuple(images.shape)
@@ -79,14 +79,14 @@ class ChunkSize:
         """Choose the size for forward and backward passes over samples of images.
 
         Args:
-            models: whose passes they are.
-            images: (B, C, H, W), what will be explained.
+            models: the models that are called.
+            images: (B, C, H, W), the images to explain.
             asked: the caller's choice; None for 8 on a CPU and 64 elsewhere, or as many as fit into the free memory.
-            precision: of the passes.
-            probed: what is known of the models, where they have been probed.
+            precision: the precision of the passes.
+            probed: the models' ``ModelInfo``, if they have been probed.
 
         Raises:
-            TypeError, ValueError: a choice that is no whole number of at least 1, or models that ``probe`` refuses.
+            TypeError, ValueError: a choice that is not a whole number of at least 1, or models that ``probe`` refuses.
         """
         size = chunk_size(asked, images.device)
         if len(images):
@@ -98,16 +98,16 @@ class ChunkSize:
 
     @classmethod
     def for_scores(cls, model: Model, images: Tensor, asked: int | None, probed: ModelInfo | None = None) -> ChunkSize:
-        """Choose the size for forward passes, which keep nothing.
+        """Choose the size for forward passes, which store nothing for a backward pass.
 
         Args:
-            model: whose passes they are.
-            images: (B, C, H, W), whose variants will be scored.
+            model: the model that is called.
+            images: (B, C, H, W), the images whose variants will be scored.
             asked: the caller's choice; None for 8 on a CPU and 64 elsewhere.
-            probed: what is known of the model, where it has been probed.
+            probed: the model's ``ModelInfo``, if it has been probed.
 
         Raises:
-            TypeError, ValueError: a choice that is no whole number of at least 1, or a model that ``probe`` refuses.
+            TypeError, ValueError: a choice that is not a whole number of at least 1, or a model that ``probe`` refuses.
         """
         size = chunk_size(asked, images.device)
         if len(images):
@@ -118,11 +118,11 @@ class ChunkSize:
         """Call with the size; after an out-of-memory error, call again with half of it, once in a run.
 
         Args:
-            call: makes passes of at most so many images.
-            rows: how many it cuts into passes, evenly (``even_parts``).
+            call: makes passes of at most the given number of images.
+            rows: the number of images it divides into passes, evenly (``even_parts``).
 
         Raises:
-            torch.OutOfMemoryError: the memory does not suffice for half of it either.
+            torch.OutOfMemoryError: half the size does not fit either.
         """
         try:
             return call(self.size)
@@ -132,16 +132,16 @@ class ChunkSize:
             tried = -(-rows // even_parts(rows, self.size))
             if self._halved or tried == 1:
                 raise
-        # Out here the traceback, which holds the call's tensors, is gone.
+        # Outside the except block the traceback, which holds the call's tensors, is gone.
         self._halve(tried)
         return call(self.size)
 
     def each(self, rows: int, call: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
-        """Call for one part of the rows after another, each as in ``run``, and yield the results.
+        """Call for one part of the rows after the other, each as in ``run``, and yield the results.
 
         Args:
-            rows: how many there are.
-            call: makes one pass of a slice of them; asked again for fewer where it ran out of memory.
+            rows: the number of rows.
+            call: makes one pass of a slice of them; called again with fewer after running out of memory.
         """
         begin = 0
         while begin < rows:
@@ -156,10 +156,10 @@ class ChunkSize:
 
     @contextmanager
     def advice(self) -> Iterator[None]:
-        """Say what to change where the memory does not suffice.
+        """Add advice to out-of-memory errors inside the context.
 
         Raises:
-            torch.OutOfMemoryError: in place of the one that says how many bytes were missing.
+            torch.OutOfMemoryError: with the advice, in place of torch's own.
         """
         try:
             yield
@@ -175,12 +175,12 @@ class ChunkSize:
             known[self._key] = self.size
         release_memory(self._device)
         warn(
-            f"out of memory with {tried} images per model pass: going on with {self.size}, in later calls with this "
+            f"out of memory with {tried} images per model pass: continuing with {self.size}, in later calls with this "
             f"model as well (set internal_batch_size={self.size} to avoid this)"
         )
 
     def _known(self) -> list[dict[Hashable, int]]:
-        """Look up each model's largest chunks that fitted after one that did not, by kind of pass."""
+        """Look up each model's largest chunk that fitted after a larger one did not, by kind of pass."""
         return [cache_of(model, "chunks that fit") for model in self._models if isinstance(model, nn.Module)]
 
 
@@ -188,16 +188,16 @@ def _at_most(size: int, asked: int | None, probed: ModelInfo) -> int:
     """Lower the size to 1 for a model that takes one image at a time.
 
     Raises:
-        ValueError: more was asked for than 1 of such a model.
+        ValueError: the caller chose more than 1 for such a model.
     """
     if not probed.single:
         return size
     if asked is not None and asked > 1:
         raise ValueError(
-            f"the model takes one image at a time ({probed.single}), and internal_batch_size is {asked}: give 1"
+            f"the model takes one image at a time ({probed.single}), but internal_batch_size is {asked}: set it to 1"
         )
     if asked is None:
-        warn(f"the model takes one image at a time ({probed.single}): every pass is of one (internal_batch_size=1)")
+        warn(f"the model takes one image at a time ({probed.single}): every pass has one image (internal_batch_size=1)")
     return 1
 
 
@@ -207,7 +207,7 @@ def even_parts(rows: int, size: int) -> int:
 
 
 def _that_fit(probed: ModelInfo, images: Tensor) -> int | None:
-    """Estimate how many samples the free memory holds, at least one; None where that is not known."""
+    """Estimate how many samples fit into the free memory, at least one; None if unknown."""
     saved, free = probed.saved_bytes, free_memory(images.device)
     if saved is None or free is None:
         return None
@@ -216,7 +216,7 @@ def _that_fit(probed: ModelInfo, images: Tensor) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Read the bytes that a device can still hand out; None where it does not say."""
+    """Read the free memory of a device in bytes; None where it cannot be read."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -1,4 +1,4 @@
-"""Run functions through ``torch.compile``, and plain where that fails."""
+"""Run functions through ``torch.compile``, and uncompiled where that fails."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def resolve_compile(wanted: Compile, device: torch.device) -> Literal["off", "on
 
 
 class Compiled:
-    """A function through ``torch.compile(fullgraph=True)``; once a call of that fails, the plain function serves.
+    """A function through ``torch.compile(fullgraph=True)``; after a call of it fails, the plain function is used.
 
     Attributes:
-        active: whether the compiled function serves.
+        active: whether the compiled function is used.
     """
 
     def __init__(self, function: Callable[..., Any], what: str, **options: Any) -> None:
@@ -46,8 +46,8 @@ class Compiled:
 
         Args:
             function: a plain function, closure or not.
-            what: its name in the warning.
-            options: of ``torch.compile``.
+            what: the function's name in the warning.
+            options: options of ``torch.compile``.
         """
         self.plain = function
         self.active = True
@@ -56,7 +56,7 @@ class Compiled:
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        """Call the compiled function, or the plain one once the compiler has failed.
+        """Call the compiled function, or the plain one after the compiler has failed.
 
         Raises:
             Whatever the plain function raises, and out-of-memory errors.
@@ -71,7 +71,7 @@ class Compiled:
             raise
         except Exception as error:
             self.active = False
-            result = self.plain(*args)  # raises what is the caller's mistake and not the compiler's
+            result = self.plain(*args)  # raises the caller's own mistakes
             reason = " ".join(str(error).split())
             warn(
                 f"torch.compile failed for {self._what}, which now runs uncompiled: "
@@ -81,9 +81,9 @@ class Compiled:
 
     def _first_call(self, settings: tuple[Any, ...], *args: Any) -> Any:
         load_compile_cache()
-        # The filters belong to the whole process: two threads that both kept and put them back would mix them up.
+        # Warning filters belong to the whole process: two threads that save and restore them would mix them up.
         with _FILTERING, warnings.catch_warnings():
-            # Spectra only pass through; what works on them is not the compiler's.
+            # Spectra only pass through: the compiler generates no code for them.
             warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")
             compiled = torch.compile(with_code_of_its_own(self.plain), fullgraph=True, **self._options)
             self._compiled[settings] = compiled
@@ -91,9 +91,9 @@ class Compiled:
 
 
 def _settings() -> tuple[Any, ...]:
-    """Return the settings of the process for each of which the compiler makes another graph.
+    """Return the process's settings that make the compiler build another graph.
 
-    It gives a function up after eight graphs, so that each combination of settings has a function of its own.
+    The compiler gives up on a function after eight graphs, so each combination of settings gets its own function.
     """
     return (
         torch.get_default_dtype(),

@@ -1,4 +1,4 @@
-"""Carry what ``torch.compile`` has made to other processes and machines, in a file.
+"""Save the results of ``torch.compile`` to a file, and load them in other processes and on other machines.
 
 Such a file is a program: loading it puts files into torch's cache folder, which torch then unpickles and runs, and a
 forged one may put them anywhere. A checksum finds damage, not forgery.
@@ -24,9 +24,9 @@ KIND = "compile cache"
 
 
 def save_compile_cache(path: Path) -> None:
-    """Write what this process has compiled, or has taken from torch's cache folder.
+    """Write everything this process has compiled, or has loaded from torch's cache folder, to a file.
 
-    Triton's own cache folder, where this package's kernels are, is not in it; what torch generates for Triton is.
+    This package's own kernels, in Triton's cache folder, are not included; the kernels that torch generates are.
 
     Raises:
         ValueError: there is nothing to write.
@@ -44,8 +44,8 @@ def save_compile_cache(path: Path) -> None:
 def load_compile_cache() -> None:
     """Load the file that ``FAMPE_FAST_COMPILE_CACHE`` names, once in a process.
 
-    Warns (``FampeWarning``) where it is of no use here: a missing or damaged file, or one of other versions or of
-    another device. All is then compiled as without it.
+    Warns (``FampeWarning``) where the file cannot be used: it is missing or damaged, or of other versions or
+    another device. Everything is then compiled as without it.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -59,11 +59,11 @@ def _load(path: Path) -> None:
     except Exception as error:
         reason = first_line(error)
     if reason:
-        warn(f"{VARIABLE}={path} is of no use, and all is compiled here: {reason}")
+        warn(f"{VARIABLE}={path} is not used, and everything is compiled here: {reason}")
 
 
 def _load_artifacts(path: Path) -> str:
-    """Put a file's content into torch's caches; give the reason why it was not done, or an empty string."""
+    """Put a file's content into torch's caches; return the reason if that failed, else an empty string."""
     head, _, content = path.read_bytes().partition(b"\n")
     made = json.loads(head) if head.startswith(b"{") else {}
     if made.pop("fampe_fast", None) != KIND:

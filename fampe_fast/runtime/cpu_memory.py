@@ -1,4 +1,4 @@
-"""Keep freed memory for the next pass: on a CPU giving it back and faulting it in again can cost as much as a model.
+"""Keep freed memory for the next pass: on a CPU, returning it and faulting it in again can take as long as a pass.
 
 A pass allocates and frees the same large blocks over and over. glibc takes those above a threshold straight from the
 system and gives them back at once, and the system clears every page before it hands it out anew. MobileNetV2's forward
@@ -19,11 +19,11 @@ import torch
 
 VARIABLE = "FAMPE_FAST_KEEP_MEMORY"
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Kept: blocks up to a GiB come from the heap, and the heap does not shrink.
 _KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1}
-# Where glibc's own, adaptive thresholds arrive once large blocks have been freed.
+# The values that glibc's adaptive thresholds reach after large blocks have been freed.
 _USUAL = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
 
 _lock = threading.Lock()
@@ -32,15 +32,14 @@ _users = 0
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep memory that a CPU's tensors free in the process while this is open, for the tensors that come.
+    """Keep the memory of freed CPU tensors in the process while this context is open, for later tensors.
 
-    It is a setting of the whole process, and ends with the last block that asked for it: what is free then goes back to
-    the system. The peak is the same. Does nothing on other devices and systems, where
-    ``FAMPE_FAST_KEEP_MEMORY=0`` says so, and where the environment sets glibc's thresholds itself (``MALLOC_...``,
-    ``GLIBC_TUNABLES``).
+    The setting applies to the whole process until the last such context closes: free memory then goes back to the
+    system. The peak is the same. Does nothing on other devices and systems, with ``FAMPE_FAST_KEEP_MEMORY=0``, and
+    where the environment sets glibc's thresholds itself (``MALLOC_...``, ``GLIBC_TUNABLES``).
 
     Args:
-        device: of the images.
+        device: the images' device.
     """
     allocator = _glibc() if device.type == "cpu" and _wanted() else None
     if allocator is None:
@@ -76,11 +75,11 @@ def _keep(allocator: ctypes.CDLL) -> None:
 
 def _give_back(allocator: ctypes.CDLL) -> None:
     _set(allocator, _USUAL)
-    # The threshold only looks at the heap's end: one small block that lives there would hold all that is free below it.
+    # The threshold applies only to the heap's end: one small block in use there would keep all free memory below it.
     allocator.malloc_trim(0)
 
 
 def _set(allocator: ctypes.CDLL, values: dict[int, int]) -> None:
     for name, value in values.items():
-        if not allocator.mallopt(name, value):  # older versions take no larger threshold than their adaptive ones reach
+        if not allocator.mallopt(name, value):  # older versions limit the threshold
             allocator.mallopt(name, _USUAL[name])

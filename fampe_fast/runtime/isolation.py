@@ -1,4 +1,4 @@
-"""Keep what a caller has set in torch out of a call: inference mode, grad mode and autocast."""
+"""Isolate a call from the caller's torch settings: inference mode, grad mode and autocast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 @contextmanager
 def isolated(*, gradients: bool = False) -> Iterator[None]:
-    """Run a call outside the caller's inference mode and autocast, so that it gives the same numbers everywhere.
+    """Run a call outside the caller's inference mode and autocast, so that its results do not depend on them.
 
-    Inference mode would keep samples out of the autograd graph, and autocast would run a model in half precision that
-    is said to run in float32. Serves as a decorator, too: ``@isolated()``.
+    Inference mode would keep samples out of the autograd graph, and autocast would run a model in half precision where
+    the configuration says float32. Also a decorator: ``@isolated()``.
 
     Args:
         gradients: whether autograd is on inside.

@@ -15,11 +15,11 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 
 
 def check_callable(model: object, role: str = "model") -> None:
-    """Refuse what cannot be called.
+    """Check that a model can be called.
 
     Args:
-        model: what was given.
-        role: what it is, for the message.
+        model: the caller's argument.
+        role: the argument's role, for the message.
 
     Raises:
         TypeError: it cannot be called.
@@ -75,13 +75,13 @@ def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
 
 
 def input_dtype(model: Model) -> torch.dtype | None:
-    """Find the type the model computes in, that of its first floating parameter; None where it has none."""
+    """Find the dtype the model computes in, that of its first floating-point parameter; None if it has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
 
 
 def memory_format(model: Model) -> torch.memory_format:
-    """Find the model's memory format: channels-last for such a model, as others may use view() on what they get."""
+    """Find the model's memory format: channels-last for such a model; others may call view() on their input."""
     if isinstance(model, nn.Module):
         for weight in model.parameters():
             if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
@@ -91,9 +91,9 @@ def memory_format(model: Model) -> torch.memory_format:
 
 @contextmanager
 def frozen_parameters(model: Model) -> Iterator[None]:
-    """Keep the parameters out of the graph, so that no pass computes or stores anything for their gradients.
+    """Freeze the parameters, so that no pass computes or stores anything for their gradients.
 
-    Several threads may hold one model's parameters frozen: the last to leave gives ``requires_grad`` back.
+    Several threads may freeze one model's parameters: the last to leave restores ``requires_grad``.
     """
     mine = []
     with _FREEZING:

@@ -1,4 +1,4 @@
-"""Show a model an image before work starts: what its output is, what it keeps, and what it cannot do."""
+"""Probe a model with an image before work starts: find its output's shape and meaning, its memory and its limits."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from .per_model import cache_of
 
 
 class ModelInfo(NamedTuple):
-    """The facts that ``probe`` finds out about a model; the defaults are those of one that was shown no image."""
+    """The facts that ``probe`` finds out about a model; the defaults describe a model that was not probed."""
 
     shape: tuple[int, ...] = ()
-    """Of its output for an image, without the batch: (classes,) or (classes, ...)."""
+    """Shape of the output for one image, without the batch: (classes,) or (classes, ...)."""
     saved_bytes: int | None = None
-    """Kept for the backward pass; None where that cannot be seen."""
+    """Bytes stored for one image's backward pass; None if unknown."""
     reading: Reading = "softmax"
-    """How its output is read."""
+    """Meaning of the output."""
     writes_input: bool = False
-    """Whether it changes the images it is given, in place."""
+    """Whether the model changes its input in place."""
     single: str = ""
-    """Why it takes one image at a time and no more; empty where it takes several."""
+    """The reason why it takes only one image at a time; empty if it takes several."""
     no_gradient: str = ""
-    """Why autograd does not see the way from the image to the output; empty where it does."""
+    """The reason why there is no gradient from the output to the image; empty if there is one."""
     hidden: tuple[ref[nn.Module], ...] = ()
-    """Modules that ran and are not registered in the model."""
+    """Modules that ran without being registered in the model."""
 
 
-# How far another image may move an output, as a share of the largest: dynamic quantisation does so by half a percent.
+# Largest change of an output by another image, as a share of the largest: dynamic quantisation causes half a percent.
 _COMPANY = 0.05
 
 
 def probe(model: Model, images: Tensor) -> ModelInfo:
-    """Show the first image to a model, once for each kind of image; other callables than modules are asked every time.
+    """Probe a model with the first image, once per image shape and dtype; callables that are no modules every time.
 
     Args:
-        model: gives (B, classes) or (B, classes, ...).
-        images: (B, C, H, W); without an image nothing is found out.
+        model: returns (B, classes) or (B, classes, ...).
+        images: (B, C, H, W); nothing is probed if B is 0.
 
     Raises:
         TypeError: the output is no tensor and holds none.
-        ValueError: its first dimension is not the batch, it has no class dimension, it plainly is something else than
-            was said of it (``outputs.resolve_reading``), or a module is in training mode: one that runs without being
-            registered in the model, or shows in an output that differs between equal images.
+        ValueError: its first dimension is not the batch, it has no class dimension, its values contradict its declared
+            meaning (``outputs.resolve_reading``), or a module is in training mode: one that runs without being
+            registered in the model, or that makes the outputs of equal images differ.
     """
     if not len(images):
         return ModelInfo()
     declared = declared_output(model)
-    if not isinstance(model, nn.Module):  # what it runs may change: asked in every call, beside another image once
+    if not isinstance(model, nn.Module):  # its modules may change: probe it in every call, beside another image once
         return _probe_once(model, images, declared, cache_of(model, "beside another image"))
     known: dict[Hashable, ModelInfo] = cache_of(model, "probed")
     # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
@@ -86,14 +86,14 @@ def _probe_once(
 
 
 def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, width: int) -> bool:
-    """Tell whether a model takes images of another size than the ones it was made for; many transformers do not.
+    """Tell whether a model takes images of another size than those it was made for; many transformers do not.
 
     Args:
-        model: in evaluation mode.
-        images: (B, C, H, W), B at least 1, of a size that it takes.
-        probed: what is known of it.
-        height: the other one, in pixels, at least H.
-        width: likewise.
+        model: the model, in evaluation mode.
+        images: (B, C, H, W), B at least 1, of a size that the model takes.
+        probed: the model's ``ModelInfo``.
+        height: height of the other size, in pixels, at least H.
+        width: its width, at least W.
     """
     key = images.device, input_dtype(model), images.shape[1:], height, width
     known: dict[Hashable, bool] = cache_of(model, "takes a size") if isinstance(model, nn.Module) else {}
@@ -103,7 +103,7 @@ def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, wid
         try:
             with torch.no_grad():
                 known[key] = call(model, padded, probed).shape[1:] == probed.shape
-        except Exception as error:  # every library has its own way to refuse a size
+        except Exception as error:  # every library refuses a size with its own error
             if is_out_of_memory(error):
                 raise
             known[key] = False
@@ -111,12 +111,12 @@ def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, wid
 
 
 def call(model: Model, images: Tensor, probed: ModelInfo | None = None) -> Tensor:
-    """Compute the model's output for images, in its type and memory format; the images stay as they are.
+    """Compute the model's output for images, in its dtype and memory format, and leave the images unchanged.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (P, C, H, W).
-        probed: what is known of it; without it the images may be written to.
+        probed: the model's ``ModelInfo``; without it a model that writes to its input would change the images.
 
     Raises:
         TypeError, ValueError: as ``probe``.
@@ -128,7 +128,7 @@ def call(model: Model, images: Tensor, probed: ModelInfo | None = None) -> Tenso
 
 
 def forward(model: Model, images: Tensor) -> Tensor:
-    """Call a model and take the tensor of scores out of what it returns, a row for each image.
+    """Call a model and extract the tensor of scores from its result, with a row for each image.
 
     Raises:
         TypeError, ValueError: as ``probe``.
@@ -149,7 +149,7 @@ def _check_form(output: Tensor, images: Tensor) -> None:
         if shape == (len(images),):
             hint = ": one value per image is (B, 1), as of output.unsqueeze(1)"
         elif shape[:1] == (1,) and len(images) > 1:
-            hint = ": it takes one image at a time, give internal_batch_size=1"
+            hint = ": it takes one image at a time, so set internal_batch_size=1"
         raise ValueError(
             f"the model's output must be (B, classes); for images {tuple(images.shape)} it is {shape}{hint}"
         )
@@ -167,10 +167,10 @@ def outputs(model: Model, images: Tensor, chunk: int, probed: ModelInfo | None =
 
 
 def probabilities_of(model: Model, images: Tensor, chunk: int | None = None) -> Tensor:
-    """Compute the model's probability of every class, as its output is read.
+    """Compute the model's probability of every class, according to the meaning of its output.
 
     Args:
-        model: gives (B, classes).
+        model: returns (B, classes).
         images: (B, C, H, W), B at least 1.
         chunk: images per model pass; None for one pass of all.
 
@@ -186,7 +186,7 @@ def probabilities_of(model: Model, images: Tensor, chunk: int | None = None) -> 
 
 def _probe(model: Model, image: Tensor, declared: Output | None, paired: dict[Hashable, tuple[bool, str]]) -> ModelInfo:
     if holds_compiled(model):
-        # A pass with hooks, or of another size, would make it compile once more.
+        # A pass with hooks, or of another size, would make it compile again.
         with torch.no_grad():
             output = call(model, image)
         return ModelInfo(tuple(output.shape[1:]), reading=resolve_reading(output, declared))
@@ -216,8 +216,8 @@ def _show_pair(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
     """Show the image beside its negative.
 
     Returns:
-        Their outputs, (2, classes, ...), or None where the model does not take two; whether it wrote to its input; and
-        why it does not take two.
+        Their outputs, (2, classes, ...), or None if the model does not take two images; whether it wrote to its input;
+        and the reason why it does not take two.
     """
     negative = image.amax() + image.amin() - image
     pair = torch.cat([image, negative])
@@ -235,7 +235,7 @@ def _show_pair(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
 
 
 def _shown(model: Model, images: Tensor) -> tuple[Tensor, int]:
-    """Copy the images as the model takes them, and count the writes to the copy so far."""
+    """Copy the images in the model's dtype and memory format, and count the writes to the copy so far."""
     shown = images.detach().to(input_dtype(model), copy=True).contiguous(memory_format=memory_format(model))
     return shown, shown._version
 
@@ -244,8 +244,8 @@ def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> No
     """Compare an image's outputs, (1, classes, ...), alone and beside another image.
 
     Raises:
-        ValueError: they differ by more than rounding, and two equal passes do so too; or by more than a model does that
-            finds the range of its quantised numbers in each batch.
+        ValueError: they differ by more than rounding, and so do two equal passes; or they differ by more than in a
+            model that finds the range of its quantised numbers in each batch.
     """
     if not alone.is_floating_point():
         return
@@ -256,7 +256,7 @@ def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> No
         return float((other.double() - alone.double()).abs().max())
 
     advice = "dropout or batch statistics are at work. Put every part of it in evaluation mode: .eval()"
-    # NaN compares false: what is wrong with it is said where it is used.
+    # NaN compares false here; it is reported where it is used.
     if not (beside := moved(together)) > rounding:
         return
     with torch.no_grad():
@@ -281,7 +281,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
     """Show the image with autograd on.
 
     Returns:
-        The output; the bytes kept for the backward pass, None where they were not seen; and why there is no gradient.
+        The output; the bytes stored for the backward pass, None if unknown; and the reason if there is no gradient.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in _state_of(model)}
     saved: dict[int, int] = {}
@@ -303,7 +303,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # One that computes outside torch, say: good enough for scores. What is wrong with the model itself is raised.
+        # For example, it computes outside torch, which is enough for scores. The model's own errors are raised.
         with torch.no_grad():
             return call(model, image.detach().clone()), None, _line(error)
     if nodes_between(output, leaf):
@@ -311,13 +311,13 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
     return (
         output,
         None,
-        ("it runs under torch.no_grad or torch.inference_mode, detaches on the way, or does not look at the image"),
+        ("it runs under torch.no_grad or torch.inference_mode, detaches a tensor, or does not use the image"),
     )
 
 
 @contextmanager
 def watched(ran: list[nn.Module]) -> Iterator[None]:
-    """Note the modules that run in this thread, and stop one in training mode before it runs.
+    """Record the modules that run in this thread, and raise before one in training mode runs.
 
     Raises:
         ValueError: a module in training mode whose training mode matters.
@@ -346,7 +346,7 @@ def _refuse_training(module: nn.Module) -> None:
 
 
 def _mode_matters(module: nn.Module) -> bool:
-    """Tell whether a module computes, or remembers, something else in training mode."""
+    """Tell whether a module computes or stores something else in training mode."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         per_image = isinstance(module, nn.modules.instancenorm._InstanceNorm)
         return module.track_running_stats or not per_image
@@ -365,6 +365,6 @@ def _state_of(model: Model) -> list[Tensor]:
 
 
 def holds_compiled(model: Model) -> bool:
-    """Tell whether a model is, or holds, a module that its owner has compiled."""
+    """Tell whether a model is or contains a module that its owner has compiled."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return any(type(module).__name__ == "OptimizedModule" for module in modules)

@@ -1,4 +1,4 @@
-"""Recognise torch's errors for want of memory, and say what to change."""
+"""Recognise torch's out-of-memory errors, and add advice to them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is torch's for want of memory, which on a CPU has no type of its own."""
+    """Tell whether an error is torch's out-of-memory error, which has no type of its own on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back the memory of tensors that nobody holds any more, before something smaller is tried."""
+    """Free the memory of unreferenced tensors before a smaller attempt."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def with_advice(error: BaseException, size: int, images: Sequence[int]) -> torch.OutOfMemoryError:
-    """Make the error that says what to change, in place of the one that says how many bytes were missing.
+    """Make an out-of-memory error that says what to change.
 
     Args:
-        error: torch's.
+        error: torch's own error.
         size: images per model pass.
         images: (B, C, H, W), the shape of the call's images.
     """

@@ -1,4 +1,4 @@
-"""Say what a model's output means, and compute probabilities, log-odds and losses from it: the one place that does."""
+"""Interpret a model's output: find whether it holds logits or probabilities, and compute losses from it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Reading = Literal["softmax", "sigmoid", "distribution", "independent"]
 
 # Probabilities sum to 1 up to their own rounding; a sum this near is no coincidence with three classes or more.
 _SUM_TOLERANCE = 1e-4
-# Operators that hand on the values they get, or values between them.
+# Operators that return their input's values, or values between them.
 _CARRIERS = frozenset(
     {"View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Alias", "AsStrided"}
     | {"Permute", "Transpose", "T", "Expand", "Flip", "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index"}
     | {"IndexSelect", "Gather", "Clamp", "ClampMin", "ClampMax", "NanToNum"}
 )
 _JOINERS = frozenset({"Cat", "Stack"})
-# Torch's wrappers, which return what the model inside returns, and where they keep it.
+# Torch's wrappers, which return the output of the model inside, and the attribute that holds it.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
@@ -41,10 +41,10 @@ _WRAPPERS = {
 
 
 def check_output(output: object) -> Output:
-    """Check the name of what an output means.
+    """Check the name of an output's meaning.
 
     Raises:
-        ValueError: none of ``OUTPUTS``.
+        ValueError: it is not in ``OUTPUTS``.
     """
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
@@ -52,26 +52,26 @@ def check_output(output: object) -> Output:
 
 
 def declared_output(model: object) -> Output | None:
-    """Find what a model's owner says of its output, in its attribute ``output``; None where it has none."""
+    """Read the meaning that a model declares for its output in its attribute ``output``; None without one."""
     if (wrapped := _WRAPPERS.get(type(model).__name__)) is not None:
         return declared_output(getattr(model, wrapped, None))
     owner = model.func if isinstance(model, partial) else getattr(model, "__self__", None)  # of model.forward
     if isinstance(owner, nn.Module):
         return declared_output(owner)
     output = getattr(model, "output", None)
-    # Modules may well have a layer of that name.
+    # A module may have a layer of that name.
     return check_output(output) if isinstance(output, str) else None
 
 
 def logits_in(answer: object) -> Tensor:
-    """Take the tensor of scores out of what a model returns.
+    """Extract the tensor of scores from a model's result.
 
     Args:
         answer: a tensor; an object with an attribute or a mapping with a key ``logits`` (Hugging Face's
             ``ModelOutput``, torchvision's named tuples); or a tuple or list that holds one tensor.
 
     Raises:
-        TypeError: anything else; the message says what was got.
+        TypeError: anything else; the message describes it.
     """
     if isinstance(answer, Tensor):
         return answer
@@ -83,7 +83,7 @@ def logits_in(answer: object) -> Tensor:
         if len(tensors) == 1:
             return tensors[0]
     raise TypeError(
-        "the model must return a tensor of logits (B, classes), or something that holds one as `logits`; got "
+        "the model must return a tensor of logits (B, classes), or an object that has one as `logits`; got "
         f"{_described(answer)}"
     )
 
@@ -99,19 +99,19 @@ def _described(answer: object) -> str:
 
 
 def resolve_reading(output: Tensor, declared: Output | None, pair: Tensor | None = None) -> Reading:
-    """Decide how a model's output is read, and refuse one that plainly is something else than was said of it.
+    """Decide how a model's output is read, and refuse an output that contradicts its declared meaning.
 
-    What gives an output away: a single class, the operator that made it (a softmax or a sigmoid is seen in the autograd
+    The evidence: a single class, the operator that made the output (a softmax or a sigmoid is seen in the autograd
     graph, where there is one), three or more probabilities that sum to 1, or two that do so for two images, and values
     outside [0, 1].
 
     Args:
         output: (P, classes) or (P, classes, ...), of real images.
-        declared: what was said of it; None where nothing was, which means ``logits``.
-        pair: (2, classes, ...), of two images that differ, where the model was shown such.
+        declared: the declared meaning; None if there is none, which means ``logits``.
+        pair: (2, classes, ...), the outputs for two images that differ, if the model was shown such.
 
     Raises:
-        ValueError: it cannot be that; the message says which word to give.
+        ValueError: the output contradicts it; the message says which meaning to declare.
     """
     values = output.detach()
     classes = values.shape[1]
@@ -155,7 +155,7 @@ def _sum_tolerance(kind: torch.dtype) -> float:
 
 
 def _sum_exactly(pair: Tensor) -> bool:
-    """Tell whether the two values of either image sum to 1 to the last bits of float32, and are not the same two."""
+    """Tell whether each image's two values sum to 1 up to float32 rounding, and the images' values differ."""
     values = _wide(pair.detach())
     if pair.dtype in (torch.float16, torch.bfloat16) or bool((values[0] == values[1]).all()):
         return False
@@ -181,7 +181,7 @@ def _last_operator(output: Tensor) -> str:
 
 
 def _wide(output: Tensor) -> Tensor:
-    """Convert to float32 at least: float64 stays."""
+    """Convert to float32, or keep float64."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
@@ -190,7 +190,7 @@ def probabilities(output: Tensor, reading: Reading) -> Tensor:
 
     Args:
         output: (P, classes), the model's.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P, classes) in [0, 1], in float32, or the float64 of the output.
@@ -207,7 +207,7 @@ def scores(output: Tensor, reading: Reading) -> Tensor:
 
     Args:
         output: (P, classes), the model's.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P, classes), finite for finite outputs, in float32, or the float64 of the output.
@@ -226,7 +226,7 @@ def log_odds(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,), in float32, or the float64 of the output.
@@ -248,12 +248,12 @@ def cross_entropy(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,), in float32, or the float64 of the output.
     """
-    # Torch's own threshold, from where on it is the identity, leaves out what float64 still holds.
+    # Torch's default threshold, above which softplus is the identity, would lose digits that float64 holds.
     return F.softplus(-log_odds(output, classes, reading), threshold=80)
 
 
@@ -266,7 +266,7 @@ def softmax_twice(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output: ``softmax`` or ``distribution``.
+        reading: meaning of the output: ``softmax`` or ``distribution``.
 
     Returns:
         (P,), in float32, or the float64 of the output.
@@ -279,12 +279,12 @@ def softmax_twice(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
 
 
 def is_right(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
-    """Tell whether the class is the model's answer: its first choice, or, of independent classes, at 1/2 or more.
+    """Tell whether the class is the model's prediction: its top class, or, for independent classes, 1/2 or more.
 
     Args:
         output: (P, classes), the model's.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,) bool.
@@ -295,6 +295,6 @@ def is_right(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
 
 
 def _logit(values: Tensor) -> Tensor:
-    """Compute log-odds of probabilities; 0 and 1 themselves count as the nearest numbers beside them."""
+    """Compute log-odds of probabilities; 0 and 1 are replaced by the nearest numbers inside (0, 1)."""
     kind = torch.finfo(values.dtype)
     return values.clamp(kind.tiny, 1 - kind.eps / 2).logit()

@@ -1,4 +1,4 @@
-"""Cache what was found out or compiled for a model, for as long as the model lives."""
+"""Cache facts and compiled code of a model, for as long as the model lives."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _CACHES: dict[int, tuple[ref[Any], dict[str, dict[Hashable, Any]]]] = {}
 def cache_of(model: object, purpose: str) -> dict[Hashable, Any]:
     """Return a model's own cache for one purpose; an empty one each time where the model cannot be weakly referenced.
 
-    What is put there must not hold the model, which would then live forever.
+    The cached values must not reference the model, which would then live forever.
 
     Args:
         model: the cache goes when it does.
-        purpose: what is cached, such as "scores".
+        purpose: the kind of cached value, such as "scores".
     """
     key = id(model)
     found = _CACHES.get(key)
     if found is None:
         try:
-            # The table is bound, as at the interpreter's end its name is gone before the last models are.
+            # Bound as a default: at the interpreter's exit the global name is gone before the last models are.
             reference = ref(model, lambda _, caches=_CACHES: caches.pop(key, None))  # type: ignore[misc]
         except TypeError:
             return {}
@@ -34,12 +34,12 @@ def cache_of(model: object, purpose: str) -> dict[Hashable, Any]:
 def clear(model: object = None) -> None:
     """Clear what is cached for a model: compiled code, how its output is read, chunk sizes that fit.
 
-    The next call asks the model again and compiles again; a call that is running is not disturbed. A service that
-    swaps models needs it only to free compiled code before a model itself is let go, or after it has changed a model
-    in a way that its modules and parameters do not show.
+    The next call probes the model and compiles again; running calls are not affected. A service that swaps models needs
+    this only to free compiled code before it drops a model, or after it has changed a model in a way that does not
+    show in the modules and parameters.
 
     Args:
-        model: whose caches; None for those of all models.
+        model: the model whose caches are cleared; None for all models.
     """
     if model is None:
         _CACHES.clear()

@@ -1,4 +1,4 @@
-"""Keep child processes from outliving their parent, and from ending before it on a signal to all of them."""
+"""Keep child processes from outliving their parent, and from ending before it on a signal to the whole group."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from multiprocessing.context import SpawnContext
 
 
 def spawning() -> SpawnContext:
-    """Give the way to start processes: anew, as a fork of one with threads or a GPU does not work."""
+    """Return the context that starts processes: spawned, as forks fail with threads or a GPU."""
     return multiprocessing.get_context("spawn")
 
 
 def obey_parent_alone() -> None:
-    """End this process as soon as its parent is gone, however it went, and leave signals that reach both to the parent.
+    """End this process as soon as its parent ends, for whatever reason, and ignore signals that the parent handles.
 
     To be called in a child of ``multiprocessing``.
     """
@@ -26,7 +26,7 @@ def obey_parent_alone() -> None:
 
 
 def follow_parent() -> None:
-    """End this process as soon as its parent is gone, however it went. To be called in a child."""
+    """End this process as soon as its parent ends, for whatever reason; call it in a child."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent,), name="follow the parent", daemon=True).start()

@@ -1,1 +1,1 @@
-"""Explanations over HTTP: a bounded queue, one thread that owns the device, and what a service needs around them."""
+"""Serve explanations over HTTP, with a bounded queue and one thread that owns the device."""

@@ -1,11 +1,11 @@
-"""Answer requests: refuse in order, decode, queue, wait, answer."""
+"""Handle requests: check, decode, queue, wait, reply."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -35,11 +35,11 @@ from .settings import retry_after
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_HEAD = 16384
-_CLIENT_GONE = 499  # in logs and counts; nobody reads it
+_CLIENT_GONE = 499  # only for logs and counts
 
 
 def make_app(service: Service) -> ASGIApp:
-    """Make the application of a service that runs."""
+    """Make the application of a running service."""
     handlers = _Handlers(service)
     routes = [
         Route("/", handlers.page, methods=["GET"]),
@@ -65,14 +65,14 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 
 
 class _Counted:
-    """Give every request an id, count it, log it, and answer whatever goes wrong inside with a sentence."""
+    """Gives every request an id, counts and logs it, and turns inner errors into a reply with a sentence."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # a service without web sockets, and nothing to do at start and end
+        if scope["type"] != "http":  # no web sockets, and nothing to do at start and end
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
@@ -94,7 +94,7 @@ class _Counted:
                     headers["connection"] = "close"
             try:
                 await send(message)
-            except Exception as error:  # the server has given this connection up, as after a body that is no HTTP
+            except Exception as error:  # the server has closed this connection, for example after an invalid body
                 raise ClientGoneError from error
 
         self._service.in_flight += 1
@@ -117,13 +117,13 @@ class _Counted:
 
 
 def _route_of(scope: Scope) -> str:
-    """Name a request's route in few words: clients choose addresses, and may not choose how many counts there are."""
+    """Map a request to one of a few route names, so that clients' addresses cannot create new counters."""
     endpoint = scope.get("endpoint")
     return getattr(endpoint, "__name__", "other")
 
 
 class _Reply(NamedTuple):
-    """The parts of an answer that are made beside the event loop."""
+    """The parts of a reply that are made outside the event loop."""
 
     content: bytes
     form: str
@@ -131,11 +131,11 @@ class _Reply(NamedTuple):
 
 
 class _Handlers:
-    """What each address answers."""
+    """The handlers of the addresses."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        # Pillow and NumPy leave the interpreter to others while they compute.
+        # Pillow and NumPy release the interpreter lock while they compute.
         self._beside = ThreadPoolExecutor(service.settings.decoders, "decode")
         self._room = ReadingRoom(service.settings.max_reading)
 
@@ -150,7 +150,7 @@ class _Handlers:
 
     async def model(self, request: Request) -> Response:
         if request.path_params["name"].endswith((":explain", ":predict")):
-            raise HTTPException(405, "images are sent by POST", {"allow": "POST"})
+            raise HTTPException(405, "images must be sent by POST", {"allow": "POST"})
         self._check_name(request)
         return JSONResponse(self._service.described())
 
@@ -201,7 +201,7 @@ class _Handlers:
         form = chosen_form(request.headers.get("accept"))
         if form is None or (kind == "predict" and form != JSON):
             raise RefusalError(
-                406, "answers are application/json, and of one explanation image/png or application/x-npy"
+                406, "replies are application/json, or for one explanation image/png or application/x-npy"
             )
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         in_json = media == JSON
@@ -238,7 +238,7 @@ class _Handlers:
         finally:
             self._room.leave(len(body))
         if form != JSON and len(images) > 1:
-            raise RefusalError(406, f"{form} holds one explanation, and {len(images)} are asked for")
+            raise RefusalError(406, f"{form} can hold only one explanation, but the request has {len(images)} images")
         self._refuse_if_not_ready()
         jobs = [
             Job(asked.ask, image.item(instance), deadline)
@@ -268,7 +268,7 @@ class _Handlers:
         return RefusalError(429, "the queue is full", retry_after=seconds)
 
     async def _outcomes(self, request: Request, jobs: Sequence[Job]) -> list[Outcome]:
-        """Queue the images and wait for all, unless the deadline passes or the client leaves."""
+        """Queue the images and wait for all, unless the deadline passes or the client disconnects."""
         service = self._service
         try:
             service.queue.put(jobs)
@@ -278,7 +278,7 @@ class _Handlers:
             raise RefusalError(503, f"the service is {service.not_ready() or 'draining'}", retry_after=1) from None
         done = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
         gone = asyncio.ensure_future(_until_gone(request))
-        waits: set[Awaitable[Any]] = {done, gone}
+        waits: set[asyncio.Future[Any]] = {done, gone}
         try:
             left = jobs[0].deadline - time.monotonic()
             await asyncio.wait(waits, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
@@ -299,7 +299,7 @@ class _Handlers:
             gone.cancel()
             if not done.done():
                 service.metrics.cancelled.inc(service.queue.give_up(jobs))
-            done.add_done_callback(lambda found: found.cancelled() or found.exception())  # nobody else will look
+            done.add_done_callback(lambda found: found.cancelled() or found.exception())  # not retrieved elsewhere
             done.cancel()
 
     # Beside the event loop --------------------------------------------------------------------------------------------
@@ -346,6 +346,6 @@ class _Handlers:
 
 
 async def _until_gone(request: Request) -> None:
-    """Wait until the client has left."""
+    """Wait until the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

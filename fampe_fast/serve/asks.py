@@ -1,4 +1,4 @@
-"""Read what a request asks for, and refuse what the service does not do, before any image is looked at."""
+"""Read the options of a request, and refuse unsupported ones before any image is decoded."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Kind = Literal["explain", "predict"]
 
 
 class AskError(ValueError):
-    """A request that cannot be understood; the message is for its sender."""
+    """An invalid request; the message is for its sender."""
 
 
 class Ask(NamedTuple):
-    """What is asked of every image of a request; images with equal asks may share a batch."""
+    """The options for all images of a request; images with equal options may share a batch."""
 
     kind: Kind
     method: str
     passes: int | None = None
-    """None for the method's own."""
+    """Number of passes; None for the method's own."""
     seed: int | None = None
-    """None for the service's own."""
+    """Seed; None for the service's own."""
     reproducible: bool = False
-    """Whether the image is explained alone, so that its map does not depend on the company it would have had."""
+    """Whether the image is explained alone, so that its map does not depend on a batch."""
 
 
 class Instance(NamedTuple):
-    """An image of a request, not decoded yet."""
+    """An undecoded image of a request."""
 
     data: bytes
     target: int | None = None
-    """The class to explain; None for the model's own choice."""
+    """The class to explain; None for the model's prediction."""
     image_id: int | None = None
-    """Its name in the random stream; None for the one that its pixels give it."""
+    """Its id in the random stream; None for an id derived from its pixels."""
 
 
 class Asked(NamedTuple):
-    """A request: what is asked, and of which images."""
+    """A request: its options and its images."""
 
     ask: Ask
     instances: tuple[Instance, ...]
@@ -50,15 +50,15 @@ class Asked(NamedTuple):
 _OF_ALL = ("method", "passes", "seed", "reproducible")
 _OF_ONE = ("target", "image_id")
 _LARGEST_SEED = 2**63 - 1
-# JSON of base64 with room for names and numbers around it.
+# Base64 in JSON, with room for names and numbers.
 _DEEP = 32
 
 
 def read_image_request(kind: Kind, query: Iterable[tuple[str, str]], default_method: str, data: bytes) -> Asked:
-    """Read a request whose body is an image and whose options stand in the query.
+    """Read a request whose body is an image and whose options are in the query.
 
     Raises:
-        AskError: an option that there is not, twice, or with a value out of range.
+        AskError: an option that is unknown, repeated or out of range.
     """
     options = read_query(query)
     instance = Instance(data, options.pop("target", None), options.pop("image_id", None))
@@ -84,17 +84,17 @@ def read_json_request(
 ) -> Asked:
     """Read a request in KServe's V1 form: ``{"instances": [{"image": {"b64": ...}, "target": 7}]}``.
 
-    What holds for all images stands in the query or in ``"parameters"``.
+    Options for all images are in the query or in ``"parameters"``.
 
     Args:
-        kind: of the request.
-        query: its options.
-        default_method: where none is named.
-        body: JSON.
-        most: instances that a request may have.
+        kind: kind of the request.
+        query: its query.
+        default_method: method if none is named.
+        body: the JSON body.
+        most: largest number of instances.
 
     Raises:
-        AskError: the body is something else, or an option that there is not, twice, or out of range.
+        AskError: an invalid body, or an option that is unknown, repeated or out of range.
     """
     content = _json(body)
     if not isinstance(content, dict) or not isinstance(content.get("instances"), list):
@@ -131,11 +131,11 @@ def _json(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         depth = deepest = 0
-        for sign in text[:4096]:  # an honest body is flat; json's parser recurses
+        for sign in text[:4096]:  # valid bodies are flat; json's parser is recursive
             depth += (sign in "[{") - (sign in "]}")
             deepest = max(deepest, depth)
         if deepest > _DEEP:
-            raise AskError("the body is JSON of too many levels")
+            raise AskError("the body is too deeply nested JSON")
         return json.loads(text, parse_constant=_no_constant)
     except AskError:
         raise
@@ -144,7 +144,7 @@ def _json(body: bytes) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise AskError(f"{name} is no number that JSON has")
+    raise AskError(f"{name} is not a JSON number")
 
 
 def _instance(k: int, one: Any) -> Instance:
@@ -167,7 +167,7 @@ def _instance(k: int, one: Any) -> Instance:
 def _only(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in content:
         if name not in known:
-            raise AskError(f"{where} has {_short(name)}, which is not known; known are {', '.join(known)}")
+            raise AskError(f"{where} has {_short(name)}, which is unknown; known are {', '.join(known)}")
 
 
 def _value(name: str, text: str) -> Any:

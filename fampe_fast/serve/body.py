@@ -1,4 +1,4 @@
-"""Read a request's body within its limits: of size, of time, and of what all bodies together may take."""
+"""Read a request's body within limits of size, time and total memory of all bodies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class RefusalError(Exception):
     """A request is refused.
 
     Attributes:
-        code: of the answer.
-        reason: in a sentence, for the client.
-        retry_after: seconds after which to come again; None where that would not help.
-        close: whether the connection ends with the answer.
+        code: status code of the reply.
+        reason: a sentence for the client.
+        retry_after: seconds after which to retry; None if that would not help.
+        close: whether the connection is closed after the reply.
     """
 
     def __init__(self, code: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
@@ -26,44 +26,44 @@ class RefusalError(Exception):
 
 
 class ClientGoneError(Exception):
-    """The client has left, and nobody waits for an answer."""
+    """The client has disconnected, so that no reply is needed."""
 
 
 class ReadingRoom:
-    """Bounds the bytes of all bodies that are being read or decoded; used in the event loop's thread."""
+    """Limits the total bytes of bodies that are being read or decoded; used in the event loop's thread."""
 
     def __init__(self, size: int) -> None:
-        """Make an empty room of so many bytes."""
+        """Set the limit in bytes."""
         self._size = size
         self._taken = 0
 
     def enter(self, count: int) -> None:
-        """Take room for so many bytes more.
+        """Reserve more bytes.
 
         Raises:
-            RefusalError: there is none now.
+            RefusalError: they are not available now.
         """
         if self._taken + count > self._size:
             raise RefusalError(429, "too many bodies are being read", retry_after=1)
         self._taken += count
 
     def leave(self, count: int) -> None:
-        """Give room back."""
+        """Release bytes."""
         self._taken -= count
 
 
 async def read_body(request: Request, most: int, seconds: float, room: ReadingRoom) -> bytes:
-    """Read a body, whose room the caller gives back.
+    """Read a body; the caller must release its bytes.
 
     Args:
-        request: nothing of whose body was read.
-        most: bytes, declared or counted.
-        seconds: in which it must have come.
-        room: where it has to find place, as it comes.
+        request: the request, with an unread body.
+        most: limit of declared or received bytes.
+        seconds: limit of the time.
+        room: reservation of the bytes as they arrive.
 
     Raises:
-        RefusalError: it is too large, too slow, or there is no room.
-        ClientGoneError: the client left.
+        RefusalError: the body is too large, too slow, or there is no room.
+        ClientGoneError: the client disconnected.
     """
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdecimal() and int(declared) > most:
@@ -86,19 +86,19 @@ async def read_body(request: Request, most: int, seconds: float, room: ReadingRo
     except BaseException as error:
         room.leave(taken)
         if isinstance(error, asyncio.TimeoutError):
-            raise RefusalError(408, f"the body did not come within {seconds:g} s", close=True) from None
+            raise RefusalError(408, f"the body did not arrive within {seconds:g} s", close=True) from None
         if isinstance(error, ClientDisconnect):
             raise ClientGoneError from error
         raise
 
 
 async def discard_body(request: Request, most: int, seconds: float) -> None:
-    """Read a body and forget it: an answer on a connection that is closed while it comes would be lost with it.
+    """Read and discard a body, as a reply would be lost if the connection closed while the body arrives.
 
     Args:
-        request: nothing of whose body was read.
-        most: bytes.
-        seconds: in which it must have come; after them, or after more bytes, the rest is left.
+        request: the request, with an unread body.
+        most: limit in bytes.
+        seconds: limit of the time; after either limit the rest is not read.
     """
 
     async def read() -> None:

@@ -1,4 +1,4 @@
-"""Own the device: one thread explains what waits, batch after batch, and says when the device is lost."""
+"""Run the device: one thread explains the waiting images in batches, and reports a lost device."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .method_book import MethodBook, Recipe
 from .settings import ServiceSettings
 
 TOP = 5
-"""Classes of a prediction."""
+"""Number of classes in a prediction."""
 
 
 class Observer(Protocol):
-    """What is told of the device's work, from its thread."""
+    """Receives reports of the device's work, in its thread."""
 
     def batch(self, images: int, passes: int, took: float, waited: Sequence[float]) -> None:
-        """Take note of a batch."""
+        """Record a batch."""
 
     def halved(self) -> None:
-        """Take note of a chunk that did not fit."""
+        """Record a chunk that did not fit into memory."""
 
 
 class DeviceLostError(RuntimeError):
-    """The device is of no use to this process any more."""
+    """The device can no longer be used by this process."""
 
 
 class Device:
@@ -53,15 +53,15 @@ class Device:
         observer: Observer,
         threads: int,
     ) -> None:
-        """Take what it works with; ``start`` begins.
+        """Store the parts; ``start`` begins the work.
 
         Args:
-            classifier: on the device.
-            book: its methods.
-            queue: where images come from.
-            settings: of the service.
-            observer: is told of the work.
-            threads: of a CPU that compute.
+            classifier: the model, on the device.
+            book: the methods.
+            queue: queue of the images.
+            settings: settings of the service.
+            observer: receives reports of the work.
+            threads: torch's number of threads on a CPU.
         """
         self._classifier = classifier
         self._book = book
@@ -74,18 +74,18 @@ class Device:
         self.ready = False
         """Whether every method has made a first map."""
         self.failure = ""
-        """Why there is nothing more to come from the device; empty while there is."""
+        """The reason why the device has stopped; empty while it works."""
         self.seconds_per_image = 0.1
-        """What an image has taken lately."""
+        """Recent seconds per image."""
         self.busy = 0.0
-        """Seconds in which the device has worked."""
+        """Total seconds of work."""
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the work, after the queue was closed."""
+        """Wait for the thread to end, after the queue was closed."""
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -137,12 +137,12 @@ class Device:
             try:
                 return recipe.explainer(items, chunk), chunk, recipe
             except OutOfMemoryError as error:
-                if ask.reproducible:  # another chunk has other last bits
+                if ask.reproducible:  # another chunk would change the last bits
                     reason = f"out of memory with the {chunk} samples per model pass that a reproducible map takes"
                     return [RowError(reason, "transient")], chunk, recipe
                 reason = first_line(error)
             chunk //= 2
-            # Kept for those that follow, or each of them would fail first.
+            # Kept for later batches, which would otherwise fail first.
             self._chunk = chunk
             self._observer.halved()
             log("out of memory", level="warning", chunk=chunk, reason=reason)

@@ -1,4 +1,4 @@
-"""Import what only the service needs, and say what to install where it is missing."""
+"""Import packages that only the service needs, with advice if they are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold images that wait for the device: so many and no more, in order, those that can share a batch together."""
+"""Hold the images that wait for the device, in a bounded queue that groups images for batches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .method_book import Recipe
 
 
 class QueueFullError(Exception):
-    """There is no room for these images now."""
+    """The queue has no room for these images now."""
 
 
 class QueueClosedError(Exception):
-    """Nothing is taken in any more."""
+    """The queue is closed."""
 
 
 class Prediction(NamedTuple):
-    """What the model says of an image."""
+    """The model's prediction for an image."""
 
     probabilities: tuple[float, ...]
-    """The largest ones, in falling order."""
+    """The largest probabilities, in descending order."""
     classes: tuple[int, ...]
     """Their classes."""
 
 
 class Outcome(NamedTuple):
-    """What became of an image on the device."""
+    """The device's result for an image."""
 
     found: Answer | Prediction | RowError
     batch_size: int
@@ -51,25 +51,25 @@ class Outcome(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """An image, what is asked of it, and the future of its outcome."""
+    """An image, its options, and the future of its outcome."""
 
     ask: Ask
     item: Item
     deadline: float
-    """On the monotonic clock; what is not begun by then is given up."""
+    """Deadline on the monotonic clock; work that has not begun by then is given up."""
     future: Future[Outcome] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
 
 class JobQueue:
-    """A bounded queue between the requests' threads and the one that owns the device."""
+    """A bounded queue between the threads of requests and the device's thread."""
 
     def __init__(self, size: int, changed: Callable[[int], None] = lambda waiting: None) -> None:
         """Make an empty queue.
 
         Args:
-            size: images it holds at most.
-            changed: told how many wait, whenever that changes.
+            size: largest number of images.
+            changed: called with the number of waiting images whenever it changes.
         """
         self._size = size
         self._changed = changed
@@ -82,16 +82,16 @@ class JobQueue:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for a single image."""
+        """Whether there is no room for another image."""
         return len(self._jobs) >= self._size
 
     def oldest(self) -> float:
-        """Give the age of the image that waits longest, in seconds; 0 where none waits."""
+        """Return the age of the image that waits longest, in seconds; 0 if none waits."""
         with self._filled:
             return time.monotonic() - self._jobs[0].since if self._jobs else 0.0
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Add the images of a request, all or none.
+        """Add all images of a request, or none.
 
         Raises:
             QueueFullError: there is no room for all of them.
@@ -107,15 +107,15 @@ class JobQueue:
             self._filled.notify()
 
     def take(self, most: int) -> list[Job] | None:
-        """Wait for images and take those that can share a batch with the first one; it waits for no company.
+        """Wait for an image, and take the waiting images that can share its batch, without waiting for more.
 
-        Images whose request was given up, or whose deadline has passed, are left out.
+        Images whose request was given up, or whose deadline has passed, are dropped.
 
         Args:
-            most: images of a batch.
+            most: largest number of images in a batch.
 
         Returns:
-            At least one, whose futures are running; None where the queue is closed and empty.
+            At least one image, whose futures are running; None if the queue is closed and empty.
         """
         while True:
             with self._filled:
@@ -147,10 +147,10 @@ class JobQueue:
         return chosen
 
     def give_up(self, jobs: Sequence[Job]) -> int:
-        """Take out images whose request nobody waits for any more.
+        """Remove images whose request was given up.
 
         Returns:
-            How many of them cost the device nothing; what it has begun it ends.
+            The number of images that the device had not begun; it finishes those that it has begun.
         """
         with self._filled:
             for job in jobs:
@@ -160,7 +160,7 @@ class JobQueue:
         return sum(job.future.cancel() for job in jobs)
 
     def close(self) -> list[Job]:
-        """Take nothing in any more, and give back what waits."""
+        """Close the queue, and return the waiting images."""
         with self._filled:
             self._closed = True
             left = list(self._jobs)

@@ -1,4 +1,4 @@
-"""Write the service's log: a JSON object a line on standard error, without anything of an image in it."""
+"""Write the service's log: a JSON object per line on standard error, without data of images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LOGGER = logging.getLogger("fampe_fast.serve")
 
 
 class JSONFormatter(logging.Formatter):
-    """Format a record as one line of JSON; of other libraries' records the message."""
+    """Formats a record as one line of JSON; of other libraries' records only the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write time (seconds since 1970), level, event and the fields."""
+        """Format time (seconds since 1970), level, event and fields."""
         fields: dict[str, Any] = getattr(record, "fields", {})
         content = {
             "time": round(record.created, 3),
@@ -28,12 +28,12 @@ class JSONFormatter(logging.Formatter):
 
 
 def log(event: str, level: str = "info", **fields: Any) -> None:
-    """Write an event with its fields, plain values."""
+    """Log an event with its fields, which are plain values."""
     _LOGGER.log(getattr(logging, level.upper()), event, extra={"fields": fields})
 
 
 def log_error(event: str, error: BaseException, **fields: Any) -> None:
-    """Write an error that nobody expected, with its traceback."""
+    """Log an unexpected error with its traceback."""
     _LOGGER.error(event, exc_info=error, extra={"fields": fields})
 
 
@@ -41,7 +41,7 @@ def begin_log(level: str) -> None:
     """Send this service's log, the server's and Python's warnings to standard error.
 
     Args:
-        level: "debug", "info", "warning" or "error"; of the service's own.
+        level: level of the service's own events: "debug", "info", "warning" or "error".
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter())

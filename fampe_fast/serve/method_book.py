@@ -1,4 +1,4 @@
-"""Make the methods that requests ask for: those that the service was started with, at other passes and seeds."""
+"""Make the methods for requests: those of the service, with the request's passes and seed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _KEPT = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method as a request asks for it.
+    """A method with a request's options.
 
     Attributes:
-        explainer: explains with it.
-        options: of ``create_method``.
-        configuration: digest of all that its maps depend on besides image and model, as ``configuration_digest``.
-        passes: model passes of a map.
-        seed: of its random stream; None for a method without one.
+        explainer: explainer with the method.
+        options: options of ``create_method``.
+        configuration: digest of everything its maps depend on besides image and model (``configuration_digest``).
+        passes: model passes per map.
+        seed: seed of its random stream; None for a method without one.
     """
 
     explainer: Explainer
@@ -40,7 +40,7 @@ class Recipe:
 
 
 class MethodBook:
-    """The methods of a service, made when they are first asked for; called by one thread at a time."""
+    """The methods of a service, made on first use; called by one thread at a time."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class MethodBook:
         max_passes: int,
         internal_batch_size: int,
     ) -> None:
-        """Take what methods may be made.
+        """Set the methods that may be made.
 
         Args:
             classifier: the model.
             options: the methods' names, the first of which is the default, with their options.
-            max_passes: of a map.
-            internal_batch_size: samples per model pass, for the first look at a method.
+            max_passes: largest number of passes per map.
+            internal_batch_size: samples per model pass when a method is first tried.
         """
         self._classifier = classifier
         self._options = options
@@ -71,21 +71,21 @@ class MethodBook:
 
     @property
     def default(self) -> str:
-        """The method that is used where none is named."""
+        """The method used if none is named."""
         return self.names[0]
 
     def check(self, ask: Ask) -> None:
-        """Refuse what cannot be made, as far as that can be told without making it.
+        """Refuse invalid options, as far as possible without making the method.
 
         Raises:
-            AskError: no such method, no such option of it, or a value that it does not take.
+            AskError: an unknown method or option, or an invalid value.
         """
         if ask.kind == "predict":
             return
         if ask.method not in self._options:
             raise AskError(f"the method {ask.method[:60]!r} is not served; served are {', '.join(self.names)}")
         if ask.passes is not None and ask.passes > self._max_passes:
-            raise AskError(f"passes may be {self._max_passes} at most here, got {ask.passes}")
+            raise AskError(f"passes may be at most {self._max_passes} here, got {ask.passes}")
         known = {option.name for option in method_options(ask.method)}
         for name in ("passes", "seed"):
             if getattr(ask, name) is not None and name not in known:
@@ -100,10 +100,10 @@ class MethodBook:
         return {**self._options[ask.method], **asked}
 
     def recipe(self, ask: Ask) -> Recipe:
-        """Give the method of an ask.
+        """Return the method of a request.
 
         Raises:
-            ValueError, TypeError, ImportError: the method does not work with the model.
+            ValueError, TypeError, ImportError: the method cannot be used with the model.
         """
         key = ask._replace(reproducible=False)
         if key in self._recipes:
@@ -128,7 +128,7 @@ class MethodBook:
 
 
 def _seed_of(method: Any) -> int | None:
-    """Read the seed of a method, or of the one that it filters."""
+    """Read the seed of a method, or of the method that it filters."""
     inner = unfiltered(method)
     seed = getattr(getattr(inner, "config", inner), "seed", None)
     return seed if isinstance(seed, int) else None

@@ -1,4 +1,4 @@
-"""Count what the service does, for Prometheus."""
+"""Count the service's work for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,44 +19,42 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The counts of a service; where it has several processes, those of all of them."""
+    """The counts of a service, over all its processes."""
 
     def __init__(self) -> None:
-        """Make them, all at zero."""
+        """Make all counts with the value zero."""
         self._registry = registry = CollectorRegistry()
         self._since = time.monotonic()
         self._busy = 0.0
         self.requests = Counter(
-            "fampe_requests", "Requests, by what was asked and the code of the answer.", ["route", "code"],
+            "fampe_requests", "Requests, by route and status code.", ["route", "code"],
             registry=registry,
         )  # fmt: skip
         self.seconds = Histogram(
-            "fampe_request_seconds", "Seconds from a request's head to its answer.", ["route"],
+            "fampe_request_seconds", "Seconds from a request's head to its reply.", ["route"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.waiting = Gauge(
-            "fampe_queue_images", "Images that wait for the device.", multiprocess_mode="livesum", registry=registry
+            "fampe_queue_images", "Images waiting for the device.", multiprocess_mode="livesum", registry=registry
         )
         self.oldest = Gauge(
-            "fampe_queue_oldest_seconds", "Age of the image that waits longest.",
+            "fampe_queue_oldest_seconds", "Age of the longest-waiting image, in seconds.",
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
         self.queue_seconds = Histogram(
             "fampe_queue_seconds", "Seconds that an image waited for the device.", buckets=_SECONDS, registry=registry
         )
         self.device_seconds = Histogram(
-            "fampe_device_seconds", "Seconds of the device for a batch.", buckets=_SECONDS, registry=registry
+            "fampe_device_seconds", "Seconds of device time per batch.", buckets=_SECONDS, registry=registry
         )
         self.device_share = Gauge(
-            "fampe_device_share", "Share of the last five seconds or more in which the device worked.",
+            "fampe_device_share", "Share of at least the last five seconds in which the device worked.",
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
-        self.batches = Histogram("fampe_batch_images", "Images of a batch.", buckets=_IMAGES, registry=registry)
+        self.batches = Histogram("fampe_batch_images", "Images per batch.", buckets=_IMAGES, registry=registry)
         self.passes = Counter("fampe_passes", "Model passes, forward and backward.", registry=registry)
-        self.cancelled = Counter(
-            "fampe_cancelled", "Images whose request was given up before the device began them.", registry=registry
-        )
-        self.halvings = Counter("fampe_halvings", "Chunks that did not fit into the memory.", registry=registry)
+        self.cancelled = Counter("fampe_cancelled", "Images given up before the device began them.", registry=registry)
+        self.halvings = Counter("fampe_halvings", "Chunks that did not fit into memory.", registry=registry)
 
     def batch(self, images: int, passes: int, took: float, waited: Sequence[float]) -> None:
         """Count a batch."""
@@ -67,15 +65,15 @@ class Metrics:
             self.queue_seconds.observe(seconds)
 
     def halved(self) -> None:
-        """Count a chunk that did not fit."""
+        """Count a chunk that did not fit into memory."""
         self.halvings.inc()
 
     def look(self, oldest: float, busy: float) -> None:
-        """Take note of what changes by itself; to be called every second or so.
+        """Update the gauges that change by themselves; call it about once a second.
 
         Args:
             oldest: age of the image that waits longest.
-            busy: seconds in which the device has worked since the start.
+            busy: seconds of device work since the start.
         """
         self.oldest.set(oldest)
         span = time.monotonic() - self._since
@@ -84,7 +82,7 @@ class Metrics:
             self._since, self._busy = self._since + span, busy
 
     def text(self) -> bytes:
-        """Write all of them in Prometheus' text format."""
+        """Write all counts in Prometheus' text format."""
         if os.environ.get(FOLDER):
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Name the variable by which prometheus-client finds the counts of a service's other processes."""
+"""Name the environment variable through which prometheus-client shares counts between processes."""
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""It is read when ``prometheus_client`` is first imported, and so has to be set before."""
+"""It is read when ``prometheus_client`` is first imported, so it must be set before."""

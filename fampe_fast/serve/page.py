@@ -1,4 +1,4 @@
-"""Make the page on which a person explains an image: one file, without anything from elsewhere."""
+"""Make the web page for explaining an image: one file without external resources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def page_of(service: Service) -> tuple[str, str]:
     """Make the page of a service.
 
     Returns:
-        The page, and the content security policy under which nothing runs or loads but what is in it.
+        The page, and a content security policy that allows only its own content.
     """
     settings = service.settings
     options = "".join(f"<option>{html.escape(name)}</option>" for name in service.book.names)
@@ -62,7 +62,7 @@ def _policy(content: str) -> str:
 
 @lru_cache(maxsize=2)
 def _legend(signed: bool) -> str:
-    """Draw a colour scale as the address of a picture."""
+    """Draw a colour scale as a data URL."""
     row = (colour_table(signed) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(row[None]).save(buffer, "PNG")

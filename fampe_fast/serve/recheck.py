@@ -23,25 +23,25 @@ from .record import decode_map, name_of
 
 
 class Rechecked(NamedTuple):
-    """A record beside the map that was computed now."""
+    """A record and the newly computed map."""
 
     found: Result
     comparison: Comparison
     changed: list[str]
-    """What differs from the making of the record, for which equal bits cannot be expected."""
+    """Differences to the environment of the record's making, which allow other bits."""
 
 
 def recheck(record: Mapping[str, Any], image: bytes, classifier: Classifier) -> Rechecked:
     """Compute a record's map again.
 
     Args:
-        record: as ``read_record`` gives it; with the map itself, where bits cannot be expected to be equal.
-        image: the file that was explained.
+        record: a record from ``read_record``; with the map itself, if the bits may differ.
+        image: the explained image file.
         classifier: the model.
 
     Raises:
         ImageReadError: the image cannot be read.
-        ValueError: it is another image, another model or another configuration than the record's.
+        ValueError: the image, the model or the configuration is not the record's.
     """
     decoded = read_image_bytes(image, "the image")
     name = name_of(decoded)
@@ -53,7 +53,7 @@ def recheck(record: Mapping[str, Any], image: bytes, classifier: Classifier) -> 
     fingerprint = identity_of(classifier)["fingerprint"]
     if fingerprint != record["model_fingerprint"]:
         raise ValueError(
-            f"the record is of another model: its fingerprint is {record['model_fingerprint']}, and {fingerprint} here"
+            f"the record is of another model: its fingerprint is {record['model_fingerprint']}, but {fingerprint} here"
         )
     method = create_method(record["method"], classifier, **record["options"])
     configuration = configuration_digest(everything_of(method, classifier))
@@ -89,13 +89,13 @@ def _changes(record: Mapping[str, Any], device: torch.device) -> list[str]:
 
 
 def _as_recorded(found: RowResult) -> RowResult:
-    """Round what a record rounds."""
+    """Round the values that a record rounds."""
     rounded = result_values(found)
     return found._replace(probability=rounded["probability"], cutoff=rounded["cutoff"])
 
 
 def _stored(record: Mapping[str, Any], found: RowResult) -> RowResult:
-    """Read the record's result; summaries and overlay, which it does not hold, are those that were found."""
+    """Read the record's result, with the new summaries and overlay, which a record does not contain."""
     stored = found._replace(
         target=record["target"],
         class_name=record["class"],

@@ -1,4 +1,4 @@
-"""Describe an answer so that it can be checked later: the record that an auditor keeps, and checks with ``verify``."""
+"""Describe a reply so that it can be checked later with ``verify``: an audit record."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _DTYPES = {"<f2": np.float16, "<f4": np.float32}
 
 
 class ImageName(NamedTuple):
-    """What names an image."""
+    """The identity of an image."""
 
     sha256: str
-    """Of its decoded pixels: upright RGB of its own size, a byte a value, row by row."""
+    """SHA-256 of its decoded pixels: upright RGB of its own size, one byte per value, row by row."""
     image_id: int
     """That names it in the random stream, unless the client gives another: the hash's first 32 bits, and 0 for the one
     number that the stream has reserved."""
 
 
 def name_of(image: Image.Image) -> ImageName:
-    """Name an image by its pixels.
+    """Identify an image by its pixels.
 
     Args:
-        image: of mode RGB, as ``read_image`` gives it.
+        image: an RGB image from ``read_image``.
     """
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
     return ImageName(digest, int(digest[:8], 16) % (2**32 - 1))
@@ -42,12 +42,12 @@ def name_of(image: Image.Image) -> ImageName:
 def describe(
     result: RowResult, image: ImageName, image_id: int, asked: Mapping[str, Any], made: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Describe a map and all that it was made from, in values that JSON has.
+    """Describe a map and everything it was made from, in values for JSON.
 
     Args:
         result: the map.
-        image: what names its image.
-        image_id: that names it in the random stream.
+        image: identity of its image.
+        image_id: id of the image in the random stream.
         asked: method, options, configuration, passes, seed, reproducible.
         made: model, its fingerprint, device, backend, threads, batch, chunk, versions.
     """
@@ -62,11 +62,11 @@ def describe(
 
 
 def tag_of(record: Mapping[str, Any], form: str) -> str:
-    """Make the ETag of an answer; a weak one where other company in the batch may give other last bits.
+    """Make the ETag of a reply, a weak one if other images in the batch may change the last bits.
 
     Args:
-        record: of the answer.
-        form: of the answer, a media type.
+        record: record of the reply.
+        form: media type of the reply.
     """
     names = ("image_id", "image_sha256", "model_fingerprint", "configuration", "target", "reproducible")
     digest = hashlib.sha256(json_text([form, *(record[name] for name in names)]).encode()).hexdigest()[:32]
@@ -83,10 +83,10 @@ def encode_map(result: RowResult) -> dict[str, Any]:
 
 
 def decode_map(encoded: Any) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
-    """Read what ``encode_map`` wrote.
+    """Read a map written by ``encode_map``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it has other content.
     """
     try:
         dtype, shape = _DTYPES[encoded["dtype"]], tuple(int(side) for side in encoded["shape"])
@@ -97,25 +97,25 @@ def decode_map(encoded: Any) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record from a file: itself, or a whole answer in JSON with one explanation in it.
+    """Read a record from a file that contains it, or a whole JSON reply with one explanation.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the file contains neither.
     """
     try:
         found = json.loads(read_text(path, "record"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no record: {error}") from error
+        raise ValueError(f"{path} is not a record: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("explanations"), list):
         if len(found["explanations"]) != 1:
             raise ValueError(f"{path} holds {len(found['explanations'])} explanations; save the one to be checked")
         found = found["explanations"][0]
     if not isinstance(found, dict) or found.get(MARK) != KIND:
-        raise ValueError(f"{path} is no record of a service, which is JSON that {MARK} calls {KIND!r}")
+        raise ValueError(f"{path} is not a record of a service, which is JSON that {MARK} calls {KIND!r}")
     for name, kind in _NEEDED.items():
         value = float(found[name]) if kind is float and type(found.get(name)) is int else found.get(name)
         if type(value) is not kind:
-            raise ValueError(f"{path} is no whole record of a service: {name} is missing or of another kind")
+            raise ValueError(f"{path} is not a complete record of a service: {name} is missing or of another kind")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Write answers in the form that a client wants: JSON, the overlay as PNG, or the map as an .npy file."""
+"""Write replies in the client's format: JSON, the overlay as PNG, or the map as an .npy file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..answers.result import RowResult, attribution_of
 JSON, PNG, NPY = "application/json", "image/png", "application/x-npy"
 FORMS = (JSON, PNG, NPY)
 RECORD_HEADER = "fampe-record"
-"""The header with the record, in JSON, of an answer that is no JSON."""
+"""The header with the record in JSON, for replies in other formats."""
 
 
 def chosen_form(accept: str | None) -> str | None:
-    """Choose the form of an answer by the header ``Accept``; None where none of ours is wanted.
+    """Choose the format of a reply by the header ``Accept``; None if no supported one is accepted.
 
-    Of equally wanted ones the first that is named counts, and JSON for any.
+    On a tie the first one counts, and JSON for any format.
     """
     if accept is None or not accept.strip():
         return JSON

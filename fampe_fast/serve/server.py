@@ -1,4 +1,4 @@
-"""Run the HTTP server: connections that end where nothing comes, and an end in order."""
+"""Run the HTTP server, with timeouts of idle connections and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from .log import log
 from .service import Service
 
 LINGER = 0.5
-"""Seconds after the last answer in which connections that are open already may still ask, and are refused."""
+"""Seconds after the last reply in which requests on open connections are still refused with a reply."""
 REPORT_FOR = 30.0
-"""Seconds in which a platform can read why a device is lost, before the process ends and may be started again."""
+"""Seconds in which a platform can read the reason of a lost device before the process ends and may be restarted."""
 _LOOK_EVERY = 10  # ticks, of a tenth of a second
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP/1.1 whose connections end where the head of a request does not come in time."""
+    """HTTP/1.1 that closes connections if the head of a request does not arrive in time."""
 
     read_timeout = 10.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Start the timer for a request."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; a part of a head does not stop the clock."""
+        """Handle received data; an incomplete head does not stop the timer."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start the timer for the next request."""
         super().on_response_complete()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the timer."""
         super().connection_lost(exc)
         self._stop()
 
@@ -66,12 +66,12 @@ class TimedProtocol(H11Protocol):
     def _end(self) -> None:
         self._timer = None
         self.transport.close()
-        # Whoever does not read the last answer either is not waited for.
+        # Does not wait for clients that do not read the last reply.
         self.loop.call_later(self.read_timeout, self.transport.abort)
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends in order: what was taken in is answered, what comes is refused, then the connections are closed."""
+    """Shuts down in order: answers accepted requests, refuses new ones, then closes the connections."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class DrainingServer(uvicorn.Server):
         on_ready: Callable[[], None],
         report_for: float,
     ) -> None:
-        """Take the service that is drained.
+        """Set the service to drain.
 
         Args:
-            config: of the server.
+            config: configuration of the server.
             service: its service, started.
-            listener: the one socket that it listens on.
-            on_ready: called once, when requests are taken in.
+            listener: the socket that it listens on.
+            on_ready: called once, when requests are accepted.
             report_for: seconds for which a lost device is reported before the end.
         """
         super().__init__(config)
@@ -101,11 +101,11 @@ class DrainingServer(uvicorn.Server):
         self._lost_at: float | None = None
         self._report_for = report_for
         self.broken = False
-        """Whether the service ended because its methods cannot be used, or its device is lost."""
+        """Whether the service ended because its methods cannot be used or its device is lost."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals that ask for the end, the loss of the terminal among them, unless they are ignored."""
+        """Handle the signals that end the service, including loss of the terminal, unless they are ignored."""
         before = {number: signal.signal(number, self.handle_exit) for number in end_signals()}
         try:
             yield
@@ -114,13 +114,13 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; the second time, end at once."""
+        """Begin to drain; on the second call end at once."""
         if self._asked_at is not None:
             os._exit(128 + sig)
         self._asked_at = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether there is something to do."""
+        """Check the state ten times a second."""
         service = self._service
         if counter % _LOOK_EVERY == 0:
             service.look()
@@ -155,16 +155,16 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     def _stop_listening(self) -> None:
-        """Close the socket that listens; who has reached it before gets an answer, and no reset."""
+        """Close the listening socket; earlier connections get a reply and not a reset."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener.fileno())
-        with contextlib.suppress(OSError):  # BlockingIOError, where nobody waits any more
+        with contextlib.suppress(OSError):  # BlockingIOError if no connection waits
             while True:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 self._accepted.append(loop.create_task(loop.connect_accepted_socket(self._protocol, connection)))
         for server in self.servers:
-            server.close()  # connections that are open stay so
+            server.close()  # open connections stay open
 
     def _protocol(self) -> asyncio.Protocol:
         kind: Any = self.config.http_protocol_class
@@ -179,17 +179,17 @@ def serve(
     *,
     supervised: bool = False,
 ) -> bool:
-    """Serve until a signal asks for the end, or the device is lost; call it from the main thread.
+    """Serve until a signal ends the service or the device is lost; call it from the main thread.
 
     Args:
-        service: not started yet.
-        listener: a socket that listens.
-        on_ready: called once, when requests are taken in.
-        supervised: whether other processes answer at the same socket, and this one would be started again: it accepts
-            nothing before it is warm, and ends at once where its device is lost.
+        service: the service, not started yet.
+        listener: a listening socket.
+        on_ready: called once, when requests are accepted.
+        supervised: whether this process is restarted by a parent and shares the socket with others: it then accepts
+            nothing before it is warm, and ends at once if its device is lost.
 
     Returns:
-        Whether it ended as it was asked to; False where the methods cannot be used, or the device is lost.
+        True after a requested end; False if the methods cannot be used or the device is lost.
     """
     protocol: Any = type("Protocol", (TimedProtocol,), {"read_timeout": service.settings.read_timeout})
     config = uvicorn.Config(
@@ -216,15 +216,15 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the socket that requests come to; port 0 takes a free one.
+    """Open the listening socket; port 0 chooses a free one.
 
     Raises:
-        OSError: the address cannot be used; the message says which and why.
+        OSError: the address cannot be used; the message names it and the reason.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
-        # By its number asyncio knows TCP: else it leaves Nagle's algorithm on, and an answer takes 40 ms.
+        # asyncio recognises TCP by this number; otherwise Nagle's algorithm stays on and delays replies by 40 ms.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -236,6 +236,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def end_signals() -> tuple[int, ...]:
-    """List the signals that ask for the end and were not ignored from the start, as ``nohup`` has it."""
+    """List the signals that end the service and were not ignored from the start, as under ``nohup``."""
     found = (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
     return tuple(number for number in found if signal.getsignal(number) is not signal.SIG_IGN)

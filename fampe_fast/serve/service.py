@@ -1,4 +1,4 @@
-"""Join the parts of a service: the model, its methods, the queue, the device and the counts."""
+"""Combine the parts of a service: the model, its methods, the queue, the device and the counts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .settings import ServiceSettings
 
 
 class Service:
-    """A model that is ready to be asked.
+    """A model with everything needed to answer requests.
 
     Attributes:
         settings: its limits.
         classifier: the model.
         book: its methods.
-        queue: of images that wait.
+        queue: queue of waiting images.
         device: the thread that explains them.
         metrics: its counts.
-        draining: whether it takes nothing in any more.
-        in_flight: requests that are being answered.
+        draining: whether it refuses new requests.
+        in_flight: number of requests being answered.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Service:
         *,
         threads: int,
     ) -> None:
-        """Take the model and what may be asked of it; ``start`` begins.
+        """Store the model and its methods; ``start`` begins the work.
 
         Args:
             classifier: on its device.
-            methods: their names, the default first, with their options.
+            methods: names of the methods, the default first, with their options.
             settings: the limits.
-            threads: of a CPU that compute.
+            threads: torch's number of threads on a CPU.
         """
         self.settings = settings
         self.classifier = classifier
@@ -76,15 +76,15 @@ class Service:
         }
 
     def start(self) -> None:
-        """Begin to work: every method makes a first map, then the service is ready."""
+        """Start: every method makes a first map, then the service is ready."""
         self.device.start()
 
     def drain(self) -> None:
-        """Take nothing in any more; what was taken in is still answered."""
+        """Refuse new requests; accepted ones are still answered."""
         self.draining = True
 
     def not_ready(self) -> str:
-        """Say why no request can be taken in, in words that follow "the service is"; empty where it can."""
+        """Return the reason to refuse requests, in words that follow "the service is"; empty if ready."""
         if self.draining:
             return "draining"
         if self.device.failure:
@@ -92,20 +92,20 @@ class Service:
         return "" if self.device.ready else "warming up"
 
     def look(self) -> None:
-        """Bring the counts up to date that change by themselves."""
+        """Update the gauges that change by themselves."""
         self.metrics.look(self.queue.oldest(), self.device.busy)
 
     def check_target(self, target: int | None) -> None:
         """Refuse a class that the model does not have.
 
         Raises:
-            AskError: it does not.
+            AskError: the model does not have the class.
         """
         if target is not None and target >= self._classes:
             raise AskError(f"the target {target} is out of range: the model has {self._classes} classes")
 
     def described(self) -> dict[str, Any]:
-        """Describe the model and what may be asked of it."""
+        """Describe the model and the possible requests."""
         size = self.classifier.input_size
         limits = ("queue", "batch_size", "max_passes", "max_bytes", "max_pixels", "deadline")
         return {
@@ -121,12 +121,12 @@ class Service:
     def finished(
         self, ask: Ask, image: ImageName, image_id: int, outcome: Outcome, *, overlay: bool
     ) -> tuple[RowResult, dict[str, Any]]:
-        """Bring an outcome into the form that is sent, and describe it.
+        """Convert an outcome to the form of replies, and describe it.
 
         Args:
-            ask: what was asked.
-            image: what names the image.
-            image_id: that names it in the random stream.
+            ask: options of the request.
+            image: identity of the image.
+            image_id: id of the image in the random stream.
             outcome: a map.
             overlay: whether to draw it over the image.
         """
@@ -137,7 +137,7 @@ class Service:
         paths = {option.name for option in method_options(ask.method) if option.kind == "path"}
         asked = {
             "method": ask.method,
-            # Where a file lies on this machine is nobody's business.
+            # Replies must not contain paths of this machine.
             "options": {name: value for name, value in recipe.options.items() if name not in paths},
             "configuration": recipe.configuration,
             "passes": recipe.passes,
@@ -149,7 +149,7 @@ class Service:
         }  # fmt: skip
         evidence = outcome.found.attribution.sum(0)
         made["signed"] = bool(np.isfinite(evidence).all()) and is_signed(evidence)
-        if not ask.reproducible:  # whose answers have the same bytes at every load
+        if not ask.reproducible:  # replies of these have the same bytes at every load
             made["queue_ms"] = round(outcome.waited * 1e3, 1)
             made["device_ms"] = round(outcome.took * 1e3, 1)
         return result, describe(result, image, image_id, asked, made)

@@ -1,4 +1,4 @@
-"""Collect what a service promises and refuses."""
+"""Define the limits of a service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..checks import check_count, check_number
 from ..images.reading import MAX_PIXELS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""A model's name in an address."""
+"""Pattern of a model's name in a URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +18,18 @@ class ServiceSettings:
     """The limits of a service.
 
     Attributes:
-        name: of the model in addresses; letters, digits, dots, underscores and hyphens.
-        queue: images that may wait for the device; further ones are refused.
-        batch_size: most images that the device explains at a time.
+        name: name of the model in URLs; letters, digits, dots, underscores and hyphens.
+        queue: number of images that may wait for the device; more are refused.
+        batch_size: largest number of images in a batch.
         internal_batch_size: samples per model pass.
-        max_passes: most model passes that a request may ask for.
-        max_bytes: largest body of a request.
-        max_pixels: most pixels that an image may have.
-        max_reading: most bytes of bodies that are being read at a time, over all requests.
+        max_passes: largest number of passes in a request.
+        max_bytes: largest request body, in bytes.
+        max_pixels: largest image, in pixels.
+        max_reading: limit of the total bytes of bodies being read, over all requests.
         deadline: seconds after which a request is given up.
-        read_timeout: seconds in which a request's head, and after it its body, must have come.
-        drain_timeout: seconds that requests have to be answered after the service was asked to end.
-        decoders: threads that decode images and encode answers.
+        read_timeout: seconds to receive a request's head, and again its body.
+        drain_timeout: seconds to answer the open requests after the service was asked to end.
+        decoders: number of threads that decode images and encode replies.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ServiceSettings:
         for name in ("deadline", "read_timeout", "drain_timeout"):
             check_number(name, getattr(self, name), 0, open_low=True, expected="seconds above 0", largest=86400)
         if self.max_pixels > MAX_PIXELS:
-            raise ValueError(f"max_pixels must be {MAX_PIXELS} at most, beyond which Pillow refuses images")
+            raise ValueError(f"max_pixels must be at most {MAX_PIXELS}, beyond which Pillow refuses images")
         if self.max_reading < self.max_bytes:
             raise ValueError(
                 f"max_reading ({self.max_reading}) must be max_bytes ({self.max_bytes}) at least: else the largest body"
@@ -67,11 +67,11 @@ class ServiceSettings:
 
 
 def service_name(model: str) -> str:
-    """Make a name for addresses of a model's name."""
+    """Make a name for URLs from a model's name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-._")[:63]
     return name or "model"
 
 
 def retry_after(waiting: int, seconds_per_image: float) -> int:
-    """Say after how many whole seconds to come again, from what waits and what an image takes; 1 to 60."""
+    """Estimate the seconds after which to retry, 1 to 60, from the queue and the time per image."""
     return max(1, min(60, math.ceil(waiting * seconds_per_image)))

@@ -1,4 +1,4 @@
-"""Keep several processes of a service on one socket: start again those that die, and pass on the request to end."""
+"""Run several processes of a service on one socket: restart those that die, and pass on requests to end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .server import end_signals
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a process that died is started again: at first, and when it keeps dying."""
-_STEADY = 60.0  # seconds after which a death is the first one again
+_STEADY = 60.0  # seconds after which deaths are counted from the start
 
 Work = Callable[[socket.socket, str, Callable[[], None]], int]
 """What a process does with the socket and its device; it says when it is ready, and returns an exit code."""
@@ -39,16 +39,16 @@ class _Worker:
 
 
 def run_workers(work: Work, listener: socket.socket, devices: Sequence[str], drain_timeout: float) -> int:
-    """Run a process for each device until a signal asks for the end; a second signal ends them at once.
+    """Run a process for each device until a signal ends the service; a second signal ends them at once.
 
     Args:
-        work: can be pickled.
-        listener: the socket that all of them accept from.
-        devices: of each process.
-        drain_timeout: seconds that they have to end.
+        work: the work of a process, which must be picklable.
+        listener: the socket from which all of them accept.
+        devices: the device of each process.
+        drain_timeout: seconds that the processes have to end.
 
     Returns:
-        0 after an end that was asked for; 2 where a process could not begin.
+        0 after a requested end; 2 if a process could not begin.
     """
     folder = tempfile.mkdtemp(prefix="fampe-metrics-")
     os.environ[FOLDER] = folder
@@ -86,7 +86,7 @@ class _Asked:
 
 
 def _attend(worker: _Worker, work: Work, listener: socket.socket, folder: str) -> bool:
-    """Start a process that is not there, and take note of one that is ready or dead; False where it could not begin."""
+    """Start a missing process, and record whether it is ready or dead; return False if it could not begin."""
     now = time.monotonic()
     if worker.process is None:
         if now >= worker.start_at:
@@ -125,7 +125,7 @@ def _start(worker: _Worker, work: Work, listener: socket.socket) -> None:
 
 
 def _work(work: Work, listener: socket.socket, device: str, pipe: Connection) -> None:
-    # What reaches every process of a terminal the parent passes on, once.
+    # The parent passes on signals that reach every process of a terminal, once.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -139,7 +139,7 @@ def _work(work: Work, listener: socket.socket, device: str, pipe: Connection) ->
 
 
 def _forget(pid: int, folder: str) -> None:
-    """Take a dead process out of the gauges that count the living."""
+    """Remove a dead process from the gauges of living ones."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Test implementations of the primitives as the package's own kernels are tested.
+"""Test implementations of the primitives in the same way as the package's own kernels.
 
 ``assert_as_accurate`` (the error rule), ``Case``, ``SIZES`` and ``stride_variants`` (the sweep), ``poisoned_memory``,
 ``known_answers``, ``statistics``, ``arguments``, and the suite made of them: plain functions in ``checks``, listed by

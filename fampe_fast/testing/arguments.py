@@ -1,4 +1,4 @@
-"""Make example arguments of every primitive, of any case, on any device, for tests and benchmarks alike.
+"""Make example arguments of every primitive, for any case and device, for tests and benchmarks.
 
 A check module of ``checks`` says how its primitive's are made. By default they are made on the CPU from fixed seeds and
 moved: the same numbers on every device.
@@ -32,7 +32,7 @@ _MAKERS: dict[str, Maker] = {}
 
 
 def makes_arguments(primitive: str) -> Callable[[Maker], Callable[..., dict[str, Any]]]:
-    """Let the decorated function make a primitive's example arguments of a case, in the order of its signature.
+    """Register the decorated function as the maker of a primitive's example arguments, in the order of its signature.
 
     It makes tensors on torch's default device, without looking at their values, so that "meta" will do. What it
     becomes is ``example_arguments`` of that primitive.
@@ -53,7 +53,7 @@ def example_arguments(
     /,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Make arguments like those that the package calls a primitive with.
+    """Make arguments like those of the package's own calls of a primitive.
 
     Args:
         primitive: its name.
@@ -97,7 +97,7 @@ def spectra(case: Case) -> Tensor:
 
 
 def cutoffs(case: Case) -> Tensor:
-    """Give the images the cut-offs 1, 2.5 and 4 in turn, (B,) float32."""
+    """Make the cut-offs 1, 2.5 and 4 in turn, (B,) float32."""
     return torch.tensor([1.0, 2.5, 4.0])[torch.arange(case.batch) % 3]
 
 
@@ -129,7 +129,7 @@ def single_and_exact(reference: Callable[..., Any], arguments: Mapping[str, Any]
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a primitive in poisoned memory, and see that it left its arguments as they were.
+    """Call a primitive in poisoned memory, and check that it did not change its arguments.
 
     Raises:
         AssertionError: an argument was changed.
@@ -147,7 +147,7 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def rows_of(case: Case) -> dict[str, Tensor]:
-    """Make what every row of a mix needs: (image, sample) pairs, the image running fastest, and the images' names.
+    """Make the row arguments of a mix: (image, sample) pairs, the image running fastest, and the images' ids.
 
     The names are not positions, and reach the end of their range, as the sample numbers do; so do seed and step.
     """

@@ -1,4 +1,4 @@
-"""Decide whether a kernel's result is right: by its error for rounded arithmetic, bit by bit for all else."""
+"""Decide whether a kernel's result is right: by its error for rounded arithmetic, and bitwise otherwise."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ UNIFORM_WORDS: tuple[int, ...] = (0, 255, 256, 2**31 - 1, 2**31, 2**32 - 256, 2*
 
 
 class CutoffTies(NamedTuple):
-    """A spectrum with energy in three shells, and cut-offs at and just above what its discs hold."""
+    """A spectrum with energy in three shells, and cut-offs for exactly and slightly more than its discs' shares."""
 
     spectrum: Tensor
     """(1, 1, 16, 9) complex64."""
@@ -66,7 +66,7 @@ def cutoff_ties() -> CutoffTies:
 
 
 def wave(height: int, width: int, across: int, down: int, offset: float = 0.0) -> Tensor:
-    """Draw a sine with so many periods along the width and along the height, (1, 1, H, W) float32.
+    """Draw a sine with given numbers of periods along width and height, (1, 1, H, W) float32.
 
     All its energy but the offset's lies at radius ``min(H, W) * sqrt((down/H)^2 + (across/W)^2)``.
     """

@@ -33,7 +33,7 @@ class Trial(NamedTuple):
     case: Case
 
     def run(self) -> None:
-        """Run the check; AssertionError where the backend is wrong."""
+        """Run the check; AssertionError if the backend is wrong."""
         self.check.function(self.target.primitives, self.target.device, self.case)
 
 
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say which backends are tested where, and what the reference does for them."""
+    """Report the tested backends and devices, and the primitives for which they use the reference."""
     if not config.getoption("fampe_backend", None):
         return []
     lines = []
@@ -92,7 +92,7 @@ def _devices(config: pytest.Config) -> dict[str, torch.device]:
 
 
 def _untested(config: pytest.Config) -> dict[str, str]:
-    """Say of the package's own backends that cannot run that they are not tested; where some are named, of none."""
+    """Report the package's own backends that cannot run, unless backends were named."""
     refused = {} if config.getoption("fampe_backend", None) else refused_backends()
     what = {"triton": "the Triton kernels are", "compiled": "the compiled reference is"}
     return {name: f"{what[name]} not tested: {reason}" for name, reason in refused.items()}
@@ -119,7 +119,7 @@ def targets(config: pytest.Config) -> dict[str, Target]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each backend, check and case; a check concerns a backend that provides all its primitives."""
+    """Make a test of each backend, check and case, for checks whose primitives the backend provides."""
     if "fampe_trial" in metafunc.fixturenames:
         parameters = []
         large = metafunc.config.getoption("fampe_large", False)
@@ -144,11 +144,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def fampe_primitives(fampe_target: Target) -> Primitives:
-    """Give the backend's own functions."""
+    """Return the backend's own functions."""
     return fampe_target.primitives
 
 
 @pytest.fixture
 def fampe_device(fampe_target: Target) -> torch.device:
-    """Give the device on which the backend under test runs."""
+    """Return the device of the backend under test."""
     return fampe_target.device

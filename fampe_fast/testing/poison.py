@@ -1,4 +1,4 @@
-"""Fill fresh memory so that it shows what was never written."""
+"""Fill fresh memory so that unwritten values are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load the backend under test: its own functions by name, without the reference's that fill its gaps."""
+"""Load the backend under test: only its own functions, without the reference's for missing ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def load_primitives(name: str, device: torch.device | str) -> Primitives:
 
 
 def device_for(name: str, device: torch.device | str | None = None) -> torch.device:
-    """Find the device on which a backend can run: the one asked for, or the first kind here, GPUs before the CPU.
+    """Find the device on which a backend can run: the requested one, or the first available, GPUs before the CPU.
 
     Raises:
         BackendUnavailableError: it can run on none of them; the message says why the last one was refused.

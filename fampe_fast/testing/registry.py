@@ -1,4 +1,4 @@
-"""List the checks, plain functions, with the primitives that they need and the cases that they are run on."""
+"""List the checks, plain functions, with their primitives and cases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHECKS: dict[str, Check] = {}
 
 
 def check(*primitives: str, cases: Sequence[Case] = (Case(),)) -> Callable[[CheckFunction], CheckFunction]:
-    """Add the decorated function ``check_<what>(ops, device, case)`` to the suite, and leave it as it is.
+    """Add the decorated function ``check_<what>(ops, device, case)`` to the suite, unchanged.
 
     Args:
         primitives: names of the primitives that it calls.
@@ -46,5 +46,5 @@ def check(*primitives: str, cases: Sequence[Case] = (Case(),)) -> Callable[[Chec
 
 
 def registered() -> tuple[Check, ...]:
-    """Return every check that has been added so far, in that order."""
+    """Return every check added so far, in order."""
     return tuple(_CHECKS.values())

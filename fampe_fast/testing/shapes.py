@@ -1,4 +1,4 @@
-"""Choose the sizes and memory layouts that a kernel is tested on."""
+"""Choose the sizes and memory layouts on which a kernel is tested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE_SIZES: tuple[tuple[int, int], ...] = ((224, 224), (299, 224), (225, 225), 
 
 @dataclass(frozen=True)
 class Case:
-    """Size and mode of a check's run; the fields a check has no use for keep their defaults.
+    """Size and mode of a check's run; a check may ignore fields.
 
     Attributes:
         height: H, pixels.
@@ -63,7 +63,7 @@ class Case:
 
 
 def stride_variants(tensor: Tensor) -> dict[str, Tensor]:
-    """Put the same values into other memory layouts, by name.
+    """Copy values to other memory layouts, by name.
 
     Args:
         tensor: any shape, any dtype, any device.

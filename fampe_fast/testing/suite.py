@@ -1,4 +1,4 @@
-"""Run the whole suite under pytest: every check of ``fampe_fast.testing``, on every backend that was asked for.
+"""Run the whole suite under pytest: every check of ``fampe_fast.testing`` on every requested backend.
 
 ``pytest -p my_backend -p fampe_fast.testing.plugin --pyargs fampe_fast.testing.suite --fampe-backend mine``, where
 importing ``my_backend`` calls ``fampe_fast.register_backend("mine", {...})``.

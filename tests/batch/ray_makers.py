@@ -69,7 +69,7 @@ class UnloadableMaker(ShardMaker):
     """Has no model."""
 
     def load(self) -> Worker:
-        raise ValueError("the model is not the one that was planned")
+        raise ValueError("the model is not the planned one")
 
 
 def drive() -> None:

@@ -145,12 +145,12 @@ def test_parts_and_pieces_make_the_bytes_of_the_whole(
 ) -> None:
     batch(out="whole")
     assert batch("--part", "0/2", out="parts") == UNUSABLE
-    assert "--plan-only in place of --part first" in said(capsys)
+    assert "--plan-only in place of --part" in said(capsys)
     assert not Path("parts").exists()
     batch("--plan-only", "--rows-per-plan-file", "3", out="parts")
     assert len(list(Path("parts/plan").iterdir())) == 4
     assert batch("--part", "1/2", source=None, out="parts") in (DONE, SOME_FAILED)
-    assert "1 of 3 shards are there; go on with: fampe-fast batch --out" in said(capsys)
+    assert "1 of 3 shards are finished; continue with: fampe-fast batch --out" in said(capsys)
     assert list(digest("parts")) == ["maps/000/000001.parquet"]
     assert batch("--part", "0/2", source=None, out="parts") == SOME_FAILED
     assert digest("parts") == digest("whole")
@@ -224,7 +224,7 @@ def test_another_configuration_in_the_same_place_is_refused(
         assert batch(*words) == UNUSABLE
     text = said(capsys)
     assert text.count("\n") == 1
-    assert "is planned otherwise: " in text
+    assert " has another plan: " in text
     assert difference in text
     assert (Path("out") / "plan.json").read_bytes() == before
 
@@ -243,7 +243,7 @@ def test_another_model_is_refused(
     finally:
         weights[0].write_bytes(content)
     text = said(capsys)
-    assert "not the one that was planned" in text
+    assert "not the planned one" in text
     assert text.count("\n") == 1
     assert digest("out") == {}
 
@@ -281,7 +281,7 @@ def test_what_cannot_be_begun_is_said_in_a_line_before_there_is_anything(
     Path("high.csv").write_text("uri,label\na.png,10\n")
     Path("empty").mkdir()
     for words, options, reason in [
-        ([], {"out": "thesis"}, "holds something else (thesis.txt)"),
+        ([], {"out": "thesis"}, "has other content (thesis.txt)"),
         ([], {"out": "names.csv"}, "is a file, where a folder is needed"),
         ([], {"out": "s3://me:password@bucket/out"}, "name or password"),
         ([], {"source": "s3://me:password@bucket/photos"}, "name or password"),
@@ -292,7 +292,7 @@ def test_what_cannot_be_begun_is_said_in_a_line_before_there_is_anything(
         ([], {"source": "high.csv"}, "the model has 10 classes"),
         (["--sample", "12"], {}, "fewer than the sample of 12"),
         (["--mode", "mix"], {}, "no such option(s): --mode"),
-        (["--devices", "cpu,cpu"], {}, "--device and --devices say the same"),
+        (["--devices", "cpu,cpu"], {}, "--device and --devices exclude each other"),
         (["--max-pixels", "178956971"], {}, "178956970 at most"),
     ]:  # fmt: skip
         assert batch(*words, **options) == UNUSABLE, reason
@@ -315,7 +315,7 @@ def test_what_cannot_be_begun_is_said_in_a_line_before_there_is_anything(
         (["--target", "cat"], "or model"),
         (["--rows-per-shard", "0"], "at least 1"),
         (["--decoders", "-1"], "at least 0"),
-        (["--devices", "cpu,"], "names with commas"),
+        (["--devices", "cpu,"], "names separated by commas"),
     ],
 )
 def test_words_that_mean_nothing(capsys: pytest.CaptureFixture[str], words: list[str], reason: str) -> None:
@@ -359,9 +359,9 @@ def test_a_request_to_end_says_how_to_go_on(
     monkeypatch.setattr(local, "run_local", stopped)
     assert batch("--part", "0/1", "--retry-errors", "--trust-model") == INTERRUPTED
     text = said(capsys)
-    assert "the shard is finished first" in text
+    assert "stopping after this shard" in text
     assert "4 of 11 images, 2.00/s, 4 s left, 1 errors, device 96% busy" in text
-    assert f"1 of 3 shards are there; go on with: fampe-fast batch --out {Path('out').absolute()}" in text
+    assert f"1 of 3 shards are finished; continue with: fampe-fast batch --out {Path('out').absolute()}" in text
     assert (given["devices"], given["part"], given["workers"]) == (["cpu"], (0, 1), 0)
     assert given["retry_errors"] is given["trust_model"] is True
     assert given["classifier"] is not None
@@ -379,7 +379,7 @@ def test_what_a_devices_process_says_of_its_end_is_said_in_a_line(
     monkeypatch.setattr(local, "run_local", failing)
     assert main(["batch", "--out", "out", "--devices", "cpu,cpu"]) == UNUSABLE
     assert said(capsys) == (
-        "fampe-fast: cpu: OSError: [Errno 28] No space left on device; what was stored before is whole\n"
+        "fampe-fast: cpu: OSError: [Errno 28] No space left on device; shards stored before are complete\n"
     )
 
 

@@ -223,13 +223,13 @@ def test_a_shard_that_comes_later_is_exported_later(tmp_path: Path) -> None:
 def test_nothing_else_is_overwritten(plain: Storage, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds something else \(notes.txt\)"):
+    with pytest.raises(ValueError, match=r"has other content \(notes.txt\)"):
         exported(plain, tmp_path / "mine", "npz")
     (tmp_path / "mine" / EXPORT).write_text('{"to": "npz"}')
-    with pytest.raises(ValueError, match="is not by fampe_fast"):
+    with pytest.raises(ValueError, match="was not written by fampe_fast"):
         exported(plain, tmp_path / "mine", "npz")
     assert sorted(files(tmp_path / "mine")) == [EXPORT, "notes.txt"]
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="has other content"):
         exported(plain, plain.address, "npz")  # into the run itself
     exported(plain, tmp_path / "out", "npz", limit=2)
     for change in ({"limit": 3}, {"ids": [1]}):
@@ -242,7 +242,7 @@ def test_nothing_else_is_overwritten(plain: Storage, tmp_path: Path) -> None:
 def test_another_model_draws_no_pictures(plain: Storage, tmp_path: Path) -> None:
     other = a_classifier()
     next(other.model.parameters()).data.mul_(1.5)
-    with pytest.raises(ValueError, match="the model is not the one that was planned"):
+    with pytest.raises(ValueError, match="the model is not the planned one"):
         exported(plain, tmp_path / "out", "png", classifier=other)
 
 

@@ -107,7 +107,7 @@ def test_other_rows_than_the_plans_are_found(tmp_path: Path) -> None:
     dest = open_storage(tmp_path)
     plan = write_plan(dest, a_plan(), rows(20))
     dest.write("plan/00001.parquet", dest.read("plan/00000.parquet"))
-    with pytest.raises(ValueError, match="not those that the plan was made with"):
+    with pytest.raises(ValueError, match="not the plan's original rows"):
         check_rows(dest, plan)
     dest.write("plan/00000.parquet", b"PAR1 nonsense PAR1")
     plans._group.cache_clear()
@@ -173,11 +173,11 @@ def test_a_planning_that_was_killed_is_begun_anew(dest: Storage) -> None:
 def test_a_place_that_holds_something_else_is_refused(dest: Storage) -> None:
     dest.write("thesis.txt", b"years of work")
     for call in (read_plan, lambda place: write_plan(place, a_plan(), rows(3))):
-        with pytest.raises(ValueError, match=r"holds something else \(thesis.txt\)"):
+        with pytest.raises(ValueError, match=r"has other content \(thesis.txt\)"):
             call(dest)
     dest.remove("thesis.txt")
     dest.write("plan/00000.parquet", b"not ours")
-    with pytest.raises(ValueError, match=r"holds something else \(plan/00000.parquet\)"):
+    with pytest.raises(ValueError, match=r"has other content \(plan/00000.parquet\)"):
         read_plan(dest)
     assert dest.read("plan/00000.parquet") == b"not ours"
 

@@ -80,16 +80,14 @@ def test_another_model_is_refused_with_both_fingerprints(classifier: Classifier,
     other = load_embedded_classifier()
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
-    with pytest.raises(
-        ValueError, match=rf"not the one that was planned: .*{plan.identity['fingerprint']} in the plan"
-    ):
+    with pytest.raises(ValueError, match=rf"not the planned one: .*{plan.identity['fingerprint']} in the plan"):
         method_of(plan, other)
 
 
 def test_other_settings_of_the_method_are_refused(classifier: Classifier, tmp_path: Path) -> None:
     plan = carried_out(planned(classifier, "random_map", {"seed": 3}), tmp_path)
     with pytest.raises(
-        ValueError, match=r"settings are not those that were planned: everything\.config\.seed: 3 there, 4 now"
+        ValueError, match=r"settings are not the planned ones: everything\.config\.seed: 3 there, 4 now"
     ):
         method_of(replace(plan, options={"seed": 4}), classifier)
 

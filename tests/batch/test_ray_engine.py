@@ -196,7 +196,7 @@ def test_requests_to_end(on_ray: Any, storage: Storage, undisturbed: str) -> Non
 
 
 def test_what_every_worker_fails_of_ends_the_run(on_ray: Any, storage: Storage) -> None:
-    with pytest.raises(RuntimeError, match=r"^\S+: ValueError: the model is not the one that was planned$"):
+    with pytest.raises(RuntimeError, match=r"^\S+: ValueError: the model is not the planned one$"):
         on_ray(storage, ray_makers.UnloadableMaker, workers=1)
     assert unfinished(storage) == {}
 
@@ -262,12 +262,12 @@ def test_a_missing_ray_is_said_before_anything_is_planned(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--engine", "ray", "--part", "0/2"], "--part: not for --engine ray"),
-        (["--engine", "ray", "--devices", "cpu,cpu"], "--devices: not for --engine ray"),
-        (["--workers", "2"], "--workers: not for --engine local"),
+        (["--engine", "ray", "--part", "0/2"], "--part: not an option of --engine ray"),
+        (["--engine", "ray", "--devices", "cpu,cpu"], "--devices: not an option of --engine ray"),
+        (["--workers", "2"], "--workers: not an option of --engine local"),
         (
             ["--address", "a:1", "--gpus-per-worker", "0.5"],
-            "--address, --gpus-per-worker: not for --engine local",
+            "--address, --gpus-per-worker: not an option of --engine local",
         ),
     ],
 )
@@ -292,8 +292,8 @@ def test_shards_that_were_given_up_are_named(
     words = ["--address", "a:1", "--workers", "2", "--gpus-per-worker", "0.5", "--retry-errors"]
     assert main(["batch", "--out", storage.address, "--engine", "ray", *words]) == SOME_FAILED
     found = capsys.readouterr().err
-    assert "given up, as every worker that tried it died: shards 3, 5" in found
-    assert f"4 of 6 shards are there; go on with: fampe-fast batch --out {storage} --engine ray" in found
+    assert "given up, as every worker that tried them died: shards 3, 5" in found
+    assert f"4 of 6 shards are finished; continue with: fampe-fast batch --out {storage} --engine ray" in found
     assert (given["address"], given["workers"], given["gpus_per_worker"]) == ("a:1", 2, 0.5)
     assert given["retry_errors"]
 

@@ -289,7 +289,7 @@ def test_rows_that_contradict_themselves_are_found(run: Storage) -> None:
 def test_rows_of_the_plan_that_were_changed_are_found(run: Storage, tmp_path: Path) -> None:
     other = planned(tmp_path / "other", draw_with_errors(tmp_path / "photos", 11), a_classifier())
     run.write("plan/00000.parquet", other.read("plan/00000.parquet"))
-    assert (None, f"the rows in {run}/plan are not those that the plan was made with") in faults(run)
+    assert (None, f"the rows in {run}/plan are not the plan's original rows") in faults(run)
 
 
 # Another machine ------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_the_command_says_that_all_is_right(run: Storage, tmp_path: Path, capsys
     assert main(["verify", run.address, "--json", str(tmp_path / "report.json"), "--sample", "99"]) == DONE
     said = " ".join(capsys.readouterr().out.split())
     assert "3 of 3 shards are right, 11 images planned, 4 of them without a map; computed again: 11 same: all" in said
-    assert "the maps must be equal to the bit" in said
+    assert "the maps must be bitwise equal" in said
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["fampe_fast"] == "verify report"
     assert report["right"] is True
@@ -424,9 +424,9 @@ def test_what_cannot_be_verified_costs_one_line(
     assert "nothing is planned in" in refused(str(tmp_path / "nowhere"))
     assert "has the id 11" in refused(run.address, "--image-id", "11")
     run.remove(shard_name(2))
-    assert "image 9 is in shard 2, which is not there yet" in refused(run.address, "--image-id", "9")
+    assert "image 9 is in shard 2, which is not finished yet" in refused(run.address, "--image-id", "9")
     (tmp_path / "x.json").write_text('{"fampe_fast": "figure", "image_id": 1}')
-    assert "is no audit record" in refused(run.address, "--record", str(tmp_path / "x.json"))
+    assert "is not an audit record" in refused(run.address, "--record", str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_text('{"fampe_fast": "audit record", "image_id": 1, "model_fingerprint": "0"}')
     assert "the record is of another model" in refused(run.address, "--record", str(tmp_path / "x.json"))
 
@@ -439,7 +439,7 @@ def test_what_cannot_be_verified_costs_one_line(
 
     monkeypatch.setattr("fampe_fast.batch.model_spec.ModelSpec.load", other)
     line = refused(run.address)
-    assert "the model is not the one that was planned" in line
+    assert "the model is not the planned one" in line
     assert read_back(run).identity["fingerprint"] in line
 
 

@@ -294,7 +294,7 @@ def test_a_transform_that_cannot_be_sent_is_used_here(tmp_path: Path) -> None:
     from fampe_fast.errors import FampeWarning
 
     decoder = Decoder(lambda image: torch.zeros(3, 8, 8), 10**6, 10**6)
-    with pytest.warns(FampeWarning, match="cannot be sent to processes that decode ahead"):
+    with pytest.warns(FampeWarning, match="cannot be sent to decoding processes"):
         assert Decoders(decoder, 2).processes == 0
 
 

@@ -311,12 +311,12 @@ def test_results_are_read_back_and_tabulated(tmp_path: Path) -> None:
     table = markdown(rows, HERE)
     assert "| FAMPE, bf16, compiled | 40 [40, 40] | 2.5 [2.5, 2.5] | 80% [80%, 80%] |  | 10.5 / 10 | 4 | 3 |" in table
     assert "| Captum, SmoothGrad, fp32 | out of memory |" in table
-    assert "Not a measurement" not in table
+    assert "Not a valid measurement" not in table
 
 
 def test_a_disturbed_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = replace(HERE, load=(1.7, 0.1))
-    assert "Not a measurement to be kept: more was running at the start: load average 1.7" in markdown([], loaded)
+    assert "Not a valid measurement: other programs were running at the start: load average 1.7" in markdown([], loaded)
     shared = replace(HERE, stolen=0.42)
     assert "42% of the processors' time went to other machines" in markdown([], shared)
     ticks = iter(["cpu  100 0 50 900 9 1 0 10 0 0\n", "cpu  150 0 60 999 9 1 0 50 0 0\n", "", ""])
@@ -368,4 +368,4 @@ def test_a_dry_run_never_touches_the_committed_results(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stopped:
         side_by_side.main(["--dry-run", "--out", str(RESULTS)])
     assert stopped.value.code == 2
-    assert "no measurement" in capsys.readouterr().err
+    assert "not a measurement" in capsys.readouterr().err

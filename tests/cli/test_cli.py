@@ -219,7 +219,7 @@ def test_doctor_finds_a_folder_that_a_compiler_cannot_write(
     monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
     (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
     assert not found.healthy
-    assert f"set {variable} to a folder that can be written" in found.text
+    assert f"set {variable} to a writable folder" in found.text
     monkeypatch.setenv(variable, str(tmp_path / "new" / "cache"))
     (found,) = [finding for finding in doctor._compilers(gpu=True) if finding.topic == variable]
     assert (found.healthy, found.text) == (True, str(tmp_path / "new" / "cache"))
@@ -240,7 +240,7 @@ def test_doctor_compares_triton_with_what_torch_is_made_for(monkeypatch: pytest.
     for wanted, healthy in ((f"triton~={own}.0; python_version < '3.15'", True), ("pytorch-triton-rocm==2.1.0", False)):
         monkeypatch.setattr(doctor, "_requirements", lambda package, wanted=wanted: ["numpy==9.9", wanted])
         assert doctor._triton(gpu=True).healthy is healthy
-    assert "this torch is made for 2.1: install triton==2.1.*" in doctor._triton(gpu=False).text
+    assert "this torch was built for 2.1: install triton==2.1.*" in doctor._triton(gpu=False).text
     assert doctor._triton(gpu=False).healthy
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install triton" in doctor._triton(gpu=True).text
@@ -274,7 +274,7 @@ UNUSABLE_ARGUMENTS = [
     (["explain", "{photos}", "--model", "{model}", "--steps=-1"], "steps must be at least 0, got -1"),
     (
         ["explain", "{photos}", "--model", "{model}", "--steps", "0", "--views", "0"],
-        "steps and views are both 0, and a map needs a path (steps=5) or a view of the image (views=1)",
+        "steps and views are both 0, but a map needs a path (steps=5) or a view of the image (views=1)",
     ),
     (["explain", "{photos}", "--model", "{model}", "--noise", "9"], "no such option(s): --noise; known are --alpha"),
     (["explain", "{photos}", "--model", "{model}", "--eps", "0/255"], "eps must be in (0, inf], got 0.0"),
@@ -292,7 +292,7 @@ UNUSABLE_ARGUMENTS = [
     ),
     (
         ["evaluate", "{photos}", "--model", "{model}", "--stability-radius", "0.1"],
-        "but measured are insertion_deletion",
+        "but only insertion_deletion will be measured",
     ),
     (["evaluate", "{photos}", "--model", "{model}", "--labels", "{photos}/object_0.png"], "cannot read the labels"),
 ]

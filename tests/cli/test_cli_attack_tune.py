@@ -238,7 +238,7 @@ def test_nothing_is_left_of_a_weak_attack_in_8_bits(
     out = tmp_path / "out"
     arguments = ["attack", str(photos), "--model", str(model_file), "--bands", "low", "--eps", "1/999", "--limit", "1"]
     assert main([*arguments, "--steps", "2", "--save-images", "--input-size", "64", "--out", str(out)]) == DONE
-    assert "8 bits leave nothing" in capsys.readouterr().out
+    assert "8 bits erase an attack" in capsys.readouterr().out
     saved = json.loads((out / "attack.json").read_text())["images"][0]["attacks"]["low"].popitem()[1]["saved"]
     assert saved["largest_change"] == 0
     assert saved["band_share"] == 1
@@ -321,7 +321,7 @@ def test_one_image_and_a_model_that_is_never_right(tmp_path: Path) -> None:
         (lambda: attack_config(eps=0.0), "eps must be in (0, inf]"),
         (lambda: attack_config(alpha=0.5), "no option(s) alpha"),
         (lambda: attack_config(direction="descend"), "no option(s) direction"),
-        (lambda: attack_config(samples=3), "3 times the same one"),
+        (lambda: attack_config(samples=3), "3 samples would all be the same"),
     ],
 )
 def test_settings_that_make_no_attack_are_named(call: Callable[[], object], message: str) -> None:
@@ -666,10 +666,10 @@ UNUSABLE_ARGUMENTS = [
     (["attack", "{photos}", "--rho", "0.5"], "--gradients plain: no such option(s): --rho; known are --bounds"),
     (["attack", "{photos}", "--fampe-cutoff", "9"], "no such option(s): --fampe-cutoff"),
     (["attack", "{photos}", "--steps", "0"], "steps must be at least 1, got 0"),
-    (["attack", "{photos}", "--samples", "5"], "5 times the same one"),
+    (["attack", "{photos}", "--samples", "5"], "5 samples would all be the same"),
     (["attack", "{photos}", "--rings", "9999"], "bands"),
     (["attack", "{photos}", "--transfer-to-weights", "{model}"], "name it with --transfer-to"),
-    (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg belongs to a model"),
+    (["attack", "{photos}", "--transfer-to-arg", "pad_type=same"], "--transfer-to-arg needs a model"),
     (["study", "explorer", "{photos}", "--explorer-mean", "0.5"], "name it with --explorer"),
     (["study", "alpha", "{photos}", "--samples", "0"], "samples must be at least 1, got 0"),
     (["attack", "{photos}/object_0.png"], "attack takes a folder of images"),
@@ -726,7 +726,7 @@ def test_what_cannot_start_says_so_in_one_line_and_writes_nothing(
         (["attack", "x", "--option", "decay=1"], "unrecognized arguments: --option"),
         (["tune", "x", "--map-cutoff", "3"], "unrecognized arguments: --map-cutoff"),
         (["attack", "x", "--gradients", "magic"], "invalid choice: 'magic'"),
-        (["tune", "x", "--method", "saliency,forgrad_fampe"], "forgrad_fampe: the cut-off is sought for the"),
+        (["tune", "x", "--method", "saliency,forgrad_fampe"], "forgrad_fampe: tune takes the unfiltered method"),
         (["tune", "x", "--method", "magic"], "unknown method(s) 'magic'"),
         (["tune", "x", "--protocol", "magic"], "invalid choice: 'magic'"),
     ],

@@ -177,7 +177,7 @@ def test_a_device_that_cannot_compute_is_named_in_one_line(
     for command in (["explain"], ["evaluate"], ["study", "alpha"]):
         arguments = [*command, str(photos), "--model", str(model_file), f"--device={device}", "--out", str(out)]
         said = refused(arguments, capsys)
-        assert f"--device {device}: it cannot be used here: " in said
+        assert f"--device {device}: cannot be used here: " in said
     assert not out.exists()
 
 

@@ -45,7 +45,7 @@ def test_the_defaults_are_those_of_serve() -> None:
 def test_the_options_of_a_request_are_all_there() -> None:
     from fampe_fast.serve import asks
 
-    assert rows("Ask it") == [f"`{name}`" for name in (*asks._OF_ALL, *asks._OF_ONE)]
+    assert rows("Requests") == [f"`{name}`" for name in (*asks._OF_ALL, *asks._OF_ONE)]
 
 
 def test_the_refusals_are_all_there() -> None:
@@ -55,7 +55,7 @@ def test_the_refusals_are_all_there() -> None:
     source = "".join(path.read_text() for path in (folder / "app.py", folder / "body.py"))
     raised = set(re.findall(r"(?:RefusalError|HTTPException)\(\s*(\d{3})", source)) | {"422", "503"}
     raised |= set(re.findall(r"JSONResponse\(.*\}, (\d{3})\)", source))
-    assert {code for cell in rows("Refusals") for code in cell.split(", ")} == raised
+    assert {code for cell in rows("Error codes") for code in cell.split(", ")} == raised
 
 
 def test_the_metrics_are_all_there() -> None:
@@ -65,5 +65,5 @@ def test_the_metrics_are_all_there() -> None:
 
     counted = {family.name for family in text_string_to_metric_families(Metrics().text().decode())}
     counted = {name.removesuffix("_created") for name in counted}
-    named = {name.removesuffix("_total") for cell in rows("Watch it") for name in re.findall(r"`(\w+)", cell)}
+    named = {name.removesuffix("_total") for cell in rows("Monitoring") for name in re.findall(r"`(\w+)", cell)}
     assert named == counted

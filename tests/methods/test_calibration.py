@@ -229,10 +229,10 @@ def test_weights_of_another_number_of_layers_are_refused_before_the_path() -> No
 @pytest.mark.parametrize(
     ("weights", "error", "said"),
     [
-        ("1,x", ValueError, "layer_weights must be numbers with commas"),
-        ("", ValueError, "layer_weights must be numbers with commas"),
-        ((), ValueError, "layer_weights must be numbers with commas"),
-        (3.0, TypeError, "layer_weights must be numbers with commas"),
+        ("1,x", ValueError, "layer_weights must be numbers separated by commas"),
+        ("", ValueError, "layer_weights must be numbers separated by commas"),
+        ((), ValueError, "layer_weights must be numbers separated by commas"),
+        (3.0, TypeError, "layer_weights must be numbers separated by commas"),
         ((1.0, "2"), TypeError, "layer_weights must be a number"),
         ((1.0, -1.0), ValueError, "layer_weights must be in"),
         ("nan,1", ValueError, "layer_weights must be finite"),
@@ -263,7 +263,7 @@ def test_a_calibration_is_read_back_for_its_model_alone(found: DepthCalibration,
     listed = rf"it has Rolled \({found.fingerprint}\)$"
     with pytest.raises(ValueError, match=rf"no calibration for Rolled \({own}\) in .*; {listed}"):
         DepthCalibration.load(file, other)
-    with pytest.raises(ValueError, match=rf"is of Rolled \({found.fingerprint}\), and the model is Rolled \({own}\)"):
+    with pytest.raises(ValueError, match=rf"is of Rolled \({found.fingerprint}\), but the model is Rolled \({own}\)"):
         FAMPE(other, calibration=found)
 
     second = replace(found, model="other", fingerprint=str(own), held_out=None)
@@ -301,7 +301,7 @@ def test_a_calibration_of_another_number_of_passes_is_used_and_said_to_be(
     options: dict[str, Any], found: DepthCalibration
 ) -> None:
     passes = FAMPE(Rolled.misled(), **options).passes
-    with pytest.warns(FampeWarning, match=rf"found with 1 pass\(es\) per image and is used with {passes}:") as warned:
+    with pytest.warns(FampeWarning, match=rf"found with 1 pass\(es\) per image but is used with {passes}:") as warned:
         method = FAMPE(Rolled.misled(), calibration=found, **options)
     assert len(warned) == 1
     assert method.config.layer_weights == found.layer_weights
@@ -309,7 +309,7 @@ def test_a_calibration_of_another_number_of_passes_is_used_and_said_to_be(
 
 @pytest.mark.parametrize("options", [{"layers": "rolled,coarse"}, {"config": FAMPEConfig(layers="coarse")}])
 def test_a_calibration_of_other_layers_is_refused(options: dict[str, Any], found: DepthCalibration) -> None:
-    with pytest.raises(ValueError, match=r"is of the layers rolled, unrolled, coarse, and those asked for are \w+"):
+    with pytest.raises(ValueError, match=r"is of the layers rolled, unrolled, coarse, but the chosen layers are \w+"):
         FAMPE(Rolled.misled(), calibration=found, **options)
 
 
@@ -357,10 +357,14 @@ def test_files_of_others_are_left_alone(found: DepthCalibration, tmp_path: Path)
         (
             lambda m, x: calibrate_depths(m, [], FAMPE(m, views=0, steps=1)),
             ValueError,
-            "no depths to weigh without views",
+            "FAMPE without views has no depths to weigh",
         ),
-        (lambda m, x: calibrate_depths(m, [], AttEXplore(m)), ValueError, "AttEXplore has no depths to weigh"),
-        (lambda m, x: calibrate_depths(m, [], FAMPE(Rolled.right())), ValueError, "made with the model"),
+        (
+            lambda m, x: calibrate_depths(m, [], AttEXplore(m)),
+            ValueError,
+            "AttEXplore without views has no depths to weigh",
+        ),
+        (lambda m, x: calibrate_depths(m, [], FAMPE(Rolled.right())), ValueError, "made with another model"),
         (lambda m, x: calibrate_depths(lambda p: m(p), []), TypeError, "the model is a function"),
         (lambda m, x: calibrated(m, x, metric_steps=0), ValueError, "metric_steps must be at least 1"),
         (lambda m, x: calibrated(m, x, protocol="magic"), ValueError, "magic"),

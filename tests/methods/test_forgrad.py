@@ -415,7 +415,7 @@ def test_an_outcome_from_before_there_were_two_filters_is_the_signed_one_s(tmp_p
 
 def test_bad_loaders_are_named() -> None:
     method = Fixed(torch.rand(1, 3, 24, 24))
-    with pytest.raises(ValueError, match="gave no images"):
+    with pytest.raises(ValueError, match="yielded no images"):
         tune_cutoff(Smooth(), [], method)
     with pytest.raises(TypeError, match="pairs"):
         tune_cutoff(Smooth(), [torch.rand(1, 3, 24, 24)], method)

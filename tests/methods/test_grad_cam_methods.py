@@ -242,10 +242,10 @@ class Names(nn.Module):
     ("layer", "error", "message"),
     [
         ("net.lst", ValueError, "the model has no layer 'net.lst'; near it are 'net.last', "),
-        ("twice", ValueError, "the layer 'twice' runs 2 times in a pass: say which, twice#0 to twice#1"),
+        ("twice", ValueError, "the layer 'twice' runs 2 times in a pass: choose twice#0 to twice#1"),
         ("twice#2", ValueError, "the layer 'twice' has no call '2' in a pass"),
         ("asleep", ValueError, "the layer 'asleep' does not run in a pass"),
-        ("net.head", ValueError, r"the layer 'net.head' gives \(1, 4\) for an image, which has no places in it"),
+        ("net.head", ValueError, r"the layer 'net.head' gives \(1, 4\) for an image, without spatial positions"),
         (7, TypeError, "layer must be the name of a module or None, got 7"),
     ],
 )
@@ -268,10 +268,10 @@ def test_the_call_of_a_layer_that_runs_twice_can_be_named() -> None:
 
 def test_models_that_cannot_be_explained_are_named() -> None:
     images = some_images(1)
-    with pytest.raises(TypeError, match="gradcam looks into the model's layers: it needs an nn.Module, got function"):
+    with pytest.raises(TypeError, match="gradcam reads the model's layers: it needs an nn.Module, got function"):
         create_method("gradcam", lambda pixels: pixels.mean((2, 3)))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, 4)).eval()
-    with pytest.raises(ValueError, match="hirescam found no activation of Sequential that has places in the image"):
+    with pytest.raises(ValueError, match="hirescam found no activation of Sequential with spatial positions that"):
         create_method("hirescam", flat).attribute(images, 0)
     with pytest.raises(ValueError, match="fullgrad counts the biases of Conv2d .* and Sequential has none"):
         create_method("fullgrad", flat).attribute(images, 0)
@@ -305,7 +305,7 @@ def test_half_of_the_memory_is_tried_after_an_error(monkeypatch: pytest.MonkeyPa
             return super().forward(pixels)
 
     model, images = Large(), some_images(5)
-    with pytest.warns(FampeWarning, match="out of memory with 5 images per model pass: going on with 2"):
+    with pytest.warns(FampeWarning, match="out of memory with 5 images per model pass: continuing with 2"):
         maps = create_method("gradcam", model).attribute(images, 1)
     assert sizes[-3:] == [2, 2, 1]
     torch.testing.assert_close(maps, create_method("gradcam", Net()).attribute(images, 1), rtol=0, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Walk the recipe "Add a method" of CONTRIBUTING.md on the method it shows, and hold its number of files."""
+"""Walk the recipe docs/extend/add-a-method.md on the method it shows, and hold its number of files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from ..images_for_tests import draw
+from ..recipes_for_tests import ROOT, read_recipe
 
-ROOT = Path(__file__).parents[2]
-RECIPE = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Add a method\n")[2].partition("\n## ")[0]
-FILES = tuple(re.findall(r"^\d+\. `([^`]+)`", RECIPE, re.MULTILINE))
-BLOCKS = dict(re.findall(r"^`([^`]+)`[^\n]*\n\n```python\n(.*?)```$", RECIPE, re.MULTILINE | re.DOTALL))
+RECIPE, FILES, BLOCKS = read_recipe("add-a-method")
 MODULE, ROWS, TEST = FILES
 HEAD = "PLAIN_METHODS: dict[str, MethodRow] = {\n"
 

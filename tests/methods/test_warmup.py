@@ -114,7 +114,7 @@ def test_on_a_cpu_the_mix_alone_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert graphs() == 1
     again = warmup(method, (24, 24))
     assert not again
-    assert again.note == "all was compiled already"
+    assert again.note == "everything was compiled already"
 
 
 def test_where_nothing_is_compiled_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,15 +207,15 @@ def test_no_images_give_no_scores() -> None:
 
 
 IMAGES = some_images(4)
-TOO_FEW = r"beside an image stand 3 of other classes, no two of one class; for class 0 there are images of 2 others"
+TOO_FEW = r"an image needs 3 partners of different other classes, but for class 0 there are images of 2 others"
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"method": lambda x: x}, TypeError, "method must have a method 'attribute', got function"),
-        ({"method": Method(lambda x, t: x[:, :, 1:])}, ValueError, r"must give maps of 24 x 24, got shape \(4, 3, 23"),
-        ({"method": Method(lambda x, t: x.mean((1, 2)))}, ValueError, r"must give maps of 24 x 24, got shape \(4, 24"),
+        ({"method": Method(lambda x, t: x[:, :, 1:])}, ValueError, r"return maps of 24 x 24, got shape \(4, 3, 23"),
+        ({"method": Method(lambda x, t: x.mean((1, 2)))}, ValueError, r"return maps of 24 x 24, got shape \(4, 24"),
         ({"method": Method(lambda x, t: x / 0)}, ValueError, "the method's maps must be finite"),
         ({"images": IMAGES * 2}, ValueError, r"images must lie in \[0, 1\]"),
         ({"images": IMAGES[:, :, :2], "grid": 3, "partners": Partners.of(some_images(9), list(range(9)))},

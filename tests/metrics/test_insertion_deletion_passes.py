@@ -301,7 +301,7 @@ def test_no_images_have_no_errors() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"passes": 1}, ValueError, "passes must be at least 2, the ends of a curve, got 1"),
+        ({"passes": 1}, ValueError, "passes must be at least 2, for the ends of a curve, got 1"),
         ({"passes": 0}, ValueError, "passes must be at least 1, got 0"),
         ({"passes": 9.0}, TypeError, "passes must be a whole number, got 9.0"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be finite and above 0, got 0.0"),

@@ -852,7 +852,7 @@ def test_bad_values_are_named() -> None:
         mean_and_error([0.5, math.nan])
     with pytest.raises(ValueError, match="b must be finite, got inf at index 0"):
         paired_difference([0.5], [math.inf])
-    with pytest.raises(ValueError, match="equally many, got 2 and 3"):
+    with pytest.raises(ValueError, match="the same number, got 2 and 3"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
 
 

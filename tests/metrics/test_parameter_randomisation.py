@@ -298,7 +298,7 @@ HELD.lock = threading.Lock()
         ({"method": FORGrad(Method(None, never))}, ValueError, "the model of FORGrad, .* got NoneType"),
         ({"method": HELD}, TypeError, "Method cannot be copied with its model: cannot pickle '_thread.lock' object"),
         ({"method": Method(Selfish(), never)}, ValueError, "the copy of Method shares its model's parameters: Selfish"),
-        ({"method": Method(nn.Flatten().eval(), never)}, ValueError, "Flatten has no parameters to draw anew"),
+        ({"method": Method(nn.Flatten().eval(), never)}, ValueError, "Flatten has no parameters to randomise"),
         ({"images": IMAGES * 2}, ValueError, r"images must lie in \[0, 1\]"),
         ({"targets": [0, 1, 2]}, ValueError, "one entry per image"),
         ({"stages": 0}, ValueError, "stages must be at least 1, got 0"),
@@ -324,7 +324,7 @@ def test_a_model_in_training_mode_or_without_use_for_its_parameters_is_named() -
         parameter_randomisation(method, IMAGES, 0)
     method = Method(Patched(), lambda m, x: x)
     with pytest.raises(
-        ValueError, match="drawing the last 1 of its 1 layers anew does not change the output of Patched"
+        ValueError, match="randomising the last 1 of its 1 layers does not change the output of Patched"
     ):
         parameter_randomisation(method, IMAGES, 0)
     method = Method(Smooth(), lambda m, x: x / 0)

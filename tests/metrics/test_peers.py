@@ -113,7 +113,8 @@ def test_mu_fidelity_agrees_with_xpliques_on_subsets_of_its_own() -> None:
 
 
 def test_mu_fidelity_of_one_size_is_quantus_faithfulness_correlation(quantus, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images, targets = Shown(Smooth(channels=1)), some_images(3, 1, 16, 16), [1, 4, 0]
+    images, targets = some_images(3, 1, 16, 16), [1, 4, 0]
+    model = asked(Shown(Smooth(channels=1)), images)
     maps = signed_maps(images)
     options = {"grid_size": None, "fixed_size": True, "subset_percent": 0.25, "samples": 40}
     ours = mu_fidelity(model, images, maps, targets, **options).scores

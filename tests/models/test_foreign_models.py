@@ -362,13 +362,13 @@ class OneAtATime(Smooth):
 @pytest.mark.parametrize("asking", [name for name in ASKING if name != "mu-fidelity"])
 def test_models_of_one_image_are_asked_one_by_one_and_say_so(asking: str, model: type) -> None:
     images = some_images(2)
-    with pytest.warns(UserWarning, match="takes one image at a time .*every pass is of one"):
+    with pytest.warns(UserWarning, match="takes one image at a time .*every pass has one image"):
         found = calls(model())[asking](images)
     tensors = [
         each if isinstance(each, Tensor) else first_tensor(each) for each in (found, calls(Smooth())[asking](images))
     ]
     torch.testing.assert_close(*tensors)
-    with pytest.raises(ValueError, match="takes one image at a time .*internal_batch_size is 2: give 1"):
+    with pytest.raises(ValueError, match="takes one image at a time .*internal_batch_size is 2: set it to 1"):
         FAMPE(model(), steps=1, samples=2).attribute(images, 1, internal_batch_size=2)
 
 

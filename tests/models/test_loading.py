@@ -490,7 +490,7 @@ class TestWeights:
 
     def test_wrong_number_of_classes(self, tmp_path: Path) -> None:
         path = self._save(tmp_path / "a.pth", _timm(num_classes=4).state_dict())
-        with pytest.raises(ValueError, match=r"a\.pth have 4 classes; 6 were asked for \(test_resnet\)"):
+        with pytest.raises(ValueError, match=r"a\.pth have 4 classes, but 6 are needed \(test_resnet\)"):
             load_classifier(SMALL, weights=path, num_classes=6)
 
     def test_another_model(self, tmp_path: Path) -> None:
@@ -568,9 +568,7 @@ class TestWeights:
         """Nothing in it is a foreign class, so none is blamed."""
         path = tmp_path / "a.pth"
         torch.save(_net().state_dict(), path, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            ValueError, match=r"a\.pth is a pickle that torch reads only by running it .*Save the state"
-        ):
+        with pytest.raises(ValueError, match=r"a\.pth is damaged, or a pickle of another protocol .*Save the state"):
             load_classifier(_net(), weights=path)
 
     def test_naming_the_classes_of_a_pickle_runs_nothing_of_it(self, tmp_path: Path) -> None:
@@ -589,7 +587,7 @@ class TestWeights:
         path = tmp_path / "a.pth"
         torch.save({"state_dict": _net().state_dict(), "where": Path("a")}, path, pickle_protocol=protocol)
         for arguments in ({"source": path}, {"source": SMALL, "weights": path}):
-            with pytest.raises(ValueError, match=r"holds pickled Python objects \(pathlib\.\w*Path"):
+            with pytest.raises(ValueError, match=r"holds pickled Python objects \(pathlib\.(_local\.)?\w*Path"):
                 load_classifier(**arguments)
         with (tmp_path / "b.pkl").open("wb") as stream:
             pickle.dump({"a": [1, 2]}, stream, protocol=protocol)
@@ -655,7 +653,7 @@ class TestTorchvision:
         torch.save(model.state_dict(), tmp_path / "a.pth")
         clf = load_classifier("torchvision/squeezenet1_1", weights=tmp_path / "a.pth", class_names=["a", "b", "c"])
         assert (clf.num_classes, clf.class_names) == (3, ("a", "b", "c"))
-        with pytest.raises(ValueError, match="have 3 classes; 7 were asked for"):
+        with pytest.raises(ValueError, match="have 3 classes, but 7 are needed"):
             load_classifier("torchvision/squeezenet1_1", weights=tmp_path / "a.pth", num_classes=7)
 
     def test_cached_pretrained_weights_need_no_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -774,9 +772,9 @@ class TestFolders:
             load_classifier(tmp_path)
         for content, message in {
             '{"model_type": "vit"}': "no timm architecture .*model_type is 'vit', one of transformers'",
-            "[1]": "no timm architecture; of folders only timm's can be loaded",
+            "[1]": "no timm architecture; only timm's folders can be loaded",
             '{"architecture": 3}': "no timm architecture",
-            '{"architecture": "test_resnet", "pretrained_cfg": [1]}': r"pretrained_cfg is no object .*\[1\]",
+            '{"architecture": "test_resnet", "pretrained_cfg": [1]}': r"pretrained_cfg is not an object .*\[1\]",
         }.items():
             (tmp_path / "config.json").write_text(content)
             with pytest.raises(ValueError, match=message):
@@ -1157,7 +1155,7 @@ class TestSomebodysModules:
         torch.save(_net().state_dict(), tmp_path / "a.pth")
         with torch.inference_mode():
             net = _net()
-        with pytest.raises(ValueError, match="built under inference_mode, and weights cannot be read into it"):
+        with pytest.raises(ValueError, match="built under inference_mode, so weights cannot be read into it"):
             load_classifier(net, weights=tmp_path / "a.pth", input_size=16)
 
     @pytest.mark.parametrize("channels", [1, 2, 4, 5])

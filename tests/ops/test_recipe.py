@@ -1,4 +1,4 @@
-"""The recipe "Add a primitive" of CONTRIBUTING.md, walked on the primitive it shows and counted on existing ones."""
+"""The recipe docs/extend/add-a-kernel.md, walked on the primitive it shows and counted on existing ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("benchmarks", "fampe_fast", "kernels", "reference", "tests", "pyproject.toml")
-RECIPE = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Add a primitive\n")[2].partition("\n## ")[0]
-FILES = tuple(re.findall(r"^\d+\. `([^`]+)`", RECIPE, re.MULTILINE))
-BLOCKS = dict(re.findall(r"^`([^`]+)`[^\n]*\n\n```python\n(.*?)```$", RECIPE, re.MULTILINE | re.DOTALL))
+from ..recipes_for_tests import ROOT, read_recipe
+
+PARTS = ("benchmarks", "docs", "fampe_fast", "kernels", "reference", "tests", "pyproject.toml")
+RECIPE, FILES, BLOCKS = read_recipe("add-a-kernel")
 TABLE, ROWS = FILES[3], FILES[4]
 
 

@@ -730,7 +730,7 @@ def test_places_where_no_file_can_be(small_figure, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "file" / "a.png", tmp_path / "file" / "deeper" / "a.png"):
-        with pytest.raises(OSError, match="cannot write the file: a file stands where a folder is needed") as caught:
+        with pytest.raises(OSError, match="cannot write the file: a file exists where a folder is needed") as caught:
             save_figure(small_figure, path)
         assert caught.value.filename == str(path)
     with pytest.raises(IsADirectoryError, match=r"folder\.png"):

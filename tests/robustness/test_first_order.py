@@ -153,7 +153,7 @@ def test_radii_double_up_to_half_the_shorter_side() -> None:
         (lambda: FirstOrderTest(Smooth(), score="loss"), "score must be one of probability, logit; got 'loss'"),
         (lambda: FirstOrderTest(Smooth(), radii=[4, 2])(some_images()), "ascending radii above 0"),
         (lambda: FirstOrderTest(Constant().eval())(some_images(), 0), "changes the logit of image 0"),
-        (lambda: FirstOrderTest(Smooth(), "image")(torch.full((1, 3, 9, 9), 0.5)), "of one colour"),
+        (lambda: FirstOrderTest(Smooth(), "image")(torch.full((1, 3, 9, 9), 0.5)), "has only one colour"),
         (
             lambda: FirstOrderTest(Smooth())(some_images(height=1, width=1)),
             "at least 8 pixels high and wide, got 1 x 1",

@@ -291,7 +291,7 @@ def strange(pixels: Tensor) -> Tensor:
         (
             lambda: FrequencyAttribution(Smooth())(some_images(), 0).places(bands_between(24, 24, [1.1, 1.2])),
             ValueError,
-            "band 1, radii from 1.1 to 1.2, holds no frequency: nothing acts there",
+            "band 1, radii from 1.1 to 1.2, has no frequency, and so no evidence",
         ),
         (
             lambda: FrequencyAttribution(Smooth())(some_images(), 0).places(octave_bands(32, 32)),

@@ -327,7 +327,7 @@ def test_methods_and_numbers_that_make_no_search_are_named(
 ) -> None:
     with pytest.raises(ValueError, match="needs at least 2 images, got 1"):
         run(classifier, paths[:1], tmp_path / "out")
-    with pytest.raises(ValueError, match="no depths to weigh without views"):
+    with pytest.raises(ValueError, match="without views has no depths to weigh"):
         calibrate_files(classifier, FAMPE(classifier, views=0, steps=1), paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -440,7 +440,7 @@ def test_a_file_that_does_not_fit_is_refused(
         assert captured.err.count("\n") == 1
         assert not out.exists()
 
-    refused(["--layers", found.layers[0]], f"is of the layers {', '.join(found.layers)}, and those asked for are")
+    refused(["--layers", found.layers[0]], f"is of the layers {', '.join(found.layers)}, but the chosen layers are")
     refused(["--mean", "0.1"], f"it has test_resnet ({found.fingerprint})")
     file.write_text("[1]")
     refused(["--model", "no_such_model"], "is not a file of calibrations")  # before the model is loaded
@@ -451,7 +451,7 @@ def test_calibrate_refuses_what_it_cannot_use(
 ) -> None:
     words = ["calibrate", str(photos), *model, "--out", str(tmp_path / "out")]
     for more, said in (
-        (["--views", "0", "--steps", "1"], "no depths to weigh without views"),
+        (["--views", "0", "--steps", "1"], "without views has no depths to weigh"),
         (["--limit", "1"], "needs at least 2 images, got 1"),
         (["--tau", "2"], "tau must be in"),
     ):

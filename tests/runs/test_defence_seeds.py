@@ -298,7 +298,7 @@ def test_digits_without_scikit_learn_are_refused_in_one_line(
     ("words", "said"),
     [
         (["--seeds", "2"], "seeds must be at least 3, got 2"),
-        (["--data", "digits"], "--data chooses the data sets of --seeds: give --seeds, too"),
+        (["--data", "digits"], "--data needs --seeds, whose data sets it chooses"),
         (["--seeds", "3", "--cutoff", "0"], "cutoff must be above 0, got 0"),
         (["--seeds", "3", "--adversarial-steps", "0"], "adversarial_steps must be at least 1, got 0"),
         (
@@ -322,6 +322,6 @@ def test_a_file_of_another_hand_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "trainings.md").write_text("mine")
     with pytest.raises(ValueError, match=r"trainings\.md exists already and was not written by"):
         compare_trainings(tmp_path, 3, ["textures"], **QUICK)
-    for names, said in (([], "data must be one or several of digits, textures; got none"), (["x"], "data must be one")):
+    for names, said in (([], "data must be one or more of digits, textures; got none"), (["x"], "data must be one")):
         with pytest.raises(ValueError, match=said):
             compare_trainings(tmp_path / "other", 3, names)

@@ -248,8 +248,8 @@ def test_the_command_writes_both_parts_and_the_old_name_the_first_alone(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("occlude --kind gradient", "--kind is an option of the attribution: add it to --parts"),
-        ("occlude --beside nowhere", "--beside is an option of the attribution: add it to --parts"),
+        ("occlude --kind gradient", "--kind needs the attribution: add it to --parts"),
+        ("occlude --beside nowhere", "--beside needs the attribution: add it to --parts"),
         ("frequency --passes 0", "passes must be at least 1, got 0"),
         ("frequency --beside nowhere", "cannot read the results of another model"),
         ("frequency --sectors 100000", "100000 sectors are too many"),

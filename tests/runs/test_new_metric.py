@@ -1,83 +1,62 @@
-"""A new metric is its module and its row in the catalog: both commands then measure, record, print and draw it.
-
-This module is the metric's, as ``metrics/x.py`` would be: it has a function of the images and their maps.
-"""
+"""The recipe docs/extend/add-a-metric.md: a module and a row of the catalog, and both commands take the metric."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
 
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
-from fampe_fast.catalog import METRICS, MetricRow, Score
+from fampe_fast import catalog, options
+from fampe_fast.catalog import METRICS, MetricRow
 from fampe_fast.cli import DONE, main
 
 from ..images_for_tests import draw
+from ..recipes_for_tests import ROOT, read_recipe
+
+RECIPE, FILES, BLOCKS = read_recipe("add-a-metric")
+MODULE, ROWS, TEST = FILES
+ROW: MetricRow = eval(f"{{{BLOCKS[ROWS]}}}", vars(catalog))["moment"]
 
 
-class Moment(NamedTuple):
-    """How far a map's mass lies from the image's centre."""
-
-    distances: Tensor
-    """(B,), in the unit asked for."""
+def name_of(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
 
 
-def moment(
-    model: object,
-    images: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    power: float = 1.0,
-    absolute: bool = True,
-    internal_batch_size: int | None = None,
-) -> Moment:
-    """Measure the mean distance of a map's mass from the centre, raised to a power.
-
-    Args:
-        model: not asked.
-        images: (B, C, H, W).
-        maps: (B, C, H, W).
-        targets: (B,).
-        power: exponent of the distance, above 0.
-        absolute: take the map's magnitudes.
-        internal_batch_size: not used.
-
-    Raises:
-        ValueError: a power of 0 or less.
-    """
-    if power <= 0:
-        raise ValueError(f"power must be above 0, got {power}")
-    height, width = maps.shape[-2:]
-    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    mass = (maps.abs() if absolute else maps).sum(1)
-    total = mass.flatten(1).sum(1)
-    return Moment((mass * torch.hypot(rows, columns) ** power).flatten(1).sum(1) / total)
+def module_of(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a block of the page under the name that its file would have."""
+    name = name_of(path)
+    (folder / "module.py").write_text(BLOCKS[path])
+    spec = importlib.util.spec_from_file_location(name, folder / "module.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
-ROW = MetricRow(
-    f"{__name__}:moment",
-    (Score("moment", "moment", "moment", "mom.", "low", "distances"),),
-    ("power", "absolute"),
-    "moment-",
-    named=False,
-    reading="moment: mean distance of the map's mass from the centre",
-)
+@pytest.fixture(autouse=True)
+def added(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the page's metric to the package and to its catalog."""
+    module_of(MODULE, tmp_path_factory.mktemp("metric"), monkeypatch)
+    tree = options._tree  # options are read from the package's files, where the page's is not
+    added = {name_of(MODULE): ast.parse(BLOCKS[MODULE])}
+    monkeypatch.setattr(options, "_tree", lambda module: added.get(module) or tree(module))
+    monkeypatch.setitem(METRICS, "moment", ROW)
 
 
 @pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(METRICS, "moment", ROW)
+def photos(tmp_path: Path) -> Path:
     return draw(tmp_path / "photos", 2, seed=11, name="{}.png")
 
 
-ROOT = Path(__file__).parents[2]
 # The model file has no layers, and does not say its size.
 QUICK = ["--steps", "1", "--samples", "1", "--views", "0", "--limit", "2", "--input-size", "64"]
 
@@ -111,22 +90,28 @@ def test_its_options_are_checked_before_work(photos: Path, tmp_path: Path) -> No
     from fampe_fast.runs.measurement import Measurement
 
     assert Measurement(("moment",), {"moment": {"power": 2}}).options["moment"]["power"] == 2
-    with pytest.raises(ValueError, match="moment: power must be above 0, got -1"):
+    with pytest.raises(ValueError, match="moment: power must be finite and above 0, got -1"):
         Measurement(("moment",), {"moment": {"power": -1}})
     with pytest.raises(TypeError, match="power must be a number, got 'two'"):
         Measurement(("moment",), {"moment": {"power": "two"}})
     with pytest.raises(ValueError, match=r"no option\(s\) exponent; known: power, absolute"):
         Measurement(("moment",), {"moment": {"exponent": 2}})
-    with pytest.raises(ValueError, match="options of moment, but measured are insertion_deletion alone"):
+    with pytest.raises(ValueError, match="options of moment, but only insertion_deletion will be measured"):
         Measurement(options={"moment": {"power": 2}})
 
 
-def test_a_metric_is_named_by_as_many_files_as_contributing_says() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a metric")[1].split("\n## ")[0]
-    said = re.findall(r"^\d\. `(\S+)`", text, flags=re.MULTILINE)
-    assert f"**{len(said)} files**" in text
+def test_its_own_tests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [test for name, test in vars(module_of(TEST, tmp_path, monkeypatch)).items() if name.startswith("test_")]
+    assert len(found) == 2
+    for test in found:
+        test()
+
+
+def test_a_metric_is_named_by_as_many_files_as_the_page_says() -> None:
+    assert f"**{len(FILES)} files**" in RECIPE
+    assert set(BLOCKS) == set(FILES)
     for name in ("mu_fidelity", "stability"):
-        assert all((ROOT / path.replace("moment", name)).is_file() for path in said)
+        assert all((ROOT / path.replace("moment", name)).is_file() for path in FILES)
         # The rooms above the metrics, which measure, record, print and draw them, know none by name.
         above = [path for room in ("runs", "cli", "plots") for path in (ROOT / "fampe_fast" / room).rglob("*.py")]
         assert not [path.name for path in above if re.search(rf"\b{name}\b", path.read_text())]

@@ -178,11 +178,11 @@ def test_a_partner_that_is_gone_meanwhile_costs_the_images_beside_it(
 
 def test_too_few_classes_are_refused_before_work(classifier: Classifier, photos: list[Path], tmp_path: Path) -> None:
     method = Squares(classifier)
-    message = "grid_pointing: beside an image stand 3 of other classes, .* for class 0 there are images of 2 others"
+    message = "grid_pointing: an image needs 3 partners of .* for class 0 there are images of 2 others"
     with pytest.raises(ValueError, match=message):
         evaluate(classifier, photos, tmp_path / "out", targets=[k % 3 for k in range(COUNT)], method=method)
     nine = Measurement(("grid_pointing",), {"grid_pointing": {"grid": 3}})
-    with pytest.raises(ValueError, match="beside an image stand 8 of other classes"):
+    with pytest.raises(ValueError, match="an image needs 8 partners of different other classes"):
         evaluate(classifier, photos, tmp_path / "out", measurement=nine, method=method)
     assert method.asked == 0
 

@@ -625,7 +625,7 @@ def test_two_runs_do_not_write_into_one_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path, {}, "a test") as journal:
         journal.append({"a": 1})
-        with pytest.raises(OSError, match="another run of fampe_fast is writing there"):
+        with pytest.raises(OSError, match="another run of fampe_fast is writing to it"):
             Journal(path, {}, "a test")
     with Journal(path, {}, "a test") as journal:
         assert journal.lines == [{"a": 1}]

@@ -336,7 +336,7 @@ def test_options_of_depths_are_for_variants_with_depths(classifier) -> None:
     for config in configs:
         assert (config.gate_floor, config.layer_names) == ((0.7, ("a", "b")) if config.views else (0.5, ()))
     assert sum(bool(config.views) for config in configs) == 1
-    with pytest.raises(ValueError, match="of the study 'alpha' looks at depths.* leave out layers, gate_floor"):
+    with pytest.raises(ValueError, match="of the study 'alpha' has views.* leave out layers, gate_floor"):
         define_study("alpha", Budget(options={"gate_floor": 0.7, "layers": "a"}))
     _, *others = define_study("alpha", Budget(options={"gate_floor": 0.7, "views": 2})).variants
     assert all(variant.options["gate_floor"] == 0.7 for variant in others)

@@ -228,9 +228,9 @@ class Unused(Net):
     [
         ("fist", "no layer 'fist'; near it are 'first'"),
         ("spare", "'spare' does not run"),
-        ("act", "runs 3 times in a pass: say which, act#0 to act#2"),
+        ("act", "runs 3 times in a pass: choose act#0 to act#2"),
         ("act#7", "'act' has no call '7'"),
-        ("head", r"'head' gives \(1, 5\) for an image, which has no places"),
+        ("head", r"'head' gives \(1, 5\) for an image, without spatial positions"),
         ("blind", "'blind' has no gradient"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_layer_that_will_not_do_is_refused_with_what_to_give(name: str, said: 
 
 
 def test_a_function_has_no_layers_names() -> None:
-    with pytest.raises(TypeError, match="names in an nn.Module"):
+    with pytest.raises(TypeError, match="layer names need an nn.Module"):
         named_activations(lambda x: x.mean((2, 3)), torch.rand(1, 3, 16, 24), ["first"])
 
 

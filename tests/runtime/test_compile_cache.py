@@ -94,7 +94,7 @@ def test_a_file_of_no_use_costs_a_warning(
         path.write_bytes(written)
     monkeypatch.setenv(compile_cache.VARIABLE, str(path))
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    with pytest.warns(FampeWarning, match=f"is of no use, and all is compiled here: .*{reason}"):
+    with pytest.warns(FampeWarning, match=f"is not used, and everything is compiled here: .*{reason}"):
         assert Compiled(lambda value: value + 1, "a sum")(2) == 3
     assert Compiled(lambda value: value + 1, "a sum")(2) == 3  # silently from then on
 

@@ -319,7 +319,7 @@ def test_a_wrong_word_is_named_before_any_work() -> None:
         load_classifier(Smooth(), output="softmax")  # type: ignore[arg-type]
     images = some_images(1)
     model = Classifier(Ended(3), output="sigmoid", mean=0.0, std=1.0)
-    with pytest.raises(ValueError, match="softmax_twice' is of classes that exclude each other"):
+    with pytest.raises(ValueError, match="softmax_twice' needs mutually exclusive classes"):
         AttEXplore(model, steps=1, samples=1, loss="softmax_twice").attribute(images, 0)
 
 

@@ -128,10 +128,10 @@ def test_other_versions_allow_other_last_bits_and_no_more(service: Running, tmp_
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no record"),
-        ("[]", "is no record of a service"),
+        ("{", "is not a record"),
+        ("[]", "is not a record of a service"),
         ('{"explanations": []}', "holds 0 explanations"),
-        ('{"fampe_fast": "audit record", "image_id": 3}', "is no record of a service"),
+        ('{"fampe_fast": "audit record", "image_id": 3}', "is not a record of a service"),
         ('{"fampe_fast": "service record"}', "image_id is missing"),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_command_serves_and_verifies(model_file: Path, tmp_path: Path, capfd
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert main(["serve", "--model", str(model_file), "--port", "0"]) == UNUSABLE
-    assert "which may do anything on this machine" in capfd.readouterr().err
+    assert "and loading it may run any code" in capfd.readouterr().err
     words = ["serve", "--model", str(model_file), "--trust-model", "--input-size", "96", "--port", str(port), *QUICK]
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "serve.log"
@@ -174,7 +174,7 @@ def test_the_command_serves_and_verifies(model_file: Path, tmp_path: Path, capfd
     assert main(asked) == DONE
     shown = capfd.readouterr().out
     assert "same" in shown
-    assert "must be equal to the bit" in shown
+    assert "must be bitwise equal" in shown
     assert json.loads((tmp_path / "report.json").read_text())["comparison"]["outcome"] == "same"
     (content,) = answer.json["explanations"]
     record.write_text(json.dumps({**content, "probability": 0.5}))

@@ -72,7 +72,7 @@ def test_options_are_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixt
         (["--method", "gradcam", "--steps", "3"], "no such option(s): --steps"),
         (["--name", "a/b"], "a model's name in addresses"),
         (["--deadline", "0"], "deadline"),
-        (["--device", "cuda:77"], "--device cuda:77: it cannot be used here"),
+        (["--device", "cuda:77"], "--device cuda:77: cannot be used here"),
     ):
         assert main(["serve", "--model", "no_such_model", *words]) == UNUSABLE
         assert said in capsys.readouterr().err

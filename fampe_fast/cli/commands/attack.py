@@ -1,4 +1,4 @@
-"""``attack``: find out which frequency bands fool a model on one's own images, and whether that transfers."""
+"""``attack``: find the frequency bands in which attacks fool a model, and whether the attacks transfer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _FLAGS = {"cutoff": "--fampe-cutoff"}
-"""``--cutoff`` is the one between the bands."""
+"""``--cutoff`` is the cut-off between the bands."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,23 +30,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "attack",
         help="attack a folder's images in the low, the high and all frequencies",
-        description="Attack a folder's images within one band of frequencies at a time, and count how many of those "
-        "the model classified correctly it then does not. Without --labels or --target the class attacked is the "
-        "model's own first choice, which is correct by definition; of a second model it is then the first one's choice "
-        "that counts.",
+        description="Attack a folder's images within one frequency band at a time, and count how many of the correctly "
+        "classified images are misclassified afterwards. Without --labels or --target the attacked class is the "
+        "model's own prediction, which counts as correct, also for a second model.",
     )
     add_out(parser, "fampe_attack")
     parser.add_argument(
         "--save-images",
         action="store_true",
-        help="also write the images attacked on --model, as 8-bit PNG of the size that the model sees",
+        help="also write the images attacked on --model, as 8-bit PNG files in the model's input size",
     )
     add_folder(parser)
     add_model(parser)
     group = parser.add_argument_group(
-        "transfer", "another model of the same classes, attacked too; each is tried on what was made on the other"
+        "transfer", "another model of the same classes, attacked too; each is also tested on the other's images"
     )
-    add_other_model(group, "transfer-to", help="as --model; it is given the images as --model sees them")
+    add_other_model(group, "transfer-to", help="as --model; it gets the images in --model's input size")
     add_batches(parser)
     group = parser.add_argument_group("attack")
     (band,) = read_options("fampe_fast.robustness.band_limited:BandLimitedAttack", ["band"])
@@ -56,15 +55,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=names_of(band.choices, "band"),
         default=default,
         metavar="NAMES",
-        help=f"bands attacked, comma-separated, of: {', '.join(band.choices)}; the middle one ends at --upper-cutoff "
+        help=f"bands to attack, comma-separated, of: {', '.join(band.choices)}; middle ends at --upper-cutoff "
         f"(default: {','.join(default)})",
     )
     group.add_argument(
         "--gradients",
         choices=tuple(GRADIENTS),
         default="plain",
-        help="gradients at the image itself, averaged over a method's samples, or none: SimBA, which tries one cosine "
-        "after the other and asks the model for scores alone (default: %(default)s)",
+        help="plain: gradients at the image itself; a method: averaged over its samples; none: SimBA, which tries one "
+        "cosine after the other and needs only the model's scores (default: %(default)s)",
     )
     add_flags(group, "settings", read_options("fampe_fast.runs.attack_results:AttackSettings"))
     add_shared_flags(
@@ -78,7 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Attack a folder's images, and print what fooled the model."""
+    """Attack a folder's images, and print which attacks fooled the model."""
     from rich.markup import escape
 
     from ...runs.attack import attack_files, attack_outputs
@@ -136,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             ball = "" if math.isinf(settings.radius) else f", {inside} eps of {settings.radius:.5f}"
             screen.print(
                 f"images as 8-bit PNG: largest change {largest:.5f}{ball}"
-                + ("" if largest else "; 8 bits leave nothing of an attack below 1/255"),
+                + ("" if largest else "; 8 bits erase an attack below 1/255"),
                 highlight=False,
             )
         pictures = [
@@ -158,7 +157,7 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
     bands, saved = settings.bands, study.largest_saved_change() is not None
 
     def text(estimate: Estimate | None) -> str:
-        return "none was right" if estimate is None else estimate_text(estimate)
+        return "none was classified correctly" if estimate is None else estimate_text(estimate)
 
     right = study.confidence(None)
     table = Table(
@@ -176,7 +175,7 @@ def _tables(study: AttackStudy) -> Iterator[Table]:
             *([text(study.fooled_as_saved(band))] if saved else []),
             text(right),
             text(study.confidence(band)),
-            f"{study.band_share(band).mean:.5f}",  # the rest lies in its last decimals
+            f"{study.band_share(band).mean:.5f}",  # smaller shares are rounding errors
             *([] if rounded is None else [f"{rounded.mean:.5f}"]),
             "" if (passes := study.queries(band)) is None else f"{passes.mean:.1f}",
             "" if (norm := study.norm(band)) is None else f"{norm.mean:.3f}",

@@ -1,4 +1,4 @@
-"""``batch``: explain a data set of any size, in shards that an interrupted run keeps and any later one goes on from."""
+"""``batch``: explain a data set of any size, in shards, so that an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Shards named one by one."""
 
-# What a run may do otherwise than the one before; all else is in the plan.
+# Options that may change from run to run; all others are in the plan.
 _OF_A_CLUSTER = ("address", "workers", "gpus_per_worker")
 _OF_THE_RUN = (
     "sources",
@@ -44,7 +44,7 @@ _OF_THE_RUN = (
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("batch", help="explain a data set of any size, here or on many machines")
+    parser = commands.add_parser("batch", help="explain a data set of any size, on one machine or many")
     _add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -54,11 +54,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="folders with all in them, globs, images, CSV or Parquet tables, tar files; paths or URLs (s3://, gs://); "
-        "none: go on with what is planned in --out",
+        help="folders (searched recursively), globs, images, CSV or Parquet tables, or tar files, as paths or URLs "
+        "(s3://, gs://); without any, the run that is planned in --out is continued",
     )
     parser.add_argument(
-        "--out", default="fampe_batch", metavar="DEST", help="folder or URL of the results (default: %(default)s)"
+        "--out", default="fampe_batch", metavar="DEST", help="folder or URL for the results (default: %(default)s)"
     )
     add_one_method(parser)
     group = parser.add_argument_group("images")
@@ -66,94 +66,98 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=_target,
         metavar="CLASS",
-        help="the one class index of every image, or model for its own first choice (default: that of the source's "
-        "column target or label, where there is one)",
+        help="class index to explain in every image, or model for the model's prediction (default: the source's column "
+        "target or label, if there is one)",
     )
-    group.add_argument("--sample", type=positive, metavar="N", help="only N images, drawn at random with --seed")
+    group.add_argument("--sample", type=positive, metavar="N", help="use only N images, drawn at random with --seed")
     group.add_argument(
-        "--max-pixels", type=positive, metavar="N", help="refuse larger images (default, and most: 178956970)"
+        "--max-pixels", type=positive, metavar="N", help="refuse images with more pixels (default, maximum: 178956970)"
     )
-    group.add_argument("--max-bytes", type=positive, metavar="N", help="refuse larger files (default: 268435456)")
+    group.add_argument(
+        "--max-bytes", type=positive, metavar="N", help="refuse files with more bytes (default: 268435456)"
+    )
     add_model(parser)
     add_batches(parser)
     group = parser.add_argument_group("shards")
     group.add_argument(
-        "--rows-per-shard", type=positive, default=512, metavar="N", help="images in a file of maps (default: 512)"
+        "--rows-per-shard", type=positive, default=512, metavar="N", help="images per file of maps (default: 512)"
     )
     group.add_argument(
         "--map-dtype",
         choices=("float16", "float32"),
         default="float16",
-        help="type of a stored map's numbers (default: float16)",
+        help="number type of the stored maps (default: float16)",
     )
-    group.add_argument("--overlay", action="store_true", help="store a picture of each map over its image as well")
+    group.add_argument("--overlay", action="store_true", help="also store a picture of each map over its image")
     group.add_argument("--rows-per-plan-file", type=positive, default=1_000_000, help=argparse.SUPPRESS)
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--trust-model", action="store_true", help="load also a model that is a program (TorchScript, .pt2)"
+        "--trust-model", action="store_true", help="load the model even if it is a program (TorchScript, .pt2)"
     )
-    group.add_argument("--plan-only", action="store_true", help="list and freeze the images, and explain none")
+    group.add_argument("--plan-only", action="store_true", help="list the images and fix the plan, but explain none")
     group.add_argument(
         "--part",
         type=_part,
         default=(0, 1),
         metavar="I/N",
-        help="only the I-th of N parts, from 0/N to N-1/N, for job arrays; needs a plan",
+        help="work on only the I-th of N parts, from 0/N to N-1/N, for job arrays; needs a plan",
     )
     group.add_argument(
         "--devices",
         type=_words,
         metavar="NAMES",
-        help="a process on each, as cuda:0,cuda:1 (default: every GPU, or the one device)",
+        help="devices, each with its own process, such as cuda:0,cuda:1 (default: every GPU, or the single device)",
     )
     group.add_argument(
-        "--decoders", type=_count, metavar="N", help="processes that decode images, per device (default: by the device)"
+        "--decoders", type=_count, metavar="N", help="decoding processes per device (default: depends on the device)"
     )
     group.add_argument(
-        "--retry-errors", action="store_true", help="make shards again in which images failed that may not fail twice"
+        "--retry-errors",
+        action="store_true",
+        help="make shards again whose images failed with errors that may be temporary",
     )
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="this machine, or a Ray cluster all of whose machines reach DEST and the sources (default: local)",
+        help="local: this machine; ray: a cluster whose machines all reach DEST and the sources (default: local)",
     )
     group.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="the Ray cluster to use (default: RAY_ADDRESS, or else one of this machine that lives as long as the run)",
+        help="address of the Ray cluster (default: RAY_ADDRESS, else a temporary cluster on this machine)",
     )
     group.add_argument(
-        "--workers", type=positive, metavar="N", help="Ray actors (default: as many as the cluster has room for)"
+        "--workers", type=positive, metavar="N", help="number of Ray actors (default: as many as fit into the cluster)"
     )
     group.add_argument(
-        "--gpus-per-worker", type=_gpus, metavar="X", help="GPUs of a Ray actor, or a share of one as 0.5 (default: 1)"
+        "--gpus-per-worker", type=_gpus, metavar="X", help="GPUs per Ray actor, such as 2 or 0.5 (default: 1)"
     )
     add_method_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan what is not planned yet, explain what is not explained yet, and say what came of it."""
+    """Plan the run if it is not planned yet, explain the images that are left, and print the result."""
     from ...batch.extras import parquet_modules
     from ...batch.plan import read_plan
     from ...batch.storage import open_storage
     from .. import DONE
     from ..output import error_console
 
-    parquet_modules()  # without which there is nothing to begin
+    parquet_modules()  # refuses at once if they are missing
     dest, errors = open_storage(arguments.out), error_console()
     _check_engine(arguments)
     plan, classifier = read_plan(dest), None
-    # On a cluster, where the plan is made and carried out are two things: only the one that plans needs the device.
+    # On a cluster, planning and running may be on different machines: only planning needs the device here.
     planned_for_ray = arguments.engine == "ray" and not arguments.sources
     devices = [] if planned_for_ray else _devices(arguments, None if plan is None else plan.device)
     if not arguments.sources:
         plan = _planned(arguments, dest, plan)
     elif plan is None and arguments.part[1] > 1:
         raise ValueError(
-            f"--part: nothing is planned in {dest} yet, and parts that plan at once would disturb each other: give the "
-            "same command with --plan-only in place of --part first"
+            f"--part: nothing is planned in {dest} yet, and parts must not plan at the same time: first give the "
+            "same command with --plan-only in place of --part"
         )
     else:
         plan, classifier = _plan(arguments, dest, plan, devices[0], errors)
@@ -163,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_engine(arguments: argparse.Namespace) -> None:
-    """Refuse options of the other engine, and one that is not installed.
+    """Refuse options of the other engine, and an engine that is not installed.
 
     Raises:
         ValueError: some are given.
@@ -175,7 +179,7 @@ def _check_engine(arguments: argparse.Namespace) -> None:
     wrong = [name for name in (("devices", "part") if ray else _OF_A_CLUSTER) if given_ones[name]]
     if wrong:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise ValueError(f"{flags}: not for --engine {arguments.engine}; leave it out")
+        raise ValueError(f"{flags}: not an option of --engine {arguments.engine}; leave it out")
     if ray:
         from ...batch.ray_engine import ray_module
 
@@ -183,10 +187,10 @@ def _check_engine(arguments: argparse.Namespace) -> None:
 
 
 def _planned(arguments: argparse.Namespace, dest: Storage, plan: Plan | None) -> Plan:
-    """Take the plan that is there.
+    """Return the existing plan.
 
     Raises:
-        ValueError: there is none, or options are given that belong to a plan.
+        ValueError: there is none, or options are given that only a new plan can have.
     """
     if plan is None:
         raise ValueError(f"nothing is planned in {dest} yet: name the images to explain (SOURCE)")
@@ -196,7 +200,7 @@ def _planned(arguments: argparse.Namespace, dest: Storage, plan: Plan | None) ->
     words = [word for word in option_words(parser, values) if word.startswith("--")]
     if words:
         raise ValueError(
-            f"{', '.join(words)}: without a SOURCE, what is planned in {dest} goes on as it is planned; leave it out"
+            f"{', '.join(words)}: without a SOURCE, the run in {dest} continues as planned; leave out these options"
         )
     return plan
 
@@ -204,7 +208,7 @@ def _planned(arguments: argparse.Namespace, dest: Storage, plan: Plan | None) ->
 def _plan(
     arguments: argparse.Namespace, dest: Storage, known: Plan | None, device: str, errors: Console
 ) -> tuple[Plan, Classifier]:
-    """Make the plan, or compare what is asked for with the one that is there."""
+    """Make the plan, or compare the arguments with the existing one."""
     from ...batch.plan import MAX_BYTES, differences, write_plan
     from ...batch.planning import make_plan
     from ...batch.sources import check_sources, list_rows
@@ -220,7 +224,7 @@ def _plan(
     spec = _model_of(arguments)
     check_trusted(spec.source, arguments.trust_model)
     classifier = classifier_of(argparse.Namespace(**{**vars(arguments), "device": device}))
-    # What a plan has chosen by what this machine had then is not chosen anew.
+    # Keep the values that the plan has chosen automatically for the machine it was made on.
     chosen = {} if known is None else {"threads": known.threads}
     chunk = arguments.internal_batch_size
     if chunk is None and known is not None:
@@ -248,8 +252,8 @@ def _plan(
         changed = differences(known, plan)
         if changed:
             raise ValueError(
-                f"{dest} is planned otherwise: {'; '.join(changed)}. Ask for the same, choose another place (--out) or "
-                "leave out SOURCE to go on with what is planned"
+                f"{dest} has another plan: {'; '.join(changed)}. Use the same options, choose another --out, or leave "
+                "out SOURCE to continue the run as planned"
             )
         return known, classifier
     rows = list_rows(
@@ -266,7 +270,7 @@ def _plan(
 
 
 def _options(arguments: argparse.Namespace, method: str) -> tuple[dict[str, Any], int]:
-    """Collect the method's options, and the seed, which is also that of the sample."""
+    """Collect the method's options, and the seed, which the sample uses too."""
     from ...catalog import method_options
     from ...methods.registry import check_options
     from ..model_and_methods import shared_out
@@ -276,8 +280,8 @@ def _options(arguments: argparse.Namespace, method: str) -> tuple[dict[str, Any]
     if arguments.sample is not None:
         known["the sample"] = {"seed"}
     own = shared_out(options, known)[method]
-    check_options(method, **own)  # before the model is loaded, as far as that can be
-    # Wherever the plan is carried out, the file must be found.
+    check_options(method, **own)  # before the model is loaded, as far as possible
+    # The file must be found on every machine that runs the plan.
     own = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in own.items()}
     return own, options.get("seed", 0)
 
@@ -303,11 +307,11 @@ def _model_of(arguments: argparse.Namespace) -> ModelSpec:
 
 
 def _devices(arguments: argparse.Namespace, kind: str | None = None) -> list[str]:
-    """List the devices that a process each works on.
+    """List the devices, each of which gets a process.
 
     Args:
-        arguments: of the command.
-        kind: the plan's, where there is one.
+        arguments: the command's arguments.
+        kind: the plan's kind of device, if there is a plan.
 
     Raises:
         ValueError: one that cannot be used, or devices of several kinds.
@@ -317,7 +321,7 @@ def _devices(arguments: argparse.Namespace, kind: str | None = None) -> list[str
     from ..model_and_methods import device_of
 
     if arguments.devices is not None and arguments.device is not None:
-        raise ValueError("--device and --devices say the same: give one of them")
+        raise ValueError("--device and --devices exclude each other: give one of them")
     names = arguments.devices or [device_of(arguments.device or kind)]
     if names == ["cuda"]:
         names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -344,7 +348,7 @@ def _explain(
     from ..progress_lines import ProgressLines, duration_text, stand_text
 
     def stopping() -> None:
-        _say(errors, "asked to end: the shard is finished first; a second request ends at once")
+        _say(errors, "stopping after this shard; a second request stops at once")
 
     try:
         with ProgressLines(errors) as show:
@@ -352,25 +356,25 @@ def _explain(
     except RuntimeError as error:
         if len(devices) == 1 and arguments.engine == "local":
             raise
-        # Of another process, of which no more is known than it has said: a full disk, for example.
-        raise OSError(f"{first_line(error)}; what was stored before is whole") from error
+        # An error of another process, such as a full disk, of which only the message is known.
+        raise OSError(f"{first_line(error)}; shards stored before are complete") from error
     if show.last is not None:
         _say(errors, f"{stand_text(show.last)}; {report.shards} shards in {duration_text(report.seconds)}")
     lost = sum(len(plan.rows_of(shard)) for shard in report.given_up)
     failed, total = report.errors + lost, report.rows + lost
     if report.given_up:
-        _say(errors, f"given up, as every worker that tried it died: {_shards_text(report.given_up)}")
+        _say(errors, f"given up, as every worker that tried them died: {_shards_text(report.given_up)}")
     if report.missing:
         engine = [] if arguments.engine == "local" else ["--engine", arguments.engine]
         going_on = shlex.join(["fampe-fast", "batch", "--out", str(dest), *engine])
-        _say(errors, f"{plan.shards - report.missing} of {plan.shards} shards are there; go on with: {going_on}")
+        _say(errors, f"{plan.shards - report.missing} of {plan.shards} shards are finished; continue with: {going_on}")
     else:
         entries = read_manifest(dest)
         failed, total = sum(entry.errors for entry in entries), plan.images
         transient = sum(entry.transient for entry in entries)
         _say(errors, f"all {plan.shards} shards are in {dest}: {total - failed} of {total} images have a map")
         if transient:
-            _say(errors, f"{transient} of them may be explained another time: --retry-errors makes their shards again")
+            _say(errors, f"{transient} errors may be temporary: --retry-errors makes their shards again")
     if report.stopped:
         return INTERRUPTED
     return DONE if not failed else SOME_FAILED if failed < total else UNUSABLE
@@ -418,21 +422,21 @@ def _target(text: str) -> int | str:
 def _part(text: str) -> tuple[int, int]:
     index, separator, count = text.partition("/")
     if not (separator and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, as 0/4, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, such as 0/4, got {text!r}")
     return int(index), int(count)
 
 
 def _gpus(text: str) -> float:
     value = float(text)
     if not (0 < value <= 1 or (value > 1 and value == int(value))):
-        raise argparse.ArgumentTypeError(f"expected a share of a GPU, as 0.5, or a whole number, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a share of a GPU, such as 0.5, or a whole number, got {text}")
     return value
 
 
 def _words(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, got {text!r}")
     return words
 
 

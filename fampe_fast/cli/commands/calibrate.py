@@ -1,4 +1,4 @@
-"""``calibrate``: find the weights of a model's depths."""
+"""``calibrate``: find the best weights of a model's layers in FAMPE's maps."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command's arguments."""
     parser = commands.add_parser(
         "calibrate",
-        help="find the weights of a model's depths in FAMPE's maps, by their faithfulness on a folder's images",
-        description="Collect the evidence of a folder's images once, combine it with one weight after the other "
-        "changed, and keep a change that gains more insertion minus deletion than its paired standard error. Some 30 "
-        "combinations are tried, each for 2 (metric steps + 1) forward passes per image. The outcome is kept in "
-        "OUT/calibrations.json by the model's fingerprint, and --calibration of other commands takes that file.",
+        help="find the weights of a model's layers that make FAMPE's maps of a folder's images most faithful",
+        description="Collect the evidence of a folder's images once, then change one weight at a time and keep each "
+        "change that raises insertion minus deletion by more than its paired standard error. About 30 combinations are "
+        "tried, each with 2 (metric steps + 1) forward passes per image. The result is stored in OUT/calibrations.json "
+        "under the model's fingerprint; other commands read that file with --calibration.",
     )
     add_out(parser, "fampe_calibrate")
     search = read_options("fampe_fast.runs.calibrate:calibrate_files", ["metric_steps", "held_out"])
@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Search the weights, and say how to use them."""
+    """Find the weights, and print how to use them."""
     from rich.markup import escape
 
     from ...methods.fampe import FAMPE
@@ -121,21 +121,21 @@ def _table(found: DepthCalibration, config: PathConfig) -> Table:
 
 
 def _reading(found: DepthCalibration) -> list[str]:
-    """Say what the gain is worth."""
+    """Explain how far the gain can be trusted."""
     if found.held_out is None:
-        return ["these images chose the weights and flatter them: judge the gain on others"]
-    lines = ["held out: each half of the images with weights that fit the other half, against those before, paired"]
+        return ["the weights were chosen on these images, so this gain is too high: measure it on others"]
+    lines = ["held out: each half of the images with weights fitted on the other half, paired with the weights before"]
     if found.held_out.mean <= (found.held_out.standard_error or 0.0):
-        lines.append("no gain beyond its error there: the weights before serve this model as well")
+        lines.append("no gain beyond its error there: the weights before are as good for this model")
     return lines
 
 
 def usage(arguments: argparse.Namespace, file: Path) -> str:
-    """Write the line that explains the same images with what was found.
+    """Write the command line that explains the same images with the new weights.
 
     Args:
-        arguments: of ``calibrate``.
-        file: of the calibration.
+        arguments: the arguments of ``calibrate``.
+        file: file of the calibration.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_images(parser)

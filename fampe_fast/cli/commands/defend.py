@@ -22,9 +22,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "defend",
         help="train small classifiers with and without a defence, and attack them",
-        description="Train small classifiers plainly, with two frequency augmentations and adversarially, attack each "
-        "in three bands, and measure which bands it relies on. Without --seeds: one of each on textures, each attack "
-        "also tried on the others. With --seeds: so many of each on every data set, with intervals over the seeds.",
+        description="Train small classifiers plainly, with two frequency augmentations and adversarially; attack each "
+        "in three bands, and measure which bands it relies on. Without --seeds: one of each, on textures, and each "
+        "attack is also tested on the others. With --seeds: N of each, on every data set, with intervals over seeds.",
     )
     parser.add_argument(
         "--out",
@@ -38,14 +38,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--seeds",
         type=whole,
         metavar="N",
-        help="number of seeds, at least 3, from --seed on (default: --seed alone)",
+        help="number of seeds, at least 3, counting up from --seed (default: only --seed)",
     )
     group.add_argument(
         "--data",
         type=names_of(TRAINING_DATA, "data set"),
         metavar="NAMES",
-        help=f"data sets for --seeds, comma-separated, of: {', '.join(TRAINING_DATA)} (default: all); options that are "
-        "not given are each data set's own",
+        help=f"data sets for --seeds, comma-separated, of: {', '.join(TRAINING_DATA)} (default: all); other options "
+        "default to each data set's own values",
     )
     options = read_options("fampe_fast.runs.defence_settings:DefenceSettings")
     add_flags(parser.add_argument_group("experiment"), "settings", options)
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None:
         return _run_seeds(arguments)
     if arguments.data is not None:
-        raise ValueError("--data chooses the data sets of --seeds: give --seeds, too")
+        raise ValueError("--data needs --seeds, whose data sets it chooses")
     return _run_one(arguments)
 
 

@@ -11,21 +11,19 @@ from ..arguments import positive
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("demo", help="explain generated images offline, with the classifier that ships here")
+    parser = commands.add_parser("demo", help="explain generated images offline, with the included classifier")
     parser.add_argument(
         "--out", type=Path, default=Path("fampe_demo"), help="folder for demo.png (default: %(default)s)"
     )
     parser.add_argument(
-        "--images", type=positive, default=4, metavar="N", help="how many images (default: %(default)s)"
+        "--images", type=positive, default=4, metavar="N", help="number of images (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=2024, help="number that the images follow from (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=2024, help="seed of the images (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Explain generated images and print what was found."""
+    """Explain generated images, and print a table of results."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -10,7 +10,7 @@ from .. import DONE, SOME_FAILED
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
-        "doctor", help="report versions, devices, which backend would run and why, and run a self-test"
+        "doctor", help="report versions, devices and each device's backend, and run a self-test"
     )
     parser.set_defaults(run=run)
 

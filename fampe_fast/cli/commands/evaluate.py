@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("evaluate", help="score methods on a folder of images, side by side")
-    add_method(parser, "fampe,attexplore", note=", the first is the one others are compared with")
+    parser = commands.add_parser("evaluate", help="compare methods by metrics on a folder of images")
+    add_method(parser, "fampe,attexplore", note=", the others compared with the first")
     add_metric(parser)
     add_out(parser, "fampe_evaluate")
     add_folder(parser)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("explain", help="explain image files: a picture and an .npz archive for each")
+    parser = commands.add_parser(
+        "explain", help="explain image files, and write a picture and an .npz archive for each"
+    )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     add_method(parser, "fampe", note=" (the results of several go into OUT/METHOD)")
     add_out(parser, "fampe_explain")
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         whole &= {result.path for result in done}
         some = some or bool(done)
     code = closing(errors, sum(path in whole for path in paths), len(paths))
-    # Every image may have failed with one method or another, and yet there are results.
+    # Every image may have failed with some method, and there are results all the same.
     return SOME_FAILED if code == UNUSABLE and some else code
 
 

@@ -1,4 +1,4 @@
-"""``frequency``: measure which frequencies a model's predictions depend on, and where; ``occlude``, its first part."""
+"""``frequency``: measure which frequencies a model's predictions depend on; ``occlude`` is its first part."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FILES = "fampe_fast.runs.frequency:frequency_files"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command's arguments, under its own name and under its first one."""
-    words = "measure which frequencies the predictions for a folder's images depend on, and where they act"
+    """Add the command's arguments, under its name and under the older name ``occlude``."""
+    words = "measure which frequencies a model's predictions depend on, and where in the images"
     _add(commands, "frequency", _PARTS, words)
-    _add(commands, "occlude", _PARTS[:1], "measure which bands they depend on: frequency with --parts occlusion")
+    _add(commands, "occlude", _PARTS[:1], "measure which bands predictions depend on (frequency --parts occlusion)")
 
 
 def _add(
@@ -43,12 +43,12 @@ def _add(
         type=names_of(_PARTS, "part"),
         default=list(parts),
         metavar="NAMES",
-        help="one or both, comma-separated, of: occlusion, the drop without each band; attribution, to every frequency "
-        f"with sign, direction and place (default: {','.join(parts)})",
+        help="one or both, comma-separated, of: occlusion (the drop without each band), attribution (the evidence of "
+        f"every frequency, with sign, direction and place) (default: {','.join(parts)})",
     )
     group = parser.add_argument_group("bands")
     for option in read_options(_OCCLUSION):
-        both = "default: logit; of occlusion alone: probability" if option.name == "score" else ""
+        both = "default: logit; for occlusion alone: probability" if option.name == "score" else ""
         add_flag(group, "method", option, default=both)
     group = parser.add_argument_group("attribution")
     add_flags(group, "attribution", read_options(_ATTRIBUTION, ["kind", "passes"]))
@@ -67,7 +67,7 @@ def _add(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure a folder's images, and print the bands' drops and evidence."""
+    """Measure a folder's images, and print the drop and the evidence of each band."""
     from rich.markup import escape
 
     from ...files import FOLDER
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = given(arguments, "attribution")
     unused = [*own, *given(arguments, "files"), *(["beside"] if arguments.beside else [])]
     if unused and not attributed:
-        raise ValueError(f"{flag_of(unused[0])} is an option of the attribution: add it to --parts")
+        raise ValueError(f"{flag_of(unused[0])} needs the attribution: add it to --parts")
     # Refused before the model is loaded.
     rings = OccludedFrequency(lambda pixels: pixels, **options).bands
     FrequencyAttribution(lambda pixels: pixels, **shared, **own)
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         if study.images:
             screen.print(_table_of_evidence(study))
     for output in (output for part, count in done.items() if count for output in outputs[part]):
-        if output.kind not in (FOLDER, RECORDS) and output.path.exists():  # no places where no picture was asked for
+        if output.kind not in (FOLDER, RECORDS) and output.path.exists():  # no places if no picture was asked for
             screen.print(f"wrote {escape(str(output.path))}", soft_wrap=True)
     return closing(errors, min(done.values()), len(paths))
 
@@ -164,7 +164,7 @@ def _table_of_evidence(study: FrequencyStudy) -> Table:
     gap = sum(abs(image.gap) for image in study.images) / count
     table = Table(
         "radius", "share of energy", "evidence", "share of evidence", f"{study.confidence:.0%} interval",
-        title=f"{count} images, {name}: evidence by octave, in {study.settings['score']}",
+        title=f"{count} images, {name}: evidence by octave, as {study.settings['score']}",
         caption=f"means over images; the integrals lack {gap:.2g} of each score's difference; rank correlation of "
         f"energy and evidence in the high band: {study.connection('high')}",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``gradients``: show what FORGrad rests on, the high frequencies of a model's gradients."""
+"""``gradients``: test FORGrad's premises about the high frequencies of a model's gradients."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command's arguments."""
     parser = commands.add_parser(
         "gradients",
-        help="test what a gradient's high frequencies say, and show which layers they come from",
-        description="Predict how the score of a folder's images changes from gradients without their high frequencies, "
-        "and compare the gradients' spectra before and after every strided layer and pooling. Models measured into one "
-        "folder are drawn side by side.",
+        help="test whether a gradient's high frequencies matter, and find the layers they come from",
+        description="Predict the score changes of a folder's perturbed images from gradients without their high "
+        "frequencies, and compare the gradients' spectra before and after every strided layer and pooling. Models "
+        "measured into the same folder are drawn side by side.",
     )
     add_out(parser, "fampe_gradients")
     add_folder(parser)
@@ -38,15 +38,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=names_of(kind.choices, "perturbation"),
         default=list(kind.choices),
         metavar="NAMES",
-        help="how images are changed, comma-separated: white noise, which has all frequencies alike, or noise with the "
-        f"image's own spectrum (default: {','.join(kind.choices)})",
+        help="kinds of perturbation, comma-separated, of: white (noise with equal energy at all frequencies), image "
+        f"(noise with the image's own spectrum) (default: {','.join(kind.choices)})",
     )
     add_flags(group, "settings", read_options("fampe_fast.runs.gradients:GradientSettings"))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure the gradients of a folder's images, and print what they explain and where they are rough."""
+    """Measure the gradients of a folder's images, and print their first-order tests and spectra."""
     from rich.markup import escape
 
     from ...runs.gradients import GradientSettings, gradient_outputs, measure_gradients

@@ -22,51 +22,63 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("serve", help="explain images over HTTP, until it is asked to end")
+    parser = commands.add_parser("serve", help="run an HTTP service that explains images")
     group = parser.add_argument_group("service")
     group.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
     )
-    group.add_argument("--port", type=_port, default=8080, metavar="N", help="0: a free one (default: %(default)s)")
-    group.add_argument("--name", help="the model's name in addresses (default: made from --model)")
+    group.add_argument(
+        "--port", type=_port, default=8080, metavar="N", help="port; 0 for a free one (default: %(default)s)"
+    )
+    group.add_argument("--name", help="the model's name in URLs (default: made from --model)")
     group.add_argument(
         "--workers",
         type=positive,
         default=1,
         metavar="N",
-        help="processes, each with the model; with several GPUs each has one in turn (default: %(default)s)",
+        help="number of processes, each with the model, assigned to the GPUs in turn (default: %(default)s)",
     )
     group.add_argument(
         "--queue",
         type=positive,
         default=64,
         metavar="N",
-        help="images that may wait; further ones are refused with 429 (default: %(default)s)",
+        help="number of images that may wait; more are refused with 429 (default: %(default)s)",
     )
     group.add_argument(
         "--max-passes",
         type=positive,
         default=200,
         metavar="N",
-        help="most that a request may ask for (default: %(default)s)",
+        help="largest number of passes in a request (default: %(default)s)",
     )
     group.add_argument(
-        "--max-bytes", type=positive, default=32 * 2**20, metavar="N", help="largest body (default: %(default)s)"
+        "--max-bytes",
+        type=positive,
+        default=32 * 2**20,
+        metavar="N",
+        help="largest request body, bytes (default: %(default)s)",
     )
     group.add_argument(
-        "--max-pixels", type=positive, default=50_000_000, metavar="N", help="largest image (default: %(default)s)"
+        "--max-pixels",
+        type=positive,
+        default=50_000_000,
+        metavar="N",
+        help="largest image, pixels (default: %(default)s)",
     )
     for name, default, said in (
-        ("deadline", 30.0, "after which a request is answered with 504"),
-        ("read-timeout", 10.0, "in which a request's head, and then its body, must have come"),
-        ("drain-timeout", 30.0, "that requests have to be answered after SIGTERM"),
+        ("deadline", 30.0, "until a request is answered with 504"),
+        ("read-timeout", 10.0, "to receive a request's head, and again its body"),
+        ("drain-timeout", 30.0, "to answer the open requests after SIGTERM"),
     ):
         group.add_argument(
             f"--{name}", type=fraction, default=default, metavar="X", help=f"seconds {said} (default: %(default)g)"
         )
-    group.add_argument("--log-level", choices=_LEVELS, default="info", help="(default: %(default)s)")
-    group.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
-    add_method(parser, "fampe", note=" (the first one where a request names none)")
+    group.add_argument(
+        "--log-level", choices=_LEVELS, default="info", help="lowest level of the log (default: %(default)s)"
+    )
+    group.add_argument("--trust-model", action="store_true", help="load the model even if it is a program")
+    add_method(parser, "fampe", note=" (the first is the default of requests)")
     add_model(parser)
     add_batches(parser)
     add_method_flags(parser)
@@ -74,7 +86,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal asks for the end."""
+    """Serve until a signal ends the service."""
     from ...serve.extras import check_packages
 
     check_packages()
@@ -85,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import INTERRUPTED
     from ..model_and_methods import device_of, options_by_method
 
-    options_by_method(arguments, arguments.method)  # what is wrong is said before a model is loaded
+    options_by_method(arguments, arguments.method)  # refuse wrong options before a model is loaded
     check_trusted(arguments.model, arguments.trust_model)
     device = device_of(arguments.device)
     _settings(arguments, arguments.name or "model", 1)
@@ -99,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             return work(arguments, listener, device, lambda: None)
         except KeyboardInterrupt:
-            log("ended before it was ready", "warning")
+            log("stopped before it was ready", "warning")
             return INTERRUPTED
     from ...serve.workers import run_workers
 
@@ -109,10 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on_ready: Callable[[], None]) -> int:
-    """Load the model and serve on a socket that listens, in one process of perhaps several.
+    """Load the model and serve on a listening socket, in one of one or more processes.
 
     Returns:
-        The exit code: 0 after an end that was asked for, 2 where the methods cannot be used.
+        The exit code: 0 after a requested end, 2 if the methods cannot be used.
     """
     from ...serve.log import begin_log
     from ...serve.server import serve
@@ -124,10 +136,10 @@ def work(arguments: argparse.Namespace, listener: socket.socket, device: str, on
 
 
 def make_service(arguments: argparse.Namespace, device: str) -> Service:
-    """Load the model of parsed arguments and join the service, which is not started.
+    """Load the model of parsed arguments and make the service, without starting it.
 
     Raises:
-        ValueError, TypeError: what the commands refuse.
+        ValueError, TypeError: arguments that the other commands refuse, too.
     """
     import torch
 

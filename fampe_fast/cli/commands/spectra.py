@@ -1,4 +1,4 @@
-"""``spectra``: measure the energy cut-offs of photographs, textures and pictures like medical ones."""
+"""``spectra``: measure the energy cut-offs of photographs, textures and medical-like images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command's arguments."""
     parser = commands.add_parser(
         "spectra",
-        help="measure which cut-offs the energy shares tau give: your images, textures, medical-like pictures",
+        help="measure the cut-offs for energy shares tau: your images, textures, medical-like images",
     )
     parser.add_argument(
-        "images", nargs="*", type=Path, metavar="DIR", help="folders of images, each a kind of its own (default: none)"
+        "images", nargs="*", type=Path, metavar="DIR", help="folders of images, one kind each (default: none)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("fampe_spectra"), metavar="DIR", help="output folder (default: %(default)s)"
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure the images, and print a table without DC and one with it."""
+    """Measure the images, and print a table without DC and one with DC."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         table = Table(
             *map(escape, head),
             title=f"Energy cut-offs {name}, cycles per side of {result.size} pixels",
-            caption="median (smallest to largest) over the images; what the kind's expected spectrum gives",
+            caption="median (smallest to largest) over the images; last, the cut-off of the kind's expected spectrum",
         )
         for row in rows:
             table.add_row(*map(escape, row))

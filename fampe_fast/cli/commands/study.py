@@ -21,12 +21,12 @@ SHARED = ("steps", "samples", "seed")
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("study", help="sweep one parameter of FAMPE: scores, table, plot")
+    parser = commands.add_parser("study", help="sweep one parameter of FAMPE, and write scores, a table and a plot")
     parser.add_argument(
         "study",
         choices=tuple(STUDIES),
         metavar="STUDY",
-        help=f"what is varied: {'; '.join(f'{name}: {row.varies}' for name, row in STUDIES.items())}",
+        help=f"study, which varies: {'; '.join(f'{name}: {row.varies}' for name, row in STUDIES.items())}",
     )
     add_metric(parser)
     parser.add_argument(
@@ -40,26 +40,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="LABEL",
-        help="run this variant alone beside the first, as tables name it; may be given several times (default: all)",
+        help="run only this variant, by its label in the tables, beside the first; repeatable (default: all)",
     )
     add_folder(parser)
     add_model(parser)
-    group = parser.add_argument_group("explorer", "another model of the same classes, for the study of that name")
+    group = parser.add_argument_group("explorer", "another model of the same classes, for the study explorer")
     add_other_model(group, "explorer")
     add_batches(parser)
     add_metric_flags(parser)
     group = parser.add_argument_group(
         "options of every variant",
-        "each is held by the variants that do not vary it; AttEXplore's have the first three",
+        "values for the variants that do not vary the option; AttEXplore's variants have only the first three",
     )
-    # A number of passes is what some variants vary, and the others have the first two.
+    # Some variants vary the passes; the others set them by the first two options.
     options = [option for option in method_options("fampe") if option.name != "passes"]
     add_flags(group, "method", sorted(options, key=lambda option: option.name not in SHARED))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a study, or what is left of it, and print its table."""
+    """Run a study, or the rest of an interrupted one, and print its table."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_all_outputs(arguments, study_outputs(out), paths)
     classifier = classifier_of(arguments)
     if calibration is not None:
-        # Every variant with depths gets them: those of FAMPE's published numbers read no file.
+        # All variants with views get them; FAMPE's published variants read no file.
         layers = FAMPEConfig(layers=options.get("layers")).layer_names
         options = {**fitting_calibration(calibration, classifier, layers).options, **options}
         study = defined()
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = Table(
         "variant", "passes", *(score.head for score in result.scores), *(f"{s.short} gained" for s in result.scores),
         title=f"{study.question} {count} images, {escape(classifier.name)}{protocol}",
-        caption=f"mean ± standard error; gained: paired, against {study.variants[0].label}",
+        caption=f"mean ± standard error; gained: paired difference to {study.variants[0].label}",
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"

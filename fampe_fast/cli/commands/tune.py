@@ -25,10 +25,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command's arguments."""
     parser = commands.add_parser(
         "tune",
-        help="find the radius that FORGrad filters a method's maps with, by their faithfulness on a folder's images",
+        help="find the radius of FORGrad's filter that makes a method's maps of a folder's images most faithful",
         description="Compute a method's maps of a folder's images once, filter them with one radius after the other, "
-        "and find the one with the best insertion minus deletion. About 2 log2(side) radii are tried, each for "
-        "2 (metric steps + 1) forward passes per image. The weights of FAMPE's depths are found by calibrate.",
+        "and find the radius with the best insertion minus deletion. About 2 log2(side) radii are tried, each with "
+        "2 (metric steps + 1) forward passes per image. To find the weights of FAMPE's layers, use calibrate.",
     )
     add_method(parser, "fampe", filters=False)
     add_out(parser, "fampe_tune")
@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_what_explains(parser: argparse.ArgumentParser, *, filters: bool) -> None:
-    """Add the arguments that ``tune`` and the line that explains with its outcome have in common."""
+    """Add the arguments that ``tune`` shares with the ``explain`` line that it prints."""
     add_images(parser)
     add_model(parser)
     add_batches(parser)
@@ -49,7 +49,7 @@ def _add_what_explains(parser: argparse.ArgumentParser, *, filters: bool) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Search the cut-offs and say how to use them."""
+    """Find the cut-offs, and print how to use them."""
     from rich.markup import escape
 
     from ...methods.forgrad import FORGrad
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     targets = images.targets(classifier)
     methods = {}
     for name, whole in filtered.items():
-        # What will be filtered is what has to be tuned: saliency with its signs, for one.
+        # Tune on the maps that will be filtered, for example saliency with its signs.
         method = create_method(whole, classifier, **options[name])
         assert isinstance(method, FORGrad)
         methods[name] = method.method
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         screen.print(f"wrote {escape(str(arguments.out / file))}", soft_wrap=True)
     lost = len({failure.path for failure in tuning.failures})
     code = closing(errors, len(paths) - lost if tuning.results else 0, len(paths))
-    # Every image may have failed with one method or another, and yet there is an outcome.
+    # Every image may have failed with some method, and there is a result all the same.
     return SOME_FAILED if code == UNUSABLE and tuning.results else code
 
 
@@ -128,17 +128,17 @@ def _table(found: TunedCutoff) -> Table:
 
 
 def usage(arguments: argparse.Namespace, method: str, cutoff: int, options: Mapping[str, Any]) -> str:
-    """Write the line that explains the same images with the radius found.
+    """Write the command line that explains the same images with the radius found.
 
     Args:
-        arguments: of ``tune``.
-        method: whose maps are filtered.
+        arguments: the arguments of ``tune``.
+        method: the method whose maps are filtered.
         cutoff: the radius.
-        options: those of the arguments that the method has.
+        options: the arguments that are options of the method.
     """
     parser = argparse.ArgumentParser(add_help=False)
     _add_what_explains(parser, filters=True)
-    # Options of other methods, which were tuned beside this one, are none of this one's.
+    # Leaves out the options of other methods that were tuned in the same run.
     known = {name: value for name, value in vars(arguments).items() if not name.startswith("method:")}
     known |= {f"method:{name}": value for name, value in {**options, "map_cutoff": cutoff}.items()}
     words = ["fampe-fast", "explain", str(arguments.images), "--method", f"{_prefix(arguments)}{method}"]

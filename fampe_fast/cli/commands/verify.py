@@ -1,4 +1,4 @@
-"""``verify``: check a batch run and compute maps of it again, or the one map that a record of a service is about."""
+"""``verify``: check a batch run and compute some of its maps again, or compute the map of a service's record again."""
 
 from __future__ import annotations
 
@@ -32,31 +32,34 @@ _OF_THE_MODEL = (
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("verify", help="check a batch run, or a record of a service: maps computed again")
+    parser = commands.add_parser("verify", help="check a batch run or a service's record by computing maps again")
     parser.add_argument(
-        "dest", nargs="?", metavar="DEST", help="folder or URL of a batch run; none for a record of a service"
+        "dest", nargs="?", metavar="DEST", help="folder or URL of a batch run; left out for a service's record"
     )
     parser.add_argument(
         "--sample",
         type=_count,
         default=16,
         metavar="N",
-        help="rows to compute again, each with its batch; 0 loads no model (default: %(default)s)",
+        help="number of rows to compute again, each with its batch; 0 loads no model (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample (default: %(default)s)")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--image-id", type=_count, metavar="N", help="compute the map of this image again, and no other")
+    one.add_argument("--image-id", type=_count, metavar="N", help="compute only this image's map again")
     one.add_argument(
-        "--record", type=Path, metavar="FILE", help="likewise of the image of a record, which is compared as well"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="compute only the map of this record again, and compare it with the record",
     )
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="the image file of a service's record, which does not hold it"
+        "--image", type=Path, metavar="FILE", help="image file of a service's record, which does not contain it"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the report; with --image-id it is a record for --record"
+        "--json", type=Path, metavar="FILE", help="write the report as JSON; with --image-id, a record for --record"
     )
-    parser.add_argument("--trust-model", action="store_true", help="load also a model that is a program")
-    add_model(parser, title="model of a service's record (a run's is in its plan, and --device for both)")
+    parser.add_argument("--trust-model", action="store_true", help="load the model even if it is a program")
+    add_model(parser, title="model of a service's record (a batch run's is in its plan; --device is for both)")
     parser.set_defaults(run=partial(run, parser))
 
 
@@ -71,11 +74,11 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from ..output import console, error_console
 
     if arguments.image is not None:
-        raise ValueError("--image belongs to a record of a service, which is checked without DEST")
+        raise ValueError("--image belongs to a service's record, which is checked without DEST")
     of_model = {key: value for key, value in vars(arguments).items() if key in _OF_THE_MODEL}
     words = option_words(parser, of_model)
     if words:
-        raise ValueError(f"{words[0]}: the model of a run is in its plan; leave it out, or DEST")
+        raise ValueError(f"{words[0]}: the model of a run is in its plan; leave out this option, or DEST")
     dest = open_storage(arguments.dest)
     plan = plan_of(dest)
     alone = arguments.image_id is not None or arguments.record is not None
@@ -151,15 +154,15 @@ def _counted(outcomes: list[str]) -> str:
 
 
 def _kind_of_comparison(changed: list[str], compared: bool) -> list[str]:
-    """Say whether equal bits were asked for, and if not, why not and what was."""
+    """Say whether the maps must be bitwise equal, and otherwise how close they must be and why."""
     from ...answers.comparison import CORRELATION, LARGEST
 
     if not compared:
         return []
     if not changed:
-        return ["device kind and versions are the same: the maps must be equal to the bit"]
+        return ["device kind and versions are the same: the maps must be bitwise equal"]
     return [
-        f"not compared to the bit, as this is another surrounding ({'; '.join(changed)}): alike is a correlation of "
+        f"compared with a tolerance, as the environment differs ({'; '.join(changed)}): alike is a correlation of "
         f"{CORRELATION} at least and a largest difference of {LARGEST:.0%} of the peak"
     ]
 
@@ -237,7 +240,7 @@ def _audit(arguments: argparse.Namespace, dest: Storage, plan: Plan, screen: Con
     position = position_of(dest, plan, image_id)
     shard = position // plan.rows_per_shard
     if shard not in finished_shards(dest):
-        raise ValueError(f"image {image_id} is in shard {shard}, which is not there yet (the run is unfinished)")
+        raise ValueError(f"image {image_id} is in shard {shard}, which is not finished yet")
     row = read_rows(dest, plan, shard)[position - plan.rows_of(shard).start]
     described = shard_metadata(dest, shard)
     again = _recomputer(arguments, dest, plan)
@@ -303,7 +306,7 @@ def _audit_service(arguments: argparse.Namespace) -> int:
     from ..output import console
 
     if arguments.record is None or arguments.image is None:
-        raise ValueError("give DEST of a batch run, or --record and --image of a service's answer")
+        raise ValueError("give DEST of a batch run, or --record and --image of a service's reply")
     record = read_record(arguments.record)
     if arguments.json is not None:
         check_outputs([Output(arguments.json, KIND)], [arguments.record, arguments.image])

@@ -12,15 +12,15 @@ from ..flags import add_method_flags
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
-        "warmup", help="compile a method for a model, and save what was compiled for other processes"
+        "warmup", help="compile a method for a model, and save the compiled code for other processes"
     )
     add_one_method(parser)
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FILE",
-        help="write what torch has compiled; processes of the same versions and device load it where "
-        "FAMPE_FAST_COMPILE_CACHE names it. It is a program: let them load only files that you have made",
+        help="write the compiled code to a file; processes with the same versions and device load it if "
+        "FAMPE_FAST_COMPILE_CACHE names it. The file is a program: load only files that you have made yourself",
     )
     add_model(parser)
     add_batches(parser)
@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compile, save, and say what was compiled."""
+    """Compile and save a method, and print what was compiled."""
     from ...files import Output
     from ...methods.registry import create_method
     from ...methods.warmup import warmup

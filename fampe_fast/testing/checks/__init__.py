@@ -1,4 +1,4 @@
-"""The suite's checks, a module per primitive: functions ``check_<what>(ops, device, case)`` and example arguments."""
+"""The suite's checks, one module per primitive: functions ``check_<what>(ops, device, case)`` and example arguments."""
 
 from importlib import import_module
 from pkgutil import iter_modules

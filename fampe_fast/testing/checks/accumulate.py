@@ -1,4 +1,4 @@
-"""Checks of ``accumulate``."""
+"""Check implementations of ``accumulate``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_accumulate_adds_rows_in_their_order(ops: Primitives, device: torch.dev
 
 @check("accumulate", cases=(Case(9, 12, batch=3, rows=6),))
 def check_accumulate_leaves_images_without_rows_alone(ops: Primitives, device: torch.device, case: Case) -> None:
-    """See that only images that are named change; without rows nothing does."""
+    """Check that only images with rows change, and nothing changes without rows."""
     arguments = _in_any_order(case, device)
     arguments["image_index"] = torch.tensor([0, 2, 0, 0, 2, 2], device=device)
     after = _added(ops.accumulate, arguments)

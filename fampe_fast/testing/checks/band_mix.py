@@ -1,4 +1,4 @@
-"""Checks of ``band_mix``."""
+"""Check implementations of ``band_mix``."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def check_band_mix_is_as_accurate_as_the_reference(ops: Primitives, device: torc
 
 @check("band_mix", cases=(*SMALL, *(Case(case.height, case.width, gpu=True) for case in LARGE)))
 def check_band_mix_draws_the_reference_s_words(ops: Primitives, device: torch.device, case: Case) -> None:
-    """Show the random numbers themselves, all four words, by weights and masks of 0 and 1.
+    """Compare the random numbers themselves, all four words, using weights and masks of 0 and 1.
 
     Noise is the word's number times the float32 nearest to sqrt(1.5*H*W), rounded once: equal to the bit.
     """
@@ -125,7 +125,7 @@ def check_band_mix_draws_the_published_words_at_dc(ops: Primitives, device: torc
 
 @check("band_mix", cases=(Case(8, 8), Case(9, 12), Case(12, 9)))
 def check_band_mix_of_nothing_is_the_transform_of_real_noise(ops: Primitives, device: torch.device, case: Case) -> None:
-    """See that noise times multipliers, on zero spectra, is Hermitian to the bit and survives the inverse transform."""
+    """Check that noise times multipliers, on zero spectra, is exactly Hermitian and survives the inverse transform."""
     one = Case(case.height, case.width, batch=1, rows=2)
     spectrum = torch.zeros(1, 2, case.height, case.width // 2 + 1, dtype=torch.complex64)
     mixed = ops.band_mix(**_arguments(one, device, spectrum=spectrum)).cpu()

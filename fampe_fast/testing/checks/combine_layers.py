@@ -1,4 +1,4 @@
-"""Checks of ``combine_layers``."""
+"""Check implementations of ``combine_layers``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _evidence(batch: int, layers: Layers) -> Tensor:
 
 
 def with_layers(arguments: dict[str, Any], layers: Layers) -> dict[str, Any]:
-    """Give the arguments other layers, and weights and gates that differ from level to level."""
+    """Replace the layers of the arguments, with weights and gates that differ between levels."""
     return {
         **arguments,
         "evidence": _evidence(len(arguments["pixels"]), layers).to(arguments["pixels"].device),

@@ -33,7 +33,7 @@ def assert_results(got: Any, expected: Any, what: str) -> None:
 
 
 def assert_fresh(got: Tensor, arguments: Mapping[str, Any], device: torch.device, contiguous: bool = True) -> None:
-    """Assert that a result lies on the device, in memory of its own, and is contiguous where it has to be."""
+    """Assert that a result is on the device, in its own memory, and contiguous where required."""
     assert_true(got.device.type == device.type, f"result on {got.device}, expected {device}")
     assert_true(got.is_contiguous() or not contiguous, f"result with strides {got.stride()}, expected contiguous")
     for name, value in arguments.items():
@@ -67,7 +67,7 @@ def stride_changes(arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def assert_any_strides(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Assert that the result stays the same, to the bit, whatever the memory layout of the arguments."""
+    """Assert that the result is bitwise the same for every memory layout of the arguments."""
     whole = function(**arguments)
     for described, changed in stride_changes(arguments).items():
         assert_results(function(**changed), whole, f"with {described}")
@@ -83,7 +83,7 @@ def assert_repeatable(function: Callable[..., Any], arguments: Mapping[str, Any]
 def assert_rows_stand_alone(
     function: Callable[..., Any], arguments: Mapping[str, Any], per_image: tuple[str, ...], per_row: tuple[str, ...]
 ) -> None:
-    """Assert that a row's result depends on its image and its own arguments alone: not on neighbours, place or batch.
+    """Assert that a row's result depends only on its image and its own arguments, not on other rows or its position.
 
     Args:
         function: a primitive that takes rows.

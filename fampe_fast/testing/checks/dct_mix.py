@@ -1,4 +1,4 @@
-"""Checks of ``dct_mix``."""
+"""Check implementations of ``dct_mix``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of ``diversify`` and ``diversify_adjoint``."""
+"""Check implementations of ``diversify`` and ``diversify_adjoint``."""
 
 from __future__ import annotations
 

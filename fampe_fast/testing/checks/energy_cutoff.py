@@ -1,4 +1,4 @@
-"""Checks of ``energy_cutoff``."""
+"""Check implementations of ``energy_cutoff``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of ``gradient_step``."""
+"""Check implementations of ``gradient_step``."""
 
 from __future__ import annotations
 

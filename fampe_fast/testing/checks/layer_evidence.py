@@ -1,4 +1,4 @@
-"""Checks of ``layer_evidence``."""
+"""Check implementations of ``layer_evidence``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @makes_arguments("layer_evidence")
 def _arguments(case: Case) -> dict[str, Any]:
-    """Draw a gradient that leans against the activation: at most pixels there is evidence, at some there is none."""
+    """Draw a gradient that opposes the activation, so that most pixels have evidence and some have none."""
     shape = (case.batch, case.channels, *case.size)
     activation = normal(*shape, seed=1)
     return {"activation": activation, "gradient": normal(*shape, seed=2) - activation / 2}

@@ -1,4 +1,4 @@
-"""Checks of ``pixel_mask``."""
+"""Check implementations of ``pixel_mask``."""
 
 from __future__ import annotations
 

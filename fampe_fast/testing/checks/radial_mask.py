@@ -1,4 +1,4 @@
-"""Checks of ``radial_mask``."""
+"""Check implementations of ``radial_mask``."""
 
 from __future__ import annotations
 
