@@ -45,6 +45,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def few_objects() -> None:
+    """Spare it what the tests before have imported, too, for a module whose tests ask for it again and again."""
+    pytest_collection_finish()
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = "mobilenetv2_100_same.imagenet.safetensors"
 
