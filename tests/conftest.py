@@ -21,9 +21,22 @@ else:
     torch.backends.cudnn.allow_tf32 = False  # tests compare last bits; where tf32 is meant, they ask for it
 
 
+# Of the public suite, by their names: Triton's interpreter takes a second or more for some of their cases.
+SLOW_CHECKS = (
+    "_depends_on_",
+    "_uniform_and_independent",
+    "_smallest_radius",
+    "_spares_others_",
+    "_leaves_empty_levels_",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test ``fast`` that is not marked ``slow``."""
     for item in items:
+        slow_check = item.name.startswith("test_primitive[triton") and any(part in item.name for part in SLOW_CHECKS)
+        if slow_check:
+            item.add_marker("slow")
         if item.get_closest_marker("slow") is None:
             item.add_marker("fast")
 
@@ -32,6 +45,12 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what is there by now: models that are loaded ask for it, a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> None:
+    """Spare it what the tests before have imported, too, for a module whose tests ask for it again and again."""
+    pytest_collection_finish()
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

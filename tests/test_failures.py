@@ -19,6 +19,8 @@ from fampe_fast.runtime.model_probe import probe
 
 from .models_for_tests import Smooth, some_images
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 
 @pytest.fixture(autouse=True)
 def fresh_choice(monkeypatch: pytest.MonkeyPatch):

@@ -160,6 +160,7 @@ def test_a_checkout_without_links_works(tmp_path: Path) -> None:
     assert output == [str(source / "reference" / "philox.py"), str(source / "kernels" / "__init__.py")]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_mapped_folders_the_weights_and_no_other_top_level_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fampe_fast"}

@@ -253,6 +253,7 @@ def test_runs_that_are_killed_at_random_moments_give_the_bytes_of_one_run(interr
     assert found["rows"] == interrupted["images"]
 
 
+@pytest.mark.slow
 def test_three_workers_beside_each_other_give_the_bytes_of_one(interrupted: dict[str, Any]) -> None:
     found = interrupted["parts"]
     assert found["codes"] == [0, 0, 0]
@@ -261,6 +262,7 @@ def test_three_workers_beside_each_other_give_the_bytes_of_one(interrupted: dict
     assert found["logs"] == 3
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_decoder_costs_its_row(interrupted: dict[str, Any]) -> None:
     here, beside = interrupted["deadly"]["here"], interrupted["deadly"]["beside"]
     # Where the run itself decodes, it dies twice; where other processes do, it lives.
@@ -272,6 +274,7 @@ def test_an_image_that_kills_its_decoder_costs_its_row(interrupted: dict[str, An
     assert here["digest"] == beside["digest"]
 
 
+@pytest.mark.slow
 def test_decoders_end_when_the_run_is_killed(interrupted: dict[str, Any]) -> None:
     assert interrupted["orphans"]["children"] >= 1
     assert interrupted["orphans"]["left"] == 0

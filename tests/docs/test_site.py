@@ -60,6 +60,7 @@ def fetched(site: Path) -> Iterator[tuple[Path, str]]:
         yield from ((sheet, source) for source in re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", text))
 
 
+@pytest.mark.slow
 def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
     for place, source in fetched(site):
         if source.startswith("data:"):
@@ -71,6 +72,7 @@ def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
         assert file.exists(), f"{place} fetches {source}"
 
 
+@pytest.mark.slow
 def test_every_page_is_built_and_nothing_else_is_put_beside_it(site: Path) -> None:
     for page in DOCS.rglob("*.md"):
         assert (site / page.relative_to(DOCS)).with_suffix(".html").is_file()
@@ -81,6 +83,7 @@ def text_of(page: Path) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_the_reference_has_the_help_of_every_command(site: Path) -> None:
     text = text_of(site / "reference" / "commands.html")
     for name, help_text in help_texts().items():
@@ -88,6 +91,7 @@ def test_the_reference_has_the_help_of_every_command(site: Path) -> None:
         assert max(map(len, help_text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_the_api_pages_hold_docstrings(site: Path) -> None:
     """Of the package's files, among them those that links map into it."""
     primitives = text_of(site / "reference" / "api" / "primitives.html")

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 Run = Callable[..., tuple[str, dict[str, Any]]]
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("skimage", reason="scikit-image is not installed: pip install '.[examples]'")
 
 

@@ -106,6 +106,7 @@ def test_its_options_are_flags_with_help(command: str, used: tuple[dict[str, str
     assert "--dark, --no-dark rank dark pixels first (default: off)" in text
 
 
+@pytest.mark.slow
 def test_it_is_explained_with(used: tuple[dict[str, str], Path]) -> None:
     with np.load(used[1] / "explain" / "brightness" / "object_0.npz") as archive:
         np.testing.assert_allclose(archive["map"][0], -(archive["image"].mean(0) ** 2), rtol=1e-5)
@@ -114,6 +115,7 @@ def test_it_is_explained_with(used: tuple[dict[str, str], Path]) -> None:
         assert json.loads(str(archive["settings"]))["map_cutoff"] == 15
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_tuned_and_studied_with(used: tuple[dict[str, str], Path]) -> None:
     said, out = used
     assert "ins. vs brightness" in said["evaluate"]

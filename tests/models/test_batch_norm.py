@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fampe_fast import load_classifier
 from fampe_fast.models import fold_batch_norm
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 

@@ -281,6 +281,7 @@ def test_outputs_that_hold_logits_are_taken(asking: str, kind: str) -> None:
     torch.testing.assert_close(*tensors)
 
 
+@pytest.mark.slow
 def test_a_compiled_loop_takes_them_too() -> None:
     images = some_images(2)
     maps = FAMPE(Wrapped(TAKEN["model output"]), steps=1, samples=2, compile="on").attribute(images, 1)
@@ -421,6 +422,7 @@ class OneSize(Smooth):
         return super().forward(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [AttEXplore, published])
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_models_of_one_size_see_input_diversity_in_their_own_size(method: Any, compile: str) -> None:
