@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -36,6 +37,9 @@ ONLY_PARSED = {
     r"^fampe-fast (--help|--version)": "argparse ends the process",
 }
 """Command lines that are read and not run, by a pattern, and the reason."""
+
+if importlib.util.find_spec("zarr") is None:  # on Python 3.10
+    ONLY_PARSED[r" --to zarr"] = "zarr is not installed"
 
 SMALLER = {
     "--passes": 4, "--steps": 1, "--samples": 2, "--metric-steps": 4, "--metric-passes": 4, "--limit": 2,

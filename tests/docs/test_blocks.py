@@ -29,6 +29,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # test_reference.py runs the page of the commands, and looks at the files that they write.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::fampe_fast.errors.FampeWarning")
 @pytest.mark.parametrize(
     "page", [page for page in pages() if has_examples(page) and page != DOCS / "reference" / "commands.md"], ids=name_of

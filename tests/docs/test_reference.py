@@ -103,6 +103,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::fampe_fast.errors.FampeWarning")
 def test_the_fields_in_the_reference_are_exactly_those_that_are_written(written: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
