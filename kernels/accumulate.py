@@ -1,7 +1,9 @@
-"""Add rows of gradients to their images without atomics: each program owns a range of pixels and loops over the rows.
+"""Add rows of gradients to their images, without atomics: each program owns a range of an image and adds its rows.
 
-Read per row: its image's number, from cache, and only where it matches the gradient. So each gradient is read once and
-each image read and written once, and the rows are added in ascending order: bitwise the same from run to run.
+It first finds the first and the last row of its image and stops where there is none: images that a chunk does not
+contain are neither read nor written. So each gradient is read once, and each image that has rows is read and written
+once, and its rows are added in ascending order: bitwise the same from run to run. A program's range is one of the
+gradient's memory, contiguous or channels-last, so that gradients are read in whole sectors.
 """
 
 # No `from __future__ import annotations` in kernel files: old Tritons do not know `tl.constexpr` written as a string.
@@ -12,11 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bilinear import divide, inverse
 from .launch import block_of, launch, widest
 
 
 @triton.jit(
-    do_not_specialize=["rows", "groups", "width", "pixels", "row_stride", "channel_stride", "y_stride", "x_stride"]
+    do_not_specialize=[
+        "rows",
+        "groups",
+        "channels",
+        "width",
+        "pixels",
+        "row_stride",
+        "channel_stride",
+        "y_stride",
+        "x_stride",
+    ]
 )
 def _accumulate(
     total_ptr,  # (B, C * H * W) float32
@@ -24,39 +37,52 @@ def _accumulate(
     image_index_ptr,  # (P,) int64
     rows,  # P
     groups,  # C * H * W / GROUP
+    channels,
     width,
     pixels,  # H * W
     row_stride,  # of the gradient, as the next three
     channel_stride,
     y_stride,
     x_stride,
-    CONTIGUOUS: tl.constexpr,
+    LAYOUT: tl.constexpr,  # of the gradient: "contiguous", "channels_last", "strided"
+    ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     count = groups * GROUP  # tells the compiler what a row's length is divisible by, hence how wide it may load
     blocks = tl.cdiv(count, BLOCK)
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    # [GROUP, BLOCK // GROUP]
-    lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
-    element = tl.program_id(0) % blocks * BLOCK + lane
-    inside = element < count
-    if CONTIGUOUS:
-        place = element.to(tl.int64)
-        jump = count.to(tl.int64)
-    else:
-        channel = element // pixels
-        pixel = element - channel * pixels
-        y = pixel // width
-        x = pixel - y * width
-        place = channel * channel_stride.to(tl.int64) + y * y_stride.to(tl.int64) + x * x_stride.to(tl.int64)
-        jump = row_stride.to(tl.int64)
-    # [GROUP, BLOCK // GROUP]
-    total = tl.load(total_ptr + image * count + element, mask=inside, other=0.0)
-    for p in range(rows):
-        if tl.load(image_index_ptr + p) == image:
-            total += tl.load(gradient_ptr + p * jump + place, mask=inside, other=0.0)
-    tl.store(total_ptr + image * count + element, total, mask=inside)
+    # Scalars: the image's first and last row, or `rows` and -1.
+    first = rows
+    last = -1
+    for start in range(0, rows, ROWS):
+        p = start + tl.arange(0, ROWS)  # [ROWS]
+        own = tl.load(image_index_ptr + p, mask=p < rows, other=-1) == image
+        first = tl.minimum(first, tl.min(tl.where(own, p, rows)))
+        last = tl.maximum(last, tl.max(tl.where(own, p, -1)))
+    if last >= 0:
+        # [GROUP, BLOCK // GROUP]
+        lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
+        element = tl.program_id(0) % blocks * BLOCK + lane
+        inside = element < count
+        own_place = element
+        if LAYOUT == "strided":
+            channel, pixel = divide(element, pixels, inverse(pixels))
+            y, x = divide(pixel, width, inverse(width))
+            place = channel * channel_stride.to(tl.int64) + y * y_stride.to(tl.int64) + x * x_stride.to(tl.int64)
+            jump = row_stride.to(tl.int64)
+        else:
+            place = element.to(tl.int64)
+            jump = count.to(tl.int64)
+            if LAYOUT == "channels_last":
+                pixel, channel = divide(element, channels, inverse(channels))
+                own_place = channel * pixels + pixel
+        total_ptr += image * count
+        total = tl.load(total_ptr + own_place, mask=inside, other=0.0)  # [GROUP, BLOCK // GROUP]
+        for p in range(first, last + 1):
+            if tl.load(image_index_ptr + p) == image:
+                total += tl.load(gradient_ptr + p * jump + place, mask=inside, other=0.0)
+        tl.store(total_ptr + own_place, total, mask=inside)
 
 
 def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor, *, block: int | None = None) -> None:
@@ -78,7 +104,11 @@ def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor, *, block: i
         raise ValueError(f"accumulate adds to a contiguous tensor, got strides {total.stride()}")
     batch, channels, height, width = total.shape
     count = channels * height * width
-    contiguous = gradient.is_contiguous()
+    layout = "strided"
+    if gradient.is_contiguous():
+        layout = "contiguous"
+    elif gradient.is_contiguous(memory_format=torch.channels_last):
+        layout = "channels_last"
     group = widest(count, total)
     block = block or block_of(group, 4)
     launch(
@@ -89,12 +119,14 @@ def accumulate(total: Tensor, gradient: Tensor, image_index: Tensor, *, block: i
         image_index.contiguous(),
         len(image_index),
         count // group,
+        channels,
         width,
         height * width,
         *gradient.stride(),
         like=total,
         warps=4,
-        CONTIGUOUS=contiguous,
+        LAYOUT=layout,
+        ROWS=128,
         GROUP=group,
         BLOCK=block,
     )

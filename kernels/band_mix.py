@@ -3,9 +3,12 @@
 Counted in sm_90 machine code (``benchmarks/kernels/compile_kernels.py``) the kernel is about as much arithmetic as it
 is memory traffic, so every instruction per coefficient and sample counts. Three choices reduce their number:
 
-- Whatever depends only on the coefficient (frequencies, radius, conjugate partner) is computed once per program,
-  and whatever also depends on the image (masks, the six weights) once per image; the loop over samples has only the
-  generator, four conversions, four fused multiply-adds and two multiplications.
+- Everything that depends on the coefficient alone (frequencies, radius, Hermitian twin) is computed once per program,
+  and what depends on the image besides (spectrum, masks, the six weights) once for each image that a program meets:
+  it takes consecutive rows, which show one image or two where they come image by image. The loop over samples holds
+  only the generator, four conversions, four fused multiply-adds and two multiplications.
+- Beginning costs as much as two rows, so programs take many of them, as far as the GPU stays busy
+  (``launch.rows_per_program``).
 - The mix is rewritten for that: with ``base = g0 + L*aL + Hi*aH`` the gain is ``base + (L*bL)*xiL + (Hi*bH)*xiH``. It
   rounds less often than the reference and in other places: equal random words, values within a few ulp of the plane's
   largest.
@@ -26,16 +29,15 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..reference.radial_mask import SHAPES
-from .launch import block_of, deal_rows, launch, widest
+from .bilinear import divide, inverse
+from .launch import block_of, launch, rows_per_program, widest
 from .packing import pack, unpack
 from .philox import LOW_BYTE, UNIT, philox4x32, split_seed, to_integer
 from .radial_mask import low_pass, mask_radius
 from .radius import on_edge, signed_frequency
 
 
-@triton.jit(
-    do_not_specialize=["rows", "stride", "run", "low_byte", "weight_stride", "channels", "height", "width", "groups"]
-)
+@triton.jit(do_not_specialize=["rows", "run", "low_byte", "weight_stride", "channels", "height", "width", "groups"])
 def _band_mix(
     spectrum_ptr,  # (B, C, K) complex64 as int64, K = H * (W//2+1)
     out_ptr,  # (P, C, K) complex64 as int64
@@ -47,8 +49,7 @@ def _band_mix(
     seed_ptr,  # () int64
     step_ptr,  # () int64
     rows,  # P
-    stride,  # a program takes the rows p, p + stride, p + 2*stride, ...
-    run,  # ... this many of them
+    run,  # rows per program
     low_byte,  # LOW_BYTE, explained in philox.py
     weight_stride,
     channels,
@@ -69,15 +70,13 @@ def _band_mix(
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
     channel = program // blocks % channels
-    start = program // blocks // channels
-    first = start // stride * stride * run + start % stride
+    first = program // blocks // channels * run
 
     # Once per program: the coefficients, [GROUP, BLOCK // GROUP].
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     k = program % blocks * BLOCK + lane
     inside = k < count
-    row = k // half
-    column = k - row * half
+    row, column = divide(k, half, inverse(half))
     edge = on_edge(column, width)
     mirrored = edge & (2 * row > height)
     own_conjugate = edge & ((row == 0) | (2 * row == height))
@@ -104,8 +103,8 @@ def _band_mix(
     image_index_ptr += first
     samples_ptr += first
     out_ptr += (first.to(tl.int64) * channels + channel) * count
-    jump = stride.to(tl.int64) * channels * count
-    for _ in range(tl.minimum(run, tl.cdiv(rows - first, stride))):
+    jump = channels.to(tl.int64) * count
+    for _ in range(tl.minimum(run, rows - first)):
         wanted = tl.load(image_index_ptr).to(tl.int32)
         if wanted != image:
             # Once per image: the spectrum, and the weights times the masks.
@@ -135,8 +134,8 @@ def _band_mix(
         real = tl.fma(noise_re, to_integer(w0, mask), x_re) * gain
         imaginary = tl.fma(noise_im, to_integer(w1, mask), x_im) * gain
         tl.store(out_ptr + k, pack(real, imaginary), mask=inside)
-        image_index_ptr += stride
-        samples_ptr += stride
+        image_index_ptr += 1
+        samples_ptr += 1
         out_ptr += jump
 
 
@@ -158,7 +157,7 @@ def band_mix(
 ) -> Tensor:
     """Compute ``Y = (X + sigma*N) * (g0 + L*(aL + bL*xiL) + Hi*(aH + bH*xiH))`` for P rows, (image, sample) pairs.
 
-    Fastest when the rows p, p + B, p + 2B, ... show one image (the image runs fastest); correct for any order.
+    Fastest when rows of one image follow each other; correct for any order.
 
     Args:
         spectrum: X, (B, C, H, W//2+1), complex64, unscaled ``rfft2`` of the current images.
@@ -188,7 +187,7 @@ def band_mix(
             "the Triton kernel band_mix takes a complex64 spectrum and float32 cut-offs and weights, "
             f"got {spectrum.dtype}, {cutoff.dtype} and {weights.dtype}"
         )
-    batch, channels, height, half = spectrum.shape
+    _, channels, height, half = spectrum.shape
     rows, count, short = len(image_index), height * half, min(height, width)
     parts = torch.view_as_real(spectrum.resolve_conj().contiguous()).view(torch.int64)
     if weights.stride(1) != 1:
@@ -198,10 +197,11 @@ def band_mix(
     group = widest(count, out_parts)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    deal = deal_rows(rows, batch, blocks * channels, run)
+    if run is None:
+        run = rows_per_program(rows, blocks * channels)
     launch(
         _band_mix,
-        blocks * channels * deal.starts,
+        blocks * channels * triton.cdiv(rows, run),
         parts,
         out_parts,
         cutoff.contiguous(),
@@ -212,8 +212,7 @@ def band_mix(
         seed,
         step,
         rows,
-        deal.stride,
-        deal.run,
+        run,
         LOW_BYTE,
         weights.stride(0),
         channels,

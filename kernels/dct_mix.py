@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import block_of, deal_rows, launch, widest
+from .launch import block_of, launch, rows_per_program, widest
 from .philox import philox4x32, split_seed, to_uniform
 
 
-@triton.jit(do_not_specialize=["rows", "stride", "run", "weight_stride", "channels", "groups"])
+@triton.jit(do_not_specialize=["rows", "run", "weight_stride", "channels", "groups"])
 def _dct_mix(
     spectrum_ptr,  # (B, C, K) float32, K = H * W
     out_ptr,  # (P, C, K) float32
@@ -29,8 +29,7 @@ def _dct_mix(
     seed_ptr,  # () int64
     step_ptr,  # () int64
     rows,  # P
-    stride,  # a program takes the rows p, p + stride, p + 2*stride, ...
-    run,  # ... this many of them
+    run,  # rows per program
     weight_stride,
     channels,
     groups,  # K / GROUP
@@ -42,8 +41,7 @@ def _dct_mix(
     blocks = tl.cdiv(count, BLOCK)
     program = tl.program_id(0)
     channel = program // blocks % channels
-    start = program // blocks // channels
-    first = start // stride * stride * run + start % stride
+    first = program // blocks // channels * run
     # [GROUP, BLOCK // GROUP]
     lane = tl.arange(0, GROUP)[:, None] + GROUP * tl.arange(0, BLOCK // GROUP)[None, :]
     k = program % blocks * BLOCK + lane
@@ -61,8 +59,8 @@ def _dct_mix(
     image_index_ptr += first
     samples_ptr += first
     out_ptr += (first.to(tl.int64) * channels + channel) * count
-    jump = stride.to(tl.int64) * channels * count
-    for _ in range(tl.minimum(run, tl.cdiv(rows - first, stride))):
+    jump = channels.to(tl.int64) * count
+    for _ in range(tl.minimum(run, rows - first)):
         wanted = tl.load(image_index_ptr).to(tl.int32)
         if wanted != image:
             image = wanted
@@ -76,8 +74,8 @@ def _dct_mix(
         w0, _w1, w2, _w3 = philox4x32(index, counter, step, name, k0, k1)
         mixed = tl.fma(to_uniform(w0), scale, values) * tl.fma(to_uniform(w2), rho, 1.0)
         tl.store(out_ptr + k, mixed, mask=inside)
-        image_index_ptr += stride
-        samples_ptr += stride
+        image_index_ptr += 1
+        samples_ptr += 1
         out_ptr += jump
 
 
@@ -95,7 +93,7 @@ def dct_mix(
 ) -> Tensor:
     """Compute ``Y = (D + sigma*N) * (1 + rho*xi)`` for P rows, N white noise of unit variance, xi ~ U(-1, 1).
 
-    Fastest when the rows p, p + B, p + 2B, ... show one image (the image runs fastest); correct for any order.
+    Fastest when rows of one image follow each other; correct for any order.
 
     Args:
         spectrum: D, (B, C, H, W), float32, orthonormal DCT-II of the current images.
@@ -118,7 +116,7 @@ def dct_mix(
         raise TypeError(
             f"the Triton kernel dct_mix takes a float32 spectrum and weights, got {spectrum.dtype} and {weights.dtype}"
         )
-    batch, channels, height, width = spectrum.shape
+    _, channels, height, width = spectrum.shape
     rows, count = len(image_index), height * width
     spectrum = spectrum.contiguous()
     if weights.stride(1) != 1:
@@ -127,10 +125,11 @@ def dct_mix(
     group = widest(count, out)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    deal = deal_rows(rows, batch, blocks * channels, run)
+    if run is None:
+        run = rows_per_program(rows, blocks * channels)
     launch(
         _dct_mix,
-        blocks * channels * deal.starts,
+        blocks * channels * triton.cdiv(rows, run),
         spectrum,
         out,
         weights,
@@ -140,8 +139,7 @@ def dct_mix(
         seed,
         step,
         rows,
-        deal.stride,
-        deal.run,
+        run,
         weights.stride(0),
         channels,
         count // group,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from torch import Tensor
 # Programs that keep the largest of today's GPUs busy: about 150 multiprocessors, a handful of programs on each, a few
 # waves of them so that a partly filled last one costs little. Only speed depends on it.
 ENOUGH_PROGRAMS = 4096
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200; today's other GPUs have 80 to 300. Only speed depends on it."""
+RESIDENT_PROGRAMS = 4
+"""Programs of four warps that a multiprocessor needs at a time, so that one computes while another waits."""
+ROWS_PER_BEGINNING = 2
+"""Rows of ``band_mix`` that take about as many instructions as what its programs do before their first one."""
 
 WIDEST_ACCESS = 16
 """Bytes of the widest global access a thread can make."""
@@ -62,25 +70,21 @@ def block_of(group: int, warps: int) -> int:
     return max(4, group) * warps * (64 if torch.version.hip else 32)
 
 
-class Deal(NamedTuple):
-    """Rows assigned to programs, so that a program has rows of one image only where the image index runs fastest."""
+def rows_per_program(rows: int, programs_per_row: int) -> int:
+    """Return how many rows one program takes, one after the other, so that an H100 is done soonest.
 
-    stride: int
-    """A program takes the rows p, p + stride, p + 2 * stride, ..."""
-    run: int
-    """... this many of them."""
-    starts: int
-    """First rows p: programs per plane and block."""
+    Its busiest multiprocessor decides, which should have few rows, and few programs, as each one's beginning takes as
+    long as some rows do.
+    """
+    return _soonest(rows, programs_per_row, MULTIPROCESSORS)
 
 
-def deal_rows(rows: int, batch: int, programs_per_row: int, run: int | None) -> Deal:
-    """Assign ``rows`` rows of ``batch`` images to programs; ``run`` None for as many each as keep the GPU busy."""
-    stride = min(batch, rows)
-    per_start = -(-rows // max(stride, 1))  # rows that lie `stride` apart
-    run = run or run_length(per_start, programs_per_row * stride)
-    return Deal(stride, run, stride * -(-per_start // run))
+@lru_cache(maxsize=256)
+def _soonest(rows: int, programs_per_row: int, multiprocessors: int) -> int:
+    def time(run: int) -> tuple[bool, int, int]:
+        programs = -(-rows // run) * programs_per_row
+        if programs < RESIDENT_PROGRAMS * multiprocessors:  # they run at the same time
+            return True, run, 0
+        return False, -(-programs // multiprocessors) * (run + ROWS_PER_BEGINNING), -run
 
-
-def run_length(rows: int, programs_per_row: int) -> int:
-    """Return how many rows one program handles one after the other, sharing what it computes before the first."""
-    return max(1, min(rows, rows * programs_per_row // ENOUGH_PROGRAMS))
+    return min(range(1, rows + 1), key=time, default=1)

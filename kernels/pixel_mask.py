@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.pixel_mask import result_format
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, launch, rows_per_program, widest
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -175,7 +175,7 @@ def pixel_mask(
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
     if run is None:
-        run = run_length(rows, blocks)
+        run = rows_per_program(rows, blocks)
     launch(
         _pixel_mask,
         blocks * triton.cdiv(rows, run),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..reference.radial_mask import SHAPES
-from .launch import block_of, launch, run_length, widest
+from .launch import block_of, launch, rows_per_program, widest
 from .radius import scaled_radius, signed_frequency, squared_radius
 
 
@@ -114,7 +114,7 @@ def radial_mask(
     group = widest(count, low)
     block = block or block_of(group, 4)
     blocks = triton.cdiv(count, block)
-    run = run_length(batch, blocks)
+    run = rows_per_program(batch, blocks)
     launch(
         _radial_mask,
         blocks * triton.cdiv(batch, run),

@@ -36,7 +36,7 @@ def scene(device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
 def few_programs(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after the other: long ones, then, which changes no bit."""
     if interpreted:
-        monkeypatch.setattr("fampe_fast.kernels.launch.ENOUGH_PROGRAMS", 1)
+        monkeypatch.setattr("fampe_fast.kernels.launch.MULTIPROCESSORS", 1)
         monkeypatch.setattr("fampe_fast.kernels.gradient_step.ENOUGH_PROGRAMS", 1)
 
 

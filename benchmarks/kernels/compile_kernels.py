@@ -2,12 +2,12 @@
 
     python -m benchmarks.kernels.compile_kernels [--targets sm_90 gfx942] [--variants] [--json FILE] [--workers 1]
 
-The launches are those the package would make for 32 images of 3 x 224 x 224 with 20 samples each: the host functions
-run on tensors without memory and their launches are recorded, so sizes, block shapes and alignments are the real ones.
-With ``--variants`` also the less usual ones (odd sizes, other modes). For every kernel and target the table shows
-registers, spills, shared memory, the widest global load and store, and how many instructions there are; for sm_90 also
-how many are executed, the bytes that must move, and the floor that follows for an H200. Those floors are PREDICTED from
-machine code and data sheets, not measured.
+The launches are those the package would make for 32 images of 3 x 224 x 224 with 20 samples each, in chunks of 64 rows:
+the host functions run on tensors without memory and their launches are recorded, so sizes, block shapes and alignments
+are the real ones. With ``--variants`` also the less usual ones (odd sizes, other modes). For every kernel and target
+the table shows registers, spills, shared memory, the widest global load and store, and how many instructions there are;
+for sm_90 also how many are executed, the bytes that must move, and the floor that follows for an H200. Those floors are
+PREDICTED from machine code and data sheets, not measured.
 
 ``--work`` is for ``run.py``: primitives and sizes come as JSON on standard input, the instructions that their launches
 execute on sm_90 go as JSON to standard output.
@@ -91,7 +91,9 @@ class Problem:
         if model is None:
             return None
         size = self.primitive.fitted(self.size)
-        counts = executed(compiled.asm["cubin"], model.trips(launch.named, size), launch.name)
+        counts = executed(
+            compiled.asm["cubin"], model.trips(launch.named, size), launch.name, model.begun(launch.named, size)
+        )
         threads = launch.programs * launch.warps * 32
         return model.work(launch.name, size, {pipe: count * threads for pipe, count in counts.items()})
 

@@ -140,13 +140,12 @@ def disassemble(cubin: bytes) -> tuple[list[Instruction], dict[str, int], dict[s
 
 
 def executions(
-    instructions: list[Instruction], labels: dict[str, int], trips: tuple[float, ...], name: str
+    instructions: list[Instruction], labels: dict[str, int], trips: tuple[float, ...], name: str, begun: float = 1
 ) -> list[float]:
     """Count how often a thread executes each instruction, given how often each loop runs, in the order of the code.
 
-    Inside a loop, what a forward branch can skip counts once per run of the loop: such parts prepare for a new image,
-    and rows are ordered so that a program sees one image; or they are slow paths for special values. Subroutines count
-    0.
+    Inside a loop, what a forward branch can skip counts ``begun`` times: such parts prepare for a new image, or they
+    are slow paths for special values. Subroutines count 0.
     """
     calls = [labels[i.target] for i in instructions if i.base == "CALL" and i.target in labels]
     halts = [i for i, j in enumerate(instructions) if j.base == "BRA" and labels.get(j.target or "") == i]
@@ -164,8 +163,7 @@ def executions(
             if first <= source < target <= last:
                 skipped.update(range(source + 1, target))
         for i in range(first, last + 1):
-            if i not in skipped:
-                times[i] *= count
+            times[i] *= begun if i in skipped else count
     return times
 
 
@@ -189,7 +187,7 @@ def read_cubin(compiled: Any) -> Usage:
     )
 
 
-def executed(cubin: bytes, trips: tuple[float, ...], name: str) -> dict[str, float]:
+def executed(cubin: bytes, trips: tuple[float, ...], name: str, begun: float = 1) -> dict[str, float]:
     """Count the instructions that one thread executes, per pipe (as in ``floors.LANES``) and of the kind "integer".
 
     Raises:
@@ -197,7 +195,7 @@ def executed(cubin: bytes, trips: tuple[float, ...], name: str) -> dict[str, flo
     """
     instructions, labels, _ = disassemble(cubin)
     counts = dict.fromkeys(("issue", "imad", "alu", "fp64", "mufu", "integer"), 0.0)
-    for instruction, times in zip(instructions, executions(instructions, labels, trips, name), strict=True):
+    for instruction, times in zip(instructions, executions(instructions, labels, trips, name, begun), strict=True):
         if instruction.base == "NOP":
             continue
         counts["issue"] += times

@@ -42,12 +42,14 @@ class LaunchModel:
         bytes: read and written at least.
         trips: how often the loops run, in the order of the code, given the launch's arguments and constants by name.
         reread: those of the bytes that an earlier launch of the same call has read.
+        begun: how often a loop runs the parts that it can skip.
     """
 
     elements: Callable[[Size], int]
     bytes: Callable[[Size], int]
     trips: Trips
     reread: Callable[[Size], int] = lambda size: 0
+    begun: Callable[[Mapping[str, Any], Size], float] = lambda launch, size: 1
 
     def work(self, kernel: str, size: Size, executed: Mapping[str, float]) -> LaunchWork:
         """With the instructions counted."""
@@ -116,7 +118,10 @@ class Primitive:
     def arguments(self, size: Size, device: torch.device) -> Arguments:
         """Make arguments as the package does, on the device itself; on "meta" without values."""
         case = Case(size.height, size.width, size.images, size.channels, size.rows, taps=7)
-        return example_arguments(self.implemented_by, case, device, device)
+        arguments = example_arguments(self.implemented_by, case, device, device)
+        if "image_index" in arguments:
+            arguments["image_index"] = torch.arange(size.rows, device=device) // max(1, size.samples)
+        return arguments
 
     def fresh(self, arguments: Arguments) -> Arguments:
         """Give the arguments, those that a call changes copied."""
@@ -267,6 +272,13 @@ def _runs(rows: int, run: int) -> float:
     return rows / max(1, -(-rows // run))
 
 
+def _images_per_program(launch: Mapping[str, Any], size: Size) -> float:
+    """Images that a program's rows show, on the average."""
+    run, samples = launch["run"], size.samples
+    starts = range(0, size.rows, run)
+    return sum((min(first + run, size.rows) - 1) // samples - first // samples + 1 for first in starts) / len(starts)
+
+
 def _tile_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
     shells = radius.shell_index(size.height, size.width)
     tiles = [tile for strip in shells.split(int(launch["ROWS"])) for tile in strip.split(int(launch["COLUMNS"]), dim=1)]
@@ -284,7 +296,15 @@ def _strip_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
 
 
 def _mix_bytes(size: Size) -> int:
-    return 8 * (size.rows + size.images) * size.channels * size.coefficients
+    return 8 * (size.rows + size.shown) * size.channels * size.coefficients
+
+
+def _dct_mix_bytes(size: Size) -> int:
+    return 4 * (size.rows + size.shown) * size.channels * size.pixels
+
+
+def _pixel_mask_bytes(size: Size) -> int:
+    return 4 * size.pixels * (size.rows * size.channels + size.shown * (2 * size.channels + 1))
 
 
 def _diversify_bytes(size: Size) -> int:
@@ -323,7 +343,8 @@ BAND_MIX = Primitive(
         "band_mix": LaunchModel(
             lambda size: size.rows * size.channels * size.coefficients,
             _mix_bytes,
-            lambda launch, size: (_runs(size.samples, launch["run"]),),
+            lambda launch, size: (_runs(size.rows, launch["run"]),),
+            begun=_images_per_program,
         )
     },
     MIX_FORMS,
@@ -358,7 +379,7 @@ PRIMITIVES = (
     ),
     Primitive(
         "accumulate",
-        lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.images),
+        lambda size: 4 * size.channels * size.pixels * (size.rows + 2 * size.shown),
         real_forms=(RealForm(accumulate_real),),
         samples=True,
     ),
@@ -377,12 +398,13 @@ PRIMITIVES = (
     ),
     Primitive(
         "dct_mix",
-        lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
+        _dct_mix_bytes,
         {
             "dct_mix": LaunchModel(
                 lambda size: size.rows * size.channels * size.pixels,
-                lambda size: 4 * (size.rows + size.images) * size.channels * size.pixels,
-                lambda launch, size: (_runs(size.samples, launch["run"]),),
+                _dct_mix_bytes,
+                lambda launch, size: (_runs(size.rows, launch["run"]),),
+                begun=_images_per_program,
             )
         },
         samples=True,
@@ -426,12 +448,13 @@ PRIMITIVES = (
     ),
     Primitive(
         "pixel_mask",
-        lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
+        _pixel_mask_bytes,
         {
             "pixel_mask": LaunchModel(
                 lambda size: size.rows * size.channels * size.pixels,
-                lambda size: 4 * size.pixels * (size.rows * size.channels + size.images * (2 * size.channels + 1)),
+                _pixel_mask_bytes,
                 lambda launch, size: (_runs(size.rows, launch["run"]),),
+                begun=_images_per_program,
             )
         },
         samples=True,

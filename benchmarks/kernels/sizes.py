@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHANNELS = 3
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class Size:
 
     @property
     def rows(self) -> int:
-        """(image, sample) pairs."""
-        return self.images * self.samples
+        """(image, sample) pairs of one launch: a chunk of those of a step, as the engine cuts them on a GPU."""
+        return min(CHUNK, self.images * self.samples)
+
+    @property
+    def shown(self) -> int:
+        """Images that a launch's rows show: they come image by image."""
+        return -(-self.rows // max(1, self.samples))
 
     @property
     def pixels(self) -> int:

@@ -40,9 +40,9 @@ def form_of(model: Model, probed: ModelInfo, config: PathConfig, frames: Schedul
     """Find the form in which a model takes samples.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         probed: the model's ``ModelInfo``.
-        config: of the path.
+        config: configuration of the path.
         frames: the schedule, where samples come in input diversity's larger frames and the model does not take them.
 
     Raises:
@@ -112,12 +112,12 @@ class GradientLoop:
         """Store the loop's parts; nothing is compiled before the first call.
 
         Args:
-            model: in evaluation mode.
+            model: the model, in evaluation mode.
             probed: the model's ``ModelInfo``.
             takes_frames: whether it takes input diversity's larger frames.
             twin: the model that makes the passes in its place (``cast_weights``).
             sampler: makes the samples.
-            config: of the path.
+            config: configuration of the path.
             schedule: the order of the samples.
             chunks: samples per model pass.
 

@@ -26,7 +26,7 @@ class Request:
     """The checked arguments of a call.
 
     Attributes:
-        models: whose passes they are; the first one's output is explained.
+        models: the models that are called; the first one's output is explained.
         images: (B, C, H, W) float32, contiguous.
         image_ids: (B,) int64, the images' names in the random stream.
         targets: the images' targets.

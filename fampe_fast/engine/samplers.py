@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive (image, sample) pairs, sample by sample, either all or none with input diversity."""
+    """Consecutive (image, sample) pairs, image by image, either all or none with input diversity."""
 
     image_index: Tensor
     """(P,) int64, position of the image in the batch."""
@@ -114,13 +114,17 @@ class BandMixSampler:
         return "band_mix", self._shared_multiplier, self._config.mask_shape
 
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
-        """Compute the mode's numbers, and the energy cut-off of each image or the fixed one."""
-        config = self._config
+        """Compute the mode's numbers divided by HW, and the energy cut-off of each image or the fixed one.
+
+        The mix is linear in these numbers, so its result is divided by HW, and the inverse transform need not do it.
+        """
+        config, (height, width) = self._config, images.shape[-2:]
+        bands = (number / (height * width) for number in config.band_weights())
         if config.cutoff is not None:
             cutoff = images.new_full((len(images),), config.cutoff)
         else:
-            cutoff = ops.energy_cutoff(spectrum, images.shape[-1], config.tau, config.include_dc)
-        return Prepared(_for_every_image((*config.band_weights(), config.sigma), images), cutoff)
+            cutoff = ops.energy_cutoff(spectrum, width, config.tau, config.include_dc)
+        return Prepared(_for_every_image((*bands, config.sigma), images), cutoff)
 
     def transform(self, images: Tensor) -> Tensor:
         """Compute ``rfft2``, unscaled."""
@@ -146,7 +150,7 @@ class BandMixSampler:
             self._shared_multiplier,
             self._config.mask_shape,
         )
-        return ops.irfft2(mixed, batch.width)
+        return ops.irfft2(mixed, batch.width, "forward")
 
 
 class DCTSampler:

@@ -20,18 +20,18 @@ class Schedule:
 
     Attributes:
         size: height and width of the images, in pixels.
-        device: where the samples are computed.
+        device: device of the samples.
     """
 
     def __init__(self, config: PathConfig, batch: int, height: int, width: int, device: torch.device) -> None:
         """Draw the placements of all steps.
 
         Args:
-            config: of the path.
+            config: configuration of the path.
             batch: B.
             height: H of the images.
             width: W of the images.
-            device: where the samples are computed.
+            device: device of the samples.
         """
         self.size = height, width
         self._batch = batch
@@ -69,14 +69,24 @@ class Schedule:
         return self._steps[2 * step]
 
     def chunks(self, step: int, size: int) -> Iterator[Chunk]:
-        """Divide a step's pairs, flattened with the image running fastest, into even parts of up to ``size`` rows."""
-        plain, samples = self._plain[step] * self._batch, self._numbers.shape[1] * self._batch
-        for start, stop, diverse in ((0, plain, False), (plain, samples, True)):
-            count = even_parts(stop - start, size)
+        """Cut a step's pairs, image by image, into even parts of at most ``size`` rows.
+
+        So a chunk shows few images, whose spectra and sums it reads once. Of an even size all parts but the last have
+        an even number of rows: they begin at multiples of 16 bytes.
+        """
+        plain, samples = self._plain[step], self._numbers.shape[1]
+        for first, last, diverse in ((0, plain, False), (plain, samples, True)):
+            rows = self._batch * (last - first)
+            if not rows:
+                continue
+            # [rows], and so are the pairs' samples; placements [rows, 4]
+            flat = torch.arange(rows, device=self.device)
+            image_index, position = flat // (last - first), flat % (last - first)
+            numbers = self._numbers[step, first:last][position]
+            places = self._placements[step, first:last][position] if diverse else None
+            unit = 2 - size % 2
+            units, count = -(-rows // unit), even_parts(rows, size)
             for k in range(count):
-                first, last = (start + (stop - start) * part // count for part in (k, k + 1))
-                # [P], and so are the pairs' images and samples; placements [P, 4]
-                flat = torch.arange(first, last, device=self.device)
-                position = flat // self._batch
-                places = self._placements[step][position] if diverse else None
-                yield Chunk(flat % self._batch, self._numbers[step][position], places)
+                part = slice(units * k // count * unit, units * (k + 1) // count * unit)
+                # ``data`` is no view, whose base torch.compile would make a size of its own.
+                yield Chunk(image_index[part].data, numbers[part].data, None if places is None else places[part].data)

@@ -34,7 +34,7 @@ class RadialBands:
     """K rings ``edges[k] < r <= edges[k + 1]`` around DC, common to all images or separate for each of B images.
 
     Every frequency up to the corners of the spectrum is in exactly one ring, apart from DC, which is in the first or in
-    none. Which ring is decided in integers: no frequency changes sides by rounding. r is in cycles over the shorter
+    none. The ring is decided in integers, without rounding. r is in cycles over the shorter
     side (``reference.radius``).
 
     Attributes:
@@ -50,7 +50,7 @@ class RadialBands:
 
     @property
     def count(self) -> int:
-        """K."""
+        """Number of bands, K."""
         return self.edges.shape[1] - 1
 
     def coefficients(self) -> Tensor:
@@ -61,7 +61,7 @@ class RadialBands:
     def energy(self, images: Tensor) -> Tensor:
         """Measure the energy of images in each ring: ``sum |X|^2 / (HW)`` over its coefficients and the channels.
 
-        By Parseval the rings' energies and DC's (where it is in none) sum to ``sum x^2`` over pixels and channels.
+        By Parseval's theorem these energies, and DC's if no ring has it, sum to ``sum x^2`` over pixels and channels.
 
         Args:
             images: (B, C, H, W) real floating-point, of this size, any values.
@@ -154,7 +154,7 @@ def equal_width_bands(
         width: W, pixels.
         count: K.
         include_dc: put DC into the first ring; otherwise no ring has it. Removing it changes the mean brightness.
-        device: of the index.
+        device: device of the index.
 
     Raises:
         TypeError: a number that is not whole.
@@ -194,7 +194,7 @@ def bands_between(
         edges: radii above 0 in cycles over the shorter side, ascending: ``[15, 40]`` makes the rings (0, 15], (15, 40]
             and all beyond.
         include_dc: put DC into the first ring.
-        device: of the index.
+        device: device of the index.
 
     Raises:
         TypeError: an edge that is not a number.

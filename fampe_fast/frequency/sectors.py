@@ -34,7 +34,7 @@ class OrientationSectors:
 
     @property
     def count(self) -> int:
-        """S."""
+        """Number of sectors, S."""
         return len(self.weights)
 
     def edges(self) -> Tensor:

@@ -274,9 +274,8 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     """List the image files of paths.
 
     For a directory these are the image files directly in it, sorted by name: the extensions in ``IMAGE_EXTENSIONS``, in
-    upper or lower case, hidden files left out. The figures that this package writes are no images, and left out
-    wherever they are. Anything else is kept as it is given, in its place, whether or not it exists: what is wrong with
-    it comes out when it is read.
+    upper or lower case, hidden files left out. Figures written by this package are not images, and are always left out.
+    All other paths are kept in their positions, whether or not they exist: errors are reported when they are read.
 
     Args:
         paths: one path or several.
@@ -285,8 +284,8 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
         The files. Never empty.
 
     Raises:
-        ValueError: no path was given, or a directory holds no images.
-        TypeError: something given is not a path.
+        ValueError: no path was given, or a directory has no images.
+        TypeError: an argument is not a path.
     """
     return survey_images(paths).paths
 
@@ -294,15 +293,15 @@ def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 def survey_images(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, known: Iterable[Path] = ()
 ) -> FoundImages:
-    """List image files as ``find_images`` does, and what is left out.
+    """List image files like ``find_images``, and the files left out.
 
     Args:
         paths: one path or several.
-        known: files of which nothing need be said, such as the labels beside the images.
+        known: files that need not be reported, such as labels beside the images.
 
     Returns:
-        The files, never none, and what is left out. Hidden files and what this package wrote but figures are not
-        counted.
+        The files, at least one, and the counts of those left out. Hidden files and this package's files other than
+        figures are not counted.
 
     Raises:
         ValueError, TypeError: as ``find_images``.

@@ -219,9 +219,11 @@ class PathMethod(Generic[Config]):
     ) -> Tensor | tuple[Tensor, PathDetails]:
         """Explain a batch of images.
 
-        The map of an image depends on the seed and the image's id, not on the other images: the samples are bitwise
-        the same for every batch size, chunk size and order. (The model's own gradients may differ in the last bits
-        between batch sizes, and sign steps can amplify this; maps then agree to Pearson > 0.999.)
+        The map of an image depends on the seed and the image's id, not on the other images: on a CPU the samples are
+        bitwise the same for every batch size, chunk size and order. On a GPU their spectra are; the pixels depend on
+        the library that transforms them, which may add in another order for another batch. (The model's own gradients
+        may differ in the last bits between batch sizes, and sign steps can amplify this; maps then agree to Pearson
+        > 0.999.)
 
         Args:
             inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.

@@ -58,8 +58,8 @@ def create_method(name: str, model: Model, **options: Any) -> AttributionMethod:
     Args:
         name: one of ``METHODS``.
         model: classifier in pixel space, in evaluation mode.
-        **options: of the method (``catalog.method_options``): fields of its configuration, such as ``FAMPEConfig``,
-            or arguments of its class, such as ``CaptumMethod``; ``explorer``; with ``forgrad_`` and
+        **options: options of the method (``catalog.method_options``): fields of its configuration, such as
+            ``FAMPEConfig``, or arguments of its class, such as ``CaptumMethod``; ``explorer``; with ``forgrad_`` and
             ``forgrad_signed_`` also ``map_cutoff``, the radius of the filter.
 
     Raises:

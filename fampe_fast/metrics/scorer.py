@@ -32,7 +32,7 @@ def prepare(
     """Check the arguments common to all metrics of maps, before any work.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (B, C, H, W) in [0, 1], on the model's device.
         maps: (B, C, H, W) or (B, 1, H, W).
         targets: the class of all images, or one per image.
@@ -105,7 +105,7 @@ class Scorer:
         """Store the parts; nothing is compiled before the first chunk.
 
         Args:
-            model: in evaluation mode.
+            model: the model, in evaluation mode.
             targets: (B,) int64, the images' classes, on their device.
             chunks: images per model pass.
             probed: the model's ``ModelInfo``.

@@ -120,7 +120,9 @@ radial_mask = primitive(
 )
 
 energy_cutoff = primitive(
-    _energy_cutoff, lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32)
+    _energy_cutoff,
+    lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32),
+    float64=True,
 )
 
 band_mix = primitive(
@@ -157,6 +159,7 @@ accumulate = primitive(_accumulate, lambda **_: None, mutates=("total",))
 gradient_step = primitive(
     _gradient_step,
     lambda images, **_: (*(images.new_empty(images.shape) for _ in range(3)), images.new_empty((images.shape[0],))),
+    float64=True,
 )
 
 pixel_mask = primitive(
@@ -172,7 +175,7 @@ layer_evidence = primitive(
     ),
 )
 
-combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty(pixels.shape))
+combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty(pixels.shape), float64=True)
 
 
 # Operators without backends -------------------------------------------------------------------------------------------
@@ -195,11 +198,22 @@ def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor
         return rows @ values @ columns.T
 
 
-@operator(lambda spectrum, width: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real()))
-def irfft2(spectrum: Tensor, width: int) -> Tensor:
+@operator(
+    lambda spectrum, width, norm: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real())
+)
+def irfft2(spectrum: Tensor, width: int, norm: str = "backward") -> Tensor:
     """Transform half spectra (..., H, W//2+1), complex, back to images (..., H, W); not differentiable.
 
     ``torch.fft.irfft2`` as an operator, because older torch cannot trace its own with dynamic shapes.
+
+    Args:
+        spectrum: (..., H, W//2+1), complex.
+        width: W.
+        norm: ``backward`` divides by HW; ``forward`` does not, and on a GPU saves a launch that reads and writes all
+            pixels.
+
+    Returns:
+        (..., H, W), real.
     """
-    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width))
+    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width), norm=norm)
     return images

@@ -116,8 +116,8 @@ def draw_steps(axes: Axes, number: int, name: str, edges: Tensor, curve: BandCur
 
     Args:
         axes: the axes.
-        number: of the line.
-        name: in the legend.
+        number: number of the line.
+        name: name in the legend.
         edges: (K + 1,), where the bands begin and end on the axis.
         curve: its values and interval.
     """

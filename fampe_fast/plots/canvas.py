@@ -106,14 +106,14 @@ def add_text(
 
     Args:
         figure: the figure.
-        left: of the anchor, inches.
-        top: of the anchor, inches.
+        left: horizontal position of the anchor in inches.
+        top: vertical position of the anchor in inches.
         content: line breaks and control characters become spaces.
         size: points.
-        colour: of the letters.
-        weight: of the letters.
-        align: where the anchor lies in the text.
-        vertical: where the anchor lies in the text.
+        colour: colour of the text.
+        weight: weight of the font.
+        align: horizontal position of the anchor in the text.
+        vertical: vertical position of the anchor in the text.
         max_width: inches; a longer text is set smaller, then cut and ended by an ellipsis.
         smallest: points, down to which the size may go before the text is cut; None is ``size``.
         rotation: degrees, anticlockwise.
@@ -175,8 +175,8 @@ def add_scale(figure: Figure, left: float, top: float, width: float, *, signed: 
     Args:
         figure: the figure.
         left: inches, as ``top`` and ``width``.
-        top: of the bar.
-        width: of the bar.
+        top: top of the bar.
+        width: width of the bar.
         signed: which of the two colour scales.
         what: target of the evidence, usually a class name.
     """

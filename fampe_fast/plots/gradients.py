@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_LAYERS = 6
 _KINDS = {
-    "white": "white perturbations: all frequencies alike",
+    "white": "white perturbations: all frequencies equal",
     "image": "perturbations with the image's own spectrum",
 }
 
@@ -88,10 +88,10 @@ class LayerCurves:
     """One panel of ``layers_figure``.
 
     Attributes:
-        name: of the layer.
-        kind: its class.
-        fine: places a side of its input.
-        coarse: places a side of its output.
+        name: name of the layer.
+        kind: name of its class.
+        fine: side of its input.
+        coarse: side of its output.
         arriving: amplitude per radius of the gradient at its output, from radius 0.
         leaving: likewise at its input.
         beyond: share of the energy at its input above the output's frequencies.

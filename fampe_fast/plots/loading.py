@@ -9,7 +9,7 @@ from functools import cache
 
 @cache
 def load_matplotlib() -> None:
-    """Import what figures need of matplotlib; Ctrl-C waits until it is there.
+    """Import the parts of matplotlib that figures need, delaying Ctrl-C until they are imported.
 
     An exception in the middle of the import of its extension modules comes out as an ``ImportError``, or ends the
     process with a fatal error once it exits.

@@ -1,4 +1,4 @@
-"""Success of attacks without gradients against the queries they spend (as figure 4 of arXiv 1905.07121)."""
+"""Draw the success of attacks without gradients against their queries (as in figure 4 of arXiv 1905.07121)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set's spectrum beside the models' reliance on it: per octave over all images, and per class in one band."""
+"""Draw a data set's spectrum and the models' reliance on it, per octave over all images and per class in one band."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelReliance:
     Attributes:
         octaves: its reliance per octave.
         classes: its classes in the band of the second panel.
-        correlation: between energy and reliance there, in words.
+        correlation: text of the correlation of energy and reliance in that band.
     """
 
     octaves: BandCurve
@@ -63,8 +63,8 @@ def reliance_figure(
         spectrum: the images' shares of energy per octave.
         models: by name, at least one; all with the octaves of the spectrum.
         title: title of the figure.
-        band: of the dots, in words.
-        confidence: of the intervals.
+        band: description of the band of the dots.
+        confidence: coverage of the intervals.
         dpi: pixels per inch of a figure of 10.6 x 4.5 inches.
 
     Raises:
@@ -84,7 +84,7 @@ def reliance_figure(
     axes = framed_axes(figure, _LEFT, _TOP, _WIDTH, _HEIGHT)
     axes.set_label("octaves")
     edges = spectrum.edges.detach().cpu().double().clone()
-    edges[0] = edges[1] / 2  # DC, which a logarithm has no place for, is in no octave
+    edges[0] = edges[1] / 2  # no octave contains DC, which a logarithmic axis cannot show
     shares = spectrum.values.detach().cpu().double().numpy()
     axes.stairs(shares, edges.numpy(), fill=True, color="#d8d8d8", label="energy of the images")
     if spectrum.interval is not None:

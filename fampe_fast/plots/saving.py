@@ -1,4 +1,4 @@
-"""Write figures so that a file is there whole or not at all."""
+"""Write figures atomically."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, key: str = "") 
     Args:
         figure: any matplotlib figure.
         path: the file, ending in ``.png``.
-        key: names what the figure was made from, in the mark that says that this package wrote it.
+        key: hash of the figure's inputs, for the package's mark.
 
     Returns:
         The path.
@@ -43,8 +43,8 @@ def png_bytes(figure: Figure, *, key: str = "") -> bytes:
     """Draw a figure as an opaque PNG with the package's mark.
 
     Args:
-        figure: any matplotlib figure; its canvas is left as it was.
-        key: names what the figure was made from, in the mark.
+        figure: any matplotlib figure; its canvas is not changed.
+        key: hash of the figure's inputs, for the mark.
 
     Returns:
         The file's content; the same figure gives the same bytes.

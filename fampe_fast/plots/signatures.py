@@ -1,4 +1,4 @@
-"""Fourier signatures and power slopes of several methods side by side (as figures 2 and 3 of arXiv 2307.09591)."""
+"""Draw Fourier signatures and power slopes of several methods (as in figures 2 and 3 of arXiv 2307.09591)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The amplitude spectrum of an image, with the circle of the energy cut-off."""
+"""Draw the amplitude spectrum of an image, with the circle of the energy cut-off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Readable on every grey of the spectrum, and not a colour of the evidence.
+# Visible on every grey of the spectrum, and different from the colours of the evidence.
 CIRCLE_COLOUR = "#3fd0ff"
 # Below this share of the panel's half width a circle is a dot: a magnified centre is drawn into the corner.
 _SMALLEST_CIRCLE = 0.12
@@ -26,7 +26,7 @@ _CORNER_START, _CORNER_END = 0.58, 0.98
 
 
 def log_amplitude(image: Tensor) -> FloatArray:
-    """Take the logarithm of an image's amplitude spectrum, zero frequency in the middle.
+    """Compute the logarithm of an image's amplitude spectrum, with zero frequency in the middle.
 
     Args:
         image: (C, H, W) floating point in [0, 1].
@@ -55,7 +55,7 @@ def draw_spectrum(axes: Axes, image: Tensor, cutoff: float | None = None) -> Non
     seen is shown again in a magnified corner.
 
     Args:
-        axes: where; best square.
+        axes: the axes, preferably square.
         image: (C, H, W) floating point in [0, 1].
         cutoff: radius in cycles over the shorter side, above 0; None draws no circle.
 
@@ -109,9 +109,9 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
 
     Args:
         figure: the figure.
-        left: of the spectrum, inches, as ``top`` and ``width``.
-        top: of the spectrum's lower edge.
-        width: of the spectrum.
+        left: left edge of the spectrum in inches, as are ``top`` and ``width``.
+        top: position of the spectrum's lower edge.
+        width: width of the spectrum.
         shorter: the image's shorter side in pixels.
     """
     line = top + 0.17
@@ -123,10 +123,10 @@ def label_spectrum(figure: Figure, left: float, top: float, width: float, shorte
 
 
 def checked_cutoff(cutoff: object) -> float | None:
-    """Take the radius of the circle, a number above 0 or a tensor of one element; None where there is none.
+    """Check the radius of the circle, a number above 0 or a tensor of one element; None without a circle.
 
     Raises:
-        TypeError: no number.
+        TypeError: not a number.
         ValueError: not finite or not above 0.
     """
     expected = "a cut-off radius above 0"
@@ -149,7 +149,7 @@ def _paint(axes: Axes, spectrum: FloatArray, reach: float = math.inf) -> None:
         closed,
         cmap="gray",
         vmin=float(low),
-        # A flat spectrum, of one pixel or of a black image, is drawn black.
+        # A constant spectrum, of one pixel or a black image, is drawn black.
         vmax=float(max(high, low + 1e-6)),
         origin="lower",
         extent=(-right, right, -top, top),

@@ -120,18 +120,18 @@ class BandLimitedAttack:
 
         Args:
             inputs: (B, C, H, W), floating-point, values in ``config.bounds``, at least 8 x 8 pixels.
-            target: the class whose loss is raised: None for the model's own argmax; an int for all images; a list or a
+            target: the class whose loss is increased: None for the model's argmax; an int for all images; a list or a
                 tensor (B,); for models with several output dimensions a tuple (class, position...).
             image_ids: (B,) integers that name the images in the random stream; default: their position.
             internal_batch_size: samples per model pass. Default: 8 on a CPU, 64 on a GPU.
-            show_progress: show a bar of the steps on standard error.
+            show_progress: show a progress bar of the steps on standard error.
 
         Returns:
             ``AdversarialImages``, on the inputs' device.
 
         Raises:
             TypeError, ValueError: as for an attribution method's inputs, target, ids and chunk size; ValueError also
-                for a band that holds no frequency of images of this size.
+                for a band without frequencies for images of this size.
         """
         config = self.config
         with prepared(

@@ -95,7 +95,7 @@ class FrequencyAttribution:
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode; it needs
             gradients.
-        kind: ``integrated``, integrated gradients from the baseline to the image, or ``gradient``, gradient times
+        kind: ``integrated``: integrated gradients from the baseline to the image; ``gradient``: gradient times
             coefficient at the image, in one pass.
         passes: number of points of the integral, each a forward and a backward pass, at least 1.
         score: score to attribute: ``probability``, the target's, or ``logit``, the target's (or the logarithm of its

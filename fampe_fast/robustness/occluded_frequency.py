@@ -59,10 +59,10 @@ class OccludedFrequency:
     Args:
         model: nn.Module or callable from pixels (B, C, H, W) to logits (B, classes), in evaluation mode.
         bands: K, the number of bands.
-        spacing: ``width``, rings of equal width from DC to the corner of the spectrum, the same for all images of a
-            size, or ``energy``, rings with equal shares of each image's energy.
-        score: score whose drop is measured: ``probability``, the target's, or ``logit``, the target's (or the logarithm
-            of its probability if the model returns probabilities).
+        spacing: ``width``: rings of equal width from DC to the corner of the spectrum, the same for all images of a
+            size; ``energy``: rings with equal shares of each image's energy.
+        score: score whose drop is measured, the target's ``probability`` or ``logit`` (the logarithm of its probability
+            if the model returns probabilities).
         include_dc: include DC, the mean of the image, in the first band; otherwise no band has it.
         clamp: clip the remaining image to ``bounds``, for models that accept nothing else.
         bounds: smallest and largest pixel value.

@@ -133,7 +133,7 @@ def answers_of(model: Model, images: Tensor, classes: Tensor, internal_batch_siz
     """Classify images of known classes with a model.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (B, C, H, W), any values.
         classes: (B,) int64.
         internal_batch_size: images per model pass. Default: 8 on a CPU, 64 on a GPU; halved once, with a warning, after

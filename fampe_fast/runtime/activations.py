@@ -98,7 +98,7 @@ def named_activations(
     Args:
         model: an nn.Module, classifier in pixel space, in evaluation mode.
         images: (B, C, H, W), B at least 1.
-        names: as ``model.named_modules()`` has them, "layer3.1"; "act#1" is the second call of "act" in a pass.
+        names: names in ``model.named_modules()``, such as "layer3.1"; "act#1" is the second call of "act" in a pass.
         probed: the model's ``ModelInfo``.
 
     Raises:
@@ -186,7 +186,7 @@ class Capture:
 
     Attributes:
         found: by the activation's index; None until its module has run and returned a tensor with a gradient.
-        wanted: as of ``_wanted_calls``.
+        wanted: as from ``_wanted_calls``.
     """
 
     def __init__(self, activations: Sequence[Activation]) -> None:
@@ -479,7 +479,7 @@ def _shape_of(
     """Read (layout, prefix, size, channels) from a tensor's shape; None if it has no spatial positions.
 
     Args:
-        output: of a module, for one image.
+        output: output of a module for one image.
         image: (1, C, H, W).
         grids: sizes of the pass's patch grids, which tell how tokens are arranged: their number may fit several.
     """

@@ -89,7 +89,7 @@ def takes_size(model: Model, images: Tensor, probed: ModelInfo, height: int, wid
     """Tell whether a model takes images of another size than those it was made for; many transformers do not.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (B, C, H, W), B at least 1, of a size that the model takes.
         probed: the model's ``ModelInfo``.
         height: height of the other size, in pixels, at least H.
@@ -114,7 +114,7 @@ def call(model: Model, images: Tensor, probed: ModelInfo | None = None) -> Tenso
     """Compute the model's output for images, in its dtype and memory format, and leave the images unchanged.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         images: (P, C, H, W).
         probed: the model's ``ModelInfo``; without it a model that writes to its input would change the images.
 

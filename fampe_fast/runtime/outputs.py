@@ -190,7 +190,7 @@ def probabilities(output: Tensor, reading: Reading) -> Tensor:
 
     Args:
         output: (P, classes), the model's.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P, classes) in [0, 1], in float32, or the float64 of the output.
@@ -207,7 +207,7 @@ def scores(output: Tensor, reading: Reading) -> Tensor:
 
     Args:
         output: (P, classes), the model's.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P, classes), finite for finite outputs, in float32, or the float64 of the output.
@@ -226,7 +226,7 @@ def log_odds(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,), in float32, or the float64 of the output.
@@ -248,7 +248,7 @@ def cross_entropy(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,), in float32, or the float64 of the output.
@@ -266,7 +266,7 @@ def softmax_twice(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's; differentiable.
         classes: (P,) int64.
-        reading: of the output: ``softmax`` or ``distribution``.
+        reading: meaning of the output: ``softmax`` or ``distribution``.
 
     Returns:
         (P,), in float32, or the float64 of the output.
@@ -284,7 +284,7 @@ def is_right(output: Tensor, classes: Tensor, reading: Reading) -> Tensor:
     Args:
         output: (P, classes), the model's.
         classes: (P,) int64.
-        reading: of the output.
+        reading: meaning of the output.
 
     Returns:
         (P,) bool.

@@ -71,18 +71,20 @@ def test_what_an_earlier_launch_read_is_free_only_if_it_fits_into_the_cache() ->
 def test_the_bytes_of_the_usual_size_counted_by_hand() -> None:
     size = USUAL
     plane = 224 * 113
-    assert primitive("band_mix").bytes(size) == (640 + 32) * 3 * plane * 8
+    # A launch is a chunk: 64 rows of four images, the last of which has four samples in it.
+    assert (size.rows, size.shown) == (64, 4)
+    assert primitive("band_mix").bytes(size) == (64 + 4) * 3 * plane * 8
     assert primitive("gradient_step").bytes(size) == 32 * 3 * 224 * 224 * (5 + 3) * 4
-    assert primitive("pixel_mask").bytes(size) == 4 * 224 * 224 * (640 * 3 + 32 * 3 * 2 + 32)
+    assert primitive("pixel_mask").bytes(size) == 4 * 224 * 224 * (64 * 3 + 4 * 3 * 2 + 4)
     assert primitive("radial_mask").bytes(size) == 32 * plane * 2 * 4
     layer = primitive("layer_evidence").fitted(size)
     assert primitive("layer_evidence").bytes(layer) == 4 * 32 * 14 * 14 * (1024 + 1024 + 1)
     levels = 224 * 224 + 56 * 56 + 28 * 28 + 14 * 14 + 7 * 7
     assert primitive("combine_layers").bytes(size) == 4 * 32 * (levels + 224 * 224)
     # The transform reads what the mix has written and writes the pixels.
-    transform = 640 * 3 * (plane * 8 + 224 * 224 * 4)
+    transform = 64 * 3 * (plane * 8 + 224 * 224 * 4)
     assert primitive("sampling").bytes(size) == primitive("band_mix").bytes(size) + transform
-    assert floor(primitive("band_mix").bytes(size), [], H200).us == pytest.approx(408_231_936 / 4.8e6)
+    assert floor(primitive("band_mix").bytes(size), [], H200).us == pytest.approx(41_309_184 / 4.8e6)
 
 
 def test_instructions_in_loops_count_as_often_as_the_loop_runs() -> None:
@@ -93,8 +95,9 @@ def test_instructions_in_loops_count_as_often_as_the_loop_runs() -> None:
 
     instructions = code("MOV", "IADD3", "BRA `(.L_skip)", "MUFU", "FFMA", "BRA `(.L_loop)", "EXIT", "BRA `(.L_end)")
     labels = {".L_loop": 1, ".L_skip": 4, ".L_end": 7}
-    # The part from the forward branch to its goal is for special cases: once.
+    # The part from the forward branch to its goal is for special cases: once, or as often as they are said to come.
     assert executions(instructions, labels, (10,), "x") == [1, 10, 10, 1, 10, 10, 1, 0]
+    assert executions(instructions, labels, (10,), "x", 3) == [1, 10, 10, 3, 10, 10, 1, 0]
     with pytest.raises(ValueError, match="2 loops expected, 1 found"):
         executions(instructions, labels, (10, 3), "x")
 

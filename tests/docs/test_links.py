@@ -10,7 +10,7 @@ import pytest
 from .pages import DOCS, ROOT, anchors, links, name_of, pages, prose
 
 TREE = ("fampe_fast", "kernels", "reference", "tests", "benchmarks", "examples", "docs", "deploy", ".github")
-MADE = r"NAME|^benchmarks/results/"
+MADE = r"(\b|_)NAME\b|^benchmarks/results/"
 """Of files that a reader, or a benchmark, writes."""
 
 

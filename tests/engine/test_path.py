@@ -19,8 +19,10 @@ from fampe_fast.engine.schedule import Schedule
 from fampe_fast.engine.targets import Targets
 from fampe_fast.errors import FampeWarning
 from fampe_fast.frequency import two_scale_map
+from fampe_fast.reference.band_mix import band_mix
 from fampe_fast.reference.philox import philox4x32, split_seed, to_uniform
 from fampe_fast.reference.radial_mask import SHAPES
+from fampe_fast.testing import assert_as_accurate
 
 from ..models_for_tests import Constant, Smooth, TwoClassLinear, published, some_images
 
@@ -229,6 +231,23 @@ def test_the_two_cpu_backends_give_the_same_samples_to_the_bit(monkeypatch: pyte
         assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])
 
 
+@pytest.mark.parametrize("size", [(31, 45), (224, 224)])
+def test_samples_are_as_accurate_as_those_divided_after_the_transform(size: tuple[int, int], backend: str) -> None:
+    """The error rule: against the mix and its transform in double precision, the factor 1/HW in its usual place."""
+    images, config = some_images(2, 3, *size), FAMPEConfig()
+    sampler = BandMixSampler(config)
+    drawn = torch.stack(list(draw(sampler, images, [7, 8], [(0, 0), (1, 1)], 2).values()))
+    rows = torch.arange(2)
+    weights = torch.tensor([[*config.band_weights(), config.sigma]]).expand(2, -1)
+    cutoff = sampler.prepare(images, torch.fft.rfft2(images)).cutoff
+
+    def divided_after(spectrum: Tensor) -> Tensor:
+        mixed = band_mix(spectrum, cutoff, weights, rows + 7, rows, rows, torch.tensor(3), torch.tensor(2), size[1])
+        return torch.fft.irfft2(mixed, s=size)
+
+    assert_as_accurate(drawn, divided_after(torch.fft.rfft2(images)), divided_after(torch.fft.rfft2(images.double())))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_parts_the_bands_of_an_image(shape: str, backend: str) -> None:
     """Mixed without randomness at alpha = 1 and gain 1, samples are the image's low band, by the formula."""
@@ -251,16 +270,18 @@ def test_chunks_cover_every_pair_once_in_order(diversity: bool) -> None:
             places = draw_placements(2, step + 1, 6, 32, 40)[step] if diversity else [None] * 6
             assert int(schedule.step_number(step)) == step
             assert schedule.step_number(step).data_ptr() % 16 == 0  # other addresses cost a GPU another compilation
-            order = [n for n in range(6) if places[n] is None] + [n for n in range(6) if places[n] is not None]
-            for size in (1, 2, 5, 100):
+            plain, diverse = ([n for n in range(6) if (places[n] is None) == wanted] for wanted in (True, False))
+            for size in (1, 2, 4, 5, 100):
                 seen = []
                 for image_index, samples, placements in schedule.chunks(step, size):
                     assert 0 < len(samples) <= size
+                    for rows in (image_index, samples) if size % 2 == 0 else ():
+                        assert rows.data_ptr() % 16 == 0  # as above
                     for p, number in enumerate(samples.tolist()):
                         place = places[number]
                         assert place == (None if placements is None else tuple(placements[p].tolist()))
                     seen += list(zip(samples.tolist(), image_index.tolist(), strict=True))
-                assert seen == [(number, image) for number in order for image in range(batch)]
+                assert seen == [(n, image) for kind in (plain, diverse) for image in range(batch) for n in kind]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -34,7 +34,8 @@ SUITE = {"testing/test_equivalence.py": 160}
 OTHERS = {
     "kernels/test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
-    "kernels/test_memory_traffic.py": 27,
+    "kernels/test_memory_traffic.py": 29,
+    "kernels/test_step_traffic.py": 1,
     "kernels/test_large_offsets.py": 14,
 }
 """Tests that must have run, and not been skipped."""

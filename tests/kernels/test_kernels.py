@@ -25,6 +25,7 @@ from fampe_fast.kernels.combine_layers import combine_layers  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
 from fampe_fast.kernels.fused import fma  # noqa: E402
 from fampe_fast.kernels.gradient_step import gradient_step  # noqa: E402
+from fampe_fast.kernels.launch import rows_per_program  # noqa: E402
 from fampe_fast.kernels.layer_evidence import layer_evidence  # noqa: E402
 from fampe_fast.kernels.philox import ROUNDS, philox4x32, split_seed, to_uniform  # noqa: E402
 from fampe_fast.kernels.pixel_mask import pixel_mask  # noqa: E402
@@ -238,9 +239,24 @@ def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:
 def test_the_mix_does_not_depend_on_blocks_or_grid(size: tuple[int, int], device: torch.device) -> None:
     arguments = example_arguments("band_mix", Case(*size, channels=1), device)
     whole = band_mix(**arguments)
-    for block, run in ((64, 1), (1024, 99)):
+    for block, run in ((64, 1), (1024, 99)):  # a program of 99 rows meets images again and again
         with poisoned_memory():
             assert torch.equal(band_mix(**arguments, block=block, run=run), whole), (block, run)
+
+
+@pytest.mark.parametrize(
+    ("rows", "per_row", "run"),
+    [
+        (64, 150, 16),  # a chunk at 224 px: 600 programs, five at most on a multiprocessor, none waits for another
+        (20, 150, 5),  # one image's samples
+        (640, 150, 92),
+        (64, 3, 1),  # too little work to keep a GPU busy
+        (1, 150, 1),
+        (0, 150, 1),
+    ],
+)
+def test_programs_take_the_rows_that_end_soonest(rows: int, per_row: int, run: int) -> None:
+    assert rows_per_program(rows, per_row) == run
 
 
 @pytest.mark.parametrize("shape", reference_masks.SHAPES)

@@ -30,6 +30,10 @@ PIXELS = 2 * 3 * SIDE * SIDE * 4
 SPECTRA = 2 * 3 * SIDE * (SIDE // 2 + 1) * 8
 
 
+NUMBERS = 2 * 3 * SIDE * SIDE // 512 * 2 * SECTOR + 6 * SECTOR
+"""Bytes of eight rows' image numbers, which every program of 512 elements reads, and of what begins within a sector."""
+
+
 def traffic(name: str, **changes: object) -> Counts:
     entry = primitive(name)
     arguments = entry.arguments(entry.fitted(SIZE), torch.device("cpu"))
@@ -65,9 +69,30 @@ def test_a_mix_reads_a_spectrum_once_for_all_samples_of_a_program(name: str, sou
     assert source <= loads[4] <= source + spare
 
 
-def test_the_sum_of_gradients_reads_each_once() -> None:
-    loads = traffic("accumulate")["accumulate", "ld"]
-    assert 5 * PIXELS <= loads.moved <= 5 * PIXELS + 6 * SECTOR  # four gradients of every image, and the sum so far
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_sum_of_gradients_reads_each_once(channels_last: bool) -> None:
+    entry = primitive("accumulate")
+    arguments = entry.arguments(SIZE, torch.device("cpu"))
+    if channels_last:
+        arguments["gradient"] = arguments["gradient"].to(memory_format=torch.channels_last)
+    with counting() as counts:
+        entry.kernel()(**arguments)
+    loads = counts["accumulate", "ld"]
+    # Four gradients of every image, and the sum so far, which lies otherwise than channels-last gradients do: a warp's
+    # accesses of four bytes meet up to five sectors where they would fill one.
+    sums = PIXELS * (5 if channels_last else 1)
+    assert 5 * PIXELS <= loads.moved <= 4 * PIXELS + sums + NUMBERS
+    assert loads.footprint <= 5 * PIXELS + 6 * SECTOR
+
+
+def test_the_sum_of_gradients_touches_no_image_without_rows() -> None:
+    arguments = primitive("accumulate").arguments(SIZE, torch.device("cpu"))
+    arguments["image_index"] = torch.ones_like(arguments["image_index"])
+    with counting() as counts:
+        primitive("accumulate").kernel()(**arguments)
+    least = 4 * PIXELS + PIXELS // 2  # all gradients, and one image of two
+    assert least <= counts["accumulate", "ld"].moved <= least + NUMBERS
+    assert counts["accumulate", "st"].moved == PIXELS // 2
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

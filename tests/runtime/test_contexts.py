@@ -70,7 +70,10 @@ def run_parameter_randomisation(model: nn.Module, images: Tensor) -> Tensor:
 
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    **{name: partial(run_method, name) for name in METHODS if "_fampe_published" not in name},
+    **{
+        name: partial(run_method, name) for name in METHODS if "_fampe_published" not in name and "_signed_" not in name
+    },
+    "forgrad_signed_saliency": partial(run_method, "forgrad_signed_saliency"),  # the sign is one line of the filter
     "attack": lambda model, images: BandLimitedAttack(model, "low", 5)(images, [1, 2]).images,
     "frequency attribution": lambda model, images: FrequencyAttribution(model, passes=2)(images, [1, 2]).gradients,
     "occluded frequency": lambda model, images: OccludedFrequency(model, 4)(images, [1, 2]).drops,

@@ -84,7 +84,7 @@ from fampe_fast import FAMPE, load_embedded_classifier
 from fampe_fast.images.generated import generate
 from fampe_fast.ops.backends import choice
 
-assert choice("cpu") == ("mine", "FAMPE_FAST_BACKEND asks for it")
+assert choice("cpu") == ("mine", "FAMPE_FAST_BACKEND selects it")
 calls = []
 for name in ("accumulate", "layer_evidence"):
     def counted(*arguments, name=name, plain=getattr(my_backend, name)):

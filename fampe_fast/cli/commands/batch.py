@@ -114,7 +114,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-errors",
         action="store_true",
-        help="make shards again in which images failed with errors that may be temporary",
+        help="make shards again whose images failed with errors that may be temporary",
     )
     group = parser.add_argument_group("cluster")
     group.add_argument(

@@ -134,8 +134,8 @@ def usage(arguments: argparse.Namespace, file: Path) -> str:
     """Write the command line that explains the same images with the new weights.
 
     Args:
-        arguments: of ``calibrate``.
-        file: of the calibration.
+        arguments: the arguments of ``calibrate``.
+        file: file of the calibration.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_images(parser)

@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=positive,
         default=1,
         metavar="N",
-        help="number of processes, each with the model, dealt to the GPUs in turn (default: %(default)s)",
+        help="number of processes, each with the model, assigned to the GPUs in turn (default: %(default)s)",
     )
     group.add_argument(
         "--queue",
