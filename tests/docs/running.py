@@ -23,7 +23,7 @@ PYTHON_NOT_RUN = {
     "docs/extend/add-a-method.md": "files of a new method: tests/methods/test_recipe.py puts them into a checkout",
     "docs/extend/add-a-metric.md": "files of a new metric: tests/runs/test_new_metric.py puts them into place",
     "docs/extend/write-a-backend.md": "files of a package: tests/testing/test_backend_page.py installs it",
-    "docs/guides/service.md": "reads what a service has answered: tests/serve/test_contract.py reads such answers",
+    "docs/guides/service.md": "reads what a service has answered: tests/docs/test_service_page.py has one answer",
 }
 """Pages whose Python is of another kind than a program, and the reason."""
 
