@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from fampe_fast.cli import DONE, main
+from fampe_fast.ops import backends
+from fampe_fast.testing import registry
 
 from .pages import Block, blocks, name_of, shell_lines
 from .surroundings import small_models, write_files
@@ -119,10 +121,15 @@ def small_world(folder: Path, downloads: Path) -> Iterator[None]:
         small_models(patch, downloads)
         patch.chdir(folder)
         patch.delenv("FAMPE_FAST_BACKEND", raising=False)
+        # A backend and a check that a page adds are forgotten with it.
+        patch.setattr(backends, "_BACKENDS", dict(backends._BACKENDS))
+        patch.setattr(registry, "_CHECKS", dict(registry._CHECKS))
         # Images are decoded in this process: starting others takes longer than all else.
         patch.setattr("fampe_fast.batch.worker.usual_processes", lambda device: 0)
         patch.setattr("fampe_fast.batch.local.usual_processes", lambda device, devices: 0)
         yield
+    backends._choice.cache_clear()
+    backends._resolve.cache_clear()
 
 
 def run_page(page: Path) -> None:
