@@ -18,6 +18,8 @@ from .pages import DOCS, ROOT, help_texts
 pytest.importorskip("mkdocs", reason="the site's packages are not installed: pip install '.[docs]'")
 pytest.importorskip("mkdocstrings")
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 
