@@ -34,22 +34,24 @@ PATH = "/v1/models/small:explain"
 JSON = {"Content-Type": "application/json"}
 PNG = {"Content-Type": "image/png"}
 TIMEOUT = 60.0
+HELD = "TESTED_MODEL_IS_HELD_BY"
+"""Names a file in the service's environment, which the model's fingerprint does not look at."""
 
 
 class Small(nn.Module):
     """A smooth model of five classes that takes as long as it is told, and fails where it is told.
 
-    White images lose the device; from ``most`` images on the memory is full. It waits while the file ``held`` exists.
+    White images lose the device; from ``most`` images on the memory is full. It waits while ``HELD`` names a file.
     """
 
-    def __init__(self, delay: float = 0.0, most: int = 10**9, held: Path | None = None) -> None:
+    def __init__(self, delay: float = 0.0, most: int = 10**9) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
             self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU())
             self.head = nn.Linear(16, 5)
             nn.init.normal_(self.head.weight, std=6)
-        self.delay, self.most, self.held = delay, most, held
+        self.delay, self.most = delay, most
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -58,16 +60,16 @@ class Small(nn.Module):
         if bool((pixels == 1).flatten(1).all(1).any()):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         time.sleep(self.delay)
-        while self.held is not None and self.held.exists():
-            waits_in(self.held).touch()
+        while os.path.exists(held := os.environ.get(HELD, "")):
+            waits_in(Path(held)).touch()
             time.sleep(0.005)
         return self.head(self.features(pixels).mean((2, 3)))
 
 
-def a_classifier(delay: float = 0.0, most: int = 10**9, held: Path | None = None) -> Classifier:
+def a_classifier(delay: float = 0.0, most: int = 10**9) -> Classifier:
     transform = PixelTransform(ResizeAndCrop((SIZE, SIZE)))
     names = ["ant", "bee", "cat", "dog", "eel"]
-    model = Small(delay, most, held)
+    model = Small(delay, most)
     return Classifier(model, name="a small/model", input_size=SIZE, class_names=names, transform=transform).eval()
 
 
@@ -206,8 +208,9 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     torch.set_num_threads(1)
     begin_log("info")
+    os.environ[HELD] = str(held_by(log))
     listener = listen("127.0.0.1", 0)
-    service = Service(a_classifier(delay, most, held_by(log)), methods, settings, threads=1)
+    service = Service(a_classifier(delay, most), methods, settings, threads=1)
     port.send(listener.getsockname()[1])
     raise SystemExit(0 if serve(service, listener) else 2)
 
