@@ -159,7 +159,7 @@ def test_sources_without_images_are_refused_in_a_line(tmp_path: Path, store: Cal
         (tmp_path / "tars", r"no images .*found: 1 \.tar.*name them as sources \('.*tars/\*\.tar'\)"),
         (tmp_path / "empty", "no images"),
         (tmp_path / "empty" / "*", "matches no files"),
-        (tmp_path / "movie.mp4", "of no kind"),
+        (tmp_path / "movie.mp4", "is not of a kind"),
         (tmp_path / "photos.tar.gz", "compressed"),
         ("", "empty"),
         (f"{address}/x", r"no images .*found: 1 \.txt"),

@@ -12,15 +12,18 @@ from fampe_fast import FAMPEConfig
 
 @pytest.fixture
 def multipliers(monkeypatch: pytest.MonkeyPatch):
-    """The random multipliers of a scheme's samples, (N, K): an impulse has a spectrum of ones, and L is 1."""
+    """The random multipliers of a scheme's samples, (N, K): an impulse has a spectrum of ones, and L is 1.
+
+    The weights hold the inverse transform's factor, here a power of two.
+    """
     monkeypatch.setattr(sampling.Sampled, "_gradients", lambda self, mixed: mixed.detach())
-    impulse = torch.zeros(1, 1, 12, 12)
+    impulse = torch.zeros(1, 1, 16, 16)
     impulse[..., 0, 0] = 1
     config = FAMPEConfig(alpha=1, rho=0.25, sigma=0, cutoff=1e6)
     sampled = sampling.Sampled(None, impulse, 0, config)
 
     def of(mixed: Tensor) -> Tensor:
-        return ((mixed.real.flatten(1) - 1) / (2 * 0.25)).double()
+        return ((16 * 16 * mixed.real.flatten(1) - 1) / (2 * 0.25)).double()
 
     return sampled, of
 
