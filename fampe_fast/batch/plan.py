@@ -28,7 +28,8 @@ KIND = "batch plan"
 ROWS_PER_PIECE = 1_000_000
 """Rows per file of the plan; planning needs memory for only one file, whatever the size of the set."""
 MAX_BYTES = 2**28
-FORMAT = 1
+FORMAT = 2
+"""Format of the files; in format 1 a map is a fixed-size list, of which pyarrow before 26 cannot read a null."""
 
 _ROWS_PER_GROUP = 8192  # rows read together, about 16 shards
 
@@ -98,6 +99,7 @@ class Plan:
         shape: (C, H, W) of the stored maps.
         classes: number of the model's classes.
         versions: versions of the software that made the plan.
+        format: format of the files, 1 or 2.
         images: number of rows of the plan.
         rows_per_piece: rows per file of the plan.
         rows_sha256: SHA-256 of all rows.
@@ -127,6 +129,7 @@ class Plan:
     shape: tuple[int, int, int]
     classes: int
     versions: Mapping[str, str]
+    format: int = FORMAT
     images: int = 0
     rows_per_piece: int = ROWS_PER_PIECE
     rows_sha256: str = ""
@@ -150,7 +153,18 @@ class Plan:
 
 
 # Fields that do not change the bytes of the maps, or are determined by others.
-_UNCOMPARED = ("options", "model", "identity", "threads", "versions", "images", "rows_per_piece", "rows_sha256", "key")
+_UNCOMPARED = (
+    "options",
+    "model",
+    "identity",
+    "threads",
+    "versions",
+    "format",
+    "images",
+    "rows_per_piece",
+    "rows_sha256",
+    "key",
+)
 # Fields without influence on the shards' bytes, as the rows and the files' names contain them.
 _UNKEYED = (
     "sources",
@@ -257,7 +271,7 @@ def write_plan(dest: Storage, plan: Plan, rows: Iterable[Row]) -> Plan:
             dest.remove(name)
     whole = replace(plan, images=images, rows_sha256=digest.hexdigest())
     whole = replace(whole, key=_key_of(whole))
-    dest.write(PLAN, json_content(KIND, {"format": FORMAT, **_values(whole)}).encode())
+    dest.write(PLAN, json_content(KIND, _values(whole)).encode())
     return read_back(dest)
 
 
@@ -340,8 +354,8 @@ def read_back(dest: Storage) -> Plan:
         found = json.loads(dest.read(PLAN))
         if not isinstance(found, dict) or found.get(MARK) != KIND:
             raise ValueError(f"expected what {MARK} calls {KIND!r}")
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']}, and this version reads {FORMAT}")
+        if found["format"] not in (1, FORMAT):
+            raise ValueError(f"its format is {found['format']}, and this version reads 1 and {FORMAT}")
         values = {entry.name: found[entry.name] for entry in fields(Plan)}
         values |= {"model": ModelSpec.from_json(found["model"])}
         values |= {name: tuple(found[name]) for name in ("sources", "shape")}

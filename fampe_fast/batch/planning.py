@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from ..runtime.chunking import ChunkSize
 from ..runtime.model_probe import probe
 from .model_spec import ModelSpec
 from .plan import Plan, differences
+from .shards import MOST_NUMBERS
 from .sources import absolute
 from .urls import without_secrets
 
@@ -80,8 +82,8 @@ def make_plan(
     if chunk is None:
         around = partial(arithmetic, precision, noise.device)
         chunk = ChunkSize.for_gradients((classifier,), noise, None, precision, [info], ENDLESS, around).size
-    maps = explain_noise(maker, noise, chunk)
-    return Plan(
+    shape = map_shape(explain_noise(maker, noise, chunk))
+    plan = Plan(
         sources=tuple(without_secrets(absolute(source)) for source in sources),
         internal_batch_size=check_count("internal_batch_size", chunk),
         method=method,
@@ -92,11 +94,15 @@ def make_plan(
         device=noise.device.type,
         precision=settled_precision(precision, noise.device),
         backend=choice(noise.device)[0],
-        shape=map_shape(maps),
+        shape=shape,
         classes=info.shape[0],
         versions=versions_now(),
         **settings,
     )
+    most = MOST_NUMBERS // math.prod(shape)
+    if plan.rows_per_shard > most:
+        raise ValueError(f"rows_per_shard must be {most} at most for maps of {shape}, got {plan.rows_per_shard}")
+    return plan
 
 
 def method_of(plan: Plan, classifier: Classifier) -> AttributionMethod:

@@ -42,7 +42,8 @@ def read_maps(
     Raises:
         ValueError: a column that does not exist, or a file that is not a shard.
         OSError: a shard that does not exist or cannot be read.
-        ImportError: pyarrow, or a package for the URL, is not installed.
+        ImportError: pyarrow, or a package for the URL, is not installed, or pyarrow is older than 26 and an earlier
+            version of this package wrote the maps.
     """
     storage = open_storage(dest)
     for shard in sorted(finished_shards(storage)) if shards is None else shards:
@@ -80,13 +81,11 @@ def _array(table: pa.Table, name: str) -> Any:
 
 def _attributions(table: pa.Table) -> Any:
     """Compute the maps times their scale, (rows, C, H, W) float32."""
-    import pyarrow as pa
-
     column: Any = table["map"].combine_chunks()
     shape = shape_of(table)
     maps = np.full((len(column), *shape), np.nan, np.float32)
     there = ~np.asarray(column.is_null())
-    values = column.filter(pa.array(there)).flatten().to_numpy(zero_copy_only=False)
+    values = column.flatten().to_numpy(zero_copy_only=False)  # without those of nulls
     scale = np.asarray(table["map_scale"].combine_chunks().fill_null(1.0))[there]
     maps[there] = values.reshape(-1, *shape).astype(np.float32) * scale[:, None, None, None]
     return maps

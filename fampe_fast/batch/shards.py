@@ -1,16 +1,18 @@
 """Encode the rows of a shard as one Parquet file, whose bytes depend only on the plan, and decode it.
 
-The map is a plain fixed-size list of numbers, which pandas, polars, DuckDB, Hugging Face's data sets and pyarrow can
-read; some of them do not know Arrow's tensor type, others not the byte-stream split of half precision numbers.
+The map is a plain list of numbers, which pandas, polars, DuckDB, Hugging Face's data sets and pyarrow can read; some of
+them do not know Arrow's tensor type, others not the byte-stream split of half precision numbers, and pyarrow before 26
+cannot read a null among fixed-size lists.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 KIND = "maps"
 FOLDER = "maps"
 ROWS_PER_GROUP = 32  # the smallest unit that a reader of one map must decode
+MOST_NUMBERS = 2**31 - 1
+"""The most numbers that pyarrow reads from the lists of one column of a file."""
 
 _NAME = re.compile(FOLDER + r"/\d{3,}/(\d{6,})\.parquet")
 _SHARDS_PER_FOLDER = 1000
@@ -65,7 +69,7 @@ def schema_of(plan: Plan) -> pa.Schema:
             pa.field("width", pa.int32()),
             *(pa.field(name, pa.float32()) for name in Summary._fields),
             pa.field("map_scale", pa.float32()),
-            pa.field("map", pa.list_(number, math.prod(plan.shape))),
+            pa.field("map", pa.list_(number, math.prod(plan.shape) if plan.format == 1 else -1)),
             pa.field("overlay", pa.binary()),
         ]
     )
@@ -85,6 +89,7 @@ def encode_shard(
 
     Raises:
         ValueError: not one result per row, or a map of another shape or dtype than the plan's.
+        ImportError: pyarrow is too old for a plan of format 1.
     """
     pa, pq = parquet_modules()
     if len(rows) != len(plan.rows_of(shard)) or len(results) != len(rows):
@@ -137,29 +142,26 @@ def encode_shard(
     )
     buffer = io.BytesIO()
     words = ["container", "class", "error", "error_kind"]  # in other columns a dictionary would be a second copy
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=ROWS_PER_GROUP,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=words,
-        write_statistics=["image_id", "target", "class", "probability", "predicted", *words[2:]],
-    )
+    with _advice_on_format_1():
+        pq.write_table(
+            table,
+            buffer,
+            row_group_size=ROWS_PER_GROUP,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=words,
+            write_statistics=["image_id", "target", "class", "probability", "predicted", *words[2:]],
+        )
     return buffer.getvalue()
 
 
 def _maps(plan: Plan, found: Sequence[RowResult | None], kind: Any) -> Any:
     pa, _ = parquet_modules()
     dtype = np.dtype(plan.map_dtype)
-    values = np.zeros((len(found), *plan.shape), dtype)
-    for k, one in enumerate(found):
-        if one is not None:
-            if one.map.shape != plan.shape or one.map.dtype != dtype:
-                raise ValueError(f"expected a map {plan.shape} of {dtype}, got {one.map.shape} of {one.map.dtype}")
-            values[k] = one.map
-    missing = pa.array([one is None for one in found])
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind, mask=missing)
+    for one in found:
+        if one is not None and (one.map.shape != plan.shape or one.map.dtype != dtype):
+            raise ValueError(f"expected a map {plan.shape} of {dtype}, got {one.map.shape} of {one.map.dtype}")
+    return pa.array([None if one is None else one.map.ravel() for one in found], kind)
 
 
 def _or_none(value: float) -> float | None:
@@ -170,18 +172,41 @@ def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) 
     """Read a shard's rows, or some of their columns, from its bytes or its open file.
 
     Raises:
-        ValueError: the bytes are not a shard, or there is no such column.
+        ValueError: the bytes are not a shard, there is no such column, or a map has not as many numbers as its shape.
+        ImportError: pyarrow is too old for a shard of format 1.
     """
     pa, pq = parquet_modules()
     try:
-        with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file:
-            checked_metadata(file.schema_arrow.metadata)
+        with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file, _advice_on_format_1():
+            described = checked_metadata(file.schema_arrow.metadata)
             for name in columns or ():
                 if name not in file.schema_arrow.names:
                     raise ValueError(f"there is no column {name!r}; there are {', '.join(file.schema_arrow.names)}")
-            return file.read(columns=None if columns is None else list(columns))
+            table = file.read(columns=None if columns is None else list(columns))
     except pa.ArrowException as error:
         raise ValueError(f"not a whole file of maps: {error}") from error
+    if "map" in table.column_names:
+        import pyarrow.compute as pc
+
+        expected = math.prod(described["shape"])
+        counts = pc.list_value_length(table["map"]).drop_null().unique().to_pylist()
+        if wrong := [count for count in counts if count != expected]:
+            raise ValueError(f"there is a map of {wrong[0]} numbers instead of {expected}")
+    return table
+
+
+@contextlib.contextmanager
+def _advice_on_format_1() -> Iterator[None]:
+    pa, _ = parquet_modules()
+    try:
+        yield
+    except pa.ArrowException as error:
+        if "lists to be of size" in str(error) or "non-zero length null" in str(error):
+            raise ImportError(
+                f"an earlier version of {MARK} planned maps as fixed-size lists, which pyarrow {pa.__version__} cannot "
+                "store or read where an image failed: install pyarrow 26 or newer, which needs Python 3.11"
+            ) from error
+        raise
 
 
 def shard_metadata(storage: Storage, shard: int) -> dict[str, Any]:

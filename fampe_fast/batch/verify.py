@@ -151,6 +151,8 @@ def _wrong(plan: Plan, shard: int, described: dict[str, Any], table: pa.Table, r
         yield "belongs to another plan"
     if described.get("shard") != shard:
         yield f"is shard {described.get('shard')} by its own words"
+    if described.get("shape") != list(plan.shape):
+        yield f"has maps of {described.get('shape')} instead of {list(plan.shape)}"
     expected = schema_of(plan)
     if not table.schema.equals(expected):
         names = [name for name in expected.names if name not in table.schema.names]

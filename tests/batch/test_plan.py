@@ -91,6 +91,17 @@ def test_the_rows_do_not_depend_on_how_they_are_cut_into_files(
     assert (other.rows_sha256, other.key) == (plan.rows_sha256, plan.key)
 
 
+def test_a_plan_of_an_earlier_version_keeps_its_format(tmp_path: Path) -> None:
+    dest = open_storage(tmp_path)
+    plan = write_plan(dest, a_plan(), rows(8))
+    assert plan.format == 2
+    content = json.loads(dest.read("plan.json"))
+    dest.write("plan.json", json.dumps(content | {"format": 1}).encode())
+    old = read_plan(dest)
+    assert old == replace(plan, format=1)
+    assert differences(old, plan) == []  # so that an unfinished run goes on
+
+
 def test_a_shard_reads_only_the_pieces_that_hold_it(tmp_path: Path) -> None:
     dest = open_storage(tmp_path)
     plan = write_plan(dest, a_plan(rows_per_piece=14), rows(35))
@@ -188,7 +199,7 @@ def test_a_place_that_holds_something_else_is_refused(dest: Storage) -> None:
         (b"{", "not a plan"),
         (b"[]", "'batch plan'"),
         (b'{"fampe_fast": "records"}', "'batch plan'"),
-        (b'{"fampe_fast": "batch plan", "format": 99}', "format is 99"),
+        (b'{"fampe_fast": "batch plan", "format": 99}', "format is 99, and this version reads 1 and 2"),
         (b'{"fampe_fast": "batch plan", "format": 1}', "not a plan"),
     ],
 )

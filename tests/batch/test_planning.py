@@ -83,6 +83,15 @@ def test_a_process_that_rounds_otherwise_is_warned_of(classifier: Classifier, tm
     method_of(replace(plan, precision="tf32", device="cuda"), classifier)  # on another device all bits are others
 
 
+def test_more_numbers_than_a_shard_can_hold_are_refused(classifier: Classifier) -> None:
+    most = (2**31 - 1) // (96 * 96)
+    assert planned(classifier, rows_per_shard=most).rows_per_shard == most
+    with pytest.raises(
+        ValueError, match=rf"rows_per_shard must be {most} at most for maps of \(1, 96, 96\), got 233017"
+    ):
+        planned(classifier, rows_per_shard=most + 1)
+
+
 def test_another_model_is_refused_with_both_fingerprints(classifier: Classifier, tmp_path: Path) -> None:
     plan = carried_out(planned(classifier), tmp_path)
     other = load_embedded_classifier()

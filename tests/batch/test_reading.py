@@ -13,7 +13,9 @@ import fampe_fast
 from fampe_fast.batch.reading import read_maps
 from fampe_fast.batch.shards import encode_shard, shard_name
 from fampe_fast.batch.storage import Storage, open_storage
+from fampe_fast.batch.worker import Worker
 
+from .small_runs import a_classifier, draw, planned
 from .test_shards import ROWS, SHAPE, attributions, results, shape_plan
 
 pytest.importorskip("pyarrow")
@@ -110,6 +112,42 @@ def test_others_read_the_map_as_numbers(written: tuple[Storage, str], library: s
         values = np.asarray(maps[k], np.float64)
         assert values.shape == (int(np.prod(SHAPE)),)
         np.testing.assert_array_equal((values * scales[k]).astype(np.float32), part.ravel())
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "duckdb", "pyarrow.dataset"])
+def test_others_read_a_whole_run_with_a_bad_image(tmp_path: Path, library: str) -> None:
+    module = pytest.importorskip(library)
+    images = draw(tmp_path / "images", 6)
+    (images / "002.png").write_bytes(b"")
+    storage = planned(tmp_path / "out", images, a_classifier())  # two shards, of which one has only good images
+    worker = Worker(storage, classifier=a_classifier(), processes=0)
+    assert [report.errors for report in worker.work(range(2))] == [1, 0]
+    worker.close()
+    folder = str(tmp_path / "out" / "maps")
+    if library == "pandas":
+        frame = module.read_parquet(folder).sort_values("image_id")
+        maps, scales, errors = list(frame["map"]), list(frame["map_scale"]), list(frame["error"].notna())
+    elif library == "polars":
+        frame = module.read_parquet(f"{folder}/**/*.parquet").sort("image_id")
+        maps, scales, errors = (
+            frame["map"].to_list(),
+            frame["map_scale"].to_list(),
+            frame["error"].is_not_null().to_list(),
+        )
+    elif library == "duckdb":
+        asked = f"SELECT map, map_scale, error IS NOT NULL FROM '{folder}/**/*.parquet' ORDER BY image_id"
+        maps, scales, errors = map(list, zip(*module.sql(asked).fetchall(), strict=True))
+    else:
+        table = module.dataset(folder).to_table().sort_by("image_id")
+        maps, scales = table["map"].to_pylist(), table["map_scale"].to_pylist()
+        errors = table["error"].is_valid().to_pylist()
+    expected = np.concatenate([part["map"] for part in read_maps(storage.address)])
+    assert expected.shape == (6, 1, 24, 24)
+    assert np.isnan(expected).all((1, 2, 3)).tolist() == errors == [k == 2 for k in range(6)]
+    assert maps[2] is None
+    for k in (0, 1, 3, 4, 5):
+        values = np.asarray(maps[k], np.float64) * scales[k]
+        np.testing.assert_array_equal(values.astype(np.float32), expected[k].ravel())
 
 
 def test_without_pyarrow_it_says_what_to_install(written: tuple[Storage, str], monkeypatch: pytest.MonkeyPatch) -> None:

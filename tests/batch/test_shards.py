@@ -85,6 +85,53 @@ def test_reading_a_column_of_words_does_not_read_the_maps() -> None:
     assert table.column_names == ["class", "error"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_maps_are_lists_of_equal_length_whose_numbers_are_read_without_a_copy(dtype: str) -> None:
+    table = decode_shard(encode_shard(shape_plan(map_dtype=dtype), 0, ROWS, results(dtype), {}))
+    assert table.schema.field("map").type == pa.list_(pa.type_for_alias(dtype))
+    maps = table["map"].chunk(0)
+    assert maps.is_null().to_pylist() == [False, False, False, True, False]
+    values = maps.flatten().to_numpy(zero_copy_only=True).reshape(-1, *SHAPE)
+    assert np.shares_memory(values, maps.values.to_numpy(zero_copy_only=True))
+    expected = [result.map for result in results(dtype) if isinstance(result, RowResult)]
+    np.testing.assert_array_equal(values, np.stack(expected))
+
+
+def test_a_shard_without_any_map_is_read(tmp_path: Path) -> None:
+    failed = [RowError("the file is empty (0 bytes)", "permanent")] * 5
+    table = decode_shard(encode_shard(shape_plan(), 0, ROWS, failed, {}))
+    assert table["map"].to_pylist() == [None] * 5
+    assert table.schema.field("map").type == pa.list_(pa.float16())
+
+
+def test_maps_of_an_earlier_version_are_read_or_refused_in_a_sentence() -> None:
+    old = shape_plan(format=1)
+    whole = results()
+    whole[3] = whole[4]
+    table = decode_shard(encode_shard(old, 0, ROWS, whole, {}))
+    assert table.schema.field("map").type == pa.list_(pa.float16(), 2 * 6 * 7)
+    assert table["map"].to_pylist() == decode_shard(encode_shard(shape_plan(), 0, ROWS, whole, {}))["map"].to_pylist()
+    if int(pa.__version__.partition(".")[0]) >= 26:
+        maps = decode_shard(encode_shard(old, 0, ROWS, results(), {}))["map"]
+        assert maps.to_pylist() == decode_shard(encode_shard(shape_plan(), 0, ROWS, results(), {}))["map"].to_pylist()
+    else:
+        with pytest.raises(ImportError, match=rf"which pyarrow {pa.__version__} cannot .* install pyarrow 26 or newer"):
+            decode_shard(encode_shard(old, 0, ROWS, results(), {}))
+
+
+def test_a_map_with_too_few_numbers_is_refused() -> None:
+    import io
+
+    table = decode_shard(encode_shard(shape_plan(), 0, ROWS, results(), {}))
+    place = table.schema.get_field_index("map")
+    short = pa.array([values and values[:-1] for values in table["map"].to_pylist()], pa.list_(pa.float16()))
+    content = io.BytesIO()
+    pa.parquet.write_table(table.set_column(place, table.schema.field(place), short), content)
+    with pytest.raises(ValueError, match="there is a map of 83 numbers instead of 84"):
+        decode_shard(content.getvalue())
+    assert decode_shard(content.getvalue(), ["error"]).num_rows == 5
+
+
 def test_maps_and_rows_that_are_not_the_plans_are_refused() -> None:
     plan = shape_plan()
     with pytest.raises(ValueError, match=r"shard 0 has 5 rows, got 4 and 5 results"):

@@ -286,6 +286,43 @@ def test_rows_that_contradict_themselves_are_found(run: Storage) -> None:
     assert written(table.drop_columns(["cutoff"])) == ["has other columns than it should, without 'cutoff'"]
 
 
+def test_maps_of_another_size_or_shape_are_found(run: Storage) -> None:
+    import pyarrow.parquet as pq
+
+    table = decode_shard(run.read(shard_name(0)))
+
+    def written(table: Any) -> list[str]:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        run.write(shard_name(0), buffer.getvalue())
+        for name in [MANIFEST, *run.names("log/")]:
+            run.remove(name)
+        return [reason for _, reason in faults(run)]
+
+    place = table.schema.get_field_index("map")
+    halves = pa.array([values and values[:288] for values in table["map"].to_pylist()], table.schema.field("map").type)
+    assert written(table.set_column(place, table.schema.field("map"), halves)) == [
+        "is not a whole file of maps: there is a map of 288 numbers instead of 576"
+    ]
+    said = {**table.schema.metadata, b"shape": b"[1, 12, 48]"}
+    assert written(table.replace_schema_metadata(said)) == ["has maps of [1, 12, 48] instead of [1, 24, 24]"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_right(tmp_path: Path) -> None:
+    storage = planned(tmp_path / "out", draw(tmp_path / "images", 6), a_classifier(), format=1)
+    worker = Worker(storage, classifier=a_classifier(), processes=0)
+    assert len(list(worker.work(range(2)))) == 2
+    whole = storage.read(shard_name(1))
+    assert decode_shard(whole).schema.field("map").type == pa.list_(pa.float16(), 24 * 24)
+    storage.remove(shard_name(1))
+    assert len(list(worker.work([1]))) == 1
+    worker.close()
+    assert storage.read(shard_name(1)) == whole
+    checked, rows = sampled(storage)
+    assert checked.faults == []
+    assert {found.outcome for found in rows.values()} == {"same"}
+
+
 def test_rows_of_the_plan_that_were_changed_are_found(run: Storage, tmp_path: Path) -> None:
     other = planned(tmp_path / "other", draw_with_errors(tmp_path / "photos", 11), a_classifier())
     run.write("plan/00000.parquet", other.read("plan/00000.parquet"))

@@ -213,7 +213,7 @@ def test_what_is_stored_is_as_large_as_the_tables_say() -> None:
     import pyarrow.parquet as pq
 
     maps = np.random.default_rng(0).standard_normal((32, 224 * 224)) / 8
-    column = pa.FixedSizeListArray.from_arrays(pa.array(maps.astype(np.float16).ravel()), 224 * 224)
+    column = pa.array(list(maps.astype(np.float16)), pa.list_(pa.float16()))
     buffer = io.BytesIO()
     pq.write_table(pa.table({"map": column}), buffer, compression="zstd", compression_level=1, use_dictionary=False)
     assert len(buffer.getvalue()) / 32 == pytest.approx(MAP_BYTES, rel=0.05)
