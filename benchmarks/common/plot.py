@@ -25,10 +25,12 @@ _PROVIDERS = {
 _METHODS = {
     BARE: ("#000000", "x"),
     "fampe": ("#0072B2", "o"),
+    "fampe_one_pass": ("#0072B2", "*"),
     "attexplore": ("#56B4E9", "s"),
     "public_attexplore": ("#D55E00", "^"),
     "integrated_gradients": ("#009E73", "D"),
     "smoothgrad": ("#CC79A7", "v"),
+    "grad_cam": ("#E69F00", "P"),
 }
 _LINES = {"auto": "-", "fp32": "-", "tf32": "--", "bf16": "-.", "fp16": ":"}
 _AXES: dict[str, Callable[[CallRow], float]] = {

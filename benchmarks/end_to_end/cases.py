@@ -11,16 +11,20 @@ from fampe_fast.models.classifier import Classifier
 
 from .public_attexplore import RESIZE_RATE
 
-OURS = ("fampe", "attexplore")
-PEERS = ("public_attexplore", "integrated_gradients", "smoothgrad")
+OURS = ("fampe", "attexplore", "fampe_one_pass")
+PEERS = ("public_attexplore", "integrated_gradients", "smoothgrad", "grad_cam")
+ONE_PASS = ("fampe_one_pass", "grad_cam")
+"""Methods that make a map of one pass, whatever T and N are."""
 BARE = "bare"
 LABELS = {
     BARE: "bare passes",
     "fampe": "FAMPE",
+    "fampe_one_pass": "FAMPE, 1 pass",
     "attexplore": "AttEXplore, here",
     "public_attexplore": "AttEXplore, public code's way",
     "integrated_gradients": "Captum, integrated gradients",
     "smoothgrad": "Captum, SmoothGrad",
+    "grad_cam": "Grad-CAM, pytorch-grad-cam",
 }
 
 
@@ -113,6 +117,10 @@ class Way:
     compile: str = "off"
     enlarged: bool = False
     prepared: bool = False
+
+    def passes(self, case: Case) -> int:
+        """Count the forward and backward passes that its maps of the batch are made of."""
+        return case.batch if self.method in ONE_PASS else case.passes
 
     def __str__(self) -> str:
         parts = [LABELS[self.method], self.precision]

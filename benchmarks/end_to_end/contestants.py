@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from fampe_fast.engine.precision import autocast, matrix_precision
 from fampe_fast.models import fold_batch_norm
+from fampe_fast.runtime.activations import find_activations
 from fampe_fast.runtime.compilation import with_code_of_its_own
 from fampe_fast.runtime.cpu_memory import kept_memory
 
 from ..common.timing import Call
-from .cases import BARE, OURS, Case, Way
-from .counting import Counted, MeanColour
+from .cases import BARE, ONE_PASS, OURS, Case, Way
+from .counting import Counted, MeanColour, SmallConvolution
 from .public_attexplore import PublicAttEXplore
 
 
@@ -70,21 +71,49 @@ def build(
             diversity=0.0 if case.diversity is False else 0.5,
         )
         return lambda: public.attribute(images, targets)
+    if way.method == "grad_cam":
+        return grad_cam(models.best, way.precision, images, targets)
     return _captum(way, case, _InPrecision(models.best, way.precision), chunk, images, targets)
+
+
+def grad_cam(model: nn.Module, precision: str, images: Tensor, targets: Tensor) -> Call:
+    """Build Grad-CAM as users of pytorch-grad-cam call it: of the last activation, with trainable weights."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    layer = find_activations(model, images[:1])[-1]
+    module = layer.module()
+    assert module is not None
+    reshape = None if layer.layout == "nchw" else layer.spatial
+    cam = GradCAM(model=_InPrecision(model, precision), target_layers=[module], reshape_transform=reshape)
+    last = images.contiguous(memory_format=torch.channels_last)
+    wanted = [ClassifierOutputTarget(target) for target in targets.tolist()]
+    parameters = list(model.parameters())
+
+    def run() -> Any:
+        flags = [parameter.requires_grad for parameter in parameters]
+        model.requires_grad_(True)  # the package calls backward(); the other ways do without
+        try:
+            return cam(input_tensor=last, targets=wanted)
+        finally:
+            for parameter, flag in zip(parameters, flags, strict=True):
+                parameter.requires_grad_(flag)
+
+    return run
 
 
 def _ours(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, targets: Tensor, warm: bool) -> Call:
     from fampe_fast import FAMPE, AttEXplore, warmup
 
-    method = {"fampe": FAMPE, "attexplore": AttEXplore}[way.method](  # the path alone: T * N passes
-        model,
-        steps=case.steps,
-        samples=case.samples,
-        views=0,
-        precision=way.precision,
-        compile=way.compile,
-        **({} if case.diversity is None else {"input_diversity": case.diversity}),
-    )
+    run: dict[str, Any] = {"precision": way.precision, "compile": way.compile}
+    method: FAMPE | AttEXplore
+    if way.method in ONE_PASS:
+        method = FAMPE(model, passes=1, **run)
+    else:  # the path alone: T * N passes
+        if case.diversity is not None:
+            run["input_diversity"] = case.diversity
+        path = {"fampe": FAMPE, "attexplore": AttEXplore}[way.method]
+        method = path(model, steps=case.steps, samples=case.samples, views=0, **run)
     if warm:
         size = case.side, case.side
         warmup(method, size, batch=case.batch, target=targets, internal_batch_size=chunk, device=images.device)
@@ -212,17 +241,17 @@ class Passes:
 
 def count_passes(way: Way, case: Case, chunk: int) -> Passes:
     """Count with a model that does so; its random placements are those of the timed run where they depend on a seed."""
-    model = Counted(MeanColour())
+    model = Counted(SmallConvolution() if way.method in ONE_PASS else MeanColour())
     images = torch.rand(case.batch, 3, case.side, case.side, generator=torch.Generator().manual_seed(2))
     targets = torch.zeros(case.batch, dtype=torch.long)
     with torch.random.fork_rng():
         call = build(Way(way.method), case, Models(model, model, model), chunk, images, targets)
         call()  # a model that is new is asked what its output is like first
         model.forward_images.clear()
-        model.backward_images.clear()
+        model.begun_images.clear()
         torch.manual_seed(0)
         call()
-    forward, backward = model.forward_images, model.backward_images
+    forward, backward = model.forward_images, model.begun_images
     enlarged = sum(count for (_, width), count in forward.items() if width > case.side)
     total = sum(forward.values())
     return Passes(total / case.batch, sum(backward.values()) / case.batch, enlarged / max(total, 1))

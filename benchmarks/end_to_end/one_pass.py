@@ -31,7 +31,7 @@ from ..common.machine import LoadMonitor, Machine, build_of
 from ..common.results import table, write
 from ..common.timing import Call, Spread, in_turns, seconds_of
 from .cases import ModelSpec
-from .contestants import Models
+from .contestants import Models, grad_cam
 from .memory import peak_of
 
 MODELS = ("mobilenetv2_100", "resnet50", "vit_tiny_patch16_224")
@@ -83,7 +83,6 @@ def calls_of(
 ) -> dict[str, Call]:
     """Build the calls that make a batch's maps."""
     from fampe_fast import FAMPE
-    from fampe_fast.runtime.activations import find_activations
 
     published = spec.load(device)
     side = published.input_size[0]
@@ -96,23 +95,10 @@ def calls_of(
             method = FAMPE(models.ours, passes=passes, **options)
             found[way] = lambda method=method: method.attribute(images, targets, internal_batch_size=batch)  # type: ignore[misc]
     if GRAD_CAM in ways:
-        found[GRAD_CAM] = _grad_cam(models.best, find_activations(models.best, images[:1])[-1], images)
+        found[GRAD_CAM] = grad_cam(models.best, "fp32", images, targets)
     if BARE in ways:
         found[BARE] = lambda: _bare(models.ours, images)
     return found
-
-
-def _grad_cam(model: nn.Module, layer: Any, images: Tensor) -> Call:
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    module = layer.module()
-    assert module is not None
-    reshape = None if layer.layout == "nchw" else layer.spatial
-    model.requires_grad_(True)  # as a user's is: the package calls backward()
-    cam = GradCAM(model=model, target_layers=[module], reshape_transform=reshape)
-    last = images.contiguous(memory_format=torch.channels_last)
-    return lambda: cam(input_tensor=last, targets=[ClassifierOutputTarget(0)] * len(images))
 
 
 def _bare(model: nn.Module, images: Tensor) -> None:

@@ -98,6 +98,7 @@ def test_it_wastes_a_step_of_passes_and_keeps_parameter_gradients() -> None:
 
 def test_every_method_is_given_as_many_passes() -> None:
     pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
     case = Case(batch=2, side=24, steps=3, samples=4, diversity=True)
     counted = {name: count_passes(Way(name), case, 4) for name in LABELS if name != "bare"}
     assert {name: found.backward for name, found in counted.items()} == {
@@ -106,7 +107,10 @@ def test_every_method_is_given_as_many_passes() -> None:
         "public_attexplore": 16,
         "integrated_gradients": 12,
         "smoothgrad": 12,
+        "fampe_one_pass": 1,
+        "grad_cam": 1,
     }
+    assert counted["fampe_one_pass"].forward == counted["grad_cam"].forward == 1
     assert counted["fampe"].forward == counted["attexplore"].forward == 12
     assert counted["integrated_gradients"].enlarged == counted["smoothgrad"].enlarged == 0
     assert 0 < counted["attexplore"].enlarged < 1
