@@ -1,12 +1,16 @@
-"""Find the energy cut-off in three passes, of which only the first touches the spectrum.
+"""Find the energy cut-off in three launches, of which only the first touches the spectrum.
 
-Why three. A shell is a ring through the whole plane, so the sums of many programs must meet, and without
-floating-point atomics, whose order is not fixed, they meet in memory. (1) A program owns a tile of 16 x 32
-coefficients, reads it once for every channel, and writes the energy of each shell that crosses the tile: its diagonal
-is 34.4 long, so at most 36 shells do, whatever the image. For three channels that scratch is about 1% of the
-spectrum. (2) For a run of shells, a program adds the tiles in a fixed order. (3) A program per image adds the shells
-up and finds the first radius. Every order is fixed by the image's size alone: the same to the bit from run to run, in
-every batch.
+Why not one fused kernel. A shell is a ring through the whole plane: of 224 px, 56 programs share an image, and none
+knows a shell's energy before all are done. One launch would need floating-point atomics, whose order is not fixed, and
+with it the sum's last bits and now and then the cut-off; or one program per image, which leaves most of a GPU idle; or
+a barrier among all programs, which Triton does not have. So the sums meet in memory between launches. It happens once
+per call, not in every step, and the second and third launch read a hundredth of what the first one reads.
+
+(1) A program owns a tile of 16 x 32 coefficients, reads it once for every channel, and writes the energy of each shell
+that crosses the tile: its diagonal is 34.4 long, so at most 36 shells do, whatever the image. For three channels that
+scratch is about 1% of the spectrum. (2) For a run of shells, a program adds the tiles in a fixed order. (3) A program
+per image adds the shells up and finds the first radius. Every order is fixed by the image's size alone: the same to the
+bit from run to run, in every batch.
 
 Tiles are summed in float32, everything after that in float64 (a few thousand additions), and the threshold is
 compared as in the reference: energies that float32 holds give its very cut-off, ties included; others can differ only

@@ -18,6 +18,8 @@ from importlib.metadata import entry_points, version
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..errors import BackendUnavailableError
 
@@ -45,6 +47,32 @@ class Backend:
     load: Callable[[str], Implementation | None]
     obstacle: Callable[[torch.device], str | None]
     automatic: Callable[[str], bool]
+
+
+FLOAT64: set[str] = set()
+"""Primitives that compute in float64 whatever their arguments are, in reference and kernels; ``primitives`` fills it.
+Masks in the shape of a disc do, too."""
+
+
+def lacks_float64(device: torch.device) -> bool:
+    """Tell whether a device has no float64, as Intel's Arc and Apple's GPUs have none."""
+    if device.type == "xpu":
+        return not torch.xpu.get_device_properties(device).has_fp64
+    return device.type == "mps"
+
+
+def _without_float64(op: str, own: Implementation) -> Implementation:
+    """Let the reference compute on the CPU what needs float64, and the device all else."""
+    reference = _BACKENDS["reference"].load(op)
+    assert reference is not None, f"the reference lacks {op}"
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if op not in FLOAT64 and not any(isinstance(value, str) and value == "disc" for value in rest):
+            return own(first, *rest)
+        moved = tree_map_only(Tensor, Tensor.cpu, (first, *rest))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(first.device), reference(*moved))
+
+    return run
 
 
 def _from_package(package: str) -> Callable[[str], Implementation | None]:
@@ -206,7 +234,10 @@ def _choice(wanted: str, device: torch.device, interpret: str | None) -> tuple[s
             continue
         reason = backend.obstacle(device)
         if reason is None:
-            return backend.name, "; ".join([f"the choice for {device.type} tensors", *passed_over])
+            why = [f"the choice for {device.type} tensors", *passed_over]
+            if lacks_float64(device):
+                why.append(f"it has no float64, so the CPU computes {', '.join(sorted(FLOAT64))} and masks of a disc")
+            return backend.name, "; ".join(why)
         passed_over.append(f"{backend.name} passed over: {reason}")
     raise AssertionError("the reference takes every device")
 
@@ -216,7 +247,8 @@ def _resolve(op: str, wanted: str, device: torch.device, interpret: str | None) 
     name, _ = _choice(wanted, device, interpret)
     found = _BACKENDS[name].load(op) or _BACKENDS["reference"].load(op)
     assert found is not None, f"the reference lacks {op}"
-    return found
+    # Another package's backend knows its own device.
+    return _without_float64(op, found) if lacks_float64(device) and name in ("triton", "reference") else found
 
 
 def compiled_kernels() -> dict[str, int]:

@@ -120,7 +120,7 @@ radial_mask = primitive(
 )
 
 energy_cutoff = primitive(
-    _energy_cutoff, lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32)
+    _energy_cutoff, lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32), float64=True
 )
 
 band_mix = primitive(
@@ -157,6 +157,7 @@ accumulate = primitive(_accumulate, lambda **_: None, mutates=("total",))
 gradient_step = primitive(
     _gradient_step,
     lambda images, **_: (*(images.new_empty(images.shape) for _ in range(3)), images.new_empty((images.shape[0],))),
+    float64=True,
 )
 
 pixel_mask = primitive(
@@ -172,7 +173,7 @@ layer_evidence = primitive(
     ),
 )
 
-combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty(pixels.shape))
+combine_layers = primitive(_combine_layers, lambda pixels, **_: pixels.new_empty(pixels.shape), float64=True)
 
 
 # Operators without backends -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import increment_version
 from torch.library import Library, infer_schema, register_autograd, register_fake
 
-from .backends import OPS, implementation
+from .backends import FLOAT64, OPS, implementation
 
 NAMESPACE = "fampe_fast"
 P = ParamSpec("P")
@@ -41,6 +41,7 @@ def primitive(
     mutates: Sequence[str] = (),
     gradients: Gradients | None = None,
     saves: Sequence[str] = (),
+    float64: bool = False,
 ) -> Callable[P, R]:
     """Register a primitive, computed by the backend of its first argument's device.
 
@@ -51,12 +52,15 @@ def primitive(
         gradients: by name of a differentiable argument, a function ``(saved, shape, *results)`` of the arguments by
             name, the argument's shape and the gradients of the results. To ask for another argument's gradient raises.
         saves: differentiable arguments that ``saved`` must hold; it holds all others.
+        float64: whether it computes in float64, which some GPUs lack.
 
     Returns:
         A function with the reference's signature.
     """
     name = reference.__name__
     OPS[name] = reference.__module__.rpartition(".")[2]
+    if float64:
+        FLOAT64.add(name)
 
     def dispatch(first: Tensor, *rest: Any) -> Any:
         return implementation(name, first.device)(first, *rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fampe_fast import ops
+from fampe_fast.ops import backends
 from fampe_fast.ops.backends import OPS
 from fampe_fast.ops.registration import DIFFERENTIABLE, MUTATED
 from fampe_fast.testing import Case, assert_same, load_primitives
@@ -234,3 +236,37 @@ def test_the_separable_transform_is_two_matrix_products(device: torch.device) ->
     got = ops.separable_transform(values.to(device), down.to(device), across.to(device)).cpu()
     exact = torch.einsum("bchw,kh,lw->bckl", values.double(), down.double(), across.double())
     torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_devices_without_float64_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, lacks in ((0, True), (1, False)):
+        properties = SimpleNamespace(has_fp64=has)
+        monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device, found=properties: found)
+        assert backends.lacks_float64(torch.device("xpu", 0)) is lacks
+    assert backends.lacks_float64(torch.device("mps"))
+    assert not backends.lacks_float64(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", [*sorted(backends.FLOAT64), "radial_mask of a disc", "band_mix of a disc"])
+def test_without_float64_the_cpu_computes_what_needs_it(name: str, device: torch.device) -> None:
+    op, arguments = EXAMPLES[name]
+    run = backends._without_float64(op, lambda *values: pytest.fail("the device computes it"))
+    got = tensors(run(*moved(arguments, device).values()))
+    expected = tensors(load_primitives("reference", "cpu")[op](**arguments))
+    for one, other in zip(got, expected, strict=True):
+        assert one.device.type == device.type
+        assert_same(one, other.to(device), name)
+
+
+def test_without_float64_the_device_computes_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+    backends._without_float64("band_mix", lambda *values: seen.append(values))(*EXAMPLES["band_mix"][1].values())
+    assert len(seen) == 1
+    monkeypatch.setattr(backends, "lacks_float64", lambda device: True)
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "auto")
+    cpu = torch.device("cpu")
+    for cached in (backends._choice, backends._resolve):
+        monkeypatch.setattr(backends, cached.__name__, cached.__wrapped__)
+    assert "no float64, so the CPU computes combine_layers, energy_cutoff, gradient_step" in backends.choice(cpu)[1]
+    monkeypatch.setenv("FAMPE_FAST_BACKEND", "reference")
+    assert "_without_float64" in backends.implementation("gradient_step", cpu).__qualname__
