@@ -169,6 +169,10 @@ def register_backend(
     if unknown:
         raise ValueError(f"unknown primitives {unknown}; known are {list(OPS)}")
     taken = dict(ops)
+    if "band_mix" in taken:
+        from ..reference.band_samples import samples_of
+
+        taken.setdefault("band_samples", samples_of(taken["band_mix"]))
 
     def obstacle(device: torch.device) -> str | None:
         if device.type in device_types:

@@ -61,7 +61,6 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "irfft2": ("irfft2", {"spectrum": SPECTRUM, "width": 9}),
     "irfft2 of even width": ("irfft2", {"spectrum": SPECTRUM, "width": 8}),
-    "irfft2 without a factor": ("irfft2", {"spectrum": SPECTRUM, "width": 9, "norm": "forward"}),
     "separable_transform": (
         "separable_transform",
         {"values": random(2, 3, 8, 9), "rows": random(8, 8, seed=1), "columns": random(7, 9, seed=2)},
