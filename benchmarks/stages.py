@@ -102,12 +102,12 @@ class Session:
         self.failed += [f"{row.status}: {row.key}" for row in rows if row.status.startswith("failed")]
 
 
-ALL = tuple(entry.name for entry in PRIMITIVES if entry.function is None)
+ALL = tuple(entry.name for entry in PRIMITIVES)
 
 
 def own_checks(session: Session) -> None:
     """Run every kernel's own checks; those that fail mark what they are about, and nothing else."""
-    session.check([primitive(name).implemented_by for name in session.chosen.kernels or ALL])
+    session.check(list(session.chosen.kernels or ALL))
 
 
 def run_tests(session: Session) -> None:
@@ -215,7 +215,7 @@ def _kernels(session: Session, wanted: Sequence[KernelCase], *, first: bool) -> 
     rows: list[KernelRow] = []
     for row in measure_kernels(wanted, session.chosen.providers, work, bench, session.deadline, say):
         if row.provider == "kernel" and row.measured:
-            session.check([primitive(row.kernel).implemented_by])
+            session.check([row.kernel])
         rows.append(replace(row, verified=row.verified and _verified(row, session.machine())))
         session.keep(kernels=rows[-1:])
     session.note(rows)
@@ -231,7 +231,7 @@ def _verified(row: KernelRow | CallRow | LatencyRow, machine: Machine) -> bool:
         return row.way.method == BARE or machine.verifies(*ALL)
     if isinstance(row, LatencyRow):
         return row.kind == BARE_PASS or machine.verifies(*ALL)
-    return row.provider != "kernel" or machine.verifies(primitive(row.kernel).implemented_by)
+    return row.provider != "kernel" or machine.verifies(row.kernel)
 
 
 def plan_of(device: torch.device, build: Build, *, quick: bool, dry_run: bool) -> Plan:

@@ -37,6 +37,46 @@ from .radial_mask import low_pass, mask_radius
 from .radius import on_edge, signed_frequency
 
 
+@triton.jit
+def describe(row, column, height, width, noise_scale, own_scale, row_scale, column_scale, SHAPE: tl.constexpr):
+    """Find whose words a coefficient takes, the scales of its noise's two parts, and its squared radius."""
+    half = width // 2 + 1
+    edge = on_edge(column, width)
+    mirrored = edge & (2 * row > height)
+    own_conjugate = edge & ((row == 0) | (2 * row == height))
+    index = (tl.where(mirrored, height - row, row) * half + column).to(tl.uint32)
+    scale_re = tl.where(own_conjugate, own_scale, noise_scale) * UNIT
+    scale_im = tl.where(own_conjugate, 0.0, tl.where(mirrored, -noise_scale, noise_scale)) * UNIT
+    squared = mask_radius(signed_frequency(row, height), column, height, width, row_scale, column_scale, SHAPE)
+    return index, scale_re, scale_im, squared
+
+
+@triton.jit
+def gains(squared, cutoff, weights, height, width, SHARED: tl.constexpr, SHAPE: tl.constexpr):
+    """Make of an image's masks and weights what the mix adds to its base, and multiplies the multipliers with."""
+    low = low_pass(squared, cutoff, height, width, SHAPE)
+    high = 1 - low
+    base = tl.load(weights) + low * tl.load(weights + 1) + high * tl.load(weights + 3)
+    low_gain = low * (tl.load(weights + 2) * UNIT)
+    high_gain = high * (tl.load(weights + 4) * UNIT)
+    if SHARED:
+        low_gain += high_gain
+    return base, low_gain, high_gain
+
+
+@triton.jit
+def mix(
+    index, counter, step, name, k0, k1, mask,
+    x_re, x_im, noise_re, noise_im, base, low_gain, high_gain, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Draw a coefficient's words, and mix."""
+    w0, w1, w2, w3 = philox4x32(index, counter, step, name, k0, k1)
+    gain = tl.fma(low_gain, to_integer(w2, mask), base)
+    if not SHARED:
+        gain = tl.fma(high_gain, to_integer(w3, mask), gain)
+    return tl.fma(noise_re, to_integer(w0, mask), x_re) * gain, tl.fma(noise_im, to_integer(w1, mask), x_im) * gain
+
+
 @triton.jit(do_not_specialize=["rows", "run", "low_byte", "weight_stride", "channels", "height", "width", "groups"])
 def _band_mix(
     spectrum_ptr,  # (B, C, K) complex64 as int64, K = H * (W//2+1)
@@ -77,14 +117,9 @@ def _band_mix(
     k = program % blocks * BLOCK + lane
     inside = k < count
     row, column = divide(k, half, inverse(half))
-    edge = on_edge(column, width)
-    mirrored = edge & (2 * row > height)
-    own_conjugate = edge & ((row == 0) | (2 * row == height))
-    index = (tl.where(mirrored, height - row, row) * half + column).to(tl.uint32)
-    scale_re = tl.where(own_conjugate, own_scale, noise_scale) * UNIT
-    scale_im = tl.where(own_conjugate, 0.0, tl.where(mirrored, -noise_scale, noise_scale)) * UNIT
-    frequency = signed_frequency(row, height)
-    squared = mask_radius(frequency, column, height, width, row_scale, column_scale, SHAPE)
+    index, scale_re, scale_im, squared = describe(
+        row, column, height, width, noise_scale, own_scale, row_scale, column_scale, SHAPE
+    )
     # Scalars.
     k0, k1 = split_seed(tl.load(seed_ptr))
     step = tl.load(step_ptr).to(tl.uint32)
@@ -114,29 +149,33 @@ def _band_mix(
             plane = spectrum_ptr + (where * channels + channel) * count
             # [GROUP, BLOCK // GROUP]
             x_re, x_im = unpack(tl.load(plane + k, mask=inside, other=0))
-            low = low_pass(squared, tl.load(cutoff_ptr + where), height, width, SHAPE)
-            high = 1 - low
             weights = weights_ptr + where * weight_stride
-            base = tl.load(weights) + low * tl.load(weights + 1) + high * tl.load(weights + 3)
-            low_gain = low * (tl.load(weights + 2) * UNIT)
-            high_gain = high * (tl.load(weights + 4) * UNIT)
-            if SHARED:
-                low_gain += high_gain
+            base, low_gain, high_gain = gains(
+                squared, tl.load(cutoff_ptr + where), weights, height, width, SHARED, SHAPE
+            )
             sigma = tl.load(weights + 5)
             noise_re = sigma * scale_re
             noise_im = sigma * scale_im
         # Once per row: the counter is a scalar, the words and all that follows are [GROUP, BLOCK // GROUP].
         counter = (channel + channels * tl.load(samples_ptr)).to(tl.uint32)
-        w0, w1, w2, w3 = philox4x32(index, counter, step, name, k0, k1)
-        gain = tl.fma(low_gain, to_integer(w2, mask), base)
-        if not SHARED:
-            gain = tl.fma(high_gain, to_integer(w3, mask), gain)
-        real = tl.fma(noise_re, to_integer(w0, mask), x_re) * gain
-        imaginary = tl.fma(noise_im, to_integer(w1, mask), x_im) * gain
+        real, imaginary = mix(
+            index, counter, step, name, k0, k1, mask,
+            x_re, x_im, noise_re, noise_im, base, low_gain, high_gain, SHARED,
+        )  # fmt: skip
         tl.store(out_ptr + k, pack(real, imaginary), mask=inside)
         image_index_ptr += 1
         samples_ptr += 1
         out_ptr += jump
+
+
+def check_mix(spectrum: Tensor, cutoff: Tensor, weights: Tensor, shape: str) -> None:
+    """Refuse what the kernels cannot mix: see ``band_mix``."""
+    check_choice("shape", shape, SHAPES)
+    if spectrum.dtype != torch.complex64 or cutoff.dtype != torch.float32 or weights.dtype != torch.float32:
+        raise TypeError(
+            "the Triton kernel band_mix takes a complex64 spectrum and float32 cut-offs and weights, "
+            f"got {spectrum.dtype}, {cutoff.dtype} and {weights.dtype}"
+        )
 
 
 def band_mix(
@@ -181,12 +220,7 @@ def band_mix(
         TypeError: ``spectrum`` is not complex64, or ``cutoff`` or ``weights`` not float32.
         ValueError: an unknown shape.
     """
-    check_choice("shape", shape, SHAPES)
-    if spectrum.dtype != torch.complex64 or cutoff.dtype != torch.float32 or weights.dtype != torch.float32:
-        raise TypeError(
-            "the Triton kernel band_mix takes a complex64 spectrum and float32 cut-offs and weights, "
-            f"got {spectrum.dtype}, {cutoff.dtype} and {weights.dtype}"
-        )
+    check_mix(spectrum, cutoff, weights, shape)
     _, channels, height, half = spectrum.shape
     rows, count, short = len(image_index), height * half, min(height, width)
     parts = torch.view_as_real(spectrum.resolve_conj().contiguous()).view(torch.int64)

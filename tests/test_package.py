@@ -18,6 +18,9 @@ from PIL import Image
 import fampe_fast
 from fampe_fast.errors import BackendUnavailableError
 from fampe_fast.ops import backends
+from fampe_fast.reference.band_mix import band_mix
+from fampe_fast.testing import Case
+from fampe_fast.testing.arguments import example_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -341,6 +344,19 @@ def test_another_backend_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
         fampe_fast.register_backend("triton", {})
     with pytest.raises(ValueError, match=r"unknown primitives \['fft'\]"):
         fampe_fast.register_backend("mine", {"fft": radial_mask})
+
+
+def test_samples_are_made_with_a_backend_s_own_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = example_arguments("band_samples", Case(8, 8), "cpu")
+    expected = fampe_fast.ops.band_samples(**arguments)
+    fampe_fast.register_backend("mine", {"band_mix": lambda *values: 2 * band_mix(*values)})
+    try:
+        monkeypatch.setenv(backends.VARIABLE, "mine")
+        torch.testing.assert_close(fampe_fast.ops.band_samples(**arguments), 2 * expected)
+    finally:
+        backends._BACKENDS.pop("mine")
+        backends._choice.cache_clear()
+        backends._resolve.cache_clear()
 
 
 class Offer:

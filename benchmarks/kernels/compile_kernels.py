@@ -83,7 +83,7 @@ class Problem:
         """Record what the package would launch."""
         size = self.primitive.fitted(self.size)
         arguments = self.change(self.primitive.arguments(size, torch.device("meta")))
-        return record(self.primitive.implemented_by, lambda: self.primitive.kernel()(**arguments))
+        return record(lambda: self.primitive.kernel()(**arguments))
 
     def work(self, launch: Launch, compiled: Any) -> LaunchWork | None:
         """Count what a launch of sm_90 code executes and moves; None if nothing is known of it beforehand."""
@@ -121,7 +121,7 @@ def _channels_last_bfloat16(arguments: Arguments) -> Arguments:
 
 def usual() -> list[Problem]:
     """List every kernel of the table once."""
-    return [Problem(entry, USUAL) for entry in PRIMITIVES if entry.after is None]
+    return [Problem(entry, USUAL) for entry in PRIMITIVES]
 
 
 def variants() -> list[Problem]:
@@ -129,8 +129,10 @@ def variants() -> list[Problem]:
     odd = Size(32, 20, 225, 224)
     return [
         Problem(primitive("band_mix"), odd, "225 x 224, 8-byte accesses"),
+        Problem(primitive("band_samples"), Size(32, 20, 225, 226), "225 x 226"),
         Problem(primitive("band_mix"), USUAL, "shared multiplier", lambda a: {**a, "shared_multiplier": True}),
         *(Problem(primitive("band_mix"), USUAL, shape, partial(_in_shape, shape)) for shape in SHAPES[1:]),
+        *(Problem(primitive("band_samples"), USUAL, shape, partial(_in_shape, shape)) for shape in SHAPES[1:]),
         Problem(primitive("combine_layers"), Size(32, 20, 299, 299), "299 x 299"),
         Problem(primitive("energy_cutoff"), USUAL, "without DC", lambda a: {**a, "include_dc": False}),
         Problem(primitive("energy_cutoff"), Size(32, 20, 2048, 2048), "2048 x 2048"),

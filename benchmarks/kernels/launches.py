@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -57,14 +57,16 @@ class Launch:
         )
 
 
-def record(name: str, call: Callable[[], Any]) -> list[Launch]:
-    """Record the launches that a call of the Triton kernel's host function of that name makes."""
+def record(call: Callable[[], Any]) -> list[Launch]:
+    """Record the launches that a call of Triton kernels' host functions makes."""
     found = []
 
     def launch(kernel: Any, programs: int, *arguments: Any, like: Any, warps: int, **constants: Any) -> None:
         found.append(Launch(kernel, programs, arguments, warps, constants))
 
-    with mock.patch.object(import_module(f"fampe_fast.kernels.{OPS[name]}"), "launch", launch):
+    with ExitStack() as held:
+        for file in sorted(set(OPS.values())):
+            held.enter_context(mock.patch.object(import_module(f"fampe_fast.kernels.{file}"), "launch", launch))
         call()
     return found
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -174,37 +174,22 @@ def measure_case(
 
 def _calls(provider: str, entry: Primitive, size: Size, arguments: Arguments) -> Iterator[tuple[str, Call, Call]]:
     """Yield a label, the call to time, and the call whose result has the reference's form."""
-
-    def after(result: Any) -> Any:
-        return result if entry.after is None else entry.after(result, size)
-
     if provider == "compiled":
         for form in entry.forms:
-            yield form.label, *_compiled_calls(form, entry, size, arguments, after)
+            yield form.label, *_compiled_calls(form, entry, size, arguments)
         return
     function = entry.kernel() if provider == "kernel" else entry.reference()
-
-    def plain() -> Any:
-        return entry.result(function, arguments)
-
-    def whole() -> Any:
-        return after(function(**arguments))
-
-    yield "", whole, plain
+    yield "", lambda: function(**arguments), lambda: entry.result(function, arguments)
 
 
-def _compiled_calls(
-    form: RealForm, entry: Primitive, size: Size, arguments: Arguments, after: Callable[[Any], Any]
-) -> tuple[Call, Call]:
+def _compiled_calls(form: RealForm, entry: Primitive, size: Size, arguments: Arguments) -> tuple[Call, Call]:
     prepared = form.prepare(arguments, size)
     compiled = torch.compile(form.function, fullgraph=True, dynamic=False)
 
     def finished() -> Any:
         return form.finish(compiled(*form.prepare(entry.fresh(arguments), size)), size)
 
-    if entry.after is None:
-        return lambda: compiled(*prepared), finished
-    return lambda: after(form.finish(compiled(*prepared), size)), finished
+    return lambda: compiled(*prepared), finished
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -63,7 +63,7 @@ class RealForm:
     Attributes:
         function: for ``torch.compile``.
         prepare: from the primitive's arguments to the function's; not timed.
-        finish: from the function's result to the primitive's; timed only where a primitive goes on with the result.
+        finish: from the function's result to the primitive's; not timed.
         label: tells several forms of one primitive apart.
     """
 
@@ -84,8 +84,6 @@ class Primitive:
         real_forms: for ``torch.compile``, where the reference itself is not the one; the fastest counts.
         samples: whether a call draws samples.
         of_layer: whether a call takes a layer of a network that sees the images.
-        after: what is done to the primitive's result inside the measurement, or None.
-        function: name of kernel and reference where it is another than ``name``.
     """
 
     name: str
@@ -94,13 +92,6 @@ class Primitive:
     real_forms: Sequence[RealForm] = ()
     samples: bool = False
     of_layer: bool = False
-    after: Callable[[Any, Size], Any] | None = None
-    function: str | None = None
-
-    @property
-    def implemented_by(self) -> str:
-        """The kernel behind it: its own name unless ``function`` says another."""
-        return self.function or self.name
 
     def kernel(self) -> Callable[..., Any]:
         """Find the Triton host function; imports triton."""
@@ -118,25 +109,25 @@ class Primitive:
     def arguments(self, size: Size, device: torch.device) -> Arguments:
         """Make arguments as the package does, on the device itself; on "meta" without values."""
         case = Case(size.height, size.width, size.images, size.channels, size.rows, taps=7)
-        arguments = example_arguments(self.implemented_by, case, device, device)
+        arguments = example_arguments(self.name, case, device, device)
         if "image_index" in arguments:
             arguments["image_index"] = torch.arange(size.rows, device=device) // max(1, size.samples)
         return arguments
 
     def fresh(self, arguments: Arguments) -> Arguments:
         """Give the arguments, those that a call changes copied."""
-        changed = MUTATED.get(self.implemented_by, ())
+        changed = MUTATED.get(self.name, ())
         return {**arguments, **{name: arguments[name].clone() for name in changed}}
 
     def result(self, function: Callable[..., Any], arguments: Arguments) -> Any:
         """Collect what a call gives, be it returned or written into a copy of an argument."""
         fresh = self.fresh(arguments)
         returned = function(**fresh)
-        return [fresh[name] for name in MUTATED[self.implemented_by]] if returned is None else returned
+        return [fresh[name] for name in MUTATED[self.name]] if returned is None else returned
 
     def _from(self, package: str) -> Callable[..., Any]:
-        module = import_module(f"fampe_fast.{package}.{OPS[self.implemented_by]}")
-        function: Callable[..., Any] = getattr(module, self.implemented_by)
+        module = import_module(f"fampe_fast.{package}.{OPS[self.name]}")
+        function: Callable[..., Any] = getattr(module, self.name)
         return function
 
     def fitted(self, size: Size) -> Size:
@@ -196,6 +187,13 @@ def band_mix_planes(
 def band_mix_interleaved(*arguments: Any) -> Tensor:
     """Store the same as complex numbers are: the inverse transform needs no further copy."""
     return torch.stack(band_mix_planes(*arguments), -1)
+
+
+def band_samples_planes(*arguments: Any) -> Tensor:
+    """``reference.band_samples``; the compiler leaves complex numbers and the transform to torch."""
+    height, width = arguments[-2:]
+    mixed = torch.complex(*band_mix_planes(*arguments))
+    return torch.fft.irfft2(mixed.view(*mixed.shape[:2], height, -1), s=(height, width), norm="forward")
 
 
 def _prepare_band_mix(arguments: Arguments, size: Size) -> tuple[Any, ...]:
@@ -260,10 +258,6 @@ def diversify_adjoint_matrices(gradient: Tensor, down: Tensor, across: Tensor) -
     return down.transpose(-1, -2) @ gradient @ across
 
 
-def to_pixels(mixed: Tensor, size: Size) -> Tensor:
-    return torch.fft.irfft2(mixed, s=(size.height, size.width))
-
-
 # How often the kernels' loops run -------------------------------------------------------------------------------------
 
 
@@ -297,6 +291,11 @@ def _strip_trips(launch: Mapping[str, Any], size: Size) -> tuple[float, ...]:
 
 def _mix_bytes(size: Size) -> int:
     return 8 * (size.rows + size.shown) * size.channels * size.coefficients
+
+
+def _samples_bytes(size: Size) -> int:
+    """Read spectra, and write others of half as many complex numbers as there are pixels, for the transform."""
+    return size.channels * (8 * size.shown * size.coefficients + 4 * size.rows * size.pixels)
 
 
 def _dct_mix_bytes(size: Size) -> int:
@@ -354,13 +353,19 @@ BAND_MIX = Primitive(
 PRIMITIVES = (
     BAND_MIX,
     Primitive(
-        "sampling",
-        lambda size: _mix_bytes(size) + size.rows * size.channels * (8 * size.coefficients + 4 * size.pixels),
-        BAND_MIX.launches,
-        BAND_MIX.real_forms,
+        "band_samples",
+        lambda size: _samples_bytes(size) + 8 * size.rows * size.channels * size.pixels,
+        {
+            **BAND_MIX.launches,  # of odd widths
+            "band_samples": LaunchModel(
+                lambda size: size.rows * size.channels * size.coefficients,
+                _samples_bytes,
+                lambda launch, size: (_runs(size.rows, launch["run"]),),
+                begun=_images_per_program,
+            ),
+        },
+        (RealForm(band_samples_planes, _prepare_band_mix),),
         samples=True,
-        after=to_pixels,
-        function="band_mix",
     ),
     Primitive(
         "gradient_step",

@@ -73,7 +73,7 @@ def bars(rows: Sequence[KernelRow]) -> list[str]:
         for share in reached:
             said.append(_bar(f"{name} {USUAL}: {share:.0%} of its floor, bar {bar:.0%}", (share or 0) >= bar))
     for (name, size, provider), ratio in speed_ups(rows).items():
-        if name == "sampling" and _usual(size) and provider in SAMPLING_BARS:
+        if name == "band_samples" and _usual(size) and provider in SAMPLING_BARS:
             bar = SAMPLING_BARS[provider]
             said.append(_bar(f"sampling {size}: {ratio:.1f} times as fast as {provider}, bar {bar:.0f}", ratio >= bar))
     return said

@@ -116,7 +116,7 @@ class BandMixSampler:
     def prepare(self, images: Tensor, spectrum: Tensor) -> Prepared:
         """Compute the mode's numbers divided by HW, and the energy cut-off of each image or the fixed one.
 
-        The mix is linear in these numbers, so its result is divided by HW, and the inverse transform need not do it.
+        The mix is linear in these numbers, so its result is divided by HW, and ``band_samples`` does not do it.
         """
         config, (height, width) = self._config, images.shape[-2:]
         bands = (number / (height * width) for number in config.band_weights())
@@ -137,7 +137,7 @@ class BandMixSampler:
         """Mix, and transform back."""
         weights, cutoff, _ = batch.prepared
         assert cutoff is not None
-        mixed = ops.band_mix(
+        return ops.band_samples(
             batch.spectrum,
             cutoff,
             weights,
@@ -150,7 +150,6 @@ class BandMixSampler:
             self._shared_multiplier,
             self._config.mask_shape,
         )
-        return ops.irfft2(mixed, batch.width, "forward")
 
 
 class DCTSampler:

@@ -29,7 +29,7 @@ NO_TRITON = "the package triton is not installed: pip install triton (torch for 
 PLUGINS = "fampe_fast.backends"
 OPS: dict[str, str] = {}
 """Each primitive and the file that contains it, in ``reference`` and in ``kernels``; ``primitives`` fills it."""
-FLOAT64: list[str] = []
+FLOAT64: set[str] = set()
 """Primitives that compute in float64, in the reference and in the kernels; ``primitives`` fills it. Masks in the shape
 of a disc do, too."""
 
@@ -167,6 +167,10 @@ def register_backend(
     if unknown:
         raise ValueError(f"unknown primitives {unknown}; known are {list(OPS)}")
     taken = dict(ops)
+    if "band_mix" in taken:
+        from ..reference.band_samples import samples_of
+
+        taken.setdefault("band_samples", samples_of(taken["band_mix"]))
 
     def obstacle(device: torch.device) -> str | None:
         if device.type in device_types:

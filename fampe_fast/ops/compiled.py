@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..reference.band_mix import mix_rows
+from ..reference.band_samples import samples_of
 from ..reference.dct_mix import dct_mix_rows
 from ..reference.radial_mask import radial_mask
 from ..reference.spectral_noise import HermitianGrid, hermitian_grid
@@ -143,4 +144,8 @@ def dct_mix(
     return mixed.view(len(samples), *spectrum.shape[1:])
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"band_mix": band_mix, "dct_mix": dct_mix}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "band_mix": band_mix,
+    "band_samples": samples_of(band_mix),
+    "dct_mix": dct_mix,
+}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..reference.accumulate import accumulate as _accumulate
 from ..reference.band_mix import band_mix as _band_mix
+from ..reference.band_samples import band_samples as _band_samples
 from ..reference.combine_layers import combine_layers as _combine_layers
 from ..reference.dct_mix import dct_mix as _dct_mix
 from ..reference.diversify import diversify as _diversify
@@ -34,6 +35,7 @@ __all__ = [
     "StepResult",
     "accumulate",
     "band_mix",
+    "band_samples",
     "combine_layers",
     "dct_mix",
     "diversify",
@@ -120,15 +122,20 @@ radial_mask = primitive(
 )
 
 energy_cutoff = primitive(
-    _energy_cutoff,
-    lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32),
-    float64=True,
+    _energy_cutoff, lambda spectrum, **_: spectrum.new_empty((spectrum.shape[0],), dtype=torch.float32), float64=True
 )
 
 band_mix = primitive(
     _band_mix,
     lambda spectrum, image_index, **_: _rows_like(spectrum, image_index, torch.contiguous_format),
     gradients={"spectrum": _band_gradient},
+)
+
+band_samples = primitive(
+    _band_samples,
+    lambda spectrum, image_index, width, **_: spectrum.new_empty(
+        (image_index.shape[0], *spectrum.shape[1:3], width), dtype=spectrum.dtype.to_real()
+    ),
 )
 
 dct_mix = primitive(
@@ -198,22 +205,11 @@ def separable_transform(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor
         return rows @ values @ columns.T
 
 
-@operator(
-    lambda spectrum, width, norm: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real())
-)
-def irfft2(spectrum: Tensor, width: int, norm: str = "backward") -> Tensor:
+@operator(lambda spectrum, width: spectrum.new_empty((*spectrum.shape[:-1], width), dtype=spectrum.dtype.to_real()))
+def irfft2(spectrum: Tensor, width: int) -> Tensor:
     """Transform half spectra (..., H, W//2+1), complex, back to images (..., H, W); not differentiable.
 
     ``torch.fft.irfft2`` as an operator, because older torch cannot trace its own with dynamic shapes.
-
-    Args:
-        spectrum: (..., H, W//2+1), complex.
-        width: W.
-        norm: ``backward`` divides by HW; ``forward`` does not, and on a GPU saves a launch that reads and writes all
-            pixels.
-
-    Returns:
-        (..., H, W), real.
     """
-    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width), norm=norm)
+    images: Tensor = torch.fft.irfft2(spectrum, s=(spectrum.shape[-2], width))
     return images

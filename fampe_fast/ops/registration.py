@@ -60,7 +60,7 @@ def primitive(
     name = reference.__name__
     OPS[name] = reference.__module__.rpartition(".")[2]
     if float64:
-        FLOAT64.append(name)
+        FLOAT64.add(name)
 
     def dispatch(first: Tensor, *rest: Any) -> Any:
         return implementation(name, first.device)(first, *rest)

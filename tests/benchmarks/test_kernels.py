@@ -81,9 +81,8 @@ def test_the_bytes_of_the_usual_size_counted_by_hand() -> None:
     assert primitive("layer_evidence").bytes(layer) == 4 * 32 * 14 * 14 * (1024 + 1024 + 1)
     levels = 224 * 224 + 56 * 56 + 28 * 28 + 14 * 14 + 7 * 7
     assert primitive("combine_layers").bytes(size) == 4 * 32 * (levels + 224 * 224)
-    # The transform reads what the mix has written and writes the pixels.
-    transform = 64 * 3 * (plane * 8 + 224 * 224 * 4)
-    assert primitive("sampling").bytes(size) == primitive("band_mix").bytes(size) + transform
+    # The mix writes as many bytes as there are pixels; the transform reads these and writes the pixels.
+    assert primitive("band_samples").bytes(size) == 4 * 3 * plane * 8 + 64 * 3 * 224 * 224 * 4 * 3
     assert floor(primitive("band_mix").bytes(size), [], H200).us == pytest.approx(41_309_184 / 4.8e6)
 
 
@@ -235,7 +234,7 @@ def test_sizes_where_the_kernel_loses_are_named() -> None:
 
 
 def test_bars_are_met_or_missed() -> None:
-    sampling = [dataclasses.replace(found, kernel="sampling") for found in (row("kernel", 5), row("eager", 30))]
+    sampling = [dataclasses.replace(found, kernel="band_samples") for found in (row("kernel", 5), row("eager", 30))]
     assert [line.rsplit(" ", 1)[1] for line in bars([row("kernel", 5, floor_share=0.81), *sampling])] == [
         "met",
         "MISSED",

@@ -20,6 +20,7 @@ import triton.language as tl  # noqa: E402
 from fampe_fast.checks import LARGEST_CUTOFF, SMALLEST_CUTOFF  # noqa: E402
 from fampe_fast.kernels import energy_cutoff as energy_cutoff_file  # noqa: E402
 from fampe_fast.kernels.band_mix import band_mix  # noqa: E402
+from fampe_fast.kernels.band_samples import band_samples  # noqa: E402
 from fampe_fast.kernels.bilinear import divide, inverse, reciprocal, source_pixels  # noqa: E402
 from fampe_fast.kernels.combine_layers import combine_layers  # noqa: E402
 from fampe_fast.kernels.energy_cutoff import energy_cutoff  # noqa: E402
@@ -235,13 +236,16 @@ def test_masks_do_not_depend_on_blocks(device: torch.device) -> None:
             assert all(map(torch.equal, radial_mask(cutoff, 12, 20, block=block), whole)), block
 
 
+@pytest.mark.parametrize("mix", [band_mix, band_samples])
 @pytest.mark.parametrize("size", [(12, 20), (9, 8)])
-def test_the_mix_does_not_depend_on_blocks_or_grid(size: tuple[int, int], device: torch.device) -> None:
-    arguments = example_arguments("band_mix", Case(*size, channels=1), device)
-    whole = band_mix(**arguments)
+def test_the_mix_does_not_depend_on_blocks_or_grid(
+    mix: Callable[..., Tensor], size: tuple[int, int], device: torch.device
+) -> None:
+    arguments = example_arguments(mix.__name__, Case(*size, channels=1), device)
+    whole = mix(**arguments)
     for block, run in ((64, 1), (1024, 99)):  # a program of 99 rows meets images again and again
         with poisoned_memory():
-            assert torch.equal(band_mix(**arguments, block=block, run=run), whole), (block, run)
+            assert torch.equal(mix(**arguments, block=block, run=run), whole), (block, run)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,18 @@ def test_results_are_written_once_in_whole_sectors(name: str, kernel: str, writt
     assert written <= stores.moved <= written + 2 * 3 * SECTOR  # a tensor may begin in the middle of a sector
 
 
-@pytest.mark.parametrize(("name", "source"), [("band_mix", SPECTRA), ("dct_mix", PIXELS)])
+def test_packed_spectra_are_written_once_and_in_runs_of_a_row() -> None:
+    """A row's quarter of 25 pairs makes 25 numbers of 8 bytes, and 23 or 24 against their order."""
+    stores = traffic("band_samples")["band_samples", "st"]
+    assert 4 * PIXELS <= stores.footprint <= 4 * PIXELS + 2 * 3 * SECTOR
+    runs = 4 * 2 * 3 * SIDE * (2 + 2)  # a warp holds parts of two rows, and each run begins and ends within a sector
+    assert 4 * PIXELS <= stores.moved <= 4 * PIXELS + runs * SECTOR
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("band_mix", SPECTRA), ("dct_mix", PIXELS)],
+)
 def test_a_mix_reads_a_spectrum_once_for_all_samples_of_a_program(name: str, source: int) -> None:
     loads = {run: traffic(name, run=run)[name, "ld"].moved for run in (1, 4)}
     spare = 2 * 3 * SECTOR
@@ -156,7 +167,7 @@ def test_evidence_loads_as_wide_as_a_layer_s_sizes_allow(
     case: Case, layout: str, dtype: torch.dtype, width: int
 ) -> None:
     arguments = evidence_of(case, layout, dtype)
-    (launch,) = record("layer_evidence", lambda: primitive("layer_evidence").kernel()(**arguments))
+    (launch,) = record(lambda: primitive("layer_evidence").kernel()(**arguments))
     loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", launch.compile().asm["ptx"])
     assert {int(count or 1) * int(bits) // 8 for count, bits in loads} == {width}
 

@@ -276,7 +276,7 @@ def test_on_a_gpu_the_kernels_are_ready_after_it() -> None:
     method = FAMPE(model, steps=3, samples=8, input_diversity=True)
     warmup(method, 40, batch=2)
     ready, made = compiled_kernels(), graphs()
-    assert {"band_mix", "accumulate", "step"} <= {name for name, forms in ready.items() if forms}
+    assert {"band_samples", "accumulate", "step"} <= {name for name, forms in ready.items() if forms}
     method.attribute(some_images(2, height=40, width=40).cuda(), target=1)
     assert compiled_kernels() == ready
     assert graphs() == made

@@ -183,6 +183,13 @@ class Racy:
         return values * (1 + 2**-22) if self.calls % 3 == 0 else values
 
 
+def columns_exchanged(pixels: Tensor) -> Tensor:
+    """Exchange each even column with the odd one behind it, where the width is even."""
+    if pixels.shape[-1] % 2:
+        return pixels
+    return pixels.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
 def unwritten(dim: int) -> Callable[[Tensor], Tensor]:
     """Fresh memory into which everything but the last slice along a dimension is written."""
 
@@ -472,6 +479,18 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "mix: tf32": ("band_mix", after("band_mix", ten_bits)),
     "mix: racy": ("band_mix", after("band_mix", Racy())),
     "mix: last row of coefficients unwritten": ("band_mix", after("band_mix", unwritten(-2))),
+    "samples: divided by HW": (
+        "band_samples",
+        after("band_samples", lambda pixels: pixels / math.prod(pixels.shape[2:])),
+    ),
+    "samples: even and odd columns exchanged": (
+        "band_samples",
+        after("band_samples", columns_exchanged),
+    ),
+    "samples: upside down": ("band_samples", after("band_samples", lambda pixels: pixels.flip(2))),
+    "samples: seven rounds": ("band_samples", generator("band_samples", 0, 1, 2, 3, rounds=7)),
+    "samples: tf32": ("band_samples", after("band_samples", ten_bits)),
+    "samples: racy": ("band_samples", after("band_samples", Racy())),
     "dct: words exchanged": ("dct_mix", generator("dct_mix", 2, 1, 0, 3)),
     "dct: seven rounds": ("dct_mix", generator("dct_mix", 0, 1, 2, 3, rounds=7)),
     "dct: row number in place of the image's name": ("dct_mix", changed("dct_mix", row_for_name)),
@@ -611,6 +630,11 @@ CATCHERS: dict[str, str] = {
     "mix: row number in place of the image's name": "band_mix_of_a_row_stands_alone",
     "mix: the seed's upper half ignored": "band_mix_streams_differ",
     "mix: racy": "band_mix_is_repeatable",
+    "samples: divided by HW": "band_samples_without_randomness_are_the_images",
+    "samples: even and odd columns exchanged": "band_samples_without_randomness_are_the_images",
+    "samples: upside down": "band_samples_without_randomness_are_the_images",
+    "samples: tf32": "band_samples_are_as_accurate_as_the_reference",
+    "samples: racy": "band_samples_depend_on_neither_strides_nor_run",
     "dct: words exchanged": "dct_mix_draws_the_published_words_at_dc",
     "dct: seven rounds": "dct_mix_draws_the_published_words_at_dc",
     "dct: row number in place of the image's name": "dct_mix_of_a_row_stands_alone",
