@@ -5,7 +5,7 @@
 
 FAMPE and AttEXplore of this package; AttEXplore the way its public code runs it (``end_to_end/public_attexplore.py``);
 Captum's integrated gradients and SmoothGrad with as many passes, T * N; FAMPE's map of one pass and Grad-CAM of
-pytorch-grad-cam, which make one; and the bare model's forward and backward passes, channels-last, without parameter
+pytorch-grad-cam, T * N times; and the bare model's forward and backward passes, channels-last, without parameter
 gradients, with the number of images per pass that is fastest on this machine. As many of those as a method makes are
 its bound. The package's methods run the model as ``load_classifier`` gives it, its batch normalisation folded, and on a
 CPU keep freed memory; the others run it as published, and the bare passes both ways.

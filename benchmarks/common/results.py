@@ -101,7 +101,7 @@ class CallRow:
         build: machine and versions.
         status: ``MEASURED``, or why there is no time.
         chunk: images per model pass, where the method has a say in it.
-        pass_ms: milliseconds per pass and image, one per repetition: the call's time over ``Way.passes``, whatever the
+        pass_ms: milliseconds per pass and image, one per repetition: the call's time over T * N * B, whatever the
             method wastes; for bare passes those really made.
         shares: of the bound, the bare passes of the same precision and compilation, in the same round.
         shares_of_best: of the fastest bare passes of the same precision, compiled or not, as published or as here.
@@ -149,7 +149,7 @@ class CallRow:
     @property
     def maps_per_s(self) -> Spread:
         """Maps per second; for bare passes the maps that they allow."""
-        each = self.way.passes(self.case) / self.case.batch
+        each = self.case.steps * self.case.samples / self.way.maps(self.case)
         return Spread.of([1e3 / (ms * each) for ms in self.pass_ms])
 
 

@@ -118,9 +118,12 @@ class Way:
     enlarged: bool = False
     prepared: bool = False
 
-    def passes(self, case: Case) -> int:
-        """Count the forward and backward passes that its maps of the batch are made of."""
-        return case.batch if self.method in ONE_PASS else case.passes
+    def maps(self, case: Case) -> int:
+        """Count the maps of each image that a call makes: of one pass as many as the others make passes.
+
+        So all calls take as long as T * N passes, and none is timed with caches that the one before has left cold.
+        """
+        return case.steps * case.samples if self.method in ONE_PASS else 1
 
     def __str__(self) -> str:
         parts = [LABELS[self.method], self.precision]

@@ -72,7 +72,7 @@ def build(
         )
         return lambda: public.attribute(images, targets)
     if way.method == "grad_cam":
-        return grad_cam(models.best, way.precision, images, targets)
+        return repeated(grad_cam(models.best, way.precision, images, targets), way.maps(case))
     return _captum(way, case, _InPrecision(models.best, way.precision), chunk, images, targets)
 
 
@@ -117,7 +117,17 @@ def _ours(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, ta
     if warm:
         size = case.side, case.side
         warmup(method, size, batch=case.batch, target=targets, internal_batch_size=chunk, device=images.device)
-    return lambda: method.attribute(images, targets, internal_batch_size=chunk)
+    return repeated(lambda: method.attribute(images, targets, internal_batch_size=chunk), way.maps(case))
+
+
+def repeated(call: Call, count: int) -> Call:
+    """Make one call of several."""
+
+    def run() -> None:
+        for _ in range(count):
+            call()
+
+    return run
 
 
 def _captum(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor, targets: Tensor) -> Call:
@@ -254,7 +264,8 @@ def count_passes(way: Way, case: Case, chunk: int) -> Passes:
     forward, backward = model.forward_images, model.begun_images
     enlarged = sum(count for (_, width), count in forward.items() if width > case.side)
     total = sum(forward.values())
-    return Passes(total / case.batch, sum(backward.values()) / case.batch, enlarged / max(total, 1))
+    maps = case.batch * way.maps(case)
+    return Passes(total / maps, sum(backward.values()) / maps, enlarged / max(total, 1))
 
 
 def load_images(folder: str | None, batch: int, side: int, model: Any) -> Tensor:

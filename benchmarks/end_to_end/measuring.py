@@ -251,7 +251,7 @@ def _rows(runners: Sequence[_Runner], case: Case, plan: Plan) -> list[CallRow]:
             rows.append(replace(row, pass_ms=tuple(1e3 * value for value in seconds)))
             continue
         assert runner.passes is not None
-        pass_ms = tuple(1e3 * value / way.passes(case) for value in runner.seconds)
+        pass_ms = tuple(1e3 * value / case.passes for value in runner.seconds)
         mine = _bound(bare.get((way.precision, way.compile, plan.own_bound)), runner.passes.enlarged)
         others = [_bound(found, runner.passes.enlarged) for key, found in bare.items() if key[0] == way.precision]
         best = min((bound for bound in others if bound), key=lambda bound: sorted(bound)[len(bound) // 2], default=())
