@@ -35,7 +35,7 @@ BOXES = {
     "view pass": Box(6.3, 4.6, 1.9, "model pass", "forward and backward", _MODEL),
     "levels": Box(8.6, 4.6, 2.0, "levels", "evidence $e_1 ... e_L$\n(B, h·w) each\nlayer_evidence"),
     "spectrum": Box(3.9, 2.75, 2.1, "spectrum", "$X$ = rfft2($x_t$)\ncut-off: energy_cutoff"),
-    "sample": Box(3.9, 1.0, 2.1, "samples", "N per image, in chunks\n(P, C, H, W)\nband_mix, irfft2"),
+    "sample": Box(3.9, 1.0, 2.1, "samples", "N per image, in chunks\n(P, C, H, W)\nband_samples"),
     "sample pass": Box(6.3, 1.0, 1.9, "model pass", "forward and backward,\none chunk of P rows", _MODEL),
     "sum": Box(8.6, 1.0, 2.0, "gradient sum", "(B, C, H, W)\naccumulate"),
     "step": Box(8.6, 2.75, 2.0, "step", "$x_{t+1}$, momentum,\nattribution $A$\ngradient_step"),

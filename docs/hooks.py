@@ -14,10 +14,10 @@ _PLACE = re.compile(r"^\{\{ help ?([a-z]*) \}\}$", re.MULTILINE)
 
 
 def help_texts() -> dict[str, str]:
-    """Format the help of each command, and under an empty name that of ``fampe-fast`` itself, 100 columns wide."""
+    """Format the help of each command, and under an empty name that of ``fampe-fast`` itself, 76 columns wide."""
     parser = make_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    with mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1"):
+    with mock.patch.dict(os.environ, COLUMNS="76", NO_COLOR="1"):
         return {name: found.format_help() for name, found in {"": parser, **commands.choices}.items()}
 
 
