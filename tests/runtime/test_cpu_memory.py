@@ -6,12 +6,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from contextlib import suppress
 
 import pytest
 import torch
 
 from fampe_fast import FAMPE, insertion_deletion
+from fampe_fast.runtime import cpu_memory
 from fampe_fast.runtime.cpu_memory import _KEEP, _USUAL, VARIABLE, kept_memory
 
 from ..models_for_tests import Smooth, some_images
@@ -40,11 +42,21 @@ class Allocator:
 KEPT, GIVEN_BACK = [_KEEP], [_KEEP, _USUAL, "trim"]
 
 
+def settled() -> None:
+    """Wait until nobody waits to give memory back."""
+    end = time.monotonic() + 10
+    while cpu_memory._waiting:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, int] | str]:
     """What the C library would be told, call by call."""
     allocator = Allocator()
+    settled()
     monkeypatch.setattr("fampe_fast.runtime.cpu_memory._glibc", lambda: allocator)
+    monkeypatch.setattr(cpu_memory, "IDLE", 0.05)
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", VARIABLE)]:
         monkeypatch.delenv(name)
     return allocator.told
@@ -69,7 +81,38 @@ def test_memory_is_kept_from_the_first_block_to_the_last(told: list[dict[int, in
     assert told == KEPT  # the other thread goes on
     leave.set()
     thread.join(10)
+    settled()
     assert told == GIVEN_BACK
+
+
+def test_calls_that_follow_each_other_keep_the_memory(
+    told: list[dict[int, int] | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_memory, "IDLE", 1.0)
+    for _ in range(20):
+        with kept_memory(CPU):
+            pass
+        time.sleep(0.01)
+    assert "trim" not in told
+    assert [thread.name for thread in threading.enumerate()].count("kept memory") == 1
+    settled()
+    assert told[-2:] == [_USUAL, "trim"]
+    assert told.count("trim") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork")
+def test_a_forked_process_gives_back_what_it_keeps(told: list[dict[int, int] | str]) -> None:
+    with kept_memory(CPU):
+        pass
+    child = os.fork()
+    if child == 0:  # the thread that waits is the parent's
+        with kept_memory(CPU):
+            pass
+        with suppress(AssertionError):
+            settled()
+        os._exit(0 if told[-1] == "trim" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    settled()
 
 
 @pytest.mark.parametrize(
@@ -95,8 +138,10 @@ def test_other_devices_are_none_of_its_business(told: list[dict[int, int] | str]
 def test_methods_and_metrics_keep_memory(told: list[dict[int, int] | str]) -> None:
     model, images = Smooth(), some_images(1)
     maps = FAMPE(model, steps=1, samples=1).attribute(images, target=0)
+    settled()
     assert told == GIVEN_BACK
     insertion_deletion(model, images, maps, 0, steps=2, mean=0.5)
+    settled()
     assert told == GIVEN_BACK * 2
 
 
@@ -148,8 +193,8 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
 def test_what_is_free_is_given_back_at_the_end() -> None:
     """Even where a small tensor outlives the block at the heap's end."""
     before, inside, after = printed_by("""
-        import os, torch
-        from fampe_fast.runtime.cpu_memory import kept_memory
+        import os, time, torch
+        from fampe_fast.runtime.cpu_memory import IDLE, kept_memory
 
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
@@ -162,6 +207,7 @@ def test_what_is_free_is_given_back_at_the_end() -> None:
             survivor = torch.ones(16 << 10)
             del large
             inside = resident()
+        time.sleep(IDLE + 1)
         print(before, inside, resident())
     """)
     assert inside > before + 100  # of 128 MiB
