@@ -124,6 +124,7 @@ def test_a_bad_image_changes_no_other_row(tmp_path: Path) -> None:
         np.testing.assert_array_equal(good["probability"][there], bad["probability"][there])
 
 
+@pytest.mark.slow
 def test_the_order_of_the_shards_and_who_makes_them_do_not_matter(tmp_path: Path) -> None:
     folder = draw_with_errors(tmp_path / "images", 18)
     one = planned(tmp_path / "one", folder, a_classifier())

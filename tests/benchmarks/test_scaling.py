@@ -164,6 +164,7 @@ def logged_run(root: Path, monkeypatch: pytest.MonkeyPatch, writing: float) -> l
     return sorted(logged(storage, "shard"), key=lambda line: float(line["time"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writing", [0.5, 1.0], ids=["device", "storing"])
 def test_the_model_of_a_worker_reproduces_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: float

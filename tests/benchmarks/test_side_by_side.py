@@ -238,6 +238,7 @@ def test_shares_are_of_passes_of_the_same_sizes_in_the_same_round(monkeypatch: p
     assert kept == [*forth, *forth[::-1]] * 2
 
 
+@pytest.mark.slow
 def test_apart_plain_ways_come_first_and_each_has_the_bound_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     monkeypatch.setattr(measuring, "graph_launches", lambda call, device: 12)

@@ -85,6 +85,7 @@ def test_the_smooth_primitives_have_gradients() -> None:
     assert smooth <= set(DIFFERENTIABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact to float64's finite differences, so on the reference, which takes float64."""
@@ -191,6 +192,7 @@ def test_the_compiler_leaves_a_backend_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.slow
 def test_a_user_can_differentiate_from_samples_to_the_image(device: torch.device) -> None:
     """The chain rfft2 -> mix -> irfft2 is linear in the image: its gradient is the transpose, whatever the image."""
     arguments = example_arguments("band_mix", CASE, device)
@@ -212,6 +214,7 @@ def test_a_user_can_differentiate_from_samples_to_the_image(device: torch.device
     torch.testing.assert_close(change, (step * first).sum(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_operators_are_traced_without_a_break(name: str, device: torch.device) -> None:
     """Fullgraph, and the result that of the plain call, to the bit."""

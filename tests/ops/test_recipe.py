@@ -89,6 +89,7 @@ def names_in(code: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "op", ["accumulate", "combine_layers", "pixel_mask", "energy_cutoff", "gradient_step", "layer_evidence"]
 )

@@ -45,6 +45,7 @@ def suite(site: Path, *options: str) -> tuple[int, str]:
     return run(site, "-m", *shlex.split(command), "-p", "no:cacheprovider", "--fampe-device", "cpu", *options)
 
 
+@pytest.mark.slow
 def test_the_backend_passes_the_suite(site: Path) -> None:
     code, text = suite(site, "-v")
     assert code == 0, text
@@ -103,6 +104,7 @@ print("the same map")
 """
 
 
+@pytest.mark.slow
 def test_it_is_found_by_its_name_and_makes_the_map(site: Path) -> None:
     assert run(site, "-c", PROGRAM, backend="mine") == (0, "the same map\n")
     code, text = run(site, "-m", "fampe_fast", "explain", "nothing.png", "--device", "cpu", backend="mime")
