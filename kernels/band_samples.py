@@ -7,8 +7,8 @@ image's, Y, coefficient by coefficient:
 
 and ``z`` is the inverse transform of Z. (Transforms to real numbers begin with this.) torch copies nothing before a
 transform from complex to complex numbers, where it copies all before one to real numbers, which may overwrite what it
-reads; and the result is the samples as they lie. (Two samples in one complex transform would save that copy too, but
-ask for another to part them, and tie a sample's last bits to those of its partner.)
+reads; and the result needs no rearrangement. (Two samples in one complex transform would save that copy too, but need
+another one to separate them, and make a sample's last bits depend on its partner's.)
 
 A program's lanes are pairs of coefficients that are each other's partners, (u, v) and (-u, W/2 - v) with v <= W/4: they
 are drawn and mixed as in ``band_mix``, to the same bits, and make the two numbers of their places. Both lie in memory
@@ -58,7 +58,7 @@ def _band_samples(
     step_ptr,  # () int64
     rows,  # P
     run,  # rows per program
-    low_byte,  # LOW_BYTE, see there
+    low_byte,  # LOW_BYTE, explained in philox.py
     weight_stride,
     channels,
     height,
@@ -127,7 +127,7 @@ def _band_samples(
     for _ in range(tl.minimum(run, rows - first)):
         wanted = tl.load(image_index_ptr).to(tl.int32)
         if wanted != image:
-            # Once per image: the spectrum and what the masks make of the weights.
+            # Once per image: the spectrum, and the weights times the masks.
             image = wanted
             where = image.to(tl.int64)
             name = tl.load(image_ids_ptr + where).to(tl.uint32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast.engine.precision import autocast, matrix_precision
+from fampe_fast.errors import FampeWarning
 from fampe_fast.models import fold_batch_norm
 from fampe_fast.runtime.activations import find_activations
 from fampe_fast.runtime.compilation import with_code_of_its_own
@@ -222,6 +224,14 @@ def _bare(way: Way, case: Case, model: nn.Module, chunk: int, images: Tensor) ->
                 parameter.requires_grad_(flag)
 
     return passes
+
+
+@contextmanager
+def failing_uncompiled() -> Iterator[None]:
+    """Raise where compilation fails: what then runs uncompiled is no time of compiled code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile failed", FampeWarning)
+        yield
 
 
 def in_precision(call: Call, precision: str, device: torch.device) -> Call:

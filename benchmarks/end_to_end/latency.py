@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from fampe_fast import FAMPE, warmup
-from fampe_fast.errors import FampeWarning
 
 from ..common.command import Say
 from ..common.machine import Build, Machine
 from ..common.results import ENOUGH, NOT_RUN, LatencyRow, status_of, table
 from ..common.timing import Call, seconds_of
 from .cases import BARE, Case, ModelSpec, Way
-from .contestants import Models, build, in_precision
+from .contestants import Models, build, failing_uncompiled, in_precision
 from .profiling import graph_launches
 from .report import graphs_of
 
@@ -70,9 +68,7 @@ def measure_latencies(plan: LatencyPlan, deadline: float, say: Say) -> Iterator[
             yield row
             continue
         try:
-            with warnings.catch_warnings():
-                # What runs uncompiled all the same is no time of compiled code.
-                warnings.filterwarnings("error", "torch.compile failed", FampeWarning)
+            with failing_uncompiled():
                 call = in_precision(_call(row, models, image, target), row.precision, plan.device)
                 for _ in range(3):  # what compiles, captures or allocates does so here
                     call()

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,15 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fampe_fast.errors import FampeWarning
-
 from .. import ROOT
 from ..common.command import Say
 from ..common.machine import Build
 from ..common.results import MEASURED, NOT_RUN, CallRow, status_of
 from ..common.timing import Call, in_turns, peak_bytes, seconds_of
 from .cases import BARE, OURS, PEERS, Case, ModelSpec, Way
-from .contestants import Models, Passes, bare_passes, build, count_passes, in_precision, load_images
+from .contestants import Models, Passes, bare_passes, build, count_passes, failing_uncompiled, in_precision, load_images
 from .profiling import graph_launches
 
 
@@ -199,9 +196,7 @@ def _warm_up(runner: _Runner, case: Case, models: Models, images: Tensor, target
     way = runner.way
     if way.method != BARE:
         runner.passes = count_passes(way, case, runner.chunk)
-    with warnings.catch_warnings():
-        # What runs uncompiled all the same is no time of compiled code.
-        warnings.filterwarnings("error", "torch.compile failed", FampeWarning)
+    with failing_uncompiled():
         call = in_precision(
             build(way, case, models, runner.chunk, images, targets, warm=True), way.precision, images.device
         )
