@@ -105,13 +105,18 @@ def _layer_evidence(
         g = next_g
     sums += g.to(sum_type) * a.to(sum_type)
 
-    # In pairs of neighbours, first within runs: a sum of two is the same however the compiler deals them to threads.
+    # In pairs of neighbours, first within runs. Not by tl.sum over two: where warps share out several dimensions Triton
+    # 3.3 to 3.7 write two warps' values to one place of the shared memory, and results are wrong. To split, a thread is
+    # given both, once for all levels.
     for level in tl.static_range(LEVELS):
         if (RUN >> level) > 1:
-            sums = tl.sum(tl.reshape(sums, ((PIXELS * RUN) >> (level + 1), 2, SUMS // RUN)), 1)
+            pairs = tl.reshape(sums, ((PIXELS * RUN) >> (level + 1), 2, SUMS // RUN))
+            even, odd = tl.split(tl.permute(pairs, (0, 2, 1)))
+            sums = even + odd
     for level in tl.static_range(LEVELS):
         if (SUMS // RUN >> level) > 1:
-            sums = tl.sum(tl.reshape(sums, ((PIXELS * SUMS // RUN) >> (level + 1), 2)), 1)
+            even, odd = tl.split(tl.reshape(sums, ((PIXELS * SUMS // RUN) >> (level + 1), 2)))
+            sums = even + odd
     total = tl.reshape(sums, (PIXELS,))  # [PIXELS]
     tl.store(out_ptr + image * pixels + pixel, tl.where(total > 0, 0.0, 0.0 - total), mask=inside)
 
@@ -169,7 +174,7 @@ def layer_evidence(activation: Tensor, gradient: Tensor, *, block: int | None = 
         PIXELS_FASTEST=pixels_fastest,
         GROUP=group,
         SUMS=sums,
-        RUN=min(sums, SUMS_PER_THREAD) if pixels_fastest else 1,
+        RUN=max(1, min(sums, SUMS_PER_THREAD // group)) if pixels_fastest else 1,
         PIXELS=block,
     )
     return out

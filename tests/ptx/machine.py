@@ -242,8 +242,10 @@ class _Threads:
     def _address(self, operand: str) -> NDArray[np.int64]:
         text = operand[1:-1]
         base, _, offset = text.partition("+")
-        address = np.zeros((1, 1), np.int64) if base == "global_smem" else self.registers[base].astype(np.int64)
-        return np.broadcast_to(address + int(offset or "0", 0), self.shape)
+        register = np.zeros((1, 1), np.uint32) if base == "global_smem" else self.registers[base]
+        address = register.astype(np.int64) + int(offset or "0", 0)
+        # Of shared memory addresses have 32 bits: what is left of 2 to the 32nd is lost, as in a register.
+        return np.broadcast_to(address & 0xFFFFFFFF if register.itemsize == 4 else address, self.shape)
 
     def _access(self, instruction: Instruction, active: NDArray[np.bool_] | None) -> None:
         opcode, operands, text = instruction.opcode, instruction.operands, instruction.text

@@ -272,6 +272,24 @@ def test_matrices_are_dealt_to_lanes_as_the_tables_of_ptx_say() -> None:
     assert loaded.tolist() == [lane + 103 for lane in range(32)]
 
 
+def test_a_shared_address_wraps_as_a_register_does() -> None:
+    """``base - x + offset``, as compilers write ``base + (x ^ offset)``, begins below the base."""
+    result = torch.zeros(32, dtype=torch.int32)
+    body = """
+	shl.b32 %r10, %r2, 2;
+	mov.b32 %r11, global_smem;
+	add.s32 %r12, %r11, %r10;
+	st.shared.b32 [%r12], %r2;
+	bar.sync 0;
+	sub.s32 %r13, %r11, %r10;
+	ld.shared.b32 %r14, [%r13+124];
+	mad.wide.u32 %rd10, %r1, 4, %rd1;
+	st.global.b32 [ %rd10 + 0 ], { %r14 };
+"""
+    execute(body, result, shared=128)
+    assert result.tolist() == list(range(31, -1, -1))
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 _STORE = "mad.wide.u32 %rd10, {index}, 4, %rd1; st.global.b32 [ %rd10 + {offset} ], {{ {value} }};"
