@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_image_ids, check_images
 from ..runtime.chunk_probe import Rows
@@ -18,6 +18,7 @@ from ..runtime.isolation import isolated
 from ..runtime.model import Model, check_model
 from ..runtime.model_probe import ModelInfo, outputs, probe, takes_size
 from ..runtime.outputs import Reading
+from ..runtime.parts import parts_of, walked_once
 from .config import Precision
 from .placements import padded_size
 from .precision import arithmetic
@@ -91,7 +92,7 @@ def prepared(
         torch.OutOfMemoryError: out of memory; the message says what to change.
     """
     device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
-    with isolated(), kept_memory(device):
+    with isolated(), kept_memory(device), walked_once():
         images = check_images(inputs, bounds)
         for model in models:
             check_model(model, images)
@@ -150,7 +151,7 @@ def _check_trainable_tensors(model: Model) -> None:
     Raises:
         ValueError: parameters or buffers made in inference mode.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()] if isinstance(model, nn.Module) else []:
+    for name, tensor in parts_of(model).tensors:
         if tensor.is_inference():
             raise ValueError(
                 f"the model's {name!r} was made under torch.inference_mode, so autograd cannot use it: build or "

@@ -72,11 +72,9 @@ def resolve_targets(
         if batch == 0:
             return Targets(torch.zeros(0, dtype=torch.long, device=device), None)
         return first_choices(outputs(model, images, chunk or batch, probed))
-    indices = _indices(target, batch).to(device)
-    # No views: a compiler guards what they are views of.
-    targets = Targets(indices[:, 0].clone(), indices[:, 1:].clone() if indices.shape[1] > 1 else None)
+    indices = _indices(target, batch)
     if batch == 0:
-        return targets
+        return _targets(indices, device)
     shape = (probe(model, images) if probed is None else probed).shape
     if len(shape) != indices.shape[1]:
         raise ValueError(
@@ -90,10 +88,17 @@ def resolve_targets(
             f"target {int(indices[where, 0])} (image {where}) is out of range: the model has {shape[0]} classes, "
             f"expected 0 to {shape[0] - 1}"
         )
-    sizes = torch.tensor(shape, device=device)
+    sizes = torch.tensor(shape, device=indices.device)
     if bool(((indices < -sizes) | (indices >= sizes)).any()):
         raise ValueError(f"target {_shorten(target)} is out of range: the model's output is {shape}")
-    return targets
+    return _targets(indices, device)
+
+
+def _targets(indices: Tensor, device: torch.device) -> Targets:
+    """Split (B, 1 + D), checked where it was given, as a GPU would have to be waited for."""
+    indices = indices.to(device)
+    # No views: a compiler guards what they are views of.
+    return Targets(indices[:, 0].clone(), indices[:, 1:].clone() if indices.shape[1] > 1 else None)
 
 
 def first_choices(output: Tensor) -> Targets:

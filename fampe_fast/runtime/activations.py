@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from .autograd_graph import Node, cut_nodes, nodes_between
 from .model import Model, frozen_parameters, input_dtype
 from .model_probe import ModelInfo, call, holds_compiled, probe
+from .parts import parts_of
 from .per_model import cache_of
 
 Layout = Literal["nchw", "nhwc", "tokens"]
@@ -135,7 +136,7 @@ def _remembered(
     known: dict[Hashable, tuple[Activation, ...]] = cache_of(model, "activations")
     # Other callables are identified by the modules that ran when they were probed, which is done in every call.
     modules = [model] if isinstance(model, nn.Module) else [hidden() for hidden in probed.hidden]
-    parts = tuple(parameter.shape for module in modules if module is not None for parameter in module.parameters())
+    parts = tuple(parts_of(module).shapes for module in modules if module is not None)
     key = images.device, input_dtype(model), images.shape[1:], parts, names, probed.hidden
     if key in known:
         return known[key]
@@ -463,7 +464,7 @@ def _named(seen: _Pass, names: Sequence[str]) -> tuple[Activation, ...]:
 
 
 def _modules_of(model: Model) -> list[tuple[str, nn.Module]]:
-    return list(model.named_modules()) if isinstance(model, nn.Module) else []
+    return list(parts_of(model).modules)
 
 
 def _tensor_in(output: object) -> Tensor | None:

@@ -16,6 +16,7 @@ from .decisions import note
 from .model import Model, frozen_parameters, input_dtype, memory_format
 from .model_probe import ModelInfo, call, holds_compiled
 from .out_of_memory import is_out_of_memory
+from .parts import parts_of
 from .per_model import cache_of
 from .tf32 import tensor_float32
 
@@ -82,5 +83,5 @@ def _convolves(model: nn.Module) -> bool:
     """Tell whether there is a weight that has another format to take, and none that has it already."""
     return memory_format(model) == torch.contiguous_format and any(
         parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last)
-        for parameter in model.parameters()
+        for _, parameter in parts_of(model).parameters
     )

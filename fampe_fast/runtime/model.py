@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_count
+from .parts import parts_of
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
@@ -38,19 +39,18 @@ def check_model(model: Model, images: Tensor) -> None:
     check_callable(model)
     if not isinstance(model, nn.Module):
         return
-    fixed = {part for module in model.modules() if _is_exported(module) for part in module.modules()}
+    parts = parts_of(model)
+    fixed = {part for _, module in parts.modules if _is_exported(module) for part in module.modules()}
     # A frozen TorchScript module has no such flag.
     training = [
-        name or type(model).__name__
-        for name, module in model.named_modules()
-        if _in_training(module) and module not in fixed
+        name or type(model).__name__ for name, module in parts.modules if _in_training(module) and module not in fixed
     ]
     if training:
         raise ValueError(
             f"the model is in training mode ({len(training)} modules, {training[0]!r} first), where dropout and batch "
             "statistics make results random: call model.eval()"
         )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in parts.tensors:
         if tensor.device != images.device:
             raise ValueError(
                 f"the model's {name!r} is on {tensor.device} and the images are on {images.device}; "
@@ -76,17 +76,12 @@ def chunk_size(internal_batch_size: int | None, device: torch.device) -> int:
 
 def input_dtype(model: Model) -> torch.dtype | None:
     """Find the dtype the model computes in, that of its first floating-point parameter; None if it has none."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    return parts_of(model).input_dtype
 
 
 def memory_format(model: Model) -> torch.memory_format:
     """Find the model's memory format: channels-last for such a model; others may call view() on their input."""
-    if isinstance(model, nn.Module):
-        for weight in model.parameters():
-            if not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
-                return torch.channels_last
-    return torch.contiguous_format
+    return parts_of(model).memory_format
 
 
 @contextmanager
@@ -97,7 +92,7 @@ def frozen_parameters(model: Model) -> Iterator[None]:
     """
     mine = []
     with _FREEZING:
-        for parameter in model.parameters() if isinstance(model, nn.Module) else ():
+        for _, parameter in parts_of(model).parameters:
             if id(parameter) in _FROZEN or (parameter.requires_grad and not parameter.is_inference()):
                 _FROZEN.setdefault(id(parameter), _Frozen(parameter)).holders += 1
                 parameter.requires_grad_(False)

@@ -16,6 +16,7 @@ from .autograd_graph import nodes_between
 from .model import Model, frozen_parameters, input_dtype, memory_format
 from .out_of_memory import is_out_of_memory, with_advice
 from .outputs import Output, Reading, declared_output, logits_in, probabilities, resolve_reading
+from .parts import parts_of, walk_again
 from .per_model import cache_of
 
 
@@ -62,10 +63,11 @@ def probe(model: Model, images: Tensor) -> ModelInfo:
         return _probe_once(model, images, declared, cache_of(model, "beside another image"))
     known: dict[Hashable, ModelInfo] = cache_of(model, "probed")
     # A head that was exchanged since shows in the parameters' shapes, and a softmax that was added in the modules.
-    parts = tuple(parameter.shape for parameter in model.parameters()), tuple(map(type, model.modules()))
+    parts = parts_of(model).shapes, tuple(type(module) for _, module in parts_of(model).modules)
     key = images.device, input_dtype(model), images.shape[1:], parts, declared
     if key not in known:
         known[key] = _probe_once(model, images, declared, {})
+        walk_again(model)
     found = known[key]
     for hidden in found.hidden:
         module = hidden()
@@ -364,10 +366,9 @@ def _mode_matters(module: nn.Module) -> bool:
 
 
 def _state_of(model: Model) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return [tensor for _, tensor in parts_of(model).tensors]
 
 
 def holds_compiled(model: Model) -> bool:
     """Tell whether a model is or contains a module that its owner has compiled."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(type(module).__name__ == "OptimizedModule" for module in modules)
+    return parts_of(model).holds_compiled
