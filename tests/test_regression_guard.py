@@ -50,17 +50,17 @@ RECORDED: dict[str, dict[str, float]] = {
     "operators per step of placements": {"FAMPE": 5, "AttEXplore": 5},
     # ... and of a call, whatever T and N: targets, checks, schedule, cut-off, kernel of the smoothing. The model is new
     # each time: some 30 are what it is asked first, which finds training mode and outputs that are no logits.
-    "operators per call": {"FAMPE": 110, "AttEXplore": 89},
+    "operators per call": {"FAMPE": 97, "AttEXplore": 76},
     # Host operators that draw the placements of input diversity, of all steps at once, and ask a new model whether it
     # takes the larger frames.
     "operators per call of placements": {"FAMPE": 167, "AttEXplore": 167},
     # A map of one pass, of a chunk besides the model's, and of a call: the evidence of the layers, less the first
     # layer's own backward pass; checks, and the combination.
     "operators per chunk of one pass": {"FAMPE": 1},
-    "operators per call of one pass": {"FAMPE": 47},
+    "operators per call of one pass": {"FAMPE": 35},
     # ... with the pixels' evidence, on two scales, in it.
     "operators per chunk of one pass with pixels": {"FAMPE": 24},
-    "operators per call of one pass with pixels": {"FAMPE": 51},
+    "operators per call of one pass with pixels": {"FAMPE": 39},
     # New memory per sample, in units of the sample (C * H * W * 4 bytes), the model's gradient among it, at 32 x 32.
     "bytes per sample": {"FAMPE": 3.08, "AttEXplore": 3.02},
     # Instructions of a thread per element of the result: coefficient and sample, pixel and sample, or pixel; of

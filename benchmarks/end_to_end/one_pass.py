@@ -68,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--precision", default="fp32", choices=("auto", "fp32", "tf32", "bf16", "fp16"), help="FAMPE's precision"
     )
-    found.add_argument("--compile", default="auto", choices=("auto", "off", "on"), help="FAMPE's compile option")
+    found.add_argument(
+        "--compile", default="auto", choices=("auto", "off", "on", "graphs"), help="FAMPE's compile option"
+    )
     found.add_argument(
         "--no-memory", action="store_true", help="do not start a process per row to measure its peak memory"
     )

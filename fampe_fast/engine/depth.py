@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from ..errors import warn
 from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
 from ..runtime.auto_compile import auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
-from ..runtime.chunking import even_parts
+from ..runtime.chunking import are_pinned, even_parts
 from ..runtime.compilation import Compiled
+from ..runtime.cuda_graphs import graphed_calls
 from ..runtime.model import Model, frozen_parameters
 from ..runtime.model_probe import holds_compiled
 from ..runtime.per_model import cache_of
@@ -24,6 +26,7 @@ from .config import PathConfig, Precision
 from .levels import levels_of
 from .precision import cast_dtype, matrix_precision
 from .request import Request
+from .targets import Targets
 
 # Weight of a path's evidence of the pixels; that of a single gradient is noise compared with the finest layer's.
 _PATH_WEIGHT = 4.0
@@ -80,31 +83,18 @@ def collect_depths(
     levels = levels_of(model, images, probed, config.layer_names)
     entering = pixels_enter([level.name for level in levels], config)
     pixels = entering or with_pixels
-    # A single pass uses the compiled graph of several; there is no gain in a graph of its own.
-    compiled = _compiles(request, config, levels)
-    several = compiled or len(images) * views > request.chunks.size
-    channels_last = several and turns_channels_last(model, images, probed, config)
-    form = turned(form_of(model, probed, config), channels_last)
     with (
         torch.no_grad(),
         frozen_parameters(model),
         uncompiled(model),
         matrix_precision(config.precision, images.device),
-        cast_weights(model, cast_dtype(config.precision) if several else None, channels_last) as twin,
     ):
         # An image's views are neighbouring rows, so that one image alone fills a chunk.
         shown = images if views == 1 else torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
-
-        def collect(chunk_size: int) -> list[Tensor]:
-            count, rows = even_parts(len(shown), chunk_size), torch.arange(len(shown), device=images.device)
-            of_image = rows.div(views, rounding_mode="floor")
-            parts = [
-                _evidence(request, twin, config, form, levels, part, index, pixels, compiled)
-                for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
-            ]
-            return [torch.cat(level) for level in zip(*parts, strict=True)]
-
-        found = request.chunks.run(collect, len(shown))
+        of_image = torch.arange(len(shown), device=images.device).div(views, rounding_mode="floor")
+        found = _graphed(request, config, levels, shown, of_image, pixels)
+        if found is None:
+            found = _in_chunks(request, config, levels, shown, of_image, pixels)
         if views > 1:
             found = [_average(level) for level in found]
     on_step(views)
@@ -113,6 +103,54 @@ def collect_depths(
     sizes = tuple(side for level in levels for side in level.size)
     evidence = DepthEvidence(own, layers, sizes, tuple(level.name for level in levels))
     return _usable(evidence, pixels, entering, request.image_ids)
+
+
+def _in_chunks(
+    request: Request, config: PathConfig, levels: Sequence[Activation], shown: Tensor, of_image: Tensor, pixels: bool
+) -> list[Tensor]:
+    """Make the passes of rows (P, C, H, W), plain or compiled; see ``_evidence``."""
+    model, images, probed = request.models[0], request.images, request.probed[0]
+    # A single pass uses the compiled graph of several; there is no gain in a graph of its own.
+    compiled = _compiles(request, config, levels)
+    several = compiled or len(shown) > request.chunks.size
+    channels_last = several and turns_channels_last(model, images, probed, config)
+    form = turned(form_of(model, probed, config), channels_last)
+    with cast_weights(model, cast_dtype(config.precision) if several else None, channels_last) as twin:
+
+        def collect(chunk_size: int) -> list[Tensor]:
+            count = even_parts(len(shown), chunk_size)
+            parts = [
+                _evidence(request, twin, config, form, levels, part, index, pixels, compiled)
+                for part, index in zip(shown.chunk(count), of_image.chunk(count), strict=True)
+            ]
+            return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+        return request.chunks.run(collect, len(shown))
+
+
+def _graphed(
+    request: Request, config: PathConfig, levels: Sequence[Activation], shown: Tensor, of_image: Tensor, pixels: bool
+) -> list[Tensor] | None:
+    """Make a plain pass of all rows by a CUDA graph; None where there is none, or it would not pay.
+
+    Its results are the plain pass's to the bit. Where sizes are pinned, a longer run's are compiled, always.
+    """
+    model, probed, device, wanted = request.models[0], request.probed[0], shown.device, config.compile
+    if device.type != "cuda" or wanted not in ("auto", "graphs") or (wanted == "auto" and are_pinned()):
+        return None
+    if len(shown) > request.chunks.size or probed.hidden or holds_compiled(model):
+        return None
+    form, places = form_of(model, probed, config), request.targets.places
+
+    def one_pass(shown: Tensor, *targets: Tensor) -> list[Tensor]:
+        own = replace(request, targets=Targets(targets[0], targets[1] if places is not None else None))
+        rows = torch.arange(len(shown), device=device)
+        return _evidence(own, model, config, form, levels, shown, rows, pixels, compiled=False)
+
+    kind = config.loss, config.precision, form, tuple(levels), bool(config.layer_names), pixels
+    arguments = [shown, *(part[of_image] for part in (request.targets.classes, places) if part is not None)]
+    kept = None if probed.saved_bytes is None else len(shown) * probed.saved_bytes
+    return graphed_calls(model, kind, "the depths").run(one_pass, arguments, model, kept, always=wanted == "graphs")
 
 
 def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> Tensor:

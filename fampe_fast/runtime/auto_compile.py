@@ -23,7 +23,7 @@ COMPILE_AFTER = 2**42
 # A small pass takes as long as its launches.
 _LEAST_OF_A_PASS = 2**30
 # Every number of rows is captured as a graph of its own, which holds memory.
-_MOST_GRAPHS = 8
+MOST_GRAPHS = 8
 
 
 def work_of(rows: int, chunk: int, saved_bytes: int | None) -> float:
@@ -96,7 +96,7 @@ class AutoCompile:
         return "graphs" if graphs else "on"
 
     def _graphs(self, sizes: Collection[int]) -> bool:
-        if self.time is None or not graphs_pay(self.time) or len(self.captured.union(sizes)) > _MOST_GRAPHS:
+        if self.time is None or not graphs_pay(self.time) or len(self.captured.union(sizes)) > MOST_GRAPHS:
             return False
         self.captured.update(sizes)
         return True

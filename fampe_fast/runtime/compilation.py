@@ -62,7 +62,7 @@ class Compiled:
         if not self.active:
             return self.plain(*args)
         try:
-            settings = _settings()
+            settings = process_settings()
             compiled = self._compiled.get(settings)
             return compiled(*args) if compiled else self._first_call(settings, *args)
         except torch.OutOfMemoryError:
@@ -88,7 +88,7 @@ class Compiled:
             return compiled(*args)
 
 
-def _settings() -> tuple[Any, ...]:
+def process_settings() -> tuple[Any, ...]:
     """Return the process's settings that make the compiler build another graph.
 
     The compiler gives up on a function after eight graphs, so each combination of settings gets its own function.
