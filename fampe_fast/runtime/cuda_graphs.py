@@ -68,9 +68,13 @@ class GraphedCall:
                 # Other threads may go on using the device as they like.
                 self._graph.capture_begin(capture_error_mode="thread_local")
                 try:
-                    self._results = function(*self._arguments)
-                finally:
-                    self._graph.capture_end()
+                    try:
+                        self._results = function(*self._arguments)
+                    finally:
+                        self._graph.capture_end()
+                except RuntimeError:
+                    _end_capture(self._device)
+                    raise
                 self._done.record(own)
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
@@ -84,6 +88,14 @@ class GraphedCall:
             found = [result.clone() for result in self._results]
             self._done.record(stream)
             return found
+
+
+def _end_capture(device: torch.device) -> None:
+    """Make a capture that succeeds: a failed one leaves torch's random generator in it, and the next number fails."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")
+    torch.zeros(1, device=device)
+    graph.capture_end()
 
 
 @dataclass
