@@ -494,14 +494,14 @@ def test_a_copy_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpus_coarser_products_do_not_hinder_it() -> None:
+def test_a_gpus_coarser_products_do_not_hinder_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch allows a GPU's convolutions tf32 unless told otherwise, which moves logits by more than a fold may."""
-    before = torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # conftest switches it off where there is a GPU
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(12)]
     model = used(head(nn.Conv2d(3, 16, 1), *blocks, channels=16)).float().cuda()
     assert norms(fold_batch_norm(model, X.float().cuda())) == 0
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_products_are_compared_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,6 +515,7 @@ def test_products_are_compared_in_full_precision(monkeypatch: pytest.MonkeyPatch
 
     model = Watched(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # conftest switches it off where there is a GPU
     assert norms(fold_batch_norm(model, X.float())) == 0
     assert len(seen) >= 2
     assert not any(seen)

@@ -1094,7 +1094,7 @@ def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
 class TestSomebodysModules:
     """The user's module is the user's."""
 
-    @pytest.mark.parametrize("make", [Tutorial, Strided, Counting, lambda: nn.DataParallel(Tutorial())])
+    @pytest.mark.parametrize("make", [Tutorial, Strided, Counting, lambda: nn.DataParallel(Tutorial(), [0])])
     def test_a_module_is_not_changed_but_for_its_mode(self, make: Callable[[], nn.Module]) -> None:
         torch.manual_seed(0)
         net = make().eval()
@@ -1104,8 +1104,9 @@ class TestSomebodysModules:
         assert torch.equal(torch.get_rng_state(), random_before)
         assert clf.model is net
         assert clf.num_classes in (5, 10)
+        device = next(net.parameters()).device  # DataParallel moves it to the GPU where there is one
         for run in (net, clf):
-            pixels = torch.rand(2, 3, 32, 32, requires_grad=True)
+            pixels = torch.rand(2, 3, 32, 32, device=device, requires_grad=True)
             (gradient,) = torch.autograd.grad(run(pixels)[:, 1].sum(), pixels)
             assert gradient.abs().sum() > 0
 

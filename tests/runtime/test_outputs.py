@@ -441,7 +441,13 @@ def test_a_softmax_that_is_added_to_a_known_model_is_found() -> None:
 
 @pytest.mark.parametrize(
     "wrap",
-    [nn.DataParallel, AveragedModel, partial, lambda net: torch.compile(net, backend="eager"), lambda net: net.forward],
+    [
+        partial(nn.DataParallel, device_ids=[0]),
+        AveragedModel,
+        partial,
+        lambda net: torch.compile(net, backend="eager"),
+        lambda net: net.forward,
+    ],
     ids=["DataParallel", "AveragedModel", "partial", "compile", "method"],
 )
 def test_wrappers_keep_what_was_said(wrap: Callable[[nn.Module], Any]) -> None:

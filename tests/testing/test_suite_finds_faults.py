@@ -38,6 +38,7 @@ from fampe_fast.testing import (
 )
 from fampe_fast.testing.known_answers import PHILOX
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 REFERENCE = load_primitives("reference", CPU)
 Fault = Callable[..., Any]
@@ -840,7 +841,7 @@ def pytest_of_a_third_party(folder: Path, *options: str) -> tuple[int, str]:
     (folder / "my_backend.py").write_text(BACKEND)
     command = [sys.executable, "-m", "pytest", "-p", "my_backend", "-p", "fampe_fast.testing.plugin"]
     command += ["-p", "no:cacheprovider", "--pyargs", "fampe_fast.testing.suite", *options]
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
