@@ -120,12 +120,19 @@ def exactly(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: double(value) for name, value in arguments.items()}
 
 
-def single_and_exact(reference: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Compute a reference's result in the arguments' own precision and in double precision, both on the CPU.
+def single_and_exact(
+    reference: Callable[..., Any], arguments: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> tuple[Any, Any]:
+    """Compute a reference's result in the arguments' own precision, and in double precision on the CPU.
 
-    On the CPU, because what a GPU's libraries do to float32 (tf32 by default) would loosen the error rule.
+    Args:
+        reference: of the primitive under test.
+        arguments: of the call.
+        device: where the first is computed. The CPU, because what a GPU's libraries do to float32 (tf32 by default)
+            would loosen the error rule; or the device under test, if the primitive calls its library, too, for
+            something that is always done in full precision, such as a Fourier transform.
     """
-    return reference(**moved(arguments, "cpu")), reference(**exactly(arguments))
+    return reference(**moved(arguments, device)), reference(**exactly(arguments))
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...ops.backends import lacks_float64
 from ...reference.band_samples import band_samples as reference
 from ..arguments import call, example_arguments, makes_arguments, single_and_exact
 from ..error_rule import assert_same, assert_true
@@ -42,7 +43,10 @@ def check_band_samples_are_as_accurate_as_the_reference(ops: Primitives, device:
     """Apply the error rule in every mode, dtype, shape and layout, in poisoned memory."""
     arguments = _arguments(case, device)
     got = call(ops.band_samples, arguments)
-    assert_accurate_and_fresh(got, *single_and_exact(reference, arguments), arguments, device)
+    # The error is mostly the FFT library's, which the reference shares on the same device and not elsewhere: 3.4 to 4.1
+    # units in the last place of the plane's largest value by cuFFT on an H100, 2.3 to 2.9 on a CPU.
+    expected = single_and_exact(reference, arguments, "cpu" if lacks_float64(device) else device)
+    assert_accurate_and_fresh(got, *expected, arguments, device)
 
 
 @check("band_samples", cases=(*SMALL, *EVEN, *(Case(case.height, case.width, gpu=True) for case in LARGE)))
