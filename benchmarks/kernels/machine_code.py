@@ -145,11 +145,11 @@ def executions(
     """Count how often a thread executes each instruction, given how often each loop runs, in the order of the code.
 
     Inside a loop, what a forward branch can skip counts ``begun`` times: such parts prepare for a new image, or they
-    are slow paths for special values. Subroutines count 0.
+    are slow paths for special values. Subroutines count 0, and so does what a warp takes whose threads diverged.
     """
-    calls = [labels[i.target] for i in instructions if i.base == "CALL" and i.target in labels]
+    calls = [labels[i.target] for i in instructions if i.opcode.startswith(("CALL", "BRA.DIV")) and i.target in labels]
     halts = [i for i, j in enumerate(instructions) if j.base == "BRA" and labels.get(j.target or "") == i]
-    end = min([*calls, *halts, len(instructions)])  # behind the code proper: subroutines and a branch to itself
+    end = min([*calls, *halts, len(instructions)])  # behind the code proper: such parts and a branch to itself
     jumps = [(i, labels[j.target]) for i, j in enumerate(instructions[:end]) if j.base == "BRA" and j.target in labels]
     loops = sorted((target, source) for source, target in jumps if target <= source)
     if len(loops) != len(trips):

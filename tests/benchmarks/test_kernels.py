@@ -99,6 +99,10 @@ def test_instructions_in_loops_count_as_often_as_the_loop_runs() -> None:
     assert executions(instructions, labels, (10,), "x", 3) == [1, 10, 10, 3, 10, 10, 1, 0]
     with pytest.raises(ValueError, match="2 loops expected, 1 found"):
         executions(instructions, labels, (10, 3), "x")
+    # Shuffles have a detour for threads that diverged, behind the code proper, from where a branch leads back.
+    instructions = code("BRA.DIV `(.L_apart)", "SHFL", "FADD", "BRA `(.L_loop)", "EXIT", "SHFL", "BRA `(.L_back)")
+    labels = {".L_loop": 0, ".L_back": 2, ".L_apart": 5}
+    assert executions(instructions, labels, (10,), "x") == [10, 10, 10, 10, 1, 0, 0]
 
 
 # The table of primitives ----------------------------------------------------------------------------------------------
