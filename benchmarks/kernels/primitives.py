@@ -19,6 +19,7 @@ from fampe_fast.ops.backends import OPS
 from fampe_fast.ops.registration import MUTATED
 from fampe_fast.reference import accumulate as adding
 from fampe_fast.reference import band_mix as mix
+from fampe_fast.reference import dct_mix as dct
 from fampe_fast.reference import radial_mask as masks
 from fampe_fast.reference import radius, spectral_noise
 from fampe_fast.testing import Case
@@ -218,6 +219,32 @@ MIX_FORMS = (
 )
 
 
+def dct_mix_real(
+    spectrum: Tensor,
+    weights: Tensor,
+    image_ids: Tensor,
+    image_index: Tensor,
+    samples: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    index: Tensor,
+) -> Tensor:
+    """``reference.dct_mix`` on (B, C, K), with the coefficients' numbers given.
+
+    Numbers made by ``arange`` become products of 32-bit places with Philox's multipliers in the compiler's code, which
+    Triton refuses: "Scalar 3528531795 is out of range for type int32".
+    """
+    mixed: Tensor = dct.dct_mix_rows(
+        spectrum[image_index], weights[image_index], index, image_ids[image_index], samples, seed, step
+    )
+    return mixed
+
+
+def _prepare_dct_mix(arguments: Arguments, size: Size) -> tuple[Any, ...]:
+    spectrum, *others = arguments.values()
+    return spectrum.flatten(2), *others, torch.arange(size.pixels, device=spectrum.device)
+
+
 def accumulate_real(total: Tensor, gradient: Tensor, image_index: Tensor) -> Tensor:
     adding.accumulate(total, gradient, image_index)
     return total
@@ -412,6 +439,7 @@ PRIMITIVES = (
                 begun=_images_per_program,
             )
         },
+        (RealForm(dct_mix_real, _prepare_dct_mix, lambda mixed, size: mixed.unflatten(-1, (size.height, size.width))),),
         samples=True,
     ),
     Primitive(
