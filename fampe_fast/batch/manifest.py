@@ -90,6 +90,7 @@ def read_manifest(storage: Storage) -> list[Entry]:
     Raises:
         OSError: the list does not exist or cannot be read.
     """
-    _, pq = parquet_modules()
-    table = pq.read_table(io.BytesIO(storage.read(MANIFEST)))
-    return [Entry(**row) for row in table.to_pylist()]
+    pa, pq = parquet_modules()
+    # Not by read_table: its threads hold a Python file beyond the read, and may abort the process when it exits.
+    with pq.ParquetFile(pa.BufferReader(storage.read(MANIFEST))) as file:
+        return [Entry(**row) for row in file.read().to_pylist()]

@@ -177,7 +177,10 @@ def decode_shard(shard: bytes | BinaryIO, columns: Sequence[str] | None = None) 
     """
     pa, pq = parquet_modules()
     try:
-        with pq.ParquetFile(io.BytesIO(shard) if isinstance(shard, bytes) else shard) as file, _advice_on_format_1():
+        with (
+            pq.ParquetFile(pa.BufferReader(shard) if isinstance(shard, bytes) else shard) as file,
+            _advice_on_format_1(),
+        ):
             described = checked_metadata(file.schema_arrow.metadata)
             for name in columns or ():
                 if name not in file.schema_arrow.names:

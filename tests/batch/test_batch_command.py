@@ -24,6 +24,7 @@ from fampe_fast.cli import DONE, INTERRUPTED, SOME_FAILED, UNUSABLE, main
 from fampe_fast.cli.progress_lines import ProgressLines, duration_text, stand_text
 from fampe_fast.models.embedded import load_embedded_classifier
 
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 fsspec = pytest.importorskip("fsspec")
 timm = pytest.importorskip("timm")
@@ -92,7 +93,8 @@ def digest(out: object) -> dict[str, str]:
 def maps(out: object) -> dict[int, dict[str, Any]]:
     """Read the rows of all shards by their image id."""
     dest = open_storage(str(out))
-    rows = [row for name in dest.names("maps/") for row in pq.read_table(io.BytesIO(dest.read(name))).to_pylist()]
+    files = [pq.ParquetFile(pa.BufferReader(dest.read(name))) for name in dest.names("maps/")]
+    rows = [row for file in files for row in file.read().to_pylist()]
     return {row["image_id"]: row for row in rows}
 
 

@@ -157,7 +157,7 @@ def run(storage: Storage, **options: Any) -> None:
 
 def rows_of(storage: Storage) -> dict[str, list[Any]]:
     """Read all columns but the places of the images."""
-    tables = [pq.read_table(io.BytesIO(storage.read(name))) for name in storage.names("maps/")]
+    tables = [pq.ParquetFile(pa.BufferReader(storage.read(name))).read() for name in storage.names("maps/")]
     found: dict[str, list[Any]] = pa.concat_tables(tables).drop_columns(["uri", "container"]).to_pydict()
     return found
 
