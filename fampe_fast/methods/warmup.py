@@ -76,8 +76,8 @@ def warmup(
     """Compile a method's loop and kernels for one image size, so that its first map is as fast as the others.
 
     It explains noise, with the fewest steps that have every kind of sample (all steps where CUDA graphs may be used,
-    which are captured for each chunk size). With ``compile="auto"`` the passes on a GPU are compiled from then on, and
-    what else waits for a long run is decided now. The compiled code is used by all methods with that model and all
+    which are captured for each chunk size). With ``compile="auto"`` the passes on a GPU are compiled from then on, a
+    single pass of a few images is captured in a CUDA graph, and what else waits for a long run is decided now. The compiled code is used by all methods with that model and all
     later calls with images of that size. With ``compile="on"`` one warm-up suffices for all batch and chunk sizes; with
     ``graphs`` pass the sizes that will be used. If the method was called before with the same sizes, nothing is
     compiled. The compilers also cache their results on disk (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in

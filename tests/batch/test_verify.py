@@ -511,7 +511,7 @@ def test_a_run_of_a_gpu_is_compared_on_a_cpu(run: Storage) -> None:
 
 
 def test_no_thread_of_arrow_holds_a_python_file(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``read_table`` has threads do so beyond the read: of a list of 20,000 shards 3 in 10 processes aborted at exit."""
+    """``read_table`` has its threads do so: 3 of 10 processes that read a list of 20,000 shards aborted at exit."""
     monkeypatch.setattr(pq, "read_table", lambda *arguments, **options: pytest.fail("threads read a file"))
     assert [entry.shard for entry in read_manifest(run)] == [0, 1, 2]
     assert check_files(run, plan_of(run)).faults == []
