@@ -133,7 +133,8 @@ def _graphed(
 ) -> list[Tensor] | None:
     """Make a plain pass of all rows by a CUDA graph; None where there is none, or it would not pay.
 
-    Its results are the plain pass's to the bit. Where sizes are pinned, a longer run's are compiled, always.
+    Its results are the plain pass's to the bit. Where sizes are pinned, what cannot be captured stays plain: whether it
+    was may depend on earlier calls, and results may not.
     """
     model, probed, device, wanted = request.models[0], request.probed[0], shown.device, config.compile
     if device.type != "cuda" or wanted not in ("auto", "graphs") or (wanted == "auto" and are_pinned()):
@@ -150,7 +151,9 @@ def _graphed(
     kind = config.loss, config.precision, form, tuple(levels), bool(config.layer_names), pixels
     arguments = [shown, *(part[of_image] for part in (request.targets.classes, places) if part is not None)]
     kept = None if probed.saved_bytes is None else len(shown) * probed.saved_bytes
-    return graphed_calls(model, kind, "the depths").run(one_pass, arguments, model, kept, always=wanted == "graphs")
+    calls = graphed_calls(model, kind, "the depths")
+    found = calls.run(one_pass, arguments, model, kept, always=wanted == "graphs")
+    return one_pass(*arguments) if found is None and are_pinned() else found
 
 
 def combined_map(depths: DepthEvidence, pixels: Tensor, config: PathConfig) -> Tensor:

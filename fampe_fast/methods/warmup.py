@@ -77,11 +77,12 @@ def warmup(
 
     It explains noise, with the fewest steps that have every kind of sample (all steps where CUDA graphs may be used,
     which are captured for each chunk size). With ``compile="auto"`` the passes on a GPU are compiled from then on, a
-    single pass of a few images is captured in a CUDA graph, and what else waits for a long run is decided now. The compiled code is used by all methods with that model and all
-    later calls with images of that size. With ``compile="on"`` one warm-up suffices for all batch and chunk sizes; with
-    ``graphs`` pass the sizes that will be used. If the method was called before with the same sizes, nothing is
-    compiled. The compilers also cache their results on disk (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in
-    ``TRITON_CACHE_DIR``): a process that finds them there warms up in a fraction of the time.
+    single pass of a few images is captured in a CUDA graph, and what else waits for a long run is decided now. The
+    compiled code is used by all methods with that model and all later calls with images of that size. With
+    ``compile="on"`` one warm-up suffices for all batch and chunk sizes; with ``graphs`` pass the sizes that will be
+    used. If the method was called before with the same sizes, nothing is compiled. The compilers also cache their
+    results on disk (torch in ``TORCHINDUCTOR_CACHE_DIR``, Triton in ``TRITON_CACHE_DIR``): a process that finds them
+    there warms up in a fraction of the time.
 
     Args:
         method: the method to compile: ``FAMPE``, ``AttEXplore``, or ``FORGrad`` around one of them; or a model, for

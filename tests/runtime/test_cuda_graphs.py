@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fampe_fast import FAMPE, warmup
 from fampe_fast.runtime import cuda_graphs
+from fampe_fast.runtime.chunking import pinned_chunks
 from fampe_fast.runtime.cuda_graphs import CAPTURE_AFTER, GraphedCalls, state_of
 from fampe_fast.runtime.decisions import collected_decisions, decided_at_once
 from fampe_fast.runtime.device_time import CallTime
@@ -319,4 +320,17 @@ def test_threads_on_their_own_streams_share_a_capture() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+    assert captures(model) == 1
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_where_sizes_are_pinned_what_is_not_captured_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 1)
+    model = Smooth().cuda()
+    with pinned_chunks():
+        for batch in (1, 3, 1):
+            assert_graphs_give_the_plain_maps(model, some_images(batch).cuda(), passes=1)
+        assert captures(model) == 1
+        FAMPE(model, passes=1).attribute(some_images(2).cuda(), target=1)
     assert captures(model) == 1
