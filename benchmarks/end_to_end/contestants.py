@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,11 @@ class Passes:
 
 
 def count_passes(way: Way, case: Case, chunk: int) -> Passes:
-    """Count with a model that does so; its random placements are those of the timed run where they depend on a seed."""
+    """Count with a model that does so; its random placements are those of the timed run where they depend on a seed.
+
+    The images are small, as their size changes no count: the CPU, which counts, draws all samples.
+    """
+    case = replace(case, side=min(case.side, 32))
     model = Counted(SmallConvolution() if way.method in ONE_PASS else MeanColour())
     images = torch.rand(case.batch, 3, case.side, case.side, generator=torch.Generator().manual_seed(2))
     targets = torch.zeros(case.batch, dtype=torch.long)

@@ -43,7 +43,7 @@ class LatencyPlan:
     build: Build
     precisions: tuple[str, ...]
     compile: tuple[str, ...]
-    repetitions: int = 300
+    repetitions: int = ENOUGH
 
     def rows(self) -> list[LatencyRow]:
         """List what is to be measured, in its order."""
