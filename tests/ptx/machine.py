@@ -20,11 +20,12 @@ from .instructions import (
     joined,
     typed,
 )
-from .memory import GlobalMemory, IllegalAccessError, SharedMemory, VirtualMemory
+from .memory import NEXT_EPOCH, GlobalMemory, IllegalAccessError, SharedMemory, VirtualMemory, stamps_of
 from .program import Instruction, Program
 
 Words = NDArray[Any]
 WARP = 32
+_ACCESSES = ("ld", "st", "ldmatrix", "stmatrix")
 _ZERO = ("%tid.y", "%tid.z", "%ctaid.y", "%ctaid.z")
 _REGISTERS = {"%p": "pred", "%rs": "b16", "%rd": "b64", "%r": "b32", "%f": "b32", "%fd": "b64"}
 
@@ -85,7 +86,9 @@ class _Threads:
     ) -> None:
         self.program, self.parameters, self.memory, self.approximation = program, parameters, memory, approximation
         self.shape = (len(ids), program.threads)
-        self.shared = SharedMemory(len(ids), shared_bytes)
+        opcodes = [instruction.opcode for instruction in program.instructions]
+        widths = [_width(opcode) for opcode in opcodes if opcode[0] in _ACCESSES and "shared" in opcode]
+        self.shared = SharedMemory(len(ids), shared_bytes, min(widths, default=1))
         thread = np.arange(program.threads, dtype=np.uint32)[None, :]
         self.registers: dict[str, Words] = {
             "%tid.x": thread,
@@ -95,8 +98,11 @@ class _Threads:
             "%ntid.x": np.full((1, 1), program.threads, np.uint32),
             **{name: np.zeros((1, 1), np.uint32) for name in _ZERO},
         }
-        self.thread = ids.astype(np.int64) * program.threads + thread + 1  # 0 is nobody
-        self.row = np.broadcast_to(np.arange(len(ids), dtype=np.int64)[:, None], self.shape)
+        # Who accesses memory: threads, and warps, in which order is left to ``bar.warp.sync`` and shuffles.
+        self.stamps = {
+            "global": stamps_of(ids, thread),
+            "shared": stamps_of(np.arange(len(ids))[:, None], thread // np.uint32(WARP)),
+        }
 
     def run(self) -> None:
         """Always the threads furthest behind: whoever left a loop or took a short way waits for the others."""
@@ -154,10 +160,15 @@ class _Threads:
         if instruction.guard is not None:
             taking_part = self._taking_part(instruction)
             active = taking_part if active is None else active & taking_part
-        if base in ("ld", "st", "ldmatrix", "stmatrix"):
+        if base in _ACCESSES:
             self._access(instruction, active)
         elif base in ("bar", "barrier"):
-            self._meet(instruction, active, WARP if "warp" in instruction.opcode else self.shape[1])
+            if "warp" in instruction.opcode:
+                self._meet(instruction, active, WARP)
+            else:
+                self._meet(instruction, active, self.shape[1])
+                for stamps in self.stamps.values():
+                    stamps += NEXT_EPOCH * self._everyone(active)
         elif base in ("shfl", "redux"):
             self._exchange(instruction, active)
         elif base == "mov" and len(instruction.operands) != 2:
@@ -263,11 +274,11 @@ class _Threads:
         if not mask.any():
             return
         width = _width(opcode)
-        threads = self.thread[mask] if space == "global" else self.row[mask]
+        stamps = self.stamps[space][mask]
         memory: Any = self.memory if space == "global" else self.shared
         if opcode[0] == "ld":
             *names, where = operands
-            found = memory.load(self._address(where)[mask], threads, width, len(names), text)
+            found = memory.load(self._address(where)[mask], stamps, width, len(names), text)
             for name, values in zip(names, found, strict=True):
                 whole = np.zeros(self.shape, values.dtype)
                 whole[mask] = values
@@ -277,7 +288,7 @@ class _Threads:
             values = [
                 np.broadcast_to(self._read(name, opcode[-1]).astype(f"u{width}"), self.shape)[mask] for name in names
             ]
-            memory.store(self._address(where)[mask], threads, values, width, text)
+            memory.store(self._address(where)[mask], stamps, values, width, text)
 
     def _move_matrices(
         self, instruction: Instruction, active: NDArray[np.bool_] | None, mask: NDArray[np.bool_]
@@ -297,10 +308,10 @@ class _Threads:
             places = (rows[..., 8 * m + lane // 4] + 4 * (lane % 4)).reshape(self.shape)[mask]
             if stores:
                 value = np.broadcast_to(self._read(name, "b32"), self.shape)
-                self.shared.store(places, self.row[mask], [value[mask]], 4, instruction.text)
+                self.shared.store(places, self.stamps["shared"][mask], [value[mask]], 4, instruction.text)
             else:
                 whole = np.zeros(self.shape, np.uint32)
-                (whole[mask],) = self.shared.load(places, self.row[mask], 4, 1, instruction.text)
+                (whole[mask],) = self.shared.load(places, self.stamps["shared"][mask], 4, 1, instruction.text)
                 self._write(name, whole, active)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -338,6 +339,104 @@ def test_two_programs_must_not_write_to_one_place() -> None:
             execute(body, memory, programs=3, lanes=lanes)
     execute(_STORE.format(index="%r2", offset=0, value="9"), memory, programs=3)  # the same value: harmless
     assert memory.tolist() == [9] * 32
+
+
+_OWN = "mad.wide.u32 %rd10, %r1, 4, %rd1;"
+_OTHERS = "xor.b32 %r9, %r1, {}; mad.wide.u32 %rd11, %r9, 4, %rd1;"  # of the thread that differs in these bits
+_BARRIER = "bar.sync 0;"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "ld.global.b32 {{ %r10 }}, [ %rd10 + 0 ]; {between} st.global.b32 [ %rd11 + 0 ], {{ %r1 }};",
+        "st.global.b32 [ %rd10 + 0 ], {{ %r9 }}; {between} ld.global.b32 {{ %r10 }}, [ %rd11 + 0 ];",
+        "st.global.b32 [ %rd10 + 0 ], {{ 5 }}; {between} st.global.b32 [ %rd11 + 0 ], {{ %r1 }};",
+    ],
+    ids=["read, written", "written, read", "written, written"],
+)
+def test_threads_of_a_program_follow_each_other_behind_a_barrier(body: str) -> None:
+    for bits in (1, 32):  # another thread of the same warp, and of another one
+        memory = torch.zeros(128, dtype=torch.int32)
+        start = _OWN + _OTHERS.format(bits)
+        execute(start + body.format(between=_BARRIER), memory, programs=2, threads=64)
+        assert memory.tolist() == [k ^ bits for k in range(128)]
+        for between in ("", "bar.warp.sync -1;", "setp.eq.s32 %p1, %r3, 1; @%p1 bra $L_on; bar.sync 0;\n$L_on:"):
+            with pytest.raises(IllegalAccessError, match="without a barrier between"):
+                execute(start + body.format(between=between), memory.zero_(), programs=2, threads=64)
+
+
+_READ = "ld.global.b32 { %r10 }, [ %rd1 + 0 ];"
+_WRITE = "@%p1 st.global.b32 [ %rd1 + 0 ], { 7 };"
+
+
+@pytest.mark.parametrize(
+    ("body", "programs", "allowed"),
+    [
+        (_READ + _BARRIER + _WRITE, 1, True),
+        (_READ + _BARRIER + _READ + _BARRIER + _WRITE, 1, True),
+        (_READ + _WRITE, 1, False),
+        (_READ + "@%p1 " + _READ + _WRITE, 1, False),
+        (_READ + _BARRIER + _READ + _WRITE, 1, False),
+        (_READ + _BARRIER + _WRITE, 2, False),
+        (_READ + _BARRIER + _READ + _BARRIER + _WRITE, 2, False),
+        (_WRITE + _BARRIER + _READ, 1, True),
+        (_WRITE + _BARRIER + _READ, 2, False),
+    ],
+)
+def test_a_barrier_ends_what_all_readers_of_its_program_do(body: str, programs: int, allowed: bool) -> None:
+    """One thread, the first or the last, writes what all threads of all programs read."""
+    for lanes, writer in product((96, 1024), (0, 96 * programs - 1)):  # one program after the other, and side by side
+        memory, start = torch.zeros(1, dtype=torch.int32), f"setp.eq.s32 %p1, %r1, {writer};"
+        if allowed:
+            execute(start + body, memory, programs=programs, threads=96, lanes=lanes)
+            assert memory.item() == 7
+        else:
+            with pytest.raises(IllegalAccessError, match="without a barrier between"):
+                execute(start + body, memory, programs=programs, threads=96, lanes=lanes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "st.shared.b32 [%r10], %r2; {between} ld.shared.b32 %r12, [%r11];",
+        "ld.shared.b32 %r12, [%r10]; {between} st.shared.b32 [%r11], %r2;",
+        "st.shared.b32 [%r10], 5; {between} st.shared.b32 [%r11], %r2;",
+        "st.shared.b8 [%r10+3], %r2; {between} ld.shared.b32 %r12, [%r11];",
+    ],
+    ids=["written, read", "read, written", "written, written", "written, read with its neighbours"],
+)
+def test_warps_follow_each_other_in_shared_memory_behind_a_barrier(body: str) -> None:
+    def execute_with(between: str, bits: int) -> None:
+        start = f"shl.b32 %r10, %r2, 2; xor.b32 %r11, %r10, {4 * bits};"
+        execute(start + body.format(between=between), torch.zeros(1), programs=2, threads=64, shared=256)
+
+    for bits in (1, 32):
+        execute_with(_BARRIER, bits)
+    execute_with("", 1)  # threads of one warp
+    for between in ("", "bar.warp.sync -1;", "setp.eq.s32 %p1, %r3, 1; @%p1 bra $L_on; bar.sync 0;\n$L_on:"):
+        with pytest.raises(IllegalAccessError, match="without a barrier between"):
+            execute_with(between, 32)
+
+
+def test_warps_may_write_the_same_or_side_by_side_without_a_barrier() -> None:
+    result = torch.zeros(64, dtype=torch.int32)
+    body = """
+	and.b32 %r10, %r2, 31;
+	shl.b32 %r11, %r10, 1;
+	shr.u32 %r12, %r2, 5;
+	add.s32 %r13, %r11, %r12;
+	st.shared.b8 [%r13], %r2;
+	ld.shared.b8 %rs1, [%r13];
+	mov.b32 %r9, 64;
+	st.shared.b32 [%r9], 7;
+	st.shared.b32 [%r9], 7;
+	cvt.u32.u16 %r14, %rs1;
+	mad.wide.u32 %rd10, %r1, 4, %rd1;
+	st.global.b32 [ %rd10 + 0 ], { %r14 };
+"""
+    execute(body, result, threads=64, shared=68)
+    assert result.tolist() == list(range(64))
 
 
 def test_a_barrier_that_not_all_threads_reach_is_refused() -> None:

@@ -48,13 +48,14 @@ def counting() -> Iterator[Counts]:
         _active.remove(counts)
 
 
-def note(kernel: str, kind: str, addresses: NDArray[np.int64], threads: NDArray[np.int64]) -> None:
+def note(kernel: str, kind: str, addresses: NDArray[np.int64], stamps: NDArray[np.int64]) -> None:
     """An access: one address for each thread, none of which reaches beyond its sector."""
     if not _active:
         return
-    warp = (threads - 1) // WARP
+    warp = (stamps - 1) // WARP
+    first = np.r_[True, warp[1:] != warp[:-1]]  # threads come in order
+    warp = np.cumsum(first) - 1
     if kind == "ld":
-        first = np.r_[True, warp[1:] != warp[:-1]]  # threads come in order
         leader = np.maximum.accumulate(np.where(first, np.arange(len(warp)), 0))
         alike = addresses == addresses[leader]
         differs = np.zeros(int(warp.max()) + 1, bool)
