@@ -37,12 +37,13 @@ def pytest_configure() -> None:
     from fampe_fast.ops import backends
 
     approximation = Approximation(float(share or 0))
+    attribute = "_run" if hasattr(CompiledKernel, "run") else "run"  # before Triton 3.5 it is no property
 
     def load(compiled: Any) -> None:
         """Instead of handing a binary to a driver."""
         if compiled.module is None:
             compiled.module = compiled.function = "emulated"
-            compiled._run = partial(_launch, compiled, approximation)
+            setattr(compiled, attribute, partial(_launch, compiled, approximation))
 
     _patches.enter_context(compiling_for(target))
     _patches.enter_context(mock.patch.object(CompiledKernel, "_init_handles", load))

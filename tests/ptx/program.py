@@ -56,6 +56,7 @@ def parse(text: str) -> Program:
         ValueError: there is no entry, or a line is not understood.
     """
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+    text = re.sub(r"\btmp\b", "_", text)  # LLVM's name, up to Triton 3.3, of a half that is dropped
     entry = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*?)\{(.*?)^\}", text, re.DOTALL | re.MULTILINE)
     if entry is None:
         raise ValueError("no entry in this PTX")

@@ -94,6 +94,7 @@ def unary(operation: str, kind: str, values: Tensor, share: float = 0.0) -> Tens
         ("setp.lt.s32 %p1, %r20, 5; selp.b32 %r21, 1, 2, %p1;", (-1, 7), (1, 2)),
         ("cvt.s64.s32 %rd20, %r20; shr.u64 %rd21, %rd20, 32; cvt.u32.u64 %r21, %rd21;", (-1, 1), (-1, 0)),
         ("mov.b64 %rd20, {%r20, 7}; mov.b64 {_, %r21}, %rd20;", (3, 4), (7, 7)),
+        ("mov.b64 %rd20, {%r20, 7}; { .reg .b32 tmp; mov.b64 {tmp, %r21}, %rd20; }", (3, 4), (7, 7)),
         ("mov.b64 %rd20, {7, %r20}; mov.b64 {%r22, %r21}, %rd20;", (3, -4), (3, -4)),
         ("mov.b32 {%rs1, %rs2}, %r20; mov.b32 %r21, {%rs2, %rs1};", (0x00010002,), (0x00020001,)),
     ],
