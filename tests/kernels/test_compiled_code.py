@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself"),
     pytest.mark.skipif(
-        tuple(map(int, version("triton").split(".")[:2])) < (3, 6), reason="older launchers are called otherwise"
-    ),
-    pytest.mark.skipif(
         importlib.util.find_spec("triton.backends.nvidia") is None, reason="this triton does not compile for NVIDIA"
     ),
 ]
 
 SUITE = {"testing/test_equivalence.py": 160}
+LARGE = {"testing/test_equivalence.py": 50}
 OTHERS = {
     "kernels/test_kernels.py": 30,
     "test_backends_end_to_end.py": 4,  # without the photographs
@@ -39,14 +36,25 @@ OTHERS = {
     "kernels/test_large_offsets.py": 14,
 }
 """Tests that must have run, and not been skipped."""
+SMALL_CASES = ["--fampe-backend", "triton"]
+# Large cases whose code is another one: that of band_* and diversify is the same at every size, and takes longest. Nor
+# are runs compared with each other, and 15 taps compile for a minute.
+CHOSEN = "not (band_ or diversify or depends or repeats or taps15)"
+LARGE_CASES = [*SMALL_CASES, "--fampe-large", "-m", "gpu", "-k", CHOSEN]
 
 
 @pytest.mark.parametrize(
-    ("least", "machine"),
-    [(OTHERS, "sm_90"), (SUITE, "sm_90"), (SUITE, "sm_80,-1"), (SUITE, "sm_100,1")],
-    ids=["kernels-sm_90", "suite-sm_90", "suite-sm_80,-1", "suite-sm_100,1"],
+    ("least", "machine", "options"),
+    [
+        pytest.param(OTHERS, "sm_90", [], id="kernels-sm_90"),
+        pytest.param(LARGE, "sm_90", LARGE_CASES, id="large-sm_90"),
+        *(
+            pytest.param(SUITE, machine, SMALL_CASES, id=f"suite-{machine}")
+            for machine in ("sm_90", "sm_80,-1", "sm_100,1")
+        ),
+    ],
 )
-def test_compiled_kernels_pass(least: dict[str, int], machine: str) -> None:
+def test_compiled_kernels_pass(least: dict[str, int], machine: str, options: list[str]) -> None:
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
@@ -54,9 +62,7 @@ def test_compiled_kernels_pass(least: dict[str, int], machine: str) -> None:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     command = [sys.executable, "-m", "pytest", "-v", "-p", "tests.ptx.plugin", "-p", "no:xdist"]
-    command += [f"tests/{file}" for file in least]
-    if least is SUITE:
-        command += ["--fampe-backend", "triton"]
+    command += [f"tests/{file}" for file in least] + options
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, cwd=ROOT)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     for file, count in least.items():

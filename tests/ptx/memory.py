@@ -25,7 +25,7 @@ _SEVERAL = NEXT_EPOCH - 1
 
 
 def stamps_of(programs: NDArray[Any], who: NDArray[Any]) -> NDArray[np.int64]:
-    """Number threads, or warps, of programs. A barrier begins an epoch: it adds ``NEXT_EPOCH`` to its program's."""
+    """Number threads, or warps, of programs; a barrier begins an epoch and adds ``NEXT_EPOCH`` to its program's."""
     return (programs.astype(np.int64) << _PROGRAM) + who + 1
 
 
