@@ -66,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     ways.add_argument(
         "--chunks", nargs="+", type=positive, help="images per bare pass to choose from (8 to 256; CPU: 1 to 32)"
     )
+    ways.add_argument(
+        "--own-chunks",
+        action="store_true",
+        help="run this package's methods in its default chunks, not in those of the fastest bare passes",
+    )
     run = found.add_argument_group("run")
     run.add_argument("--repetitions", type=positive, default=5, help="repetitions of every call (%(default)s)")
     run.add_argument(
@@ -108,6 +113,7 @@ def plan(found: argparse.Namespace) -> Plan:
         found.repetitions,
         not found.no_memory,
         found.images,
+        own_chunks=found.own_chunks,
     )
 
 

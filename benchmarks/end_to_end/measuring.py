@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fampe_fast.runtime.model import chunk_size
+
 from .. import ROOT
 from ..common.command import Say
 from ..common.machine import Build
@@ -43,6 +45,8 @@ class Plan:
         memory: whether peak memory is measured in processes of its own; without, a GPU's is in this one.
         images: a folder, or None for noise.
         own_bound: compare with bare passes of the model as it is here alone, which takes less time.
+        own_chunks: give this package's methods its default number of images per pass, as users do, and not that of the
+            fastest bare passes.
         apart: measure one precision and compilation after the other, plain ones first, every case of one before the
             next, and cases with input diversity last: what takes long to compile comes late. Otherwise all ways of a
             case are measured in turns.
@@ -61,6 +65,7 @@ class Plan:
     memory: bool = True
     images: str | None = None
     own_bound: bool = False
+    own_chunks: bool = False
     apart: bool = False
 
     def bare_ways(self, case: Case) -> list[Way]:
@@ -151,7 +156,8 @@ def measure_calls(
                 chunks[key] = _best_chunk(plan, case, precision, models, images)
                 say(f"  bare passes in {precision} are fastest with {chunks[key]} images")
             best[precision] = chunks[key]
-        runners = [_Runner(way, best[way.precision]) for way in ways]
+        own = {way: chunk_size(None, plan.device) for way in ways if plan.own_chunks and way.method in OURS}
+        runners = [_Runner(way, own.get(way, best[way.precision])) for way in ways]
         for runner in runners:
             if time.monotonic() > deadline:
                 runner.status = NOT_RUN
