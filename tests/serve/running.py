@@ -156,7 +156,9 @@ class Running:
         return code
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        written = self.log.read_text()
+        whole = written[: written.rfind("\n") + 1]  # of a line that is being written a part may be seen
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == name]
 
 
