@@ -30,7 +30,7 @@ class Traffic:
     @property
     def footprint(self) -> int:
         """Bytes of all sectors, each counted once: what must be moved at least."""
-        return SECTOR * len(np.unique(np.concatenate(self.sectors))) if self.sectors else 0
+        return SECTOR * len(_distinct(np.concatenate(self.sectors))) if self.sectors else 0
 
 
 Counts = defaultdict[tuple[str, str], Traffic]
@@ -61,7 +61,13 @@ def note(kernel: str, kind: str, addresses: NDArray[np.int64], stamps: NDArray[n
         differs = np.zeros(int(warp.max()) + 1, bool)
         differs[warp[~alike]] = True
         warp, addresses = warp[differs[warp]], addresses[differs[warp]]
-    touched = np.unique((warp << _ADDRESS_BITS) | (addresses // SECTOR))
+    touched = _distinct((warp << _ADDRESS_BITS) | (addresses // SECTOR))
     for counts in _active:
         counts[kernel, kind].moved += SECTOR * len(touched)
-        counts[kernel, kind].sectors.append(np.unique(touched & ((1 << _ADDRESS_BITS) - 1)))
+        counts[kernel, kind].sectors.append(_distinct(touched & ((1 << _ADDRESS_BITS) - 1)))
+
+
+def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sort, and drop repetitions: ``np.unique`` hashes, which takes several times as long for what is nearly sorted."""
+    found = np.sort(values, kind="stable")
+    return found[np.r_[True, found[1:] != found[:-1]]] if len(found) else found
