@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -71,13 +67,3 @@ def to_pixels(mixed: Tensor, width: int) -> Tensor:
         return mixed.new_empty((*mixed.shape[:-2], *size), dtype=mixed.dtype.to_real())
     images: Tensor = torch.fft.irfft2(mixed, s=size, norm="forward")
     return images
-
-
-def samples_of(mix: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make ``band_samples`` of another implementation of ``band_mix``."""
-    signature = inspect.signature(band_mix)
-
-    def samples(*args: Any, **named: Any) -> Tensor:
-        return to_pixels(mix(*args, **named), signature.bind(*args, **named).arguments["width"])
-
-    return samples

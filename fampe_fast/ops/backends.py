@@ -168,7 +168,7 @@ def register_backend(
         raise ValueError(f"unknown primitives {unknown}; known are {list(OPS)}")
     taken = dict(ops)
     if "band_mix" in taken:
-        from ..reference.band_samples import samples_of
+        from .samples import samples_of
 
         taken.setdefault("band_samples", samples_of(taken["band_mix"]))
 

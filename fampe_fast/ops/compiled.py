@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..reference.band_mix import mix_rows
-from ..reference.band_samples import samples_of
 from ..reference.dct_mix import dct_mix_rows
 from ..reference.radial_mask import radial_mask
 from ..reference.spectral_noise import HermitianGrid, hermitian_grid
 from ..runtime.compilation import Compiled
 from ..runtime.isolation import isolated
+from .samples import samples_of
 
 # Compiling takes 24 s the first time and 5 s from torch's cache, as long as the plain function takes for 500 and 90
 # million values; shorter runs, such as a few maps, are faster without. (The switch does not change
