@@ -178,6 +178,33 @@ def check_mix(spectrum: Tensor, cutoff: Tensor, weights: Tensor, shape: str) -> 
         )
 
 
+def mix_inputs(
+    cutoff: Tensor,
+    weights: Tensor,
+    image_ids: Tensor,
+    image_index: Tensor,
+    samples: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    run: int,
+    channels: int,
+    height: int,
+    width: int,
+) -> tuple[Tensor | int, ...]:
+    """List what kernels that mix take behind the spectra: the tensors, and the numbers up to the width."""
+    if weights.stride(1) != 1:
+        weights = weights.contiguous()
+    rows, row_tensors = len(image_index), (image_ids.contiguous(), image_index.contiguous(), samples.contiguous())
+    numbers = rows, run, LOW_BYTE, weights.stride(0), channels, height, width
+    return cutoff.contiguous(), weights, *row_tensors, seed, step, *numbers
+
+
+def mix_scales(height: int, width: int) -> tuple[float, ...]:
+    """Compute the scales of the noise and of the two frequencies."""
+    noise, short = math.sqrt(1.5 * height * width), min(height, width)
+    return noise, noise * math.sqrt(2), short / height, short / width  # as in the reference: equal to the bit
+
+
 def band_mix(
     spectrum: Tensor,
     cutoff: Tensor,
@@ -222,10 +249,8 @@ def band_mix(
     """
     check_mix(spectrum, cutoff, weights, shape)
     _, channels, height, half = spectrum.shape
-    rows, count, short = len(image_index), height * half, min(height, width)
+    rows, count = len(image_index), height * half
     parts = torch.view_as_real(spectrum.resolve_conj().contiguous()).view(torch.int64)
-    if weights.stride(1) != 1:
-        weights = weights.contiguous()
     out = torch.empty((rows, channels, height, half), dtype=spectrum.dtype, device=spectrum.device)
     out_parts = torch.view_as_real(out).view(torch.int64)
     group = widest(count, out_parts)
@@ -238,25 +263,9 @@ def band_mix(
         blocks * channels * triton.cdiv(rows, run),
         parts,
         out_parts,
-        cutoff.contiguous(),
-        weights,
-        image_ids.contiguous(),
-        image_index.contiguous(),
-        samples.contiguous(),
-        seed,
-        step,
-        rows,
-        run,
-        LOW_BYTE,
-        weights.stride(0),
-        channels,
-        height,
-        width,
+        *mix_inputs(cutoff, weights, image_ids, image_index, samples, seed, step, run, channels, height, width),
         count // group,
-        math.sqrt(1.5 * height * width),
-        math.sqrt(1.5 * height * width) * math.sqrt(2),  # spelt as in the reference: equal to the bit
-        short / height,
-        short / width,
+        *mix_scales(height, width),
         like=spectrum,
         warps=4,
         SHARED=shared_multiplier,

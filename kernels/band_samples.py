@@ -26,11 +26,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference.band_samples import to_pixels
-from .band_mix import band_mix, check_mix, describe, gains, mix
+from .band_mix import band_mix, check_mix, describe, gains, mix, mix_inputs, mix_scales
 from .bilinear import divide, inverse
 from .launch import block_of, launch, rows_per_program
 from .packing import pack, unpack
-from .philox import LOW_BYTE, split_seed
+from .philox import split_seed
 
 
 @triton.jit
@@ -216,10 +216,8 @@ def band_samples(
             band_mix(spectrum, cutoff, weights, *named, width, shared_multiplier, shape, block=block, run=run), width
         )
     _, channels, height, _ = spectrum.shape
-    rows, short = len(image_index), min(height, width)
+    rows = len(image_index)
     parts = torch.view_as_real(spectrum.resolve_conj().contiguous()).view(torch.int64)
-    if weights.stride(1) != 1:
-        weights = weights.contiguous()
     out = torch.empty((rows, channels, height, width // 2), dtype=spectrum.dtype, device=spectrum.device)
     block = block or block_of(1, 4) // 2
     blocks = triton.cdiv(height * (width // 4 + 1), block)
@@ -230,24 +228,8 @@ def band_samples(
         blocks * channels * triton.cdiv(rows, run),
         parts,
         torch.view_as_real(out).view(torch.int64),
-        cutoff.contiguous(),
-        weights,
-        image_ids.contiguous(),
-        image_index.contiguous(),
-        samples.contiguous(),
-        seed,
-        step,
-        rows,
-        run,
-        LOW_BYTE,
-        weights.stride(0),
-        channels,
-        height,
-        width,
-        math.sqrt(1.5 * height * width),
-        math.sqrt(1.5 * height * width) * math.sqrt(2),  # spelt as in the reference: equal to the bit
-        short / height,
-        short / width,
+        *mix_inputs(cutoff, weights, image_ids, image_index, samples, seed, step, run, channels, height, width),
+        *mix_scales(height, width),
         math.pi / 2 / width,
         like=spectrum,
         warps=4,

@@ -174,7 +174,7 @@ def layer_evidence(activation: Tensor, gradient: Tensor, *, block: int | None = 
         PIXELS_FASTEST=pixels_fastest,
         GROUP=group,
         SUMS=sums,
-        RUN=max(1, min(sums, SUMS_PER_THREAD // group)) if pixels_fastest else 1,
+        RUN=min(sums, SUMS_PER_THREAD // group) if pixels_fastest else 1,
         PIXELS=block,
     )
     return out

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..checks import check_count
 from ..engine.config import PathConfig
@@ -23,6 +22,7 @@ from ..ops import backends
 from ..runtime.compilation import compiled_graphs, resolve_compile
 from ..runtime.decisions import collected_decisions, decided_at_once
 from ..runtime.model import chunk_size
+from ..runtime.parts import parts_of
 from .base import PathMethod
 from .fampe import FAMPE
 from .forgrad import FORGrad
@@ -159,8 +159,7 @@ def _size(model: Any, image_size: int | Sequence[int] | None) -> tuple[int, int]
 
 
 def _device_of(model: Any) -> torch.device:
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
+    return next((tensor.device for _, tensor in parts_of(model).tensors), torch.device("cpu"))
 
 
 def _steps_needed(config: PathConfig, shape: tuple[int, int, int, int], chunk: int) -> int:

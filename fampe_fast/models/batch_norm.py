@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from ..runtime.parts import has_hooks
 from ..runtime.tf32 import tensor_float32
-from .control_flow import Flow, all_from_libraries, comes_from, fixed_flow, has_hooks
+from .control_flow import Flow, all_from_libraries, comes_from, fixed_flow
 from .dry_run import agree
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from ..runtime.parts import has_hooks
+
 # The control flow of their layers depends on settings and shapes, never on values.
 _LIBRARIES = ("torch.nn", "torchvision", "timm")
 _TRACING = threading.Lock()  # torch.fx patches nn.Module for the time of a trace
@@ -26,13 +28,6 @@ def comes_from(owner: object, *libraries: str) -> bool:
     """Tell whether a class or function was defined in one of these packages."""
     where = getattr(owner, "__module__", None) or ""
     return any(where == library or where.startswith(f"{library}.") for library in libraries)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a module has hooks that read or change its input or output."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def all_from_libraries(model: nn.Module) -> bool:

@@ -42,6 +42,14 @@ def graphs_pay(time: CallTime) -> bool:
     return time.host > time.device
 
 
+def note_graphs(used: bool, what: str, time: CallTime) -> None:
+    """Log whether CUDA graphs are used for what was timed."""
+    note(
+        f"CUDA graphs: {'used' if used else 'not used'} for {what} takes the host {1e3 * time.host:.2f} ms and the "
+        f"device {1e3 * time.device:.2f} ms"
+    )
+
+
 @dataclass
 class AutoCompile:
     """The choice of ``auto`` for one function of a model.
@@ -89,10 +97,7 @@ class AutoCompile:
         """
         self.time = time_call(call, device)
         graphs = self._graphs(sizes)
-        note(
-            f"CUDA graphs: {'used' if graphs else 'not used'} for {self.name}, a chunk of which takes the host "
-            f"{1e3 * self.time.host:.2f} ms and the device {1e3 * self.time.device:.2f} ms"
-        )
+        note_graphs(graphs, f"{self.name}, a chunk of which", self.time)
         return "graphs" if graphs else "on"
 
     def _graphs(self, sizes: Collection[int]) -> bool:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .auto_compile import MOST_GRAPHS, graphs_pay
+from .auto_compile import MOST_GRAPHS, graphs_pay, note_graphs
 from .chunking import free_memory
 from .compilation import process_settings
 from .decisions import at_once, note
 from .device_time import CallTime, time_call
 from .out_of_memory import release_memory
-from .parts import Parts, parts_of
+from .parts import Parts, has_hooks, parts_of
 from .per_model import cache_of
 
 Pass = Callable[..., list[Tensor]]
@@ -33,7 +33,6 @@ _SHARE_OF_MEMORY = 1 / 8
 # Captures of one kind of call that a changed model has made useless.
 _MOST_CHANGES = 3
 _WARM_UPS = 2
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -91,7 +90,7 @@ class GraphedCall:
 
 
 def _end_capture(device: torch.device) -> None:
-    """Make a capture that succeeds: a failed one leaves torch's random generator in it, and the next number fails."""
+    """End a failed capture by one that succeeds: torch's random generator stays in it, and its next number raises."""
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
     torch.zeros(1, device=device)
@@ -135,27 +134,29 @@ class GraphedCalls:
         Returns:
             The function's results, or None where a plain call is to be made.
         """
-        state = state_of(parts_of(model))
-        if state is None:
-            return None
         kind = process_settings(), tuple((one.shape, one.dtype, one.stride()) for one in arguments)
         with self.lock:
             self.calls += 1
             known = self.captured.get(kind)
-            if known is not None and known[0] != state:
-                del self.captured[kind]
-                self.changes[kind] = self.changes.get(kind, 0) + 1
-                known = None
-            if known is None:
-                try:
-                    if not self._pays(kind, function, arguments, kept_bytes, always):
-                        return None
-                    known = self.captured[kind] = state, GraphedCall(function, arguments)
-                except RuntimeError as error:  # a pass that waits for the device, or memory that is short
-                    self.failed.add(kind)
-                    release_memory(arguments[0].device)
-                    note(f"CUDA graphs: {self.name} cannot be captured: {str(error).splitlines()[0]}")
+            try:
+                if known is None and not self._pays(kind, function, arguments, kept_bytes, always):
                     return None
+                state = state_of(parts_of(model))
+                if state is None:
+                    return None
+                if known is not None and known[0] != state:
+                    del self.captured[kind]
+                    self.changes[kind] = self.changes.get(kind, 0) + 1
+                    if self.changes[kind] > _MOST_CHANGES:
+                        return None
+                    known = None
+                if known is None:
+                    known = self.captured[kind] = state, GraphedCall(function, arguments)
+            except RuntimeError as error:  # a pass that waits for the device, or memory that is short
+                self.failed.add(kind)
+                release_memory(arguments[0].device)
+                note(f"CUDA graphs: {self.name} cannot be captured: {str(error).splitlines()[0]}")
+                return None
         return known[1](arguments)
 
     def _pays(
@@ -173,11 +174,7 @@ class GraphedCalls:
             return False
         if kind not in self.time:
             taken = self.time[kind] = time_call(lambda: function(*arguments), device)
-            note(
-                f"CUDA graphs: {'used' if graphs_pay(taken) else 'not used'} for {self.name}, a pass of which "
-                f"({len(arguments[0])} images) takes the host {1e3 * taken.host:.2f} ms and the device "
-                f"{1e3 * taken.device:.2f} ms"
-            )
+            note_graphs(graphs_pay(taken), f"{self.name}, a pass of which ({len(arguments[0])} images)", taken)
         return graphs_pay(self.time[kind])
 
 
@@ -204,8 +201,8 @@ def state_of(parts: Parts) -> Hashable | None:
         return None
     found: list[Hashable] = [tensor.data_ptr() for _, tensor in parts.tensors]
     for _, module in parts.modules:
-        own = vars(module)
-        if isinstance(module, torch.jit.ScriptModule) or any(own.get(hooks) for hooks in _HOOKS):
+        if isinstance(module, torch.jit.ScriptModule) or has_hooks(module):
             return None
-        found.append((id(module), *(value if type(value) in _PLAIN else id(value) for value in own.values())))
+        values = vars(module).values()
+        found.append((id(module), *(value if type(value) in _PLAIN else id(value) for value in values)))
     return tuple(found)

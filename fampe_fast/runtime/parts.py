@@ -64,7 +64,7 @@ class Parts:
 
 
 def parts_of(model: object) -> Parts:
-    """List a model's parts; inside ``walked_once`` those that its first walk found, none of another callable."""
+    """List a model's parts, inside ``walked_once`` by its first walk; a callable that is no module has none."""
     if not isinstance(model, nn.Module):
         return Parts(())
     known = _walked.get()
@@ -93,6 +93,13 @@ def walk_again(model: object) -> None:
     known = _walked.get()
     if known is not None:
         known.pop(id(model), None)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module has hooks that read or change its input or output."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _members(modules: tuple[tuple[str, nn.Module], ...], where: str) -> Iterator[tuple[str, nn.Parameter]]:
