@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fampe_fast.answers.environment import processor_of
 
 from .. import ROOT
 
@@ -47,7 +48,7 @@ class Build:
 
 def build_of(device: torch.device, *, dry_run: bool = False) -> Build:
     """Describe this machine's device and this checkout."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = processor_of(device)
     triton = _version("triton", "pytorch-triton", "pytorch-triton-rocm")
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return Build(DRY_RUN_DEVICE if dry_run else name, torch.__version__, triton, _commit(), today, _version("captum"))
@@ -145,14 +146,6 @@ def _processor_time() -> tuple[int, int]:
         return 0, 0
     user, nice, system, _, _, *interrupts, stolen = ticks  # idle, and waiting for input
     return stolen, user + nice + system + sum(interrupts) + stolen
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _version(*names: str) -> str:

@@ -72,7 +72,7 @@ def compare(stored: Result, found: Result, *, exact: bool) -> Comparison:
     changed = ["map"] if stored.map.tobytes() != found.map.tobytes() else []
     reason = f"other values: {', '.join(changed + others)}"
     if exact and alike:
-        reason += " (other last bits, as another model of processor or GPU gives them, or values changed by hand)"
+        reason += " (only last bits: computed on another processor, or changed by hand)"
     return Comparison("different", reason, correlation, largest)
 
 

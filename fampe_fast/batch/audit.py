@@ -40,6 +40,7 @@ def record_of(plan: Plan, row: Row, stored: Result, described: Mapping[str, Any]
         "threads": plan.threads,
         "batch_size": plan.batch_size,
         "internal_batch_size": described.get("chunk"),
+        "processor": described.get("processor"),
         "versions": described.get("versions"),
         **result_values(stored),
     }

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ..answers.environment import versions_now
 from ..answers.explainer import explain_noise, map_shape, noise_for
-from ..answers.versions import versions_now
 from ..checks import check_choice, check_count
 from ..engine.config import PathConfig, Precision
 from ..engine.precision import arithmetic, settled_precision

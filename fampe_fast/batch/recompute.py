@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..answers.comparison import Comparison, compare
+from ..answers.environment import processor_of, reasons_for_other_bits, versions_now
 from ..answers.result import Result, RowError, RowResult
 from ..answers.summaries import Summary
-from ..answers.versions import changes_between, versions_now
 from ..models.classifier import Classifier
 from ..ops.backends import choice
 from .plan import Plan, read_rows
@@ -69,8 +69,7 @@ class Recomputer:
         backend = plan.backend
         if self._device.type != plan.device:
             backend = choice(self._device)[0]
-        then = {"device": plan.device, "backend": plan.backend}
-        self._differences = changes_between(then, {"device": self._device.type, "backend": backend})
+        self._environment = {"device": self._device.type, "backend": backend, "processor": processor_of(self._device)}
         here = replace(plan, device=self._device.type, backend=backend)
         self._worker = Worker(
             storage,
@@ -86,15 +85,17 @@ class Recomputer:
         self._worker.close()
 
     def differences(self, described: dict[str, Any]) -> list[str]:
-        """List the differences to the environment of a shard's making, which allow other bits.
+        """List why the maps of a shard may have other bits here.
 
         Args:
             described: metadata of the shard.
         """
-        return self._differences + changes_between(described.get("versions") or {}, versions_now())
+        plan, versions = self._plan, described.get("versions") or {}
+        there = {"device": plan.device, "backend": plan.backend, "processor": described.get("processor")}
+        return reasons_for_other_bits({**there, **versions}, {**self._environment, **versions_now()})
 
     def differences_of(self, shards: Sequence[int]) -> list[str]:
-        """List these differences for any of several shards."""
+        """List these reasons for any of several shards."""
         found = (self.differences(shard_metadata(self._storage, shard)) for shard in shards)
         return list(dict.fromkeys(reason for one in found for reason in one))
 

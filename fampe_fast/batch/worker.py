@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..answers.environment import processor_of, versions_now
 from ..answers.explainer import Answer, Explainer, Item, OutOfMemoryError
 from ..answers.result import Result, RowError
-from ..answers.versions import versions_now
 from ..methods.base import passes_of
 from ..models.classifier import Classifier
 from ..ops.backends import VARIABLE
@@ -98,7 +98,11 @@ class Worker:
         processes = usual_processes(device) if processes is None else processes
         self._decoders = Decoders(Decoder.of(plan, self._classifier.transform), processes)
         self._explainer = Explainer(method_of(plan, self._classifier), self._classifier, plan.shape)
-        self._described = {"passes": passes_of(self._explainer.method), "versions": versions}
+        self._described = {
+            "passes": passes_of(self._explainer.method),
+            "versions": versions,
+            "processor": processor_of(self._device),
+        }
         self._finisher = ThreadPoolExecutor(1, "finish shards")
         self._begun: dict[int, int] = {}
         self.log = RunLog(storage, plan=plan.key, device=device, processes=processes, versions=versions)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..answers.comparison import Comparison, compare
+from ..answers.environment import processor_of, reasons_for_other_bits, versions_now
 from ..answers.explainer import Explainer, Item, explain_noise, map_shape, noise_for
 from ..answers.pixels import pixels_of
 from ..answers.result import Result, RowError, RowResult, result_values
-from ..answers.versions import changes_between, versions_now
 from ..images import read_image_bytes
 from ..methods.registry import create_method
 from ..methods.settings import everything_of
@@ -75,14 +75,14 @@ def recheck(record: Mapping[str, Any], image: bytes, classifier: Classifier) -> 
         return Rechecked(answer, Comparison("different", f"it has a map, and gets none now: {answer.reason}"), changed)
     found = _as_recorded(explainer.finish(answer, record["map_dtype"], overlay=False))
     if "map" not in record:
-        return Rechecked(found, _compare_digests(record, found, exact=not changed), changed)
+        return Rechecked(found, _compare_digests(record, found, changed), changed)
     return Rechecked(found, compare(_stored(record, found), found, exact=not changed), changed)
 
 
 def _changes(record: Mapping[str, Any], device: torch.device) -> list[str]:
-    now = {"device": device.type, "backend": choice(device)[0], **versions_now()}
-    then = {"device": record["device"], "backend": record["backend"], **record["versions"]}
-    changed = changes_between(then, now)
+    here = {"device": device.type, "backend": choice(device)[0], "processor": processor_of(device)}
+    there = {name: record.get(name) for name in here}
+    changed = reasons_for_other_bits({**there, **record["versions"]}, {**here, **versions_now()})
     if record["batch_size"] > 1:
         changed.append(f"explained in a batch of {record['batch_size']} then, alone now")
     return changed
@@ -112,14 +112,14 @@ def _stored(record: Mapping[str, Any], found: RowResult) -> RowResult:
     return stored
 
 
-def _compare_digests(record: Mapping[str, Any], found: RowResult, *, exact: bool) -> Comparison:
+def _compare_digests(record: Mapping[str, Any], found: RowResult, changed: list[str]) -> Comparison:
     now = result_values(found)
-    changed = [name for name, value in now.items() if record.get(name) != value]
-    if not changed:
+    others = [name for name, value in now.items() if record.get(name) != value]
+    if not others:
         return Comparison("same", "")
-    if not exact:
+    if changed:
         raise ValueError(
-            "the record holds no map, so that only equal bits could be shown, and they are not: it was made in another "
-            "surrounding; save the answer in JSON, which holds the map"
+            f"the record holds no map, so that only equal bits could confirm it, and they may differ here "
+            f"({'; '.join(changed)}): save the answer in JSON, which holds the map"
         )
-    return Comparison("different", f"other values: {', '.join(changed)}")
+    return Comparison("different", f"other values: {', '.join(others)}")

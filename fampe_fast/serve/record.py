@@ -49,7 +49,7 @@ def describe(
         image: identity of its image.
         image_id: id of the image in the random stream.
         asked: method, options, configuration, passes, seed, reproducible.
-        made: model, its fingerprint, device, backend, threads, batch, chunk, versions.
+        made: model, its fingerprint, device, backend, processor, threads, batch, chunk, versions.
     """
     return {
         MARK: KIND,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..answers.environment import processor_of, versions_now
 from ..answers.explainer import Answer, noise_for
 from ..answers.result import RowResult
-from ..answers.versions import versions_now
 from ..catalog import method_options
 from ..models.classifier import Classifier
 from ..models.identity import identity_of
@@ -71,6 +71,7 @@ class Service:
             "model_fingerprint": identity["fingerprint"],
             "device": noise.device.type,
             "backend": choice(noise.device)[0],
+            "processor": processor_of(noise.device),
             "threads": threads,
             "versions": versions_now(),
         }

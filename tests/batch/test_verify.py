@@ -78,7 +78,8 @@ def changed(storage: Storage, shard: int, change: Callable[[list[Result]], None]
     table = decode_shard(content)
     results = [stored_result(table, k) for k in range(table.num_rows)]
     change(results)
-    metadata = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("chunk", "passes", "versions")}
+    names = ("chunk", "passes", "versions", "processor")
+    metadata = {name: json.loads(table.schema.metadata[name.encode()]) for name in names}
     storage.write(shard_name(shard), encode_shard(plan, shard, read_rows(storage, plan, shard), results, metadata))
     if not honest:
         for name in storage.names("log/"):
@@ -224,7 +225,7 @@ def test_a_changed_map_is_found_though_every_digest_agrees(run: Storage) -> None
     _, rows = sampled(run)
     different = {image_id: found for image_id, found in rows.items() if not found.right}
     assert list(different) == [1]
-    assert different[1].reason.startswith("other values: map (other last bits")
+    assert different[1].reason.startswith("other values: map (only last bits")
     assert different[1].correlation > 0.999999
     assert 0 < different[1].largest < 0.002
 
@@ -349,6 +350,24 @@ def test_elsewhere_maps_are_compared_by_their_evidence(run: Storage, monkeypatch
     assert [found.outcome for found in rows] == ["alike", "different", "same", "same"]
     assert rows[0].correlation > 0.99999
     assert rows[1].correlation < -0.99
+
+
+@pytest.mark.parametrize("elsewhere", ["Another CPU 3000", None])
+def test_another_processor_allows_other_last_bits(
+    run: Storage, monkeypatch: pytest.MonkeyPatch, elsewhere: str | None
+) -> None:
+    def change(results: list[Result]) -> None:
+        kept = results[0]
+        assert isinstance(kept, RowResult)
+        results[0] = kept._replace(map=(kept.map * 1.001).astype(np.float16))
+
+    changed(run, 0, change)
+    if elsewhere:
+        monkeypatch.setattr(recompute, "processor_of", lambda device: elsewhere)
+    again = recomputer(run)
+    (reasons, (row,)) = again.differences_of([0]), again.rows(0, [0])
+    assert [reason.partition(" ")[0] for reason in reasons] == (["processor"] if elsewhere else [])
+    assert row.comparison.outcome == ("alike" if elsewhere else "different")
 
 
 def test_a_map_with_nan_is_compared_to_the_bit_alone() -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from fampe_fast.answers.environment import processor_of
 from fampe_fast.answers.result import RowResult
 from fampe_fast.answers.summaries import summarise
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
@@ -123,6 +124,16 @@ def test_other_versions_allow_other_last_bits_and_no_more(service: Running, tmp_
     without = {name: value for name, value in older.items() if name != "map"}
     with pytest.raises(ValueError, match="the record holds no map"):
         recheck({**without, "map_sha256": "0" * 64}, image, a_classifier())
+
+
+def test_another_processor_allows_other_last_bits(service: Running, tmp_path: Path) -> None:
+    image = photo(7)
+    (record,) = service.explain(image, QUERY).json["explanations"]
+    assert record["processor"] == processor_of(torch.device("cpu"))
+    found = recheck(read_record(saved(tmp_path, {**record, "processor": "Another CPU 3000"})), image, a_classifier())
+    assert found.changed == [f"processor Another CPU 3000 then, {record['processor']} now"]
+    older = {name: value for name, value in record.items() if name != "processor"}  # of an earlier version
+    assert recheck(read_record(saved(tmp_path, older)), image, a_classifier()).changed == []
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,9 @@ def _kind_of_comparison(changed: list[str], compared: bool) -> list[str]:
     if not compared:
         return []
     if not changed:
-        return ["device kind and versions are the same: the maps must be bitwise equal"]
+        return ["device, processor and versions are the same: the maps must be bitwise equal"]
     return [
-        f"compared with a tolerance, as the environment differs ({'; '.join(changed)}): alike is a correlation of "
+        f"compared with a tolerance ({'; '.join(changed)}): alike is a correlation of "
         f"{CORRELATION} at least and a largest difference of {LARGEST:.0%} of the peak"
     ]
 
