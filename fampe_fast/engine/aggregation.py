@@ -15,12 +15,15 @@ from ..runtime.auto_compile import AutoCompile, Mode, auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import ChunkSize
 from ..runtime.compilation import Compiled
+from ..runtime.cuda_graphs import release_captures
 from ..runtime.layout import takes_channels_last
 from ..runtime.model import Model, input_dtype, memory_format
 from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from ..runtime.per_model import cache_of
 from .config import PathConfig, Precision
+from .graphed_chunks import FUNCTION as CAPTURED
+from .graphed_chunks import GraphedChunks
 from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, cast_dtype, matrix_precision, settled_precision
 from .samplers import Batch, Chunk, Sampler
@@ -143,13 +146,14 @@ class GradientLoop:
             ValueError: the loss needs mutually exclusive classes, and the model's are independent; or CUDA graphs are
                 asked for on a device without them.
         """
-        self._model, self._sampler, self._config = model, sampler, config
+        self._model, self._probed, self._sampler, self._config = model, probed, sampler, config
         self._schedule, self._chunks = schedule, chunks
         self._form = self._own_form = form_of(model, probed, config, None if takes_frames else schedule)
         self._turned = turns_channels_last(model, images, probed, config)
         kind = ("gradients", sampler.kind, config.loss, config.precision)
         choice = auto_compile(model, kind, "the gradients", config.compile, schedule.device)
         self._auto: AutoCompile | None = None
+        self._graphed: GraphedChunks | None = None
         if not isinstance(choice, str):
             self._auto = choice
             work = work_of(schedule.rows, chunks.size, probed.saved_bytes)
@@ -160,6 +164,8 @@ class GradientLoop:
         # A CUDA graph holds the casts, and is recorded again for weights that lie elsewhere in every call.
         self._compile, self._twin, self._form = mode, self._model, self._own_form
         self._body = _compiled_of(self._model, self._sampler, self._config, mode == "graphs")
+        if mode != "off":
+            release_captures(self._model, CAPTURED)
 
     @contextmanager
     def weights_at_hand(self) -> Iterator[None]:
@@ -170,7 +176,21 @@ class GradientLoop:
         with cast_weights(self._model, cast_dtype(self._config.precision), self._turned) as twin:
             self._twin = twin
             self._form = turned(self._own_form, self._turned)
+            self._graphed = self._by_graphs()
             yield
+
+    def _by_graphs(self) -> GraphedChunks | None:
+        """Let ``auto`` capture uncompiled chunks; those with input diversity have too many sizes for that."""
+        sampler, config, form = self._sampler, self._config, self._form
+        if self._auto is None or self._compile != "off" or config.input_diversity:
+            return None
+
+        def gradients(model: Model, batch: Batch, chunk: Chunk) -> Tensor:
+            return _chunk_gradients(model, sampler, config, batch, chunk, form)
+
+        kind = sampler.kind, config.loss, config.precision, form._replace(resize_back=())
+        cast = cast_dtype(config.precision) if self._turned else None
+        return GraphedChunks(self._model, self._probed, kind, gradients, cast, self._turned)
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W), at step ``step``.
@@ -211,6 +231,9 @@ class GradientLoop:
 
     def _add(self, total: Tensor, batch: Batch, chunk: Chunk, plain: bool) -> None:
         arguments = self._twin, batch, chunk, self._form
+        if plain and self._graphed is not None and (found := self._graphed(batch, chunk)) is not None:
+            ops.accumulate(total, found, chunk.image_index)
+            return
         body = self._body.plain if plain else self._body
         if not plain:
             _mark_dynamic(batch, chunk)

@@ -17,9 +17,10 @@ from ..runtime.auto_compile import auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import are_pinned, even_parts
 from ..runtime.compilation import Compiled
-from ..runtime.cuda_graphs import graphed_calls
+from ..runtime.cuda_graphs import can_capture, graphed_calls, state_of
 from ..runtime.model import Model, frozen_parameters
 from ..runtime.model_probe import holds_compiled
+from ..runtime.parts import parts_of
 from ..runtime.per_model import cache_of
 from .aggregation import ModelForm, form_of, objective, shown_to, turned, turns_channels_last
 from .config import PathConfig, Precision
@@ -137,7 +138,7 @@ def _graphed(
     was may depend on earlier calls, and results may not.
     """
     model, probed, device, wanted = request.models[0], request.probed[0], shown.device, config.compile
-    if device.type != "cuda" or wanted not in ("auto", "graphs") or (wanted == "auto" and are_pinned()):
+    if not can_capture(device) or wanted not in ("auto", "graphs") or (wanted == "auto" and are_pinned()):
         return None
     if len(shown) > request.chunks.size or probed.hidden or holds_compiled(model):
         return None
@@ -151,8 +152,8 @@ def _graphed(
     kind = config.loss, config.precision, form, tuple(levels), bool(config.layer_names), pixels
     arguments = [shown, *(part[of_image] for part in (request.targets.classes, places) if part is not None)]
     kept = None if probed.saved_bytes is None else len(shown) * probed.saved_bytes
-    calls = graphed_calls(model, kind, "the depths")
-    found = calls.run(one_pass, arguments, model, kept, always=wanted == "graphs")
+    calls = graphed_calls(model, "depths", kind)
+    found = calls.run(one_pass, arguments, lambda: state_of(parts_of(model)), kept, always=wanted == "graphs")
     return one_pass(*arguments) if found is None and are_pinned() else found
 
 

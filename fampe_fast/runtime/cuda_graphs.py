@@ -21,7 +21,7 @@ from .compilation import process_settings
 from .decisions import at_once, note
 from .device_time import CallTime, time_call
 from .out_of_memory import release_memory
-from .parts import Parts, has_hooks, parts_of
+from .parts import Parts, has_hooks
 from .per_model import cache_of
 
 Pass = Callable[..., list[Tensor]]
@@ -33,7 +33,14 @@ _SHARE_OF_MEMORY = 1 / 8
 # Captures of one kind of call that a changed model has made useless.
 _MOST_CHANGES = 3
 _WARM_UPS = 2
+# Of the largest value. What a replay reads or writes in the wrong place differs by far more.
+_TOLERANCE = 1e-2
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def can_capture(device: torch.device) -> bool:
+    """Tell whether a device has CUDA graphs."""
+    return device.type == "cuda"
 
 
 class GraphedCall:
@@ -97,6 +104,17 @@ def _end_capture(device: torch.device) -> None:
     graph.capture_end()
 
 
+def _check(replayed: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """Compare a replay's results with the plain call's, whose last bits may differ where a model adds up in any order.
+
+    Raises:
+        RuntimeError: they are not the same.
+    """
+    for one, other in zip(replayed, plain, strict=True):
+        if not torch.allclose(one, other, rtol=0, atol=_TOLERANCE * float(other.abs().max()), equal_nan=True):
+            raise RuntimeError("its replay gives other results")
+
+
 @dataclass
 class GraphedCalls:
     """The captured calls of one function of a model, and the choice of ``auto`` whether there are any.
@@ -119,15 +137,20 @@ class GraphedCalls:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(
-        self, function: Pass, arguments: Sequence[Tensor], model: object, kept_bytes: int | None, *, always: bool
+        self,
+        function: Pass,
+        arguments: Sequence[Tensor],
+        state: Callable[[], Hashable | None],
+        kept_bytes: int | None,
+        *,
+        always: bool,
     ) -> list[Tensor] | None:
         """Run a captured call, capturing it if that pays.
 
         Args:
-            function: makes the plain pass, of ``model`` alone.
-            arguments: the function's, on a CUDA device.
-            model: an nn.Module; what changes in it is noticed where it is a tensor's address, a module, or a module's
-                attribute that was set anew, and not where a list or another object was changed in place.
+            function: makes the plain pass, of one model alone.
+            arguments: the function's, on a CUDA device, the first one with a row for each image of the pass.
+            state: returns the model's ``state_of``; it is not called where nothing would be captured.
             kept_bytes: of memory that a pass needs, None where that is not known.
             always: capture without measuring whether it pays.
 
@@ -139,19 +162,23 @@ class GraphedCalls:
             self.calls += 1
             known = self.captured.get(kind)
             try:
-                if known is None and not self._pays(kind, function, arguments, kept_bytes, always):
+                if known is None and not self._may_pay(kind, arguments[0].device, kept_bytes, always):
                     return None
-                state = state_of(parts_of(model))
-                if state is None:
+                found = state()
+                if found is None:
                     return None
-                if known is not None and known[0] != state:
+                if known is not None and known[0] != found:
                     del self.captured[kind]
                     self.changes[kind] = self.changes.get(kind, 0) + 1
                     if self.changes[kind] > _MOST_CHANGES:
                         return None
                     known = None
                 if known is None:
-                    known = self.captured[kind] = state, GraphedCall(function, arguments)
+                    if not always and not self._pays(kind, function, arguments):
+                        return None
+                    call = GraphedCall(function, arguments)
+                    _check(call(arguments), function(*arguments))
+                    known = self.captured[kind] = found, call
             except RuntimeError as error:  # a pass that waits for the device, or memory that is short
                 self.failed.add(kind)
                 release_memory(arguments[0].device)
@@ -159,39 +186,55 @@ class GraphedCalls:
                 return None
         return known[1](arguments)
 
-    def _pays(
-        self, kind: Hashable, function: Pass, arguments: Sequence[Tensor], kept_bytes: int | None, always: bool
-    ) -> bool:
+    def _may_pay(self, kind: Hashable, device: torch.device, kept_bytes: int | None, always: bool) -> bool:
         if kind in self.failed or self.changes.get(kind, 0) > _MOST_CHANGES or len(self.captured) >= MOST_GRAPHS:
             return False
         if always:
             return True
-        if not at_once() and self.calls <= CAPTURE_AFTER:
+        if (not at_once() and self.calls <= CAPTURE_AFTER) or kept_bytes is None:
             return False
-        device = arguments[0].device
+        if kind in self.time and not graphs_pay(self.time[kind]):
+            return False
         free = free_memory(device)
-        if kept_bytes is None or free is None or kept_bytes > _SHARE_OF_MEMORY * free:
-            return False
+        return free is not None and kept_bytes <= _SHARE_OF_MEMORY * free
+
+    def _pays(self, kind: Hashable, function: Pass, arguments: Sequence[Tensor]) -> bool:
         if kind not in self.time:
-            taken = self.time[kind] = time_call(lambda: function(*arguments), device)
+            taken = self.time[kind] = time_call(lambda: function(*arguments), arguments[0].device)
             note_graphs(graphs_pay(taken), f"{self.name}, a pass of which ({len(arguments[0])} images)", taken)
         return graphs_pay(self.time[kind])
 
 
-def graphed_calls(model: object, kind: Hashable, name: str) -> GraphedCalls:
+def graphed_calls(model: object, function: str, kind: Hashable) -> GraphedCalls:
     """Look up the captured calls of one function of a model.
 
     Args:
         model: whose passes they are.
+        function: what they compute, in the plural.
         kind: of function: everything that it depends on besides the model and its arguments.
-        name: of the function, in the plural, for the log.
     """
-    known: dict[Hashable, GraphedCalls] = cache_of(model, "graphed calls")
-    return known.setdefault(kind, GraphedCalls(f"{name} of {type(model).__name__}"))
+    known = _functions_of(model)
+    return known.setdefault((function, kind), GraphedCalls(f"the {function} of {type(model).__name__}"))
+
+
+def release_captures(model: object, function: str) -> None:
+    """Free the memory of a function's captures, of every kind, which are no longer used."""
+    for (name, _), calls in list(_functions_of(model).items()):
+        if name == function:
+            with calls.lock:
+                calls.captured.clear()
+
+
+def _functions_of(model: object) -> dict[tuple[str, Hashable], GraphedCalls]:
+    known: Any = cache_of(model, "graphed calls")
+    return known  # type: ignore[no-any-return]
 
 
 def state_of(parts: Parts) -> Hashable | None:
     """Describe what a captured pass of a model depends on: addresses, modules, and the attributes of these.
+
+    A change is noticed where a tensor's address is another one, or a module or its attribute was set anew, and not
+    where a list or another object was changed in place.
 
     Returns:
         A value that equals that of a model whose pass would be the same; None for a model whose pass does what no

@@ -59,7 +59,7 @@ def double(values: Tensor) -> list[Tensor]:
 def run(calls: GraphedCalls, rows: int = 1, model: Any = None, kept: int | None = 100, always: bool = False) -> bool:
     """Whether a call was replayed, once its result was found right."""
     values = torch.arange(float(rows))
-    found = calls.run(double, [values], model or MODEL, kept, always=always)
+    found = calls.run(double, [values], lambda: state_of(parts_of(model or MODEL)), kept, always=always)
     assert found is None or torch.equal(found[0], 2 * values)
     return found is not None
 
@@ -122,6 +122,20 @@ def test_a_call_that_cannot_be_captured_is_not_tried_again(monkeypatch: pytest.M
         assert not any(run(calls, always=True) for _ in range(3))
     assert len(tried) == 1
     assert decisions == ["CUDA graphs: the passes cannot be captured: operation not permitted when stream is capturing"]
+
+
+@pytest.mark.usefixtures("times")
+@pytest.mark.parametrize("wrong", [lambda values: values.flip(0), torch.zeros_like, lambda values: values * torch.nan])
+def test_a_capture_whose_replay_is_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor]
+) -> None:
+    replay = Recorder.__call__
+    monkeypatch.setattr(Recorder, "__call__", lambda self, arguments: [wrong(one) for one in replay(self, arguments)])
+    calls = GraphedCalls("the passes")
+    with collected_decisions() as decisions:
+        assert not any(run(calls, rows=5, always=True) for _ in range(3))
+    assert decisions == ["CUDA graphs: the passes cannot be captured: its replay gives other results"]
+    assert Recorder.made == 1
 
 
 def exchange_weight(model: Smooth) -> None:
