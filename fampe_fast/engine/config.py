@@ -133,10 +133,10 @@ class PathConfig:
         compile: run the loop over the samples through ``torch.compile``: ``on``, ``off``, ``graphs`` (with CUDA
             graphs), or ``auto``: off for a CPU; on for a GPU once a model's passes have kept 12 TiB for their backward
             passes, after ``warmup``, and always in runs that record their chunk size (``batch``, ``serve``), with CUDA
-            graphs where launching a chunk takes longer than computing it; the single pass of a few images is captured
-            in a CUDA graph as it is, after 16 calls or ``warmup``. On a CPU it pays off only in long runs
-            (MobileNetV2 on 2 cores: 40 s to compile, for passes about 10 % faster). It changes the last bits of the
-            result; a model that cannot be compiled runs uncompiled, with a warning.
+            graphs where launching a chunk takes longer than computing it; before, such chunks and single passes are
+            captured as they are, after 16 of them (single passes after ``warmup``, too). On a CPU compiling pays only in
+            long runs (MobileNetV2 on 2 cores: 40 s to compile, for passes about 10 % faster); it changes the last bits
+            of the result; a model that cannot be compiled runs uncompiled, with a warning.
     """
 
     steps: int = 10
