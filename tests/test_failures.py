@@ -14,7 +14,7 @@ from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, insertion_deletion,
 from fampe_fast.errors import BackendUnavailableError, FampeWarning
 from fampe_fast.ops import backends
 from fampe_fast.robustness import BandLimitedAttack
-from fampe_fast.runtime.chunking import free_memory
+from fampe_fast.runtime.device_memory import free_memory
 from fampe_fast.runtime.model_probe import probe
 
 from .models_for_tests import Smooth, some_images

@@ -22,7 +22,6 @@ from ..runtime.model_probe import ModelInfo, forward
 from ..runtime.outputs import Reading, cross_entropy, log_odds, softmax_twice
 from ..runtime.per_model import cache_of
 from .config import PathConfig, Precision
-from .graphed_chunks import FUNCTION as CAPTURED
 from .graphed_chunks import GraphedChunks
 from .placements import padded_size, resize_matrix
 from .precision import LOSS_SCALE, autocast, cast_dtype, matrix_precision, settled_precision
@@ -150,22 +149,22 @@ class GradientLoop:
         self._schedule, self._chunks = schedule, chunks
         self._form = self._own_form = form_of(model, probed, config, None if takes_frames else schedule)
         self._turned = turns_channels_last(model, images, probed, config)
-        kind = ("gradients", sampler.kind, config.loss, config.precision)
-        choice = auto_compile(model, kind, "the gradients", config.compile, schedule.device)
+        self._function = "gradients", sampler.kind, config.loss, config.precision
+        choice = auto_compile(model, self._function, "the gradients", config.compile, schedule.device)
         self._auto: AutoCompile | None = None
         self._graphed: GraphedChunks | None = None
         if not isinstance(choice, str):
             self._auto = choice
             work = work_of(schedule.rows, chunks.size, probed.saved_bytes)
-            choice = choice.mode(work, schedule.row_counts(chunks.size))
+            before, choice = choice.compiled, choice.mode(work, schedule.row_counts(chunks.size))
+            if self._auto.compiled and not before:
+                release_captures(model, self._function)
         self._take(choice)
 
     def _take(self, mode: Mode) -> None:
         # A CUDA graph holds the casts, and is recorded again for weights that lie elsewhere in every call.
         self._compile, self._twin, self._form = mode, self._model, self._own_form
         self._body = _compiled_of(self._model, self._sampler, self._config, mode == "graphs")
-        if mode != "off":
-            release_captures(self._model, CAPTURED)
 
     @contextmanager
     def weights_at_hand(self) -> Iterator[None]:
@@ -188,9 +187,9 @@ class GradientLoop:
         def gradients(model: Model, batch: Batch, chunk: Chunk) -> Tensor:
             return _chunk_gradients(model, sampler, config, batch, chunk, form)
 
-        kind = sampler.kind, config.loss, config.precision, form._replace(resize_back=())
+        kind = form._replace(resize_back=())
         cast = cast_dtype(config.precision) if self._turned else None
-        return GraphedChunks(self._model, self._probed, kind, gradients, cast, self._turned)
+        return GraphedChunks(self._model, self._probed, self._function, kind, gradients, cast, self._turned)
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Sum over the samples n of ``dloss(f(s_n), y)/ds_n``, float32 (B, C, H, W), at step ``step``.

@@ -134,9 +134,9 @@ class PathConfig:
             graphs), or ``auto``: off for a CPU; on for a GPU once a model's passes have kept 12 TiB for their backward
             passes, after ``warmup``, and always in runs that record their chunk size (``batch``, ``serve``), with CUDA
             graphs where launching a chunk takes longer than computing it; before, such chunks and single passes are
-            captured as they are, after 16 of them (single passes after ``warmup``, too). On a CPU compiling pays only in
-            long runs (MobileNetV2 on 2 cores: 40 s to compile, for passes about 10 % faster); it changes the last bits
-            of the result; a model that cannot be compiled runs uncompiled, with a warning.
+            captured as they are, after 16 of them (single passes after ``warmup``, too). On a CPU compiling pays only
+            in long runs (MobileNetV2 on 2 cores: 40 s to compile, for passes about 10 % faster); it changes the last
+            bits of the result; a model that cannot be compiled runs uncompiled, with a warning.
     """
 
     steps: int = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,14 +13,17 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import warn
+from ..ops.backends import VARIABLE as BACKEND
 from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
 from ..runtime.auto_compile import auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import are_pinned, even_parts
 from ..runtime.compilation import Compiled
-from ..runtime.cuda_graphs import can_capture, graphed_calls, state_of
+from ..runtime.cuda_graphs import graphed_calls
+from ..runtime.graph_capture import can_capture
 from ..runtime.model import Model, frozen_parameters
 from ..runtime.model_probe import holds_compiled
+from ..runtime.model_state import state_of
 from ..runtime.parts import parts_of
 from ..runtime.per_model import cache_of
 from .aggregation import ModelForm, form_of, objective, shown_to, turned, turns_channels_last
@@ -149,10 +153,11 @@ def _graphed(
         rows = torch.arange(len(shown), device=device)
         return _evidence(own, model, config, form, levels, shown, rows, pixels, compiled=False)
 
-    kind = config.loss, config.precision, form, tuple(levels), bool(config.layer_names), pixels
+    backend, named = os.environ.get(BACKEND), bool(config.layer_names)
+    kind = backend, config.loss, config.precision, form, tuple(levels), named, pixels
     arguments = [shown, *(part[of_image] for part in (request.targets.classes, places) if part is not None)]
     kept = None if probed.saved_bytes is None else len(shown) * probed.saved_bytes
-    calls = graphed_calls(model, "depths", kind)
+    calls = graphed_calls(model, "depths", kind, "the depths")
     found = calls.run(one_pass, arguments, lambda: state_of(parts_of(model)), kept, always=wanted == "graphs")
     return one_pass(*arguments) if found is None and are_pinned() else found
 

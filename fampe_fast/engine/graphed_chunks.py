@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
 from typing import Any
@@ -9,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.backends import VARIABLE as BACKEND
 from ..runtime.cast_weights import cast_weights
-from ..runtime.cuda_graphs import can_capture, graphed_calls, state_of
+from ..runtime.cuda_graphs import graphed_calls
+from ..runtime.graph_capture import can_capture
 from ..runtime.model import Model
 from ..runtime.model_probe import ModelInfo, holds_compiled
+from ..runtime.model_state import State, state_of
 from ..runtime.parts import parts_of
 from .samplers import Batch, Chunk
 
 Gradients = Callable[[Model, Batch, Chunk], Tensor]
-
-FUNCTION = "gradients"
-"""Name of the captured function of a model."""
 
 
 class GraphedChunks:
@@ -29,6 +30,7 @@ class GraphedChunks:
         self,
         model: Model,
         probed: ModelInfo,
+        function: Hashable,
         kind: Hashable,
         gradients: Gradients,
         cast: torch.dtype | None = None,
@@ -39,17 +41,18 @@ class GraphedChunks:
         Args:
             model: the model, in evaluation mode, its parameters frozen.
             probed: the model's ``ModelInfo``.
-            kind: everything that the gradients depend on besides the model, the batch and the chunk.
+            function: of the model, for ``release_captures``.
+            kind: everything else that the gradients depend on besides the model, the batch and the chunk.
             gradients: the gradients of a chunk's samples, (P, C, H, W), by a model or its twin.
             cast: dtype of the twin's weights, as in ``cast_weights``.
             channels_last: whether the twin's weights are turned.
         """
-        self._model, self._probed, self._gradients = model, probed, gradients
+        self._model, self._probed, self._function, self._gradients = model, probed, function, gradients
         self._kind = kind, cast, channels_last
         self._weights = cast, channels_last
 
     @cached_property
-    def _state(self) -> Hashable | None:
+    def _state(self) -> State | None:
         """The model's state, which nobody changes during a call."""
         return None if holds_compiled(self._model) else state_of(parts_of(self._model))
 
@@ -65,7 +68,8 @@ class GraphedChunks:
             with cast_weights(self._model, *self._weights) as twin:
                 return [self._gradients(twin, of_batch, own)]
 
-        calls = graphed_calls(self._model, FUNCTION, (*self._kind, batch.height, batch.width))
+        kind = (*self._kind, os.environ.get(BACKEND), batch.height, batch.width)
+        calls = graphed_calls(self._model, self._function, kind, "the gradients")
         saved = self._probed.saved_bytes
         kept = None if saved is None else len(chunk.samples) * saved
         found = calls.run(gradients, [*_tensors(chunk), *_tensors(batch)], lambda: self._state, kept, always=False)

@@ -126,7 +126,7 @@ def warmup(
         warnings.filterwarnings("ignore", "the (gradient|evidence) of image", FampeWarning)
         twin.attribute(noise.to(where), target, internal_batch_size=internal_batch_size)
     if where.type == "cuda":
-        torch.cuda.synchronize(where)
+        torch.cuda.current_stream(where).synchronize()
     seconds = time.perf_counter() - start
     new_kernels = tuple(
         sorted(name for name, count in backends.compiled_kernels().items() if count > kernels.get(name, 0))

@@ -10,6 +10,7 @@ import torch
 
 from .chunking import are_pinned, even_parts
 from .compilation import Compile, resolve_compile
+from .cuda_graphs import MOST_GRAPHS, graphs_pay, note_graphs
 from .decisions import at_once, note
 from .device_time import CallTime, time_call
 from .per_model import cache_of
@@ -22,8 +23,6 @@ Mode = Literal["off", "on", "graphs"]
 COMPILE_AFTER = 12 * 2**40
 # A small pass takes as long as its launches.
 _LEAST_OF_A_PASS = 2**30
-# Every number of rows is captured as a graph of its own, which holds memory.
-MOST_GRAPHS = 8
 
 
 def work_of(rows: int, chunk: int, saved_bytes: int | None) -> float:
@@ -35,19 +34,6 @@ def work_of(rows: int, chunk: int, saved_bytes: int | None) -> float:
         saved_bytes: that it keeps of an image for the backward pass; None where that is not known.
     """
     return max(rows * float(saved_bytes or 0), even_parts(rows, chunk) * float(_LEAST_OF_A_PASS))
-
-
-def graphs_pay(time: CallTime) -> bool:
-    """Tell whether the device waits for the host in a chunk, which a CUDA graph asks for in one launch."""
-    return time.host > time.device
-
-
-def note_graphs(used: bool, what: str, time: CallTime) -> None:
-    """Log whether CUDA graphs are used for what was timed."""
-    note(
-        f"CUDA graphs: {'used' if used else 'not used'} for {what} takes the host {1e3 * time.host:.2f} ms and the "
-        f"device {1e3 * time.device:.2f} ms"
-    )
 
 
 @dataclass

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import warn
 from .chunk_probe import Rows, Surroundings, fastest_size
+from .cuda_graphs import release_captures
+from .device_memory import free_memory
 from .model import Model, chunk_size
 from .model_probe import ModelInfo, probe
 from .out_of_memory import is_out_of_memory, release_memory, with_advice
@@ -131,6 +131,8 @@ class ChunkSize:
     def run(self, call: Callable[[int], Result], rows: int) -> Result:
         """Call with the size; after an out-of-memory error, call again with half of it, once in a run.
 
+        Where the models' captured passes hold memory, it is freed first, and the same size is tried again.
+
         Args:
             call: makes passes of at most the given number of images.
             rows: the number of images it divides into passes, evenly (``even_parts``).
@@ -138,17 +140,24 @@ class ChunkSize:
         Raises:
             torch.OutOfMemoryError: half the size does not fit either.
         """
-        try:
-            return call(self.size)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            tried = -(-rows // even_parts(rows, self.size))
-            if self._halved or tried == 1:
-                raise
-        # Outside the except block the traceback, which holds the call's tensors, is gone.
-        self._halve(tried)
-        return call(self.size)
+        with_captures = True
+        while True:
+            try:
+                return call(self.size)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                tried = -(-rows // even_parts(rows, self.size))
+                released = [with_captures and release_captures(model) for model in self._models]
+                with_captures = any(released)
+                if not with_captures and (self._halved or tried == 1):
+                    raise
+            # Outside the except block the traceback, which holds the call's tensors, is gone.
+            if with_captures:
+                with_captures = False
+                release_memory(self._device)
+            else:
+                self._halve(tried)
 
     def each(self, rows: int, call: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
         """Call for one part of the rows after the other, each as in ``run``, and yield the results.
@@ -240,20 +249,3 @@ def _that_fit(probed: ModelInfo, images: Tensor) -> int | None:
         return None
     each = _BESIDE * saved + _OWN * images[0].numel() * 4
     return max(1, int(_SHARE * free / each))
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Read the free memory of a device in bytes; None where it cannot be read."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Nested, as torch takes longer to flatten these numbers than some models for a pass.
-        held: Any = torch.cuda.memory_stats_as_nested_dict(device)  # type: ignore[no-untyped-call]
-        reserved, allocated = (held[f"{kind}_bytes"]["all"]["current"] for kind in ("reserved", "allocated"))
-        return int(free + reserved - allocated)
-    if device.type == "cpu":
-        try:
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        except OSError:
-            return None
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    return None

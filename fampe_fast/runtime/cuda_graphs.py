@@ -1,4 +1,4 @@
-"""Capture a model's pass in a CUDA graph, so that the host asks for all of its work at once from then on.
+"""Decide which passes are captured in CUDA graphs, so that the host asks for all of a pass's work at once.
 
 A pass of a few images keeps a GPU busy for less time than the host needs to ask for its hundreds of launches one by
 one. ``torch.compile`` captures what it has compiled (``compilation``); here a pass is captured as it is: without a
@@ -7,112 +7,52 @@ compilation, and with results that are those of the plain pass to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .auto_compile import MOST_GRAPHS, graphs_pay, note_graphs
-from .chunking import free_memory
+from ..errors import first_line
 from .compilation import process_settings
 from .decisions import at_once, note
+from .device_memory import free_memory
 from .device_time import CallTime, time_call
-from .out_of_memory import release_memory
-from .parts import Parts, has_hooks
+from .graph_capture import CaptureBusyError, GraphedCall, Pass
+from .model_state import State
+from .out_of_memory import is_out_of_memory, release_memory
 from .per_model import cache_of
-
-Pass = Callable[..., list[Tensor]]
 
 # Calls of a function after which ``auto`` spends a few passes on measuring and capturing it.
 CAPTURE_AFTER = 16
-# A graph keeps the memory of a pass.
+MOST_GRAPHS = 8
+"""Captures of a model: each one keeps the memory of a pass."""
 _SHARE_OF_MEMORY = 1 / 8
 # Captures of one kind of call that a changed model has made useless.
 _MOST_CHANGES = 3
-_WARM_UPS = 2
-# Of the largest value. What a replay reads or writes in the wrong place differs by far more.
-_TOLERANCE = 1e-2
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
-def can_capture(device: torch.device) -> bool:
-    """Tell whether a device has CUDA graphs."""
-    return device.type == "cuda"
+def graphs_pay(time: CallTime) -> bool:
+    """Tell whether the device waits for the host in a chunk, which a CUDA graph asks for in one launch."""
+    return time.host > time.device
 
 
-class GraphedCall:
-    """A call that was captured with tensors of its own, which every later call's arguments are copied to.
-
-    Threads may share it: one call ends, on the device too, before the next one's copies begin.
-    """
-
-    def __init__(self, function: Pass, arguments: Sequence[Tensor]) -> None:
-        """Call the function to warm up, and capture it.
-
-        Args:
-            function: asks for work on the current stream, waits for none of it, and returns new tensors.
-            arguments: on one CUDA device; calls must have the same shapes, types and strides.
-
-        Raises:
-            RuntimeError: the function waits for the device, or does what cannot be captured.
-        """
-        self._device = arguments[0].device
-        self._arguments = [torch.empty_like(argument).copy_(argument) for argument in arguments]
-        self._graph, self._lock = torch.cuda.CUDAGraph(), threading.Lock()
-        cuda: Any = torch.cuda  # whose streams and events have no types
-        self._done = cuda.Event()
-        with torch.cuda.device(self._device):
-            caller, own = cuda.current_stream(), cuda.Stream()
-            own.wait_stream(caller)
-            with torch.cuda.stream(own):
-                for _ in range(_WARM_UPS):  # libraries are loaded, and their algorithms chosen
-                    function(*self._arguments)
-                own.synchronize()
-                # Other threads may go on using the device as they like.
-                self._graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    try:
-                        self._results = function(*self._arguments)
-                    finally:
-                        self._graph.capture_end()
-                except RuntimeError:
-                    _end_capture(self._device)
-                    raise
-                self._done.record(own)
-
-    def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """Replay the call; the results are the caller's own."""
-        with self._lock, torch.cuda.device(self._device):
-            stream: Any = torch.cuda.current_stream()
-            stream.wait_event(self._done)
-            for own, argument in zip(self._arguments, arguments, strict=True):
-                own.copy_(argument)
-            self._graph.replay()
-            found = [result.clone() for result in self._results]
-            self._done.record(stream)
-            return found
+def note_graphs(used: bool, what: str, time: CallTime) -> None:
+    """Log whether CUDA graphs are used for what was timed."""
+    note(
+        f"CUDA graphs: {'used' if used else 'not used'} for {what} takes the host {1e3 * time.host:.2f} ms and the "
+        f"device {1e3 * time.device:.2f} ms"
+    )
 
 
-def _end_capture(device: torch.device) -> None:
-    """End a failed capture by one that succeeds: torch's random generator stays in it, and its next number raises."""
-    graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(capture_error_mode="thread_local")
-    torch.zeros(1, device=device)
-    graph.capture_end()
+class Captured(NamedTuple):
+    """A captured call, and the model's state at that time."""
 
-
-def _check(replayed: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
-    """Compare a replay's results with the plain call's, whose last bits may differ where a model adds up in any order.
-
-    Raises:
-        RuntimeError: they are not the same.
-    """
-    for one, other in zip(replayed, plain, strict=True):
-        if not torch.allclose(one, other, rtol=0, atol=_TOLERANCE * float(other.abs().max()), equal_nan=True):
-            raise RuntimeError("its replay gives other results")
+    state: State
+    call: Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass
@@ -121,17 +61,19 @@ class GraphedCalls:
 
     Attributes:
         name: of the function, in the plural, for the log.
+        all: those of all functions of the model.
         calls: so far.
         time: of a plain call, by its kind, once it has been measured.
-        captured: the model's state when a kind of call was captured, and the capture.
-        changes: how often that state has changed since, by kind of call.
+        captured: by kind of call.
+        changes: how often the model's state has changed since a capture, or memory was short, by kind of call.
         failed: kinds of calls that cannot be captured.
     """
 
     name: str
+    all: Mapping[Any, GraphedCalls] = field(default_factory=dict)
     calls: int = 0
     time: dict[Hashable, CallTime] = field(default_factory=dict)
-    captured: dict[Hashable, tuple[Hashable, GraphedCall]] = field(default_factory=dict)
+    captured: dict[Hashable, Captured] = field(default_factory=dict)
     changes: dict[Hashable, int] = field(default_factory=dict)
     failed: set[Hashable] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -140,7 +82,7 @@ class GraphedCalls:
         self,
         function: Pass,
         arguments: Sequence[Tensor],
-        state: Callable[[], Hashable | None],
+        state: Callable[[], State | None],
         kept_bytes: int | None,
         *,
         always: bool,
@@ -157,95 +99,120 @@ class GraphedCalls:
         Returns:
             The function's results, or None where a plain call is to be made.
         """
-        kind = process_settings(), tuple((one.shape, one.dtype, one.stride()) for one in arguments)
-        with self.lock:
-            self.calls += 1
-            known = self.captured.get(kind)
+        kind = _kind_of(arguments)
+        self.calls += 1
+        known = self.captured.get(kind)
+        if known is None and not self._may_pay(kind, always):
+            return None
+        now = state()
+        if now is None:
+            return None
+        if known is None or not known.state.holds(now):
+            # A thread that waited might hold what the one with the lock waits for.
+            if not self.lock.acquire(blocking=False):
+                return function(*arguments) if always else None
             try:
-                if known is None and not self._may_pay(kind, arguments[0].device, kept_bytes, always):
-                    return None
-                found = state()
-                if found is None:
-                    return None
-                if known is not None and known[0] != found:
-                    del self.captured[kind]
-                    self.changes[kind] = self.changes.get(kind, 0) + 1
-                    if self.changes[kind] > _MOST_CHANGES:
-                        return None
-                    known = None
-                if known is None:
-                    if not always and not self._pays(kind, function, arguments):
-                        return None
-                    call = GraphedCall(function, arguments)
-                    _check(call(arguments), function(*arguments))
-                    known = self.captured[kind] = found, call
-            except RuntimeError as error:  # a pass that waits for the device, or memory that is short
-                self.failed.add(kind)
-                release_memory(arguments[0].device)
-                note(f"CUDA graphs: {self.name} cannot be captured: {str(error).splitlines()[0]}")
-                return None
-        return known[1](arguments)
+                known = self._capture(kind, function, arguments, now, kept_bytes, always)
+            except CaptureBusyError:
+                return function(*arguments) if always else None
+            finally:
+                self.lock.release()
+        return None if known is None else known.call(arguments)
 
-    def _may_pay(self, kind: Hashable, device: torch.device, kept_bytes: int | None, always: bool) -> bool:
-        if kind in self.failed or self.changes.get(kind, 0) > _MOST_CHANGES or len(self.captured) >= MOST_GRAPHS:
+    def release(self) -> bool:
+        """Free the memory of the captures; tell whether there were any."""
+        found = bool(self.captured)
+        self.captured.clear()
+        return found
+
+    def _may_pay(self, kind: Hashable, always: bool) -> bool:
+        if kind in self.failed or self.changes.get(kind, 0) > _MOST_CHANGES:
+            return False
+        if sum(len(calls.captured) for calls in list(self.all.values()) or [self]) >= MOST_GRAPHS:
             return False
         if always:
             return True
-        if (not at_once() and self.calls <= CAPTURE_AFTER) or kept_bytes is None:
-            return False
-        if kind in self.time and not graphs_pay(self.time[kind]):
-            return False
-        free = free_memory(device)
-        return free is not None and kept_bytes <= _SHARE_OF_MEMORY * free
+        return (at_once() or self.calls > CAPTURE_AFTER) and (kind not in self.time or graphs_pay(self.time[kind]))
 
-    def _pays(self, kind: Hashable, function: Pass, arguments: Sequence[Tensor]) -> bool:
+    def _capture(
+        self,
+        kind: Hashable,
+        function: Pass,
+        arguments: Sequence[Tensor],
+        now: State,
+        kept_bytes: int | None,
+        always: bool,
+    ) -> Captured | None:
+        device = arguments[0].device
+        if self.captured.pop(kind, None) is not None:
+            self.changes[kind] = self.changes.get(kind, 0) + 1
+            if self.changes[kind] > _MOST_CHANGES:
+                return None
+        try:
+            if not always and not self._pays(kind, function, arguments, kept_bytes):
+                return None
+            found = self.captured[kind] = Captured(now.kept(), GraphedCall(function, arguments))
+        except CaptureBusyError:
+            raise
+        except RuntimeError as error:  # a pass that waits for the device, or memory that is short
+            if is_out_of_memory(error):
+                self.changes[kind] = self.changes.get(kind, 0) + 1
+            else:
+                self.failed.add(kind)
+            with contextlib.suppress(RuntimeError):
+                release_memory(device)
+            note(f"CUDA graphs: {self.name} cannot be captured: {first_line(error)}")
+            return None
+        return found
+
+    def _pays(self, kind: Hashable, function: Pass, arguments: Sequence[Tensor], kept_bytes: int | None) -> bool:
+        device = arguments[0].device
+        free = free_memory(device)
+        if kept_bytes is None or free is None or kept_bytes > _SHARE_OF_MEMORY * free:
+            return False
         if kind not in self.time:
-            taken = self.time[kind] = time_call(lambda: function(*arguments), arguments[0].device)
+            taken = self.time[kind] = time_call(lambda: function(*arguments), device)
             note_graphs(graphs_pay(taken), f"{self.name}, a pass of which ({len(arguments[0])} images)", taken)
         return graphs_pay(self.time[kind])
 
 
-def graphed_calls(model: object, function: str, kind: Hashable) -> GraphedCalls:
+def graphed_calls(model: object, function: Hashable, kind: Hashable, name: str) -> GraphedCalls:
     """Look up the captured calls of one function of a model.
 
     Args:
         model: whose passes they are.
-        function: what they compute, in the plural.
-        kind: of function: everything that it depends on besides the model and its arguments.
+        function: what they compute.
+        kind: of function: everything else that it depends on besides the model and its arguments.
+        name: of the function, in the plural, for the log.
     """
     known = _functions_of(model)
-    return known.setdefault((function, kind), GraphedCalls(f"the {function} of {type(model).__name__}"))
+    return known.setdefault((function, kind), GraphedCalls(f"{name} of {type(model).__name__}", known))
 
 
-def release_captures(model: object, function: str) -> None:
-    """Free the memory of a function's captures, of every kind, which are no longer used."""
-    for (name, _), calls in list(_functions_of(model).items()):
-        if name == function:
-            with calls.lock:
-                calls.captured.clear()
+def release_captures(model: object, function: Hashable = None) -> bool:
+    """Free the memory of a model's captures, of one function or of all; tell whether there were any."""
+    found = [calls.release() for (of, _), calls in list(_functions_of(model).items()) if function in (None, of)]
+    return any(found)
 
 
-def _functions_of(model: object) -> dict[tuple[str, Hashable], GraphedCalls]:
+def _functions_of(model: object) -> dict[tuple[Hashable, Hashable], GraphedCalls]:
     known: Any = cache_of(model, "graphed calls")
     return known  # type: ignore[no-any-return]
 
 
-def state_of(parts: Parts) -> Hashable | None:
-    """Describe what a captured pass of a model depends on: addresses, modules, and the attributes of these.
-
-    A change is noticed where a tensor's address is another one, or a module or its attribute was set anew, and not
-    where a list or another object was changed in place.
-
-    Returns:
-        A value that equals that of a model whose pass would be the same; None for a model whose pass does what no
-        replay repeats: it has no modules, or some have hooks or are programs of TorchScript.
-    """
-    if not parts.modules:
-        return None
-    found: list[Hashable] = [tensor.data_ptr() for _, tensor in parts.tensors]
-    for _, module in parts.modules:
-        if isinstance(module, torch.jit.ScriptModule) or has_hooks(module):
-            return None
-        values = vars(module).values()
-        found.append((id(module), *(value if type(value) in _PLAIN else id(value) for value in values)))
-    return tuple(found)
+def _kind_of(arguments: Sequence[Tensor]) -> Hashable:
+    """Describe what a captured call depends on besides its function, its model and the values of its arguments."""
+    cudnn: Any = torch.backends.cudnn  # whose settings have no types
+    cuda: Any = torch.backends.cuda
+    algorithms = (
+        *(cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        *(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        *(cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+        *(cuda.matmul.allow_fp16_reduced_precision_reduction, cuda.matmul.allow_bf16_reduced_precision_reduction),
+    )
+    return (
+        process_settings(),
+        algorithms,
+        arguments[0].device,
+        tuple((one.shape, one.dtype, one.stride()) for one in arguments),
+    )

@@ -24,7 +24,7 @@ class CallTime(NamedTuple):
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> CallTime:
-    """Time a call on a CUDA device by three repetitions; it waits for the device.
+    """Time a call on a CUDA device by three repetitions; it waits for the current stream.
 
     The device is kept busy while the host asks for the timed work, so that no gap between two launches counts as work.
 
@@ -32,18 +32,19 @@ def time_call(call: Callable[[], object], device: torch.device) -> CallTime:
         call: asks for work on the current stream.
         device: where it runs.
     """
-    with torch.cuda.device(device):
+    cuda: Any = torch.cuda  # whose streams and events have no types
+    with cuda.device(device):
+        stream = cuda.current_stream()  # to wait for the whole device would end another thread's capture
         call()  # libraries are loaded, and their algorithms chosen, at the first call
-        torch.cuda.synchronize(device)
+        stream.synchronize()
         start = time.perf_counter()
         call()
         host = time.perf_counter() - start
-        torch.cuda.synchronize(device)
-        cuda: Any = torch.cuda  # whose events have no types
+        stream.synchronize()
         first, last = (cuda.Event(enable_timing=True) for _ in range(2))
         cuda._sleep(int(_CLOCK * min(_LONGEST_WAIT, 3 * host + 1e-4)))
         first.record()
         call()
         last.record()
-        torch.cuda.synchronize(device)
+        stream.synchronize()
         return CallTime(host, float(first.elapsed_time(last)) / 1e3)

@@ -102,6 +102,12 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_global_hooks() -> bool:
+    """Tell whether there are hooks that torch calls for every module."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
+
+
 def _members(modules: tuple[tuple[str, nn.Module], ...], where: str) -> Iterator[tuple[str, nn.Parameter]]:
     seen: set[int] = set()
     for prefix, module in modules:

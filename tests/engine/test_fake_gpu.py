@@ -255,8 +255,12 @@ class FakeClock:
             def elapsed_time(self, other: object) -> float:
                 return 1e3 * clock.device
 
+        class Stream:
+            def synchronize(self) -> None:
+                clock.asked.append("wait")
+
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.asked.append("wait"))
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.asked.append("busy"))
         monkeypatch.setattr(device_time.time, "perf_counter", lambda: self.now)

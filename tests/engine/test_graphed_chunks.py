@@ -1,54 +1,39 @@
 """A path's chunks in CUDA graphs: what a replay is given anew, and whose gradients it returns.
 
-Without a GPU a stand-in keeps the function of the first call, as a capture does, and calls it with later arguments.
+Without a GPU a stand-in keeps the function and the tensors of the first call, as a capture does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore
+from fampe_fast import FAMPE, AttEXplore, FampeWarning
 from fampe_fast.engine import aggregation, depth, graphed_chunks
 from fampe_fast.methods.base import PathMethod
 from fampe_fast.runtime import auto_compile, cuda_graphs
-from fampe_fast.runtime.chunking import pinned_chunks
+from fampe_fast.runtime.chunking import ChunkSize, pinned_chunks
 from fampe_fast.runtime.cuda_graphs import CAPTURE_AFTER, graphed_calls, release_captures
 from fampe_fast.runtime.device_time import CallTime
 from fampe_fast.runtime.per_model import cache_of
 
+from ..fake_captures import FakeGraph, capture_on_a_cpu
 from ..models_for_tests import Smooth, published
 
 STEPS, SAMPLES = 3, 4
 
 
-class KeptFunction:
-    """Stands for a capture: what the function holds of its first call, it holds in every replay."""
-
-    made = 0
-    replayed = 0
-
-    def __init__(self, function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> None:
-        KeptFunction.made += 1
-        self._function = function
-
-    def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        KeptFunction.replayed += 1
-        return self._function(*arguments)
-
-
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capture on a CPU, from the first chunk on, whatever the times."""
-    KeptFunction.made = KeptFunction.replayed = 0
+    capture_on_a_cpu(monkeypatch)
     for module in (depth, graphed_chunks):
         monkeypatch.setattr(module, "can_capture", lambda device: True)
     monkeypatch.setattr(auto_compile, "resolve_compile", lambda wanted, device: wanted)
-    monkeypatch.setattr(cuda_graphs, "GraphedCall", KeptFunction)
     monkeypatch.setattr(cuda_graphs, "time_call", lambda call, device: CallTime(host=2e-3, device=1e-3))
     monkeypatch.setattr(cuda_graphs, "free_memory", lambda device: 2**34)
     monkeypatch.setattr(cuda_graphs, "CAPTURE_AFTER", 0)
@@ -88,15 +73,15 @@ def assert_equal_maps(make: Callable[..., PathMethod], model: nn.Module, device:
 @pytest.mark.parametrize("options", [{}, {"mode": "allpass"}, {"cutoff": 4.0}, {"loss": "softmax_twice"}], ids=str)
 def test_a_replay_is_given_all_that_changes(options: dict[str, Any]) -> None:
     assert_equal_maps(fampe, Smooth(), **options)
-    assert KeptFunction.made == 2  # one for each shape
-    assert KeptFunction.replayed == STEPS * len(CALLS) + KeptFunction.made  # a capture is checked by a replay
+    assert FakeGraph.captured == 2  # one for each shape
+    assert FakeGraph.replayed == STEPS * len(CALLS) + FakeGraph.captured  # a capture is checked by a replay
 
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("make", [attexplore, lambda model, **options: FAMPE(model, steps=2, samples=2, **options)])
 def test_other_samples_and_the_depths_too(make: Callable[..., PathMethod]) -> None:
     assert_equal_maps(make, Smooth())
-    assert KeptFunction.made >= 2
+    assert FakeGraph.captured >= 2
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -105,20 +90,21 @@ def test_turned_weights_are_turned_in_the_capture(precision: str, monkeypatch: p
     monkeypatch.setattr(aggregation, "turns_channels_last", lambda *asked: True)
     model = Smooth()
     assert_equal_maps(fampe, model, precision=precision)
-    assert KeptFunction.made == 2
+    assert FakeGraph.captured == 2
     with torch.no_grad():
         model.head.weight.mul_(torch.linspace(-1, 2, 8))
         model.features[0].weight.neg_()
     assert_equal_maps(fampe, model, precision=precision)
-    assert KeptFunction.made == 2  # a replay reads the weights as they are
+    assert FakeGraph.captured == 2  # a replay reads the weights as they are
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_methods_that_differ_share_no_capture() -> None:
+def test_methods_that_differ_share_no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 99)
     model = Smooth()
     for options in ({}, {"mode": "allpass"}, {"loss": "softmax_twice"}, {"precision": "bf16"}, {}):
         assert_equal_maps(fampe, model, **options)
-    assert KeptFunction.made == 8
+    assert FakeGraph.captured == 8
     # Half a spectrum has the same shape for both widths.
     for width in (32, 33):
         images = torch.rand(1, 3, 30, width)
@@ -131,7 +117,7 @@ def test_an_exchanged_model_is_captured_anew() -> None:
     assert_equal_maps(fampe, model)
     model.head = nn.Linear(8, 5).eval()
     assert_equal_maps(fampe, model)
-    assert KeptFunction.made == 4
+    assert FakeGraph.captured == 4
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -143,7 +129,7 @@ def test_input_diversity_hooks_and_pinned_sizes_are_not_captured(monkeypatch: py
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # pinned sizes are compiled at once
     with pinned_chunks():
         fampe(Smooth()).attribute(images_of(0, 2), target=1)
-    assert KeptFunction.made == 0
+    assert FakeGraph.captured == 0
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -152,7 +138,7 @@ def test_auto_waits_for_some_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = Smooth(), -(-CAPTURE_AFTER // STEPS)
     for _ in range(calls):
         fampe(model).attribute(images_of(0, 1), target=1)
-    assert KeptFunction.replayed == STEPS * calls - CAPTURE_AFTER + 1
+    assert FakeGraph.replayed == STEPS * calls - CAPTURE_AFTER + 1
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -167,20 +153,59 @@ def test_captures_go_once_the_gradients_are_compiled(monkeypatch: pytest.MonkeyP
     assert held(model) == {"depths": 1, "gradients": 0}
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_compiled_methods_leave_the_captures_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    model = Smooth()
+    for _ in range(3):
+        attexplore(model).attribute(images_of(0, 1), target=1)
+        fampe(model, compile="on").attribute(images_of(0, 1), target=1)
+    assert FakeGraph.captured == 1
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_captures_make_room_before_a_chunk_is_halved() -> None:
+    model = Smooth()
+    fampe(model).attribute(images_of(0, 1), target=1)
+    chunks, tried = ChunkSize((model,), images_of(0, 1), 8, "test"), list[int]()
+
+    def passes(size: int) -> str:
+        tried.append(size)
+        if held(model)["gradients"] or (size > 4 and model.small):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    model.small = False  # type: ignore[assignment]
+    assert chunks.run(passes, 8) == "done"
+    assert tried == [8, 8]
+    model.small = True  # type: ignore[assignment]
+    fampe(model).attribute(images_of(0, 1), target=1)
+    tried.clear()
+    with pytest.warns(FampeWarning, match="out of memory with 8 images per model pass: continuing with 4"):
+        assert chunks.run(passes, 8) == "done"
+    assert tried == [8, 8, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        ChunkSize((model,), images_of(0, 1), 8, "another").run(lambda size: passes(9), 1)
+
+
 def held(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for (function, _), calls in cache_of(model, "graphed calls").items():  # type: ignore[misc]
-        found[function] = found.get(function, 0) + len(calls.captured)
+        name = function if isinstance(function, str) else function[0]
+        found[name] = found.get(name, 0) + len(calls.captured)
     return found
 
 
 def test_releasing_touches_no_other_function_or_model() -> None:
     model, other = Smooth(), Smooth()
     for one, function in ((model, "depths"), (model, "gradients"), (other, "gradients")):
-        graphed_calls(one, function, "kind").captured["call"] = (0, None)  # type: ignore[assignment]
-    release_captures(model, "gradients")
+        graphed_calls(one, function, "kind", "the passes").captured["call"] = (0, None)  # type: ignore[assignment]
+    assert release_captures(model, "gradients")
+    assert not release_captures(model, "gradients")
     assert held(model) == {"depths": 1, "gradients": 0}
     assert held(other) == {"gradients": 1}
+    assert release_captures(other)
+    assert held(other) == {"gradients": 0}
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------
@@ -213,5 +238,4 @@ def test_graphs_give_the_plain_gradients_to_the_bit(name: str, precision: str) -
                 for mode in ("off", "auto")
             )
             assert torch.equal(auto, plain)
-    of_model = model if isinstance(model, Smooth) else model.model
-    assert held(of_model) == {"gradients": 4}
+    assert held(model) == {"gradients": 4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from fampe_fast import FAMPE, warmup
 from fampe_fast.runtime import cuda_graphs
 from fampe_fast.runtime.chunking import pinned_chunks
-from fampe_fast.runtime.cuda_graphs import CAPTURE_AFTER, GraphedCalls, state_of
+from fampe_fast.runtime.cuda_graphs import CAPTURE_AFTER, MOST_GRAPHS, GraphedCalls, graphed_calls
 from fampe_fast.runtime.decisions import collected_decisions, decided_at_once
 from fampe_fast.runtime.device_time import CallTime
+from fampe_fast.runtime.graph_capture import CaptureBusyError
+from fampe_fast.runtime.model_state import state_of
 from fampe_fast.runtime.parts import parts_of
+from fampe_fast.runtime.tf32 import tensor_float32
 
 from ..models_for_tests import Smooth, some_images
 
@@ -124,20 +128,6 @@ def test_a_call_that_cannot_be_captured_is_not_tried_again(monkeypatch: pytest.M
     assert decisions == ["CUDA graphs: the passes cannot be captured: operation not permitted when stream is capturing"]
 
 
-@pytest.mark.usefixtures("times")
-@pytest.mark.parametrize("wrong", [lambda values: values.flip(0), torch.zeros_like, lambda values: values * torch.nan])
-def test_a_capture_whose_replay_is_wrong_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor]
-) -> None:
-    replay = Recorder.__call__
-    monkeypatch.setattr(Recorder, "__call__", lambda self, arguments: [wrong(one) for one in replay(self, arguments)])
-    calls = GraphedCalls("the passes")
-    with collected_decisions() as decisions:
-        assert not any(run(calls, rows=5, always=True) for _ in range(3))
-    assert decisions == ["CUDA graphs: the passes cannot be captured: its replay gives other results"]
-    assert Recorder.made == 1
-
-
 def exchange_weight(model: Smooth) -> None:
     model.head.weight = nn.Parameter(model.head.weight.detach().clone())
 
@@ -150,55 +140,122 @@ def move_data(model: Smooth) -> None:
     model.head.weight.data = model.head.weight.data.clone()
 
 
-def set_attribute(model: Smooth) -> None:
-    model.features[0].padding = (2, 2)
-
-
-def set_number(model: Smooth) -> None:
-    model.temperature = 2.5  # type: ignore[assignment]
-
-
 @pytest.mark.usefixtures("times")
-@pytest.mark.parametrize("change", [exchange_weight, exchange_module, move_data, set_attribute, set_number])
+@pytest.mark.parametrize("change", [exchange_weight, exchange_module, move_data])
 def test_a_changed_model_is_captured_anew_a_few_times(change: Callable[[Smooth], None]) -> None:
     calls, model = GraphedCalls("the passes"), Smooth()
     assert run(calls, model=model, always=True)
     replayed = []
     for _ in range(5):
         change(model)
-        model.unlike = object()  # type: ignore[assignment]
         replayed.append(run(calls, model=model, always=True))
     assert Recorder.made == 4
     assert replayed == [True] * 3 + [False] * 2
 
 
 @pytest.mark.usefixtures("times")
-@pytest.mark.parametrize("change", [exchange_weight, exchange_module, move_data, set_attribute, set_number])
-def test_each_change_shows(change: Callable[[Smooth], None]) -> None:
-    model = Smooth()
-    before = state_of(parts_of(model))
-    assert state_of(parts_of(model)) == before
-    with torch.no_grad():
-        model.head.weight.mul_(2)  # a replay reads it
-    assert state_of(parts_of(model)) == before
-    change(model)
-    assert state_of(parts_of(model)) != before
+def test_memory_that_is_short_is_asked_for_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: object, arguments: object) -> None:
+        Recorder.made += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    calls = GraphedCalls("the passes")
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_graphs, "GraphedCall", fails)
+        assert not run(calls, always=True)
+        assert not run(calls, always=True)
+    assert run(calls, always=True)
+    monkeypatch.setattr(cuda_graphs, "GraphedCall", fails)
+    Recorder.made = 0
+    assert not any(run(calls, rows=2, always=True) for _ in range(9))
+    assert Recorder.made == 4
 
 
-def test_what_no_replay_repeats_is_not_captured() -> None:
+@pytest.mark.usefixtures("times")
+def test_an_error_without_words_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: object, arguments: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(cuda_graphs, "GraphedCall", fails)
+    with collected_decisions() as decisions:
+        assert not run(GraphedCalls("the passes"), always=True)
+    assert decisions == ["CUDA graphs: the passes cannot be captured: NotImplementedError"]
+
+
+def test_a_thread_beside_another_s_capture_runs_plain(times: list[CallTime], monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(function: object, arguments: object) -> None:
+        raise CaptureBusyError("another thread is capturing")
+
+    calls = GraphedCalls("the passes")
+    times.append(SLOW_HOST)
+    with monkeypatch.context() as patch, collected_decisions() as decisions:
+        patch.setattr(cuda_graphs, "GraphedCall", busy)
+        assert run(calls, always=True)  # its results are a plain call's
+        with decided_at_once():
+            assert not run(calls)
+    assert decisions == [one for one in decisions if one.startswith("CUDA graphs: used")]
+    assert Recorder.made == 0
+    assert run(calls, always=True)
+    assert Recorder.made == 1
+
+
+@pytest.mark.usefixtures("times")
+def test_threads_that_change_tf32_do_not_wait_for_each_other() -> None:
+    """One captures, and waits in there for the other to leave its setting, which waits for nothing."""
+    calls, both = GraphedCalls("the passes"), threading.Barrier(2, timeout=30)
+    found: list[list[Tensor] | None] = []
+
+    def samples(values: Tensor) -> list[Tensor]:
+        with tensor_float32(False):
+            return double(values)
+
+    def work(number: int) -> None:
+        with tensor_float32(True):
+            both.wait()
+            found.append(
+                calls.run(samples, [torch.ones(2)], lambda: state_of(parts_of(MODEL)), 100, always=bool(number))
+            )
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in (1, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert [one is not None and one[0].tolist() for one in found] == [[2, 2], [2, 2]]
+
+
+@pytest.mark.usefixtures("times")
+def test_a_model_has_few_captures_of_all_its_functions() -> None:
     model = Smooth()
-    handles = [
-        model.head.register_forward_hook(lambda *seen: None),
-        model.features[0].register_forward_pre_hook(lambda *seen: None),
-        model.register_full_backward_hook(lambda *seen: None),
-        model.register_full_backward_pre_hook(lambda *seen: None),
+    replayed = [
+        run(graphed_calls(model, function, kind, "the passes"), rows=rows, always=True)
+        for function in ("depths", "gradients")
+        for kind in range(2)
+        for rows in (1, 2, 3)
     ]
-    for handle in handles:
-        assert state_of(parts_of(model)) is None
-        handle.remove()
-    assert state_of(parts_of(model)) is not None
-    assert state_of(parts_of(torch.relu)) is None
-    assert state_of(parts_of(torch.jit.trace(model, torch.rand(1, 3, 16, 16)))) is None
+    assert replayed == [True] * MOST_GRAPHS + [False] * (12 - MOST_GRAPHS)
+    assert run(graphed_calls(Smooth(), "depths", 0, "the passes"), always=True)
+
+
+@pytest.mark.usefixtures("times")
+def test_settings_that_choose_algorithms_make_other_captures() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    calls = GraphedCalls("the passes")
+    for around in (nullcontext(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(deterministic=True)):
+        with around:
+            assert run(calls, always=True)
+            assert run(calls, always=True)
+    assert Recorder.made == 3
+
+
+def test_a_model_with_hooks_is_not_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "free_memory", lambda device: pytest.fail("asked for memory"))
+    model = Smooth()
+    model.head.register_forward_hook(lambda *call: None)
+    calls = GraphedCalls("the passes")
+    assert not any(run(calls, model=model) for _ in range(2 * CAPTURE_AFTER))
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------
