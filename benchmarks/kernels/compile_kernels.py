@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -262,9 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
         json.dump(count_work(requests), sys.stdout)
         return 0
     workers = max(1, min(len(chosen.targets), chosen.workers))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        per_target = pool.map(compile_for, chosen.targets, [chosen.variants] * len(chosen.targets))
-        rows = [row for target_rows in per_target for row in target_rows]
+    asked = chosen.targets, [chosen.variants] * len(chosen.targets)
+    if workers == 1:
+        rows = list(chain.from_iterable(map(compile_for, *asked)))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            rows = list(chain.from_iterable(pool.map(compile_for, *asked)))
     order: dict[tuple[str, str], int] = {}
     for row in rows:
         order.setdefault((row.kernel, row.variant), len(order))

@@ -363,6 +363,7 @@ def test_what_failing_tests_are_about_is_marked(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     tests = {"outcome": ""}
     monkeypatch.setattr(gate, "checks", lambda dry_run: commands(tests["outcome"]))
+    monkeypatch.setattr(stages, "counted_work", lambda wanted, device, say: {})  # which takes a process
 
     def stage(name: str, code: int) -> tuple[list[bool], list[bool], str]:
         assert run.main(["--dry-run", "--out", str(tmp_path), "--stage", name, *TOY]) == code
@@ -478,18 +479,26 @@ WIDE_STORES = {*WIDE, "pixel_mask", "radial_mask"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_every_kernel_compiles_without_spills_and_with_wide_accesses(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [["sm_90"], ["sm_80", "sm_100", "gfx942"]], ids=["sm_90", "others"])
+def test_every_kernel_compiles_without_spills_and_with_wide_accesses(targets: list[str], tmp_path: Path) -> None:
     table = tmp_path / "table.json"
-    command = [sys.executable, "-m", "benchmarks.kernels.compile_kernels", "--targets", target, "--workers", "1"]
+    command = [sys.executable, "-m", "benchmarks.kernels.compile_kernels", "--workers", "1", "--targets", *targets]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [*command, "--json", str(table)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(table.read_text())
-    if rows[0]["skipped"]:
-        pytest.skip(rows[0]["skipped"])
+    found = json.loads(table.read_text())
+    for target in targets:
+        rows = [row for row in found if row["target"] == target and not row["skipped"]]
+        if rows:
+            assert_fast_code(target, rows)
+    skipped = {row["target"]: row["skipped"] for row in found if row["skipped"]}
+    if skipped:
+        pytest.skip("; ".join(skipped.values()))
+
+
+def assert_fast_code(target: str, rows: list[dict[str, Any]]) -> None:
     usage = {found["kernel"]: found["usage"] for found in rows}
     assert usage.keys() >= WIDE_LOADS | WIDE_STORES | {"magnitude", "tile_energy"}
     spilt = {name: use for name, use in usage.items() if use["spills"] or use["parked_scalars"]}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,16 +34,16 @@ from fampe_fast.runtime.compile_cache import save_compile_cache
 
 layer = torch.nn.Linear(4, 3)
 Compiled(lambda values: layer(values).tanh().sum(), "a layer")(torch.ones(2, 4))
-if len(sys.argv) > 1:
-    save_compile_cache(Path(sys.argv[1]))
-print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}))
+save_compile_cache(Path(sys.argv[1]))
+found = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}
+print(json.dumps({**found, "graphs": torch.compiler.save_cache_artifacts()[1].inductor_artifacts}))
 """
 
 
-def compiled_in_a_process(caches: Path, *arguments: str, **environment: str) -> dict[str, int]:
-    """Compile a layer with torch's caches in this folder, and count what torch found in them."""
+def compiled_in_a_process(caches: Path, saved: Path, **environment: str) -> dict[str, Any]:
+    """Compile a layer with torch's caches in this folder, and save them; count what torch found and list the graphs."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, *arguments],
+        [sys.executable, "-c", COMPILE, str(saved)],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(caches), "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
@@ -54,22 +55,16 @@ def compiled_in_a_process(caches: Path, *arguments: str, **environment: str) -> 
 @pytest.mark.slow
 @pytest.mark.skipif(_compiler_obstacle("cpu") is not None, reason="no C++ compiler here")
 def test_another_process_finds_what_was_saved(tmp_path: Path) -> None:
-    saved, caches = tmp_path / "saved", tmp_path / "caches"
-
-    def without_graphs(name: str) -> Path:
-        """Copy torch's caches but for those of graphs: a C++ compiler need not translate the same program again."""
-        graphs = shutil.ignore_patterns("fxgraph", "aotautograd")
-        return shutil.copytree(caches, tmp_path / name, ignore=graphs)
-
-    assert compiled_in_a_process(caches, str(saved)) == {"hit": 0, "miss": 1}
+    saved, again, caches = tmp_path / "saved", tmp_path / "again", tmp_path / "caches"
+    made = compiled_in_a_process(caches, saved)
+    assert (made["hit"], made["miss"], len(made["graphs"])) == (0, 1, 1)
     assert (caches / "fxgraph").is_dir()
     assert mark_of(saved).kind == "compile cache"
-    loading = {compile_cache.VARIABLE: str(saved)}
-    # What was loaded can be saved again.
-    again = tmp_path / "again"
-    assert compiled_in_a_process(without_graphs("third"), str(again), **loading) == {"hit": 1, "miss": 0}
-    loading = {"FAMPE_FAST_COMPILE_CACHE": str(again)}
-    assert compiled_in_a_process(without_graphs("fourth"), **loading) == {"hit": 1, "miss": 0}
+    # But for the graphs: a C++ compiler need not translate the same program again.
+    others = shutil.copytree(caches, tmp_path / "others", ignore=shutil.ignore_patterns("fxgraph", "aotautograd"))
+    found = compiled_in_a_process(others, again, FAMPE_FAST_COMPILE_CACHE=str(saved))
+    assert found == {"hit": 1, "miss": 0, "graphs": made["graphs"]}  # what was loaded is saved again
+    assert mark_of(again).kind == "compile cache"
 
 
 def content(**others: str) -> bytes:
