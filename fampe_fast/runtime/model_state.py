@@ -10,7 +10,10 @@ import torch
 
 from .parts import Parts, has_global_hooks, has_hooks
 
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+
+# Dictionaries of parameters, modules and hooks, whose content is looked at.
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 
 
 class State:
@@ -61,13 +64,15 @@ def state_of(parts: Parts) -> State | None:
             return None
         objects.append(module)
         values.append(id(module))
-        values.extend(_value(one, objects) for one in vars(module).values())
+        for name, attribute in vars(module).items():
+            if type(attribute) in _PLAIN:
+                values.append(attribute)
+            elif name not in _OF_EVERY_MODULE:
+                values.append(_value(attribute, objects))
     return State(tuple(values), objects)
 
 
 def _value(attribute: Any, objects: list[object]) -> Hashable:
-    if type(attribute) in _PLAIN:
-        return attribute  # type: ignore[no-any-return]
     if type(attribute) in (list, tuple) and all(type(one) in _PLAIN for one in attribute):
         return type(attribute).__name__, *attribute
     objects.append(attribute)

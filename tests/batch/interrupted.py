@@ -30,7 +30,7 @@ from fampe_fast.batch.storage import Storage, open_storage
 
 from .small_runs import DEADLY, a_classifier, digest_of, draw, draw_with_errors, planned
 
-KILLS = int(os.environ.get("FAMPE_FAST_KILLS", "12"))
+KILLS = int(os.environ.get("FAMPE_FAST_KILLS", "8"))
 """How often a run is killed; more take longer."""
 SHARDS = 11
 

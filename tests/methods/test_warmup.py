@@ -90,7 +90,7 @@ def test_the_settings_of_a_process_do_not_use_the_graphs_up() -> None:
         with compiled.compiled_at_once():
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                for default in (torch.float32, torch.float64, torch.bfloat16):
+                for default in (torch.float32, torch.float64):
                     torch.set_default_dtype(default)
                     assert torch.equal(compiled.band_mix(**arguments), wanted)
             for around in (torch.autocast("cpu"), torch.device("meta"), tensor_float32(True)):
