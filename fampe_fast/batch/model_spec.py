@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..models import load_classifier, load_embedded_classifier
+from ..models import load_classifier
 from ..models.checkpoints import check_trusted
 from ..models.classifier import Classifier
-
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +16,7 @@ class ModelSpec:
     """The arguments of ``load_classifier``, in values for JSON.
 
     Attributes:
-        source: name, absolute path of a file or folder, "hf-hub:OWNER/NAME", or "embedded" for the package's own small
-            classifier.
+        source: name, absolute path of a file or folder, or "hf-hub:OWNER/NAME".
         weights: absolute path of a local checkpoint.
         model_args: keyword arguments of the model's constructor.
         mean, std, input_size, interpolation, fold_batch_norm, output: as for ``load_classifier``.
@@ -55,8 +52,5 @@ class ModelSpec:
             ValueError: a program that is not trusted, or arguments that ``load_classifier`` refuses.
         """
         check_trusted(self.source, trust_model)
-        if self.source == EMBEDDED:
-            classifier = load_embedded_classifier()
-            return classifier if device is None else classifier.to(device)
         arguments = {**asdict(self), "model_args": dict(self.model_args)}
         return load_classifier(arguments.pop("source"), device=device, **arguments)

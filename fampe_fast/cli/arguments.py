@@ -18,7 +18,8 @@ def add_model(parser: argparse.ArgumentParser, *, title: str = "model") -> None:
     group.add_argument(
         "--model",
         default="resnet50",
-        help="timm name, torchvision/NAME, folder in timm's layout, TorchScript or .pt2 file (default: %(default)s)",
+        help="timm name, torchvision/NAME, folder in timm's layout, TorchScript or .pt2 file, or embedded: the small "
+        "one of the package, without downloads (default: %(default)s)",
     )
     group.add_argument(
         "--weights", type=Path, metavar="FILE", help="local checkpoint of the named model (default: downloaded)"

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from .classifier import Classifier
 
 NAME: Final = "embedded_classifier"
+SOURCE: Final = "embedded"
+"""Its name for ``load_classifier``."""
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.25, 0.25, 0.25)
 #: Per layer: channels, and whether 2 x 2 averaging follows. The first has stride 2, so the head sees steps of 8 pixels.

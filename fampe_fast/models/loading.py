@@ -18,6 +18,8 @@ from .checkpoints import file_kind, load_weights, read_state_dict, what_it_is
 from .class_names import timm_class_names
 from .classifier import Classifier, channel_statistics, check_class_names, check_input_size, default_transform
 from .dry_run import agree, images_for, number_of_classes, prefer_channels_last, run_once
+from .embedded import SOURCE as EMBEDDED
+from .embedded import load_embedded_classifier
 from .input_channels import input_channels
 from .module_state import check_values, in_single_precision, needs_a_copy, restored_on_failure
 from .programs import Exported, load_program
@@ -46,6 +48,7 @@ def load_classifier(
     The source is one of:
 
     - a timm name, with or without a tag: "resnet50", "resnet50.a1_in1k", "timm/resnet50"; or "hf-hub:OWNER/NAME";
+    - "embedded", the package's own small classifier of generated images, which needs no network;
     - a torchvision name by prefix: "torchvision/resnet50", "torchvision:resnet50.IMAGENET1K_V1";
     - a folder in timm's (Hugging Face's) layout: config.json beside a checkpoint; also "local-dir:PATH";
     - a TorchScript archive, or a program saved by ``torch.export.save`` (".pt2"), of a model that takes normalised
@@ -64,8 +67,8 @@ def load_classifier(
     One image of noise is run, to find the number of classes and to test that the model accepts the transform's images.
     An nn.Module or program that fails on it is loaded nevertheless, with an unknown number of classes.
 
-    A name in timm's registry takes precedence over a file of that name in the working directory (write "./resnet50" for
-    the file).
+    "embedded" and names in timm's registry take precedence over files of these names in the working directory (write
+    "./resnet50" for the file).
 
     Args:
         source: see above.
@@ -115,9 +118,10 @@ def load_classifier(
     _check_arguments(weights, pretrained, args)
     if num_classes is not None:
         num_classes = check_count("num_classes", num_classes)
-    if isinstance(source, Classifier):
+    embedded = isinstance(source, str) and source == EMBEDDED
+    if embedded or isinstance(source, Classifier):
         _refuse(
-            "a Classifier has its own",
+            f"{'the embedded classifier' if embedded else 'a Classifier'} has its own",
             weights=weights,
             pretrained=pretrained,
             num_classes=num_classes,
@@ -126,10 +130,13 @@ def load_classifier(
             class_names=class_names,
             input_size=input_size,
             interpolation=interpolation,
-            model_args=model_args,
+            model_args=args or None,
             fold_batch_norm=fold_batch_norm or None,
             output=output,
         )
+    if embedded:
+        source = load_embedded_classifier()
+    if isinstance(source, Classifier):
         with restored_on_failure(source, values=False):
             source.eval()
             return source if device is None else source.to(device)
@@ -322,6 +329,8 @@ def _from_text(source: str | os.PathLike[str], request: Request, *, explicit_pre
 
 def absolute_source(source: str) -> str:
     """Make a model's source independent of the working directory: paths become absolute, names stay."""
+    if source == EMBEDDED:
+        return source
     if torchvision_name(source) is not None or source.startswith(("hf-hub:", "hf_hub:", "timm/")):
         return source
     if source.startswith("local-dir:"):

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fampe_fast import load_classifier, load_embedded_classifier
-from fampe_fast.batch.model_spec import EMBEDDED, ModelSpec
+from fampe_fast.batch.model_spec import ModelSpec
 from fampe_fast.batch.plan import Plan, Row, read_back, write_plan
 from fampe_fast.batch.planning import make_plan, method_of
 from fampe_fast.batch.storage import open_storage
 from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.registry import create_method
 from fampe_fast.models import Classifier
+from fampe_fast.models.embedded import SOURCE as EMBEDDED
 from fampe_fast.models.loading import absolute_source
 
 pytest.importorskip("pyarrow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fampe_fast import load_classifier
 from fampe_fast.images.generated import BANDS, CLASS_NAMES, SHAPES, GeneratedImages, band_texture, generate
 from fampe_fast.models.classifier import Classifier
 from fampe_fast.models.embedded import EmbeddedNet, embedded_record, load_embedded_classifier
+from fampe_fast.models.loading import absolute_source
 
 UNSEEN_SEED = 31337
 BAND_COUNT = len(BANDS)
@@ -321,6 +324,24 @@ class TestEmbeddedClassifier:
         near = torch.nn.functional.max_pool2d(sample.masks[:64, None].double(), 9, stride=1, padding=4)[:, 0]
         density = (strength * near).sum((1, 2)) / near.sum((1, 2)) / strength.mean((1, 2))
         assert density.median() > 1.5
+
+    def test_it_is_loaded_by_its_name(
+        self, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "embedded").write_text("a file of this name is not meant")
+        found = load_classifier("embedded")
+        images = generate(2, seed=1).images
+        assert torch.equal(found(images), classifier(images))
+        assert found.class_names == classifier.class_names
+        assert absolute_source("embedded") == "embedded"
+        assert next(load_classifier("embedded", device="meta").parameters()).device.type == "meta"
+        with pytest.raises(
+            ValueError, match=r"^mean, num_classes cannot be given here: the embedded classifier has its"
+        ):
+            load_classifier("embedded", mean=0.5, num_classes=3)
+        with pytest.raises(ValueError, match=r"^weights cannot be given here: the embedded classifier has its own"):
+            load_classifier("embedded", weights=tmp_path / "embedded")
 
     def test_folding_the_normalisation_changes_nothing(self) -> None:
         torch.manual_seed(0)
