@@ -286,6 +286,7 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
     if images.shape[1] == 0:
         raise ValueError(f"inputs must have at least one channel, got shape {tuple(images.shape)}")
     check_size(images.shape[1:])
+    images = images.as_subclass(Tensor)  # no library's own kind of tensor, whose operators may do something else
     if len(images) == 0:
         return images.detach().float()
     flat = images.detach().flatten(1)
@@ -297,9 +298,8 @@ def check_images(images: object, bounds: tuple[float, float]) -> Tensor:
         if bool(strange.any()):
             raise ValueError(f"inputs hold NaN or infinity in image(s) {_list(strange)}; expected finite values")
         raise ValueError(
-            f"inputs must lie in [{bounds[0]:g}, {bounds[1]:g}], got values from {float(lowest.min()):g} to "
-            f"{float(highest.max()):g} (image(s) {_list(~inside)}); put normalisation into the model, "
-            "other ranges into `bounds`"
+            f"inputs must lie in [{bounds[0]:g}, {bounds[1]:g}], got values {_range(lowest, highest, bounds)} "
+            f"(image(s) {_list(~inside)}); put normalisation into the model, other ranges into `bounds`"
         )
     checked = images.detach().float().contiguous()
     return checked.clone() if checked.is_inference() else checked
@@ -329,11 +329,28 @@ def check_unit_images(images: object) -> None:
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images must be (B, C, H, W) with C, H and W at least 1, got shape {tuple(images.shape)}")
     check_finite(images, "images")
-    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+    check_range(images, (0.0, 1.0), "put normalisation into the model")
+
+
+def check_range(images: Tensor, bounds: tuple[float, float], advice: str) -> None:
+    """Refuse a batch with values outside the bounds, or NaN; the message ends with the advice."""
+    if not images.numel():
+        return
+    lowest, highest = images.detach().aminmax()
+    if not bool((lowest >= bounds[0]) & (highest <= bounds[1])):
         raise ValueError(
-            f"images must lie in [0, 1], got values from {float(images.min()):g} to {float(images.max()):g}; "
-            "put normalisation into the model"
+            f"images must lie in [{bounds[0]:g}, {bounds[1]:g}], got values {_range(lowest, highest, bounds)}; {advice}"
         )
+
+
+def _range(lowest: Tensor, highest: Tensor, bounds: tuple[float, float]) -> str:
+    """Show a range that leaves the bounds, with as many digits as that takes."""
+    low, high = float(lowest.min()), float(highest.max())
+    for digits in (6, 9, 17):
+        shown = f"{low:.{digits}g}", f"{high:.{digits}g}"
+        if not (float(shown[0]) >= bounds[0] and float(shown[1]) <= bounds[1]):
+            break
+    return f"from {shown[0]} to {shown[1]}"
 
 
 def check_maps(maps: object, images: Tensor) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from .urls import filesystem_of, is_url
+
+# pandas writes whole numbers as fractions beside missing ones.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 Note = Callable[[str], None]
 """A function that is called with a line about files that are left out."""
@@ -52,10 +56,9 @@ def suffix_of(place: str) -> str:
 def whole_number(value: Any, low: int, high: int) -> int | None:
     """Read a whole number in [low, high] from a table's cell; None for anything else."""
     if isinstance(value, str):
-        try:
-            value = int(value)
-        except ValueError:
+        if not _WHOLE.fullmatch(value.strip()):
             return None
-    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers as floats beside missing ones
+        value = int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None

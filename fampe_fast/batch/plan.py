@@ -343,6 +343,17 @@ def read_plan(dest: Storage) -> Plan | None:
     return read_back(dest)
 
 
+def plan_of(storage: Storage) -> Plan:
+    """Read the plan of a run.
+
+    Raises:
+        ValueError: there is no plan, or it cannot be read.
+    """
+    if not storage.exists(PLAN):
+        raise ValueError(f"nothing is planned in {storage}: expected the folder or URL of a batch run")
+    return read_back(storage)
+
+
 def read_back(dest: Storage) -> Plan:
     """Read the existing plan.
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .plan import plan_of
 from .shards import decode_shard, finished_shards, shard_name
-from .storage import open_storage
+from .storage import Storage, open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,13 +41,27 @@ def read_maps(
         and texts are None.
 
     Raises:
-        ValueError: a column that does not exist, or a file that is not a shard.
+        TypeError: ``columns`` or ``shards`` is a single name or number.
+        ValueError: nothing is planned in the place, a column that does not exist, or a file that is not a shard.
         OSError: a shard that does not exist or cannot be read.
         ImportError: pyarrow, or a package for the URL, is not installed, or pyarrow is older than 26 and an earlier
             version of this package wrote the maps.
     """
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a sequence of names, got {columns!r}")
+    if isinstance(shards, int):
+        raise TypeError(f"shards must be a sequence of numbers, got {shards!r}")
     storage = open_storage(dest)
-    for shard in sorted(finished_shards(storage)) if shards is None else shards:
+    found = sorted(finished_shards(storage)) if shards is None else shards
+    if not found:
+        plan_of(storage)
+    return _each(storage, found, columns, as_torch, errors)
+
+
+def _each(
+    storage: Storage, shards: Sequence[int], columns: Sequence[str] | None, as_torch: bool, errors: bool
+) -> Iterator[dict[str, Any]]:
+    for shard in shards:
         wanted = None if columns is None else {*columns, "error"}
         if wanted is not None and "map" in wanted:
             wanted.add("map_scale")

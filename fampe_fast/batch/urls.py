@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from .extras import needs
 
@@ -21,7 +22,9 @@ def local_path_of(text: str) -> str | None:
     if not is_url(text):
         return text
     scheme, _, rest = text.partition("://")
-    return rest if scheme.lower() in ("file", "local") else None
+    if scheme.lower() == "file":
+        return unquote(rest)  # of ``Path.as_uri``
+    return rest if scheme.lower() == "local" else None
 
 
 def without_secrets(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .manifest import MANIFEST, Entry, logged_entries, read_manifest, store_manifest
-from .plan import Plan, Row, check_rows, every_row, read_plan, read_rows
+from .plan import Plan, Row, check_rows, every_row, read_rows
 from .recompute import Recomputed, Recomputer
 from .shards import checked_metadata, decode_shard, finished_shards, schema_of, shard_name
 from .sources import SeenIds
@@ -40,18 +40,6 @@ class Checked:
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def plan_of(storage: Storage) -> Plan:
-    """Read the plan of a run.
-
-    Raises:
-        ValueError: there is no plan, or it cannot be read.
-    """
-    plan = read_plan(storage)
-    if plan is None:
-        raise ValueError(f"nothing is planned in {storage}: expected the folder or URL of a batch run")
-    return plan
 
 
 def check_files(storage: Storage, plan: Plan, on_shard: Callable[[], None] = lambda: None) -> Checked:

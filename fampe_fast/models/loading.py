@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checks import check_count
 from ..errors import first_line
-from ..runtime.outputs import Output, check_output
+from ..runtime.outputs import Output, check_output, unwrapped
 from .batch_norm import fold_batch_norm as fold_batch_norm_of
 from .checkpoints import file_kind, load_weights, read_state_dict, what_it_is
 from .class_names import timm_class_names
@@ -360,22 +360,23 @@ def _from_folder(folder: Path, request: Request) -> Resolved:
 def _from_module(
     module: nn.Module, request: Request, name: str | None = None, origin: Literal["file", "given"] = "given"
 ) -> Resolved:
-    label = name or type(module).__name__
-    declared = getattr(module, "num_classes", None)
+    own: Any = unwrapped(module)  # what DataParallel and its like hide
+    label = name or type(own).__name__
+    declared = getattr(own, "num_classes", None)
     declared = declared if isinstance(declared, int) and declared > 0 else None
     if None not in (declared, request.num_classes) and declared != request.num_classes:
         raise ValueError(f"num_classes={request.num_classes} was given for a model of {declared} classes")
     num_classes = request.num_classes or declared
     if request.weights is not None:
-        load_weights(lambda _: module, request.weights, num_classes=request.num_classes, what=label)
+        load_weights(lambda _: own, request.weights, num_classes=request.num_classes, what=label)
     try:
         module.eval()
     except NotImplementedError:  # what torch.export's programs say
         module = Exported(module)
-    config = getattr(module, "pretrained_cfg", None)
+    config = getattr(own, "pretrained_cfg", None)
     if isinstance(config, Mapping) and config:
         takes = input_channels(module) or CHANNELS
-        size, mean, std, transform = timm_settings(module, request, takes)
+        size, mean, std, transform = timm_settings(own, request, takes)
         names = timm_class_names(config, num_classes) if num_classes else None
         return Resolved(module, label, mean, std, size, transform, num_classes, names, takes, origin)
     size = request.input_size or (224, 224)

@@ -6,13 +6,22 @@ arXiv 1706.06083.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import LARGEST, check_batch, check_bounds, check_count, check_positive, check_seed, check_targets
+from ..checks import (
+    LARGEST,
+    check_batch,
+    check_bounds,
+    check_count,
+    check_positive,
+    check_range,
+    check_seed,
+    check_targets,
+)
 from ..runtime.outputs import cross_entropy
 
 
@@ -54,12 +63,12 @@ class PGD:
         # On the CPU, so that every device draws the same.
         self._generator = torch.Generator("cpu").manual_seed(check_seed(seed))
 
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor) -> Tensor:
         """Perturb a batch, without changing the model's mode, weights or gradients.
 
         Args:
-            model: from images (B, C, H, W) to logits (B, classes); called in evaluation mode, so that the perturbed
-                images do not change batch statistics.
+            model: from images (B, C, H, W) to logits (B, classes); a module is called in evaluation mode, so that the
+                perturbed images do not change batch statistics.
             images: (B, C, H, W) floating-point, values in the bounds, any device.
             targets: (B,) integers, the classes whose loss is increased.
 
@@ -68,9 +77,10 @@ class PGD:
 
         Raises:
             TypeError: images that are not floating-point, or targets that are not integers.
-            ValueError: images that are not (B, C, H, W), or another number of targets.
+            ValueError: images that are not (B, C, H, W) or not in the bounds, or another number of targets.
         """
         images = check_batch("images", images).detach()
+        check_range(images, self.bounds, "put normalisation into the model, other ranges into `bounds`")
         targets = check_targets(targets, images)
         lower = (images - self.eps).clamp(min=self.bounds[0])
         upper = (images + self.eps).clamp(max=self.bounds[1])
@@ -86,7 +96,10 @@ class PGD:
 
 
 @contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _in_evaluation_mode(model: object) -> Iterator[None]:
+    if not isinstance(model, nn.Module):
+        yield
+        return
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:

@@ -19,6 +19,7 @@ from ..checks import (
     check_gaussian_cutoff,
     check_interval,
     check_number,
+    check_range,
     check_seed,
 )
 from ..reference.radius import squared_radius
@@ -47,11 +48,13 @@ class _FrequencyAugmentation(nn.Module):
 
         Raises:
             TypeError: not a floating-point tensor.
-            ValueError: not (B, C, H, W).
+            ValueError: not (B, C, H, W), or values outside [0, 1] that ``clamp`` would cut off.
         """
         images = check_batch("images", images)
         if not self.training or not len(images):
             return images
+        if self.clamp:
+            check_range(images, (0.0, 1.0), "augment before normalisation, or set clamp=False")
         with torch.no_grad():
             # Drawn for every image, used or not, so that an image's draws do not depend on those of others.
             chosen = self._uniform(len(images)) < self.probability

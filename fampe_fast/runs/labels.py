@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from ..errors import warn
 from ..files import read_text
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+# pandas writes whole numbers as fractions beside missing ones.
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 _ANY_NUMBER = re.compile(r"[+-]?\.?[0-9]")
 
 
@@ -40,7 +43,7 @@ def read_labels(path: Path) -> dict[str, int]:
 
     Args:
         path: UTF-8 text, with or without a byte order mark: JSON ``{"name.jpg": 7}`` or ``{"name.jpg": {"index": 7,
-            ...}}``, or CSV with rows ``name.jpg,7`` and optionally a header.
+            ...}}``, or CSV with rows ``name.jpg,7`` and optionally a header. A name may begin with folders.
 
     Raises:
         ValueError: not readable as either, or an image has two labels; the message names the entry.
@@ -99,7 +102,7 @@ def _from_csv(text: str, path: Path, words: _Words) -> Iterable[tuple[str, int]]
             continue
         head, first = first, False
         if len(row) > 1 and _NUMBER.fullmatch(row[1].strip()):
-            yield row[0].strip(), int(row[1])
+            yield row[0].strip(), int(row[1].partition(".")[0])
         elif not head or (len(row) > 1 and _ANY_NUMBER.match(row[1].strip())):  # a header has no number there
             raise ValueError(
                 f"the {words.all} {path}, line {reader.line_num}: expected 'file name,{words.number}', got "
@@ -121,7 +124,9 @@ def _each_once(entries: Iterable[tuple[str, int]], path: Path, words: _Words) ->
 
 
 def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None) -> list[int]:
-    """Find the label of every file by its name, independent of Unicode normalisation.
+    """Find the label of every file by its name, or by the end of its path, independent of Unicode normalisation.
+
+    Warns (``FampeWarning``) where files in several folders share a name and its label.
 
     Raises:
         ValueError: files without a label or with two, or a label that is not a class of the model.
@@ -133,7 +138,7 @@ def labels_of(paths: Sequence[Path], labels: dict[str, int], classes: int | None
 
 
 def image_ids_of(paths: Sequence[Path], ids: dict[str, int]) -> list[int]:
-    """Find the image id of every file by its name, independent of Unicode normalisation.
+    """Find the image id of every file by its name, or by the end of its path, independent of Unicode normalisation.
 
     Raises:
         ValueError: files without an id or with two.
@@ -142,21 +147,38 @@ def image_ids_of(paths: Sequence[Path], ids: dict[str, int]) -> list[int]:
 
 
 def _of_files(paths: Sequence[Path], numbers: dict[str, int], words: _Words) -> list[int]:
-    spellings: dict[str, set[int]] = {}
-    for name, index in numbers.items():
-        spellings.setdefault(_composed(name), set()).add(index)
-
-    def candidates(name: str) -> set[int]:
-        return {numbers[name]} if name in numbers else spellings.get(_composed(name), set())
-
-    chosen = [candidates(path.name) for path in paths]
+    """Find each file's number by the longest end of its path that is a key."""
+    exact, spellings = _by_path(numbers, str), _by_path(numbers, _composed)
+    most = max((key.count("/") + 1 for key in spellings), default=0)
+    chosen: list[set[int]] = []
+    shared: dict[str, set[Path]] = {}
+    for path in paths:
+        parts = Path(os.path.abspath(path)).parts
+        ends = ["/".join(parts[-count:]) for count in range(min(most, len(parts)), 0, -1)]
+        found = ((end, exact.get(end) or spellings.get(_composed(end))) for end in ends)
+        end, some = next(((end, some) for end, some in found if some), ("", set()))
+        chosen.append(some)
+        shared.setdefault(end, set()).add(Path(os.path.abspath(path)))
     missing = [path.name for path, some in zip(paths, chosen, strict=True) if not some]
     if missing:
         raise ValueError(f"{len(missing)} of {len(paths)} images have no {words.one}, {missing[0]!r} first")
     for path, some in zip(paths, chosen, strict=True):
         if len(some) > 1:
             raise ValueError(f"{path.name!r} has the {words.all} {', '.join(map(str, sorted(some)))}; expected one")
+    for end, of in shared.items():
+        if len(of) > 1:
+            warn(
+                f"{len(of)} images are named {end!r} and have the same {words.one}: to tell them apart, write their "
+                f"folders into the {words.all}, such as {'/'.join(min(of).parts[-2:])!r}"
+            )
     return [min(some) for some in chosen]
+
+
+def _by_path(numbers: dict[str, int], spell: Callable[[str], str]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for name, index in numbers.items():
+        found.setdefault(spell("/".join(PurePath(name).parts)), set()).add(index)
+    return found
 
 
 def check_label(path: Path, label: int, classes: int | None) -> None:

@@ -40,6 +40,13 @@ _WRAPPERS = {
 }
 
 
+def unwrapped(model: object) -> object:
+    """Look through torch's wrappers at the model inside."""
+    while (name := _WRAPPERS.get(type(model).__name__)) is not None and hasattr(model, name):
+        model = getattr(model, name)
+    return model
+
+
 def check_output(output: object) -> Output:
     """Check the name of an output's meaning.
 
@@ -53,8 +60,7 @@ def check_output(output: object) -> Output:
 
 def declared_output(model: object) -> Output | None:
     """Read the meaning that a model declares for its output in its attribute ``output``; None without one."""
-    if (wrapped := _WRAPPERS.get(type(model).__name__)) is not None:
-        return declared_output(getattr(model, wrapped, None))
+    model = unwrapped(model)
     owner = model.func if isinstance(model, partial) else getattr(model, "__self__", None)  # of model.forward
     if isinstance(owner, nn.Module):
         return declared_output(owner)

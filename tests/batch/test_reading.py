@@ -53,6 +53,19 @@ def test_maps_come_back_as_attributions(written: tuple[Storage, str]) -> None:
         assert part["overlay"].tolist() == [b"png", b"png", b"png", None, b"png"]
 
 
+def test_a_wrong_place_or_argument_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for place in (tmp_path / "nowhere", tmp_path / "other"):
+        with pytest.raises(ValueError, match="^nothing is planned in .*: expected the folder or URL of a batch run"):
+            read_maps(place)
+    planned(tmp_path / "run", draw(tmp_path / "images", 2), a_classifier())
+    assert list(read_maps(tmp_path / "run")) == []
+    with pytest.raises(TypeError, match="columns must be a sequence of names, got 'map'"):
+        read_maps(tmp_path / "run", columns="map")
+    with pytest.raises(TypeError, match="shards must be a sequence of numbers, got 2"):
+        read_maps(tmp_path / "run", shards=2)  # type: ignore[arg-type]
+
+
 def test_columns_shards_and_rows_can_be_chosen(written: tuple[Storage, str]) -> None:
     storage, _ = written
     (part,) = read_maps(storage.address, columns=["probability", "map"], shards=[1], errors=False)

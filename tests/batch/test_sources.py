@@ -722,10 +722,11 @@ def test_reading_retries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_whole_numbers() -> None:
-    assert [found.whole_number(value, 0, 9) for value in (3, "3", " 3 ", 3.0, 0, 9)] == [3, 3, 3, 3, 0, 9]
+    assert [found.whole_number(value, 0, 9) for value in (3, "3", " 3 ", 3.0, "3.0", "3.", 0, 9)] == [*[3] * 6, 0, 9]
     assert [found.whole_number(value, 0, 9) for value in (True, "x", "", None, 1.5, float("nan"), -1, 10, [1])] == [
         None
     ] * 9
+    assert [found.whole_number(value, 0, 99) for value in ("1_0", "1.5", "1e1", "-3", "nan")] == [None] * 5
 
 
 # Images of bytes ------------------------------------------------------------------------------------------------------

@@ -221,6 +221,9 @@ def test_addresses_are_told_from_paths() -> None:
     assert not any(map(is_url, ["a/b", "/a/b", "C:\\x", "a::b", "what: ever//x", ""]))
     assert local_path_of("file:///a/b") == local_path_of("/a/b") == "/a/b"
     assert local_path_of("s3://a") is None
+    path = Path("/a folder/caf\u00e9 100%.png")
+    assert local_path_of(path.as_uri()) == local_path_of(f"file://{path}") == str(path)
+    assert local_path_of("/a%20b") == "/a%20b"
 
 
 @pytest.mark.parametrize(

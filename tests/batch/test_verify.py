@@ -20,12 +20,12 @@ from fampe_fast.answers.result import Result, RowError, RowResult
 from fampe_fast.answers.summaries import summarise
 from fampe_fast.batch import recompute, verify
 from fampe_fast.batch.manifest import MANIFEST, read_manifest, write_manifest
-from fampe_fast.batch.plan import position_of, read_back, read_rows, write_plan
+from fampe_fast.batch.plan import plan_of, position_of, read_back, read_rows, write_plan
 from fampe_fast.batch.recompute import Recomputer, stored_result
 from fampe_fast.batch.shards import decode_shard, encode_shard, shard_name
 from fampe_fast.batch.sources import list_rows
 from fampe_fast.batch.storage import Storage, open_storage
-from fampe_fast.batch.verify import Checked, check_files, check_sample, plan_of, spans
+from fampe_fast.batch.verify import Checked, check_files, check_sample, spans
 from fampe_fast.batch.worker import Worker
 from fampe_fast.cli import DONE, SOME_FAILED, UNUSABLE, main
 

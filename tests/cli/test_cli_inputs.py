@@ -244,6 +244,25 @@ def test_memory_that_is_not_there_is_said_in_one_line(
         main(arguments)
 
 
+def test_whole_numbers_that_pandas_writes_as_fractions_are_read(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,index\na.png,1.0\nb.png,2.\nc.png,3\n")
+    assert read_labels(tmp_path / "labels.csv") == {"a.png": 1, "b.png": 2, "c.png": 3}
+
+
+def test_folders_in_the_labels_tell_images_of_one_name_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("set/cat/1.png"), Path("set/dog/1.png"), tmp_path / "set" / "dog" / "2.png"]
+    assert labels_of(paths, {"cat/1.png": 3, "set/dog/1.png": 4, "2.png": 5}, None) == [3, 4, 5]
+    assert labels_of(paths, {"./cat/1.png": 3, str(paths[1].absolute()): 4, "2.png": 5}, None) == [3, 4, 5]
+    assert labels_of(paths, {"cat/1.png": 3, "1.png": 4, "2.png": 5}, None) == [3, 4, 5]  # the longest end counts
+    words = r"2 images are named '1\.png' and have the same label: .*, such as 'cat/1\.png'"
+    with pytest.warns(FampeWarning, match=words):
+        assert labels_of(paths, {"1.png": 3, "2.png": 5}, None) == [3, 3, 5]
+    assert labels_of([paths[0], paths[0].absolute()], {"1.png": 3}, None) == [3, 3]  # one file, named twice
+    with pytest.raises(ValueError, match=r"2 of 3 images have no label, '1\.png' first"):
+        labels_of(paths, {"cow/1.png": 3, "2.png": 5}, None)
+
+
 @pytest.mark.parametrize(("name", "text"), TWICE)
 def test_a_file_that_is_labelled_twice_is_named(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
@@ -253,7 +272,7 @@ def test_a_file_that_is_labelled_twice_is_named(name: str, text: str, tmp_path: 
     assert read_labels(tmp_path / name)["a.png"] == 1  # twice the same is the same
 
 
-@pytest.mark.parametrize("index", ["1.0", "1_0", "9" * 5000, "-1.5", ".5", "1e3", ""])
+@pytest.mark.parametrize("index", ["1.5", "1_0", "9" * 5000, "-1.5", ".5", "1e3", ""])
 @pytest.mark.parametrize("head", ["", "file,index\n"])
 def test_an_index_that_is_no_whole_number_is_named(index: str, head: str, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"

@@ -29,6 +29,18 @@ def made(name: str, model: Any, **options: Any) -> Any:
     return create_method(name, model, **{**options_of(name), **options})
 
 
+class OfALibrary(Tensor):
+    """A kind of tensor as fastai and MONAI have, which operators hand on."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tensors_of_a_library_s_own_kind_are_taken_as_plain_ones(name: str) -> None:
+    method, images = made(name, suited(name)), some_images(2)
+    found = method.attribute(images.as_subclass(OfALibrary), [1, 4])
+    assert type(found) is Tensor
+    assert torch.equal(found, method.attribute(images, [1, 4]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_models_of_every_precision_are_taken(name: str, dtype: torch.dtype) -> None:

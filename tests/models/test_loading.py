@@ -954,6 +954,21 @@ class TestModules:
         assert clf.class_names[0] == "tench"
         assert load_classifier(_timm("test_vit"), mean=0.1).mean.flatten().tolist() == pytest.approx([0.1] * 3)
 
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+    def test_a_wrapper_of_torch_hides_no_configuration(self, wrap: Any, tmp_path: Path) -> None:
+        model = _timm("test_resnet")
+        known, wrapped = load_classifier(model), load_classifier(wrap(model))
+        assert type(wrapped.model) is wrap
+        assert (wrapped.input_size, wrapped.num_classes, wrapped.name) == (known.input_size, 1000, known.name)
+        assert wrapped.class_names == known.class_names
+        images = torch.rand(2, 3, *known.input_size)
+        assert torch.equal(wrapped(images), known(images))
+        other = _timm("test_resnet")
+        nn.init.normal_(other.get_classifier().weight)
+        torch.save(other.state_dict(), tmp_path / "weights.pth")
+        again = load_classifier(wrap(_timm("test_resnet")), weights=tmp_path / "weights.pth")
+        assert torch.equal(again(images), load_classifier(other)(images))
+
     def test_timm_module_with_another_head_has_no_imagenet_names(self) -> None:
         clf = load_classifier(_timm(num_classes=7))
         assert (clf.num_classes, clf.class_names) == (7, None)

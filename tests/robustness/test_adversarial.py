@@ -128,3 +128,15 @@ def test_bad_batches_are_named() -> None:
         PGD(EPS)(Smooth(), some_images(2).byte(), 0)
     with pytest.raises(TypeError, match="^targets must hold integers"):
         PGD(EPS)(Smooth(), some_images(2), torch.rand(2))
+    normalised = some_images(2) * 4 - 2
+    with pytest.raises(ValueError, match=r"^images must lie in \[0, 1\], got values from -\S+ to \S+; put"):
+        PGD(EPS)(Smooth(), normalised, 0)
+    found = PGD(EPS, bounds=(-2, 2))(Smooth(), normalised, 0)
+    assert float((found - normalised).abs().max()) <= EPS + 1e-6
+    with pytest.raises(ValueError, match=r"^images must lie in \[0, 1\], got values from nan to nan"):
+        PGD(EPS)(Smooth(), some_images(2) * torch.nan, 0)
+
+
+def test_a_model_may_be_any_callable() -> None:
+    model, images = Smooth(), some_images(2)
+    assert torch.equal(PGD(EPS)(lambda pixels: model(pixels), images, 0), PGD(EPS)(model, images, 0))

@@ -80,6 +80,10 @@ def test_results_stay_in_range_unless_told_otherwise(make) -> None:
     free = make(probability=1.0, clamp=False)(images)
     assert float(free.min()) < 0
     torch.testing.assert_close(free.clamp(0, 1), clamped)
+    with pytest.raises(ValueError, match=r"got values from -2 to 2; augment before normalisation, or set clamp=False"):
+        make(probability=1.0)(images * 4 - 2)
+    assert float(make(probability=1.0, clamp=False)(images * 4 - 2).min()) < -1
+    assert torch.equal(make(probability=1.0).eval()(images * 4 - 2), images * 4 - 2)
 
 
 @pytest.mark.parametrize("size", [(24, 24), (15, 22)])

@@ -36,8 +36,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Write the maps that are not written yet, and print the counts."""
     from ...batch.export import Export
+    from ...batch.plan import plan_of
     from ...batch.storage import open_storage
-    from ...batch.verify import plan_of
     from .. import DONE, SOME_FAILED, UNUSABLE
     from ..output import Bar, error_console
 

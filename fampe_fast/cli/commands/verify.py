@@ -68,8 +68,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.dest is None:
         return _audit_service(arguments)
     from ...batch.audit import KIND
+    from ...batch.plan import plan_of
     from ...batch.storage import open_storage
-    from ...batch.verify import plan_of
     from ...files import Output, check_outputs
     from ..output import console, error_console
 
