@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
+import time
 
 from ray import serve
 from starlette.types import ASGIApp
@@ -21,6 +23,8 @@ from fampe_fast.cli.model_and_methods import device_of
 from fampe_fast.cli.parser import parse
 from fampe_fast.serve.app import make_app
 from fampe_fast.serve.log import begin_log
+from fampe_fast.serve.server import REPORT_FOR
+from fampe_fast.serve.service import Service
 
 OPTIONS = "FAMPE_FAST_SERVE"
 
@@ -31,7 +35,16 @@ def build(words: str) -> ASGIApp:
     begin_log(arguments.log_level)
     service = make_service(arguments, device_of(arguments.device))
     service.start()
+    threading.Thread(target=_end_with_the_device, args=(service,), daemon=True).start()
     return make_app(service)
+
+
+def _end_with_the_device(service: Service) -> None:
+    """End the replica's process once its device is lost: Ray replaces it, and would send requests to it until then."""
+    while not service.device.failure:
+        time.sleep(0.5)
+    time.sleep(REPORT_FOR)  # for those who wait for an answer
+    os._exit(1)
 
 
 _WORDS = os.environ.get(OPTIONS, "")  # read where the application is described; replicas may be elsewhere

@@ -21,12 +21,16 @@ from .result import RowError, RowResult, scaled_map
 from .summaries import FloatArray, summarise
 
 
-class OutOfMemoryError(Exception):
+class OutOfMemoryError(torch.OutOfMemoryError):
     """The chunk does not fit into memory: repeat the batch with a smaller one."""
 
 
 class MapShapeError(RuntimeError):
     """The method's maps do not have the expected shape, which is not an image's fault."""
+
+
+class MethodFailedError(RuntimeError):
+    """The method fails on any image here, which is not an image's fault: a compiler is missing, for example."""
 
 
 class Answer(NamedTuple):
@@ -79,6 +83,7 @@ class Explainer:
         Raises:
             OutOfMemoryError: the chunk does not fit.
             MapShapeError: the maps do not have the expected shape.
+            MethodFailedError: noise cannot be explained either.
             RuntimeError: an error that is not an image's fault, such as a lost device.
         """
         errors = [item.image for item in items if isinstance(item.image, RowError)]
@@ -87,18 +92,34 @@ class Explainer:
         try:
             return self._answers(items, chunk)
         except Exception as error:
+            reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
             if isinstance(error, (BackendUnavailableError, MapShapeError, ImportError)) or is_of_device(error):
                 raise
-            reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
             found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
         # Outside the except block the traceback, which holds the call's tensors, is gone.
         if full:
             if chunk > 1:
                 raise OutOfMemoryError(reason)
             found = RowError("out of memory", "transient")
+        if len(items) == 1 and not full:
+            self._check_method(chunk)
         if full or len(items) == 1:
             return [item.image if isinstance(item.image, RowError) else found for item in items]
         return [self([item], chunk)[0] for item in items]
+
+    def _check_method(self, chunk: int) -> None:
+        """Explain noise, after an image has failed.
+
+        Raises:
+            MethodFailedError: it fails, too.
+        """
+        try:
+            self._answers([Item(self._placeholder, None, 0)], chunk)
+        except Exception as error:
+            if is_out_of_memory(error) or is_of_device(error) or isinstance(error, MapShapeError):
+                raise
+            words = f"no image can be explained here: {type(error).__name__}: {first_line(error)}"
+            raise MethodFailedError(words) from error
 
     def _answers(self, items: Sequence[Item], chunk: int) -> list[Answer | RowError]:
         there = [not isinstance(item.image, RowError) for item in items]

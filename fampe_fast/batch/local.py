@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import torch
 
 from ..errors import first_line
 from ..models.classifier import Classifier
+from ..runtime.lost_device import is_of_device
 from ..runtime.processes import obey_parent_alone, spawning
 from . import attempts
 from .decoding import usual_processes
@@ -350,4 +352,6 @@ def _serve_device(
         finally:
             worker.close()
     except Exception as error:
+        if is_of_device(error):  # which another process may still use
+            os._exit(1)
         pipe.send(f"{type(error).__name__}: {first_line(error)}")

@@ -69,7 +69,7 @@ def run_ray(
         address: address of the cluster; None for ``RAY_ADDRESS``, else a cluster is started on this machine for the
             duration of the run. If Ray is already initialised, that cluster is used.
         workers: number of actors, which may exceed the current room; None for as many as fit.
-        gpus_per_worker: a fraction of one, or a whole number, for a plan for GPUs; None for 1.
+        gpus_per_worker: share of a GPU, at most 1, for a plan for GPUs; None for 1.
         decoders: number of decoding processes per actor; 0 decodes in the actor, None chooses.
         retry_errors: make shards again whose errors may be temporary.
         trust_model: load the model even if it is a program.
@@ -85,8 +85,8 @@ def run_ray(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     gpus = gpus_per_worker
-    if gpus is not None and not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
-        raise ValueError(f"GPUs per worker must be a share in (0, 1] or a whole number, got {gpus:g}")
+    if gpus is not None and not 0 < gpus <= 1:
+        raise ValueError(f"GPUs per worker must be a share in (0, 1], as a worker uses one GPU, got {gpus:g}")
     plan = read_back(dest)
     if gpus is not None and plan.device == "cpu":
         raise ValueError("GPUs per worker are given, but the plan is for CPUs")

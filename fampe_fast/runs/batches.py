@@ -14,6 +14,7 @@ from ..checks import check_image_ids
 from ..files import digest_of
 from ..images import load_images
 from ..models.classifier import Classifier
+from ..runtime.lost_device import is_of_device
 from .records import Item, Records
 
 Result = TypeVar("Result")
@@ -142,6 +143,10 @@ class Group:
                 )
         return self._batch
 
+    def release(self) -> None:
+        """Free the memory of the images; they are read again if they are asked for."""
+        self._batch = None
+
     def settle(
         self,
         done: Callable[[Item], bool],
@@ -251,6 +256,7 @@ def settle_all(
             earlier += sum(map(done, group.items))
             begun.append(group)
             settle(group)
+            group.release()
     finally:
         # Include the current group, in case the interrupt came right after its results.
         finish([item for group in begun for item in group.items if done(item)], earlier)
@@ -264,6 +270,8 @@ def one_by_one_on_error(
         yield batch, work(batch)
         return
     except Exception as error:
+        if is_of_device(error):  # every later image would fail, too
+            raise
         if len(batch.paths) == 1:
             on_failure(Failure(batch.paths[0], f"{type(error).__name__}: {error}"))
             return

@@ -254,6 +254,7 @@ def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> No
     """
     if not alone.is_floating_point():
         return
+    alone, together = alone.cpu(), together.cpu()  # some devices have no float64
     scale = alone.double().abs().max()
     rounding = float(scale) * torch.finfo(alone.dtype).eps ** 0.5
 
@@ -265,7 +266,7 @@ def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> No
     if not (beside := moved(together)) > rounding:
         return
     with torch.no_grad():
-        again = moved(call(model, image.clone()))
+        again = moved(call(model, image.clone()).cpu())
     if again > rounding:
         raise ValueError(
             f"the model's output for an image changed by {again:.3g} (of {float(scale):.3g}) in an equal pass, so maps "

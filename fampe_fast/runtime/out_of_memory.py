@@ -7,11 +7,21 @@ from collections.abc import Sequence
 
 import torch
 
+_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "HIP error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "Triton Error [HIP]: out of memory",
+    "STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN
+    "CUFFT_ALLOC_FAILED",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is torch's out-of-memory error, which has no type of its own on a CPU."""
+    """Tell whether an error is torch's out-of-memory error, which has no type of its own on a CPU, or a library's."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
     )
 
 

@@ -93,8 +93,7 @@ class Device:
             torch.set_num_threads(self._threads)  # of this thread
         try:
             began = time.monotonic()
-            for name in self._book.names:
-                self._book.recipe(Ask("explain", name))
+            self._book.warm_up()
             self.ready = True
             log("ready", seconds=round(time.monotonic() - began, 3), methods=list(self._book.names))
             while (jobs := self._queue.take(self._size)) is not None:

@@ -8,16 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..answers.explainer import Explainer, explain_noise, map_shape, noise_for
 from ..catalog import method_options
 from ..files import json_text
-from ..methods.base import passes_of
+from ..methods.base import PathMethod, passes_of
 from ..methods.registry import check_options, create_method
 from ..methods.settings import everything_of, unfiltered
 from ..models.classifier import Classifier
+from ..runtime.chunking import pinned_chunks
+from ..runtime.compilation import resolve_compile
 from .asks import Ask, AskError
 
 _KEPT = 64
+# Passes with which a method that makes single ones takes a path.
+_A_PATH = 10
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,24 @@ class MethodBook:
         asked = {name: getattr(ask, name) for name in ("passes", "seed") if getattr(ask, name) is not None}
         return {**self._options[ask.method], **asked}
 
+    def warm_up(self) -> None:
+        """Make a first map by every method, where it is compiled also along a path, so that no request waits for that.
+
+        Raises:
+            ValueError, TypeError, ImportError: a method cannot be used with the model.
+        """
+        for name in self.names:
+            method = unfiltered(self.recipe(Ask("explain", name)).explainer.method)
+            if not isinstance(method, PathMethod) or method.config.steps or self._max_passes < _A_PATH:
+                continue
+            if resolve_compile(method.config.compile, self._classifier.mean.device) != "off":
+                self._try(self.recipe(Ask("explain", name, passes=_A_PATH)).explainer.method)
+
+    def _try(self, method: Any) -> Tensor:
+        """Explain noise as requests are explained: what ``auto`` compiles depends on it."""
+        with pinned_chunks():
+            return explain_noise(method, noise_for(self._classifier), self._chunk)
+
     def recipe(self, ask: Ask) -> Recipe:
         """Return the method of a request.
 
@@ -112,7 +136,7 @@ class MethodBook:
         options = self._options_of(ask)
         method = create_method(ask.method, self._classifier, **options)
         if ask.method not in self._shapes:
-            self._shapes[ask.method] = map_shape(explain_noise(method, noise_for(self._classifier), self._chunk))
+            self._shapes[ask.method] = map_shape(self._try(method))
         everything = everything_of(method, self._classifier)
         recipe = Recipe(
             Explainer(method, self._classifier, self._shapes[ask.method]),

@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fampe_fast.batch import image_bytes
+from fampe_fast.batch import image_bytes, local
 from fampe_fast.batch.attempts import unfinished
 from fampe_fast.batch.local import Progress, RunReport, run_local, shards_to_do
 from fampe_fast.batch.manifest import MANIFEST, read_manifest
@@ -24,7 +26,7 @@ from fampe_fast.batch.reading import read_maps
 from fampe_fast.batch.retry import Retry
 from fampe_fast.batch.run_log import logged
 from fampe_fast.batch.shards import finished_shards, shard_name
-from fampe_fast.batch.storage import Storage
+from fampe_fast.batch.storage import Storage, open_storage
 
 from .interrupted import KILLS
 from .small_runs import a_classifier, digest_of, draw, draw_with_errors, planned
@@ -225,6 +227,36 @@ def test_what_a_devices_process_fails_of_is_said(tmp_path: Path) -> None:
     storage = planned(tmp_path / "out", draw(tmp_path / "few", 1), a_classifier())
     with pytest.raises(RuntimeError, match=r"cpu: .*fragile"):  # no name that a process could load
         run(storage, devices=["cpu", "cpu"], classifier=None)
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [("CUDA error: an illegal memory access was encountered", None), ("disk full", "RuntimeError: disk full")],
+)
+def test_a_process_that_loses_its_device_dies_and_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, sent: str | None
+) -> None:
+    """What it would say ends the whole run; its death is counted, and others go on."""
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError(message)
+
+    def ends(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(local, "Worker", fails)
+    monkeypatch.setattr(local, "obey_parent_alone", lambda: None)
+    monkeypatch.setattr(local.os, "_exit", ends)
+    ours, theirs = Pipe(duplex=False)
+    arguments = open_storage(tmp_path), 2, 0, False, threading.Event(), "cpu", [0], theirs
+    if sent is None:
+        with pytest.raises(SystemExit) as ended:
+            local._serve_device(*arguments)
+        assert ended.value.code == 1
+        assert not ours.poll()
+    else:
+        local._serve_device(*arguments)
+        assert ours.recv() == sent
 
 
 @pytest.fixture(scope="module")

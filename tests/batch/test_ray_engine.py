@@ -239,8 +239,9 @@ def test_a_machine_must_have_room_for_a_worker(on_ray: Any, tmp_path: Path, imag
     ("options", "message"),
     [
         ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"gpus_per_worker": 1.5}, r"a share in \(0, 1\] or a whole number, got 1.5"),
-        ({"gpus_per_worker": 0}, r"a share in \(0, 1\] or a whole number, got 0"),
+        ({"gpus_per_worker": 1.5}, r"a share in \(0, 1\], as a worker uses one GPU, got 1.5"),
+        ({"gpus_per_worker": 2}, r"a share in \(0, 1\], as a worker uses one GPU, got 2"),
+        ({"gpus_per_worker": 0}, r"a share in \(0, 1\], as a worker uses one GPU, got 0"),
         ({"gpus_per_worker": 0.5}, "the plan is for CPUs"),
     ],
 )

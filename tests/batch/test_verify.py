@@ -513,6 +513,15 @@ def test_positions_are_found_over_the_pieces_of_a_plan(tmp_path: Path) -> None:
             position_of(dest, plan, wrong)
 
 
+def test_a_chunk_that_does_not_fit_here_is_no_difference(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from . import small_runs
+
+    again = recomputer(run)
+    monkeypatch.setattr(small_runs, "most_images", 0)
+    with pytest.raises(torch.OutOfMemoryError):  # which ends the command with the code of what cannot be done
+        again.rows(0, [0])
+
+
 def test_spans() -> None:
     assert spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert spans(range(0, 40, 2)) == "0, 2, 4, 6, 8, 10, 12, 14, ..."

@@ -265,6 +265,26 @@ def test_a_device_that_is_lost_ends_the_run_and_costs_no_row(tmp_path: Path, mon
     assert list(storage.names("attempts")) == ["attempts/000000-1"]
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_machine_that_can_explain_nothing_ends_the_run_and_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """Triton without a C compiler, for example: no image is to be blamed for it."""
+    storage = planned(tmp_path / "out", draw(tmp_path / "images", images), a_classifier())
+
+    def fails(*args: object, **options: object) -> object:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explainer, "explain_batch", fails)
+        words = "no image can be explained here: RuntimeError: Failed to find C compiler"
+        with pytest.raises(explainer.MethodFailedError, match=f"^{words}"):
+            made(storage)
+        assert list(storage.names("maps")) == []
+    (report,) = made(storage)  # where it works
+    assert (report.rows, report.errors) == (images, 0)
+
+
 # Decoders -------------------------------------------------------------------------------------------------------------
 
 

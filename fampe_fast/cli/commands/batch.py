@@ -132,7 +132,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=positive, metavar="N", help="number of Ray actors (default: as many as fit into the cluster)"
     )
     group.add_argument(
-        "--gpus-per-worker", type=_gpus, metavar="X", help="GPUs per Ray actor, such as 2 or 0.5 (default: 1)"
+        "--gpus-per-worker", type=_gpus, metavar="X", help="share of a GPU per Ray actor, such as 0.5 (default: 1)"
     )
     add_method_flags(parser)
 
@@ -428,8 +428,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def _gpus(text: str) -> float:
     value = float(text)
-    if not (0 < value <= 1 or (value > 1 and value == int(value))):
-        raise argparse.ArgumentTypeError(f"expected a share of a GPU, such as 0.5, or a whole number, got {text}")
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share of a GPU, at most 1, as a worker uses one; got {text}")
     return value
 
 
