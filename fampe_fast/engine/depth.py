@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from .. import ops
 from ..errors import warn
 from ..ops.backends import VARIABLE as BACKEND
-from ..runtime.activations import Activation, Captured, Tap, capture, uncompiled
+from ..runtime.activations import Activation, Captured, Tap, capture, passed_on_in_pieces, uncompiled
 from ..runtime.auto_compile import auto_compile, work_of
 from ..runtime.cast_weights import cast_weights
 from ..runtime.chunking import are_pinned, even_parts
@@ -262,7 +263,8 @@ def _evidence(
     shown = images.contiguous(memory_format=layout).detach()
     # Layers chosen automatically all follow the first one; named layers may be parallel.
     first = levels if config.layer_names else levels[:1]
-    shown.requires_grad_(pixels or not all(level.begins for level in first))
+    recomputes = cache_of(model, "recomputes activations")
+    shown.requires_grad_(pixels or bool(recomputes) or not all(level.begins for level in first))
     behind: Sequence[Any]
     with torch.enable_grad():
         if not compiled:
@@ -279,7 +281,14 @@ def _evidence(
         leaves = [shown] if pixels else []
         gradients: Sequence[Tensor | None] = [None]
         if value.requires_grad:
-            gradients = torch.autograd.grad(value, [*leaves, *behind], allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(value, [*leaves, *behind], allow_unused=True)
+            except CheckpointError:
+                if shown.requires_grad:
+                    raise
+                # What gradient checkpointing computes again knows nothing of a graph that begins at a layer.
+                recomputes["always"] = True
+                return _evidence(request, twin, config, form, levels, images, index, pixels, compiled)
     if not value.requires_grad or (pixels and gradients[0] is None):
         raise ValueError("the model's output has no gradient with respect to the image: the model detaches a tensor")
     found = [
@@ -296,7 +305,7 @@ def _watched_pass(
     """Return the model's output, its levels' activations, and the activations' places in autograd's graph."""
     with capture(levels) as captured:
         output = shown_to(model, images, form, precision)
-    kept = [_captured(level, one) for level, one in zip(levels, captured.found, strict=True)]
+    kept = [_captured(level, one, len(images)) for level, one in zip(levels, captured.found, strict=True)]
     return output, [one.output for one in kept], [one.edge for one in kept]
 
 
@@ -341,12 +350,14 @@ def _reached(level: Activation, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def _captured(level: Activation, found: Captured | None) -> Captured:
+def _captured(level: Activation, found: Captured | None, images: int) -> Captured:
     if found is None:
         raise ValueError(
             f"the layer {level.name!r} did not run, or without a gradient, in a pass of other images than the first: "
             "name layers that always run, layers=(...)"
         )
+    if len(found.output) != images:
+        raise passed_on_in_pieces(level.name, len(found.output), images)
     if found.overwritten:
         raise ValueError(
             f"the layer {level.name!r} was changed in place in a pass of other images than the first: name layers that "

@@ -66,6 +66,7 @@ def spread(found: Sequence[Activation], height: int, width: int) -> tuple[Activa
 
 
 def _octave(one: Activation, height: int, width: int) -> int:
+    height, width = one.frame if all(one.frame) else (height, width)
     return round(math.log2(height * width / (one.size[0] * one.size[1])) / 2)
 
 

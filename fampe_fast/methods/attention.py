@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from ..checks import check_bounds
 from ..engine.request import Request
@@ -90,7 +91,13 @@ class AttentionMethod(RequestMethod):
         prefix, (h, w) = self._layout(request, seen.matrices, len(pixels))
         gradients: Sequence[Tensor | None] = [None] * len(seen.matrices)
         if weighted:
-            gradients = torch.autograd.grad(chosen, seen.matrices, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(chosen, seen.matrices, allow_unused=True)
+            except CheckpointError as error:  # what is computed again is not seen
+                raise ValueError(
+                    f"{self.name} cannot see the attention of a model that computes activations again: switch its "
+                    "gradient checkpointing off, such as by model.set_grad_checkpointing(False) in timm"
+                ) from error
         count = prefix + h * w
         identity = torch.eye(count, dtype=torch.float32, device=pixels.device)
         flow = identity.expand(len(pixels), -1, -1)

@@ -20,7 +20,14 @@ from ..checks import check_bounds
 from ..engine.request import Request
 from ..errors import warn
 from ..progress import progress
-from ..runtime.activations import Activation, find_activations, layer_of, named_activations, uncompiled
+from ..runtime.activations import (
+    Activation,
+    find_activations,
+    layer_of,
+    named_activations,
+    passed_on_in_pieces,
+    uncompiled,
+)
 from ..runtime.model import Model, check_callable, frozen_parameters
 from ..runtime.model_probe import call
 from .base import RequestMethod, warn_of_strange
@@ -145,9 +152,10 @@ class GradCAMMethod(RequestMethod):
         cam.target_layers = [layer]
         recorder = cam.activations_and_grads = _Recorder(self._forward(request), [layer], explained)
         maps = self._maps(cam, request, numbers, gradient=True)
-        unreached = [
-            int(request.image_ids[number]) for number, flat in zip(numbers, recorder.flat(), strict=True) if flat
-        ]
+        flags = recorder.flat()
+        if len(flags) != len(numbers):
+            raise passed_on_in_pieces(explained.name, len(flags), len(numbers))
+        unreached = [int(request.image_ids[number]) for number, flat in zip(numbers, flags, strict=True) if flat]
         if unreached:
             warn(
                 f"the map of image(s) {unreached[:5]} is 0 everywhere: no gradient reaches the output of "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook
 
+from ..errors import warn
 from .autograd_graph import Node, cut_nodes, nodes_between
 from .model import Model, frozen_parameters, input_dtype
 from .model_probe import ModelInfo, call, holds_compiled, probe
@@ -27,6 +28,8 @@ Layout = Literal["nchw", "nhwc", "tokens"]
 
 # Class, distillation and register tokens that may precede the image's own.
 _MOST_PREFIX_TOKENS = 16
+# The most that padding may change an image's proportions, as a factor.
+_PADDED = 1.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Activation:
         overwritten: whether the model changes the output in place afterwards.
         begins: whether an autograd graph can begin at the output: nothing was computed from it before the module
             returned it, and it is not overwritten.
+        frame: (H, W) of the image in the model; other proportions than the image's where the model changes them.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Activation:
     module: ref[nn.Module]
     overwritten: bool = False
     begins: bool = False
+    frame: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,7 +145,14 @@ def _remembered(
     key = images.device, input_dtype(model), images.shape[1:], parts, names, probed.hidden
     if key in known:
         return known[key]
-    found = choose(_Pass(model, images[:1], probed))
+    seen = _Pass(model, images[:1], probed)
+    found = choose(seen)
+    if found and seen.frame not in (None, tuple(images.shape[-2:])):
+        (height, width), frame = images.shape[-2:], seen.size
+        warn(
+            f"the model changes the proportions of an image of {height} x {width}, to {frame[0]} x {frame[1]}: maps "
+            "are stretched over the whole image, which is wrong where the model crops: give it images of its own size"
+        )
     if found:  # a black image's gradient may be zero everywhere, and another one's not
         known[key] = found
     return found
@@ -298,6 +310,14 @@ class Tap:
         return see
 
 
+def passed_on_in_pieces(name: str, seen: int, images: int) -> ValueError:
+    """Make the error for a model that shows a layer fewer images at a time than it was given."""
+    return ValueError(
+        f"the layer {name!r} was shown {seen} of {images} images: the model passes them on in pieces; set "
+        "internal_batch_size=1 (--internal-batch-size 1)"
+    )
+
+
 @contextmanager
 def uncompiled(model: Model) -> Iterator[None]:
     """Run the user's compiled modules uncompiled, as compiled ones skip hooks; several threads may be inside."""
@@ -349,6 +369,7 @@ class _Pass:
     def __init__(self, model: Model, image: Tensor, probed: ModelInfo) -> None:
         self.model, self.image = model, image
         self.calls: list[_Call] = []
+        self.frame: tuple[int, int] | None = None
         thread, numbers = threading.get_ident(), dict[int, int]()
 
         def see(module: nn.Module, arguments: object, output: object) -> None:
@@ -357,6 +378,7 @@ class _Pass:
             number = numbers.get(id(module), 0)
             numbers[id(module)] = number + 1
             tensor = _tensor_in(output)
+            self.frame = self.frame or _frame_of(module, arguments, image)
             if tensor is not None and tensor.grad_fn is not None:
                 edge, next_node = get_gradient_edge(tensor), torch._C._autograd._get_sequence_nr()
                 self.calls.append(_Call(module, number, tensor, edge, tensor._version, next_node))
@@ -376,13 +398,17 @@ class _Pass:
     @property
     def grids(self) -> list[tuple[int, int]]:
         """The sizes of the pass's outputs (1, C, h, w), patch grids among them, coarsest first."""
-        height, width = self.image.shape[-2:]
         sizes = {
             (one.output.shape[2], one.output.shape[3])
             for one in self.calls
-            if one.output.ndim == 4 and _like((one.output.shape[2], one.output.shape[3]), height, width)
+            if one.output.ndim == 4 and _like((one.output.shape[2], one.output.shape[3]), *self.size)
         }
         return sorted(sizes, key=math.prod)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The size of the image in the model, as far as it is known: its proportions are those of the activations."""
+        return self.frame or (self.image.shape[-2], self.image.shape[-1])
 
     @cached_property
     def first_uses(self) -> dict[Node, int]:
@@ -395,11 +421,11 @@ class _Pass:
 
     def activation(self, one: _Call, name: str) -> Activation | None:
         """Describe the output of a call; None if it has no spatial positions."""
-        shape = _shape_of(one.output, self.image, self.grids)
+        shape = _shape_of(one.output, self.size, self.grids)
         if shape is None:
             return None
         begins = not one.overwritten and self.first_uses.get(one.edge.node, one.next_node) >= one.next_node
-        return Activation(name, one.number, *shape, ref(one.module), one.overwritten, begins)
+        return Activation(name, one.number, *shape, ref(one.module), one.overwritten, begins, self.size)
 
     def gradients(self, edges: Sequence[GradientEdge]) -> tuple[Tensor | None, ...]:
         """Compute the gradients of all classes together, with unequal weights: one class alone may be constant."""
@@ -408,7 +434,8 @@ class _Pass:
         with torch.enable_grad():
             scores = self.output.flatten()
             score = (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
-        return torch.autograd.grad(score, edges, allow_unused=True, retain_graph=True)
+        with frozen_parameters(self.model):  # as in the pass, parts of which gradient checkpointing repeats here
+            return torch.autograd.grad(score, edges, allow_unused=True, retain_graph=True)
 
 
 def _cut_activations(seen: _Pass) -> tuple[Activation, ...]:
@@ -475,16 +502,16 @@ def _tensor_in(output: object) -> Tensor | None:
 
 
 def _shape_of(
-    output: Tensor, image: Tensor, grids: Sequence[tuple[int, int]] = ()
+    output: Tensor, image: tuple[int, int], grids: Sequence[tuple[int, int]] = ()
 ) -> tuple[Layout, int, tuple[int, int], int] | None:
     """Read (layout, prefix, size, channels) from a tensor's shape; None if it has no spatial positions.
 
     Args:
         output: output of a module for one image.
-        image: (1, C, H, W).
+        image: (H, W) of the image in the model.
         grids: sizes of the pass's patch grids, which tell how tokens are arranged: their number may fit several.
     """
-    height, width = image.shape[-2:]
+    height, width = image
     shape = tuple(output.shape)
     if shape[:1] != (1,) or not output.is_floating_point():
         return None
@@ -505,6 +532,18 @@ def _shape_of(
             if size is not None:
                 return "tokens", prefix, size, shape[2]
     return None
+
+
+def _frame_of(module: nn.Module, arguments: object, image: Tensor) -> tuple[int, int] | None:
+    """Read the image's size at the model's first convolution, where its proportions are no longer the image's."""
+    shown = arguments[0] if isinstance(arguments, tuple) and arguments else None
+    weight = getattr(module, "weight", None)
+    if not isinstance(shown, Tensor) or shown.ndim != 4 or not isinstance(weight, Tensor) or weight.ndim != 4:
+        return None
+    (height, width), (own_height, own_width) = image.shape[-2:], shown.shape[-2:]
+    change = (own_height * width) / (own_width * height)
+    # Padding changes them a little.
+    return (own_height, own_width) if not 1 / _PADDED < change < _PADDED else (height, width)
 
 
 def _like(size: tuple[int, int], height: int, width: int) -> bool:

@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fampe_fast import FAMPE, AttEXplore, OccludedFrequency, create_method, insertion_deletion, mu_fidelity
+from fampe_fast import (
+    FAMPE,
+    AttEXplore,
+    FampeWarning,
+    OccludedFrequency,
+    create_method,
+    insertion_deletion,
+    mu_fidelity,
+)
 from fampe_fast.engine.placements import padded_size, resize_matrix
 from fampe_fast.robustness import BandLimitedAttack
 from fampe_fast.runtime.model_probe import probe, takes_size
@@ -412,6 +420,91 @@ def test_exported_programs_are_explained_as_they_come() -> None:
 
 
 # One image size ------------------------------------------------------------------------------------------------------
+
+
+class Resizes(nn.Module):
+    """Resizes every image to a square, as many a deployed model does."""
+
+    def __init__(self, inner: nn.Module, side: int) -> None:
+        super().__init__()
+        self.inner, self.side = inner, side
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.inner(F.interpolate(pixels, size=(self.side, self.side), mode="bilinear", antialias=True))
+
+
+@pytest.mark.parametrize("method", ["fampe", "gradcam", "attention_rollout", "attention_gradient"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("shape", [(150, 200), (240, 160)])
+def test_a_model_that_changes_the_proportions_has_its_own_map_stretched(
+    name: str, shape: tuple[int, int], method: str
+) -> None:
+    """With tokens a grid of the image's proportions was read, of other places."""
+    timm = pytest.importorskip("timm")
+    if method == "gradcam":
+        pytest.importorskip("pytorch_grad_cam")
+    if name == "test_resnet" and method.startswith("attention"):
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(name, num_classes=5).eval()
+    side = net.pretrained_cfg["input_size"][-1]
+    model, images = Resizes(net, side), some_images(2, height=shape[0], width=shape[1])
+    inside = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    expected = create_method(method, net).attribute(inside).mean(1, keepdim=True)
+    expected = F.interpolate(expected, size=shape, mode="bilinear")
+    with pytest.warns(
+        FampeWarning, match=rf"an image of {shape[0]} x {shape[1]}, to {side} x {side}: maps are stretched"
+    ):
+        found = create_method(method, model).attribute(images).mean(1, keepdim=True)
+    for one, other in zip(found, expected, strict=True):
+        assert float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) > 0.98
+    create_method(method, model).attribute(images)  # it is said once
+
+
+class InPieces(Smooth):
+    """Passes its images on in pieces of two."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat([super(InPieces, self).forward(part) for part in pixels.split(2)])
+
+
+@pytest.mark.parametrize("method", ["fampe", "gradcam"])
+def test_a_model_that_works_in_pieces_says_what_to_set(method: str) -> None:
+    if method == "gradcam":
+        pytest.importorskip("pytorch_grad_cam")
+    images, made = some_images(3), create_method(method, InPieces())
+    with pytest.raises(ValueError, match=r"was shown [12] of 3 images: .* in pieces; set internal_batch_size=1"):
+        made.attribute(images, 0)
+    found = made.attribute(images, 0, internal_batch_size=1)
+    assert torch.allclose(found, create_method(method, Smooth()).attribute(images, 0, internal_batch_size=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_resnet"])
+@pytest.mark.parametrize("method", ["fampe", "gradcam", "attention_gradient", "fampe_published"])
+def test_models_that_compute_activations_again_have_the_same_maps(name: str, method: str) -> None:
+    timm = pytest.importorskip("timm")
+    if method == "gradcam":
+        pytest.importorskip("pytorch_grad_cam")
+    if method == "attention_gradient" and name != "test_vit":
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(name, num_classes=5).eval()
+    side = net.pretrained_cfg["input_size"][-1]
+    images = some_images(2, height=side, width=side)
+    options = {"steps": 1, "samples": 2} if method == "fampe_published" else {}
+    plain = create_method(method, net, **options).attribute(images)
+    net = copy.deepcopy(net)
+    net.set_grad_checkpointing(True)
+    if method == "attention_gradient":
+        with pytest.raises(ValueError, match=r"switch its gradient checkpointing off"):
+            create_method(method, net).attribute(images)
+        return
+    for _ in range(2):
+        found = create_method(method, net, **options).attribute(images)
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
 class OneSize(Smooth):
