@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -28,6 +28,10 @@ from .worker import ALONE_FROM, ShardReport, Worker
 
 DEATHS = 3
 """Number of deaths after which a device's process is given up."""
+
+
+Retried = bool | Literal["all"]
+"""The errors whose shards are made again: none, those that may be temporary, or all."""
 
 
 class Progress(NamedTuple):
@@ -78,7 +82,7 @@ def run_local(
     part: tuple[int, int] = (0, 1),
     shards: Sequence[int] | None = None,
     workers: int | None = None,
-    retry_errors: bool = False,
+    retry_errors: Retried = False,
     trust_model: bool = False,
     classifier: Classifier | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -95,7 +99,7 @@ def run_local(
         part: (I, N): this is number I, from 0, of N parallel runs, and makes the shards I, I + N, ...
         shards: the shards to make, in this order; None for the part's.
         workers: number of decoding processes per device; 0 decodes in the device's process, None chooses.
-        retry_errors: make shards again whose errors may be temporary.
+        retry_errors: make shards again whose errors may be temporary; "all": those with any errors.
         trust_model: load the model even if it is a program.
         classifier: the plan's model, if it is already loaded; only for one device.
         on_progress: called after each shard.
@@ -135,14 +139,14 @@ def concluded(dest: Storage, plan: Plan, tally: Tally, stopped: bool) -> RunRepo
     return tally.report(stopped, missing)
 
 
-def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors: bool = False) -> list[int]:
+def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors: Retried = False) -> list[int]:
     """List the shards to make, in order; shards that ended processes often come last.
 
     Args:
         dest: the plan's storage.
         plan: the plan.
         shards: the candidates.
-        retry_errors: include finished shards whose errors may be temporary.
+        retry_errors: include finished shards whose errors may be temporary; "all": those with any errors.
 
     Raises:
         IndexError: a shard that does not exist.
@@ -151,7 +155,8 @@ def shards_to_do(dest: Storage, plan: Plan, shards: Sequence[int], retry_errors:
         plan.rows_of(shard)
     done = finished_shards(dest)
     if retry_errors:
-        done -= {shard for shard in done.intersection(shards) if shard_metadata(dest, shard)["transient"]}
+        counted = "errors" if retry_errors == "all" else "transient"
+        done -= {shard for shard in done.intersection(shards) if shard_metadata(dest, shard)[counted]}
     begun = attempts.unfinished(dest)
     missing = [shard for shard in shards if shard not in done]
     return sorted(missing, key=lambda shard: begun.get(shard, 0) > ALONE_FROM)

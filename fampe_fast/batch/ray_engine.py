@@ -24,7 +24,7 @@ from ..runtime.lost_device import is_of_device
 from . import attempts
 from .decoding import usual_processes
 from .extras import needs
-from .local import Progress, RunReport, Tally, concluded, shards_to_do, stopping
+from .local import Progress, Retried, RunReport, Tally, concluded, shards_to_do, stopping
 from .plan import Plan, read_back
 from .shards import finished_shards, shard_metadata, shard_name
 from .stop_sign import StopSign
@@ -53,7 +53,7 @@ def run_ray(
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     decoders: int | None = None,
-    retry_errors: bool = False,
+    retry_errors: Retried = False,
     trust_model: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_stop: Callable[[], None] | None = None,
@@ -71,7 +71,7 @@ def run_ray(
         workers: number of actors, which may exceed the current room; None for as many as fit.
         gpus_per_worker: share of a GPU, at most 1, for a plan for GPUs; None for 1.
         decoders: number of decoding processes per actor; 0 decodes in the actor, None chooses.
-        retry_errors: make shards again whose errors may be temporary.
+        retry_errors: make shards again whose errors may be temporary; "all": those with any errors.
         trust_model: load the model even if it is a program.
         on_progress: called after each shard, or after several at a time.
         on_stop: called at the first request to stop.
@@ -106,7 +106,7 @@ def run_ray(
         count = min(workers or room, len(blocks))
         if decoders is None:
             decoders = usual_processes(plan.device, on_one)
-        arguments = {"dest": dest, "decoders": decoders, "trust_model": trust_model, "again": retry_errors}
+        arguments = {"dest": dest, "decoders": decoders, "trust_model": trust_model, "again": bool(retry_errors)}
         tally = Tally(plan, todo, count)
         reports = _reports(ray, blocks, count, {**resources, **_environment(plan)}, arguments, asked)
         tally.follow(reports, on_progress)

@@ -137,6 +137,24 @@ def test_errors_that_have_passed_are_healed_to_the_bytes_of_an_undisturbed_run(
     assert sum(entry.transient for entry in read_manifest(storage)) == 0
 
 
+def test_repaired_files_get_their_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = draw(tmp_path / "images", 6)
+    whole = (folder / "004.png").read_bytes()
+    (folder / "004.png").write_bytes(whole[:100])
+    storage = planned(tmp_path / "out", folder, a_classifier(), rows_per_shard=2)
+    report = run(storage)
+    assert (report.errors, report.transient) == (1, 0)
+    (folder / "004.png").write_bytes(whole)
+    assert run(storage, retry_errors=True).shards == 0
+    report = run(storage, retry_errors="all")
+    assert (report.shards, report.rows, report.errors) == (1, 2, 0)
+    assert run(storage, retry_errors="all").shards == 0
+    other = planned(tmp_path / "other", folder, a_classifier(), rows_per_shard=2)
+    run(other)
+    assert digest_of(storage) == digest_of(other)
+    assert sum(entry.errors for entry in read_manifest(storage)) == 0
+
+
 def test_a_full_disk_stops_with_whole_shards_and_the_next_run_goes_on(
     storage: Storage, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

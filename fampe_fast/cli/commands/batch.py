@@ -35,6 +35,7 @@ _OF_THE_RUN = (
     "decoders",
     "part",
     "retry_errors",
+    "retry_all_errors",
     "trust_model",
     "plan_only",
     "engine",
@@ -115,6 +116,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retry-errors",
         action="store_true",
         help="make shards again whose images failed with errors that may be temporary",
+    )
+    group.add_argument(
+        "--retry-all-errors",
+        action="store_true",
+        help="make all shards again in which an image has no map, such as after damaged files were repaired",
     )
     group = parser.add_argument_group("cluster")
     group.add_argument(
@@ -375,6 +381,8 @@ def _explain(
         _say(errors, f"all {plan.shards} shards are in {dest}: {total - failed} of {total} images have a map")
         if transient:
             _say(errors, f"{transient} errors may be temporary: --retry-errors makes their shards again")
+        if failed > transient:
+            _say(errors, f"{failed - transient} errors stay: repair the files, then --retry-all-errors")
     if report.stopped:
         return INTERRUPTED
     return DONE if not failed else SOME_FAILED if failed < total else UNUSABLE
@@ -383,7 +391,8 @@ def _explain(
 def _engine(
     arguments: argparse.Namespace, dest: Storage, devices: list[str], classifier: Classifier | None
 ) -> Callable[..., RunReport]:
-    common = {"retry_errors": arguments.retry_errors, "trust_model": arguments.trust_model}
+    retry = "all" if arguments.retry_all_errors else arguments.retry_errors
+    common = {"retry_errors": retry, "trust_model": arguments.trust_model}
     if arguments.engine == "ray":
         from ...batch.ray_engine import run_ray
 
