@@ -19,6 +19,7 @@ from ..methods.settings import everything_of, unfiltered
 from ..models.classifier import Classifier
 from ..runtime.chunking import pinned_chunks
 from ..runtime.compilation import resolve_compile
+from ..runtime.out_of_memory import is_out_of_memory
 from .asks import Ask, AskError
 
 _KEPT = 64
@@ -120,8 +121,14 @@ class MethodBook:
 
     def _try(self, method: Any) -> Tensor:
         """Explain noise as requests are explained: what ``auto`` compiles depends on it."""
-        with pinned_chunks():
-            return explain_noise(method, noise_for(self._classifier), self._chunk)
+        noise = noise_for(self._classifier)
+        try:
+            with pinned_chunks():
+                return explain_noise(method, noise, self._chunk)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return explain_noise(method, noise, self._chunk)  # which tries a smaller chunk, as the device does later
 
     def recipe(self, ask: Ask) -> Recipe:
         """Return the method of a request.
