@@ -99,7 +99,7 @@ class Device:
             while (jobs := self._queue.take(self._size)) is not None:
                 self._work(jobs)
         except BaseException as error:  # whatever ends the thread ends the service
-            self.failure = f"{type(error).__name__}: {first_line(error)}"
+            self.failure = _words(error)
             log("device lost" if self.ready else "cannot start", level="error", reason=self.failure)
             for job in self._queue.close():
                 if job.future.set_running_or_notify_cancel():
@@ -112,11 +112,13 @@ class Device:
             found, chunk, recipe = self._found(jobs[0].ask, [job.item for job in jobs])
         except Exception as error:
             lost = is_of_device(error)
+            if lost:  # whoever is answered finds it said
+                self.failure = _words(error)
             for job in jobs:
                 job.future.set_exception(DeviceLostError(first_line(error)) if lost else error)
             if lost:
                 raise
-            log("batch failed", level="error", images=len(jobs), reason=f"{type(error).__name__}: {first_line(error)}")
+            log("batch failed", level="error", images=len(jobs), reason=_words(error))
             return
         took = time.monotonic() - began
         self.busy += took
@@ -157,3 +159,7 @@ class Device:
             Prediction(tuple(values), tuple(classes))
             for values, classes in zip(found.values.tolist(), found.indices.tolist(), strict=True)
         ]
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
