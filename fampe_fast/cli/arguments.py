@@ -167,11 +167,16 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_batches(parser: argparse.ArgumentParser) -> None:
-    """Add the options of batch sizes."""
+def add_batches(parser: argparse.ArgumentParser, *, by_device: bool = False) -> None:
+    """Add the options of batch sizes; the default of images per batch may depend on the device (None)."""
     group = parser.add_argument_group("batches")
+    default = "8 on a CPU, else 32" if by_device else "%(default)s"
     group.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="images per batch (default: %(default)s)"
+        "--batch-size",
+        type=positive,
+        default=None if by_device else 8,
+        metavar="N",
+        help=f"images per batch (default: {default})",
     )
     group.add_argument(
         "--internal-batch-size",

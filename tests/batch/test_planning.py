@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fampe_fast import load_classifier, load_embedded_classifier
 from fampe_fast.batch.model_spec import ModelSpec
 from fampe_fast.batch.plan import Plan, Row, read_back, write_plan
-from fampe_fast.batch.planning import make_plan, method_of
+from fampe_fast.batch.planning import images_per_batch, make_plan, method_of
 from fampe_fast.batch.storage import open_storage
 from fampe_fast.errors import FampeWarning
 from fampe_fast.methods.registry import create_method
@@ -158,6 +158,14 @@ def test_a_map_of_zeros_does_not_tell_how_many_channels_there_are() -> None:
     classifier = load_classifier(Flat(), input_size=16)
     plan = make_plan(classifier, ModelSpec(source="x"), "saliency", {}, ["/photos"])
     assert plan.shape == (3, 16, 16)
+
+
+def test_the_batch_depends_on_the_device_and_on_who_names_it(classifier: Classifier) -> None:
+    spec = ModelSpec(source=EMBEDDED)
+    assert make_plan(classifier, spec, "centre_prior", {}, ["/photos"]).batch_size == 8
+    assert make_plan(classifier, spec, "centre_prior", {}, ["/photos"], batch_size=None).batch_size == 8
+    assert make_plan(classifier, spec, "centre_prior", {}, ["/photos"], batch_size=3).batch_size == 3
+    assert [images_per_batch(torch.device(kind)) for kind in ("cpu", "cuda", "xpu")] == [8, 32, 32]
 
 
 def test_sources_are_kept_without_secrets(classifier: Classifier) -> None:

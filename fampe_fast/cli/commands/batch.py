@@ -78,7 +78,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bytes", type=positive, metavar="N", help="refuse files with more bytes (default: 268435456)"
     )
     add_model(parser)
-    add_batches(parser)
+    add_batches(parser, by_device=True)
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--rows-per-shard", type=positive, default=512, metavar="N", help="images per file of maps (default: 512)"
@@ -245,7 +245,7 @@ def _plan(
         sample=arguments.sample,
         seed=seed,
         rows_per_shard=arguments.rows_per_shard,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.batch_size or (None if known is None else known.batch_size),
         internal_batch_size=chunk,
         map_dtype=arguments.map_dtype,
         overlay=arguments.overlay,
