@@ -18,6 +18,7 @@ from .urls import is_url, without_secrets
 _WILD = "*?["
 TABLES, TARS = (".csv", ".parquet", ".pq"), (".tar",)
 """Suffixes of the other kinds of source."""
+_NO_TEXT = "with a name that is not UTF-8"
 
 
 def has_wildcards(source: str) -> bool:
@@ -58,11 +59,14 @@ def files_of_glob(pattern: str, note: Note) -> list[str]:
     else:
         matched = [name for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name)]
     kinds = (*IMAGE_EXTENSIONS, *TABLES, *TARS)
-    found = [name for name in matched if suffix_of(name) in kinds and not name.rpartition("/")[2].startswith(".")]
+    visible = [name for name in matched if suffix_of(name) in kinds and not name.rpartition("/")[2].startswith(".")]
+    found = [name for name in visible if _is_text(name)]
     shown = without_secrets(pattern)
     if not found:
         raise ValueError(f"{shown} matches no files of images, no tables and no tar files" + _said(_kinds(matched)))
     left_out = _kinds(name for name in matched if suffix_of(name) not in kinds)
+    if len(found) < len(visible):
+        left_out[_NO_TEXT] = len(visible) - len(found)
     if left_out:
         note(f"left out of {shown}: {_counted(left_out)}")
     return sorted(found, key=lambda name: name.split("/"))
@@ -88,6 +92,8 @@ def images_of_folder(folder: str, note: Note) -> Iterator[Found]:
             left_out[suffix_of(name) or "without an ending"] += 1
         elif not is_url(name) and _is_figure(name):
             left_out["figures of this package"] += 1
+        elif not _is_text(name):
+            left_out[_NO_TEXT] += 1
         else:
             some = True
             yield Found(name)
@@ -136,6 +142,15 @@ def _matched(system: Any, path: str) -> list[str]:
 
 def _address(system: Any, name: str) -> str:
     return str(system.unstrip_protocol(name))
+
+
+def _is_text(path: str) -> bool:
+    """Tell whether a path can be stored: a system may have names in another encoding than UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_figure(path: str) -> bool:

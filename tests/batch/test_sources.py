@@ -105,18 +105,6 @@ def test_figures_of_this_package_are_left_out_and_its_images_are_not(tmp_path: P
     assert notes == [f"left out of {tmp_path}: 1 figures of this package"]
 
 
-def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
-    write(tmp_path / "real" / "1.png")
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "real")
-    (tmp_path / "photos" / "round").symlink_to(tmp_path / "photos")
-    (tmp_path / "photos" / "nowhere.png").symlink_to(tmp_path / "gone.png")
-    rows = listed(tmp_path / "photos")
-    assert uris(rows) == [str(tmp_path / "photos" / name) for name in ("linked/1.png", "nowhere.png")]
-    with pytest.raises(PermanentError, match="no such file"):
-        read_bytes(rows[1], 100)
-
-
 def test_globs_and_single_files(tmp_path: Path, store: Callable[..., str]) -> None:
     for name in ("b/2.png", "a/1.png", "a/1.txt", "c.png", "[odd].png", "a/.h.png"):
         write(tmp_path / name)
@@ -174,14 +162,19 @@ def test_sources_without_images_are_refused_in_a_line(tmp_path: Path, store: Cal
         assert "password@" not in str(raised.value)
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_a_name_that_is_not_utf_8_costs_its_image_alone(tmp_path: Path, pattern: str) -> None:
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     try:
-        with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
-            pass
+        Path(strange).write_bytes(b"content")
     except OSError:
         pytest.skip("this file system takes no such names")
-    with pytest.raises(ValueError, match="UTF-8: rename the file"):
-        listed(tmp_path)
+    write(tmp_path / "a.png", b"content")
+    notes: list[str] = []
+    assert uris(list_rows([f"{tmp_path}{pattern}"], note=notes.append)) == [str(tmp_path / "a.png")]
+    assert notes == [f"left out of {tmp_path}{pattern}: 1 with a name that is not UTF-8"]
+    with pytest.raises(ValueError, match="is not a name in UTF-8: rename the file"):
+        list(list_rows([strange]))
 
 
 # Targets, ids, samples ------------------------------------------------------------------------------------------------
