@@ -220,6 +220,6 @@ def test_memory_is_flat_over_thousands_of_requests(tmp_path: Path) -> None:
 
         ask(1500)
         before = resident(service)
-        ask(3500)
-        assert resident(service) - before < 12 * 2**20
-        assert service.metric("fampe_requests_total") >= 5000
+        ask(2000)
+        assert resident(service) - before < 7 * 2**20  # 3.6 kB a request
+        assert service.metric("fampe_requests_total") >= 3500
