@@ -45,6 +45,11 @@ class BackendUnavailableError(RuntimeError):
     """A backend that was chosen by name cannot run here; the message says why."""
 
 
+def kind_and_line(error: BaseException) -> str:
+    """Return the class name of an error and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class name if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -48,6 +48,18 @@ class Smooth(nn.Module):
         return self.head(self.features(pixels).mean((2, 3)))
 
 
+def exchange_weight(model: Smooth) -> None:
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+
+
+def exchange_module(model: Smooth) -> None:
+    model.head = nn.Linear(8, 5).eval()
+
+
+def move_data(model: Smooth) -> None:
+    model.head.weight.data = model.head.weight.data.clone()
+
+
 class Rolled(nn.Module):
     """The logit of class 0 is a weighted sum of cells of 4 pixels; a layer on the way shows each at another's place.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fampe_fast.errors import first_line
+from fampe_fast.errors import kind_and_line
 from fampe_fast.testing import load_primitives, registered
 
 from .. import ROOT
@@ -100,7 +100,7 @@ def own_failure(primitive: str, device: torch.device, deadline: float, *, dry_ru
         try:
             check.function(kernels, device, case)
         except Exception as error:  # a wrong result, or what a kernel that does not compile or launch raises
-            return f"{check.name} at {case}: {type(error).__name__}: {first_line(error)}"
+            return f"{check.name} at {case}: {kind_and_line(error)}"
     return ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailableError, first_line
+from ..errors import BackendUnavailableError, first_line, kind_and_line
 from ..methods.explained import explain_batch
 from ..models.classifier import Classifier
 from ..runtime.chunking import pinned_chunks
@@ -95,7 +95,7 @@ class Explainer:
             reason, full = first_line(error), isinstance(error, MemoryError) or is_out_of_memory(error)
             if isinstance(error, (BackendUnavailableError, MapShapeError, ImportError)) or is_of_device(error):
                 raise
-            found = RowError(same_words(f"{type(error).__name__}: {reason}"), "permanent")
+            found = RowError(same_words(kind_and_line(error)), "permanent")
         # Outside the except block the traceback, which holds the call's tensors, is gone.
         if full:
             if chunk > 1:
@@ -118,8 +118,7 @@ class Explainer:
         except Exception as error:
             if is_out_of_memory(error) or is_of_device(error) or isinstance(error, MapShapeError):
                 raise
-            words = f"no image can be explained here: {type(error).__name__}: {first_line(error)}"
-            raise MethodFailedError(words) from error
+            raise MethodFailedError(f"no image can be explained here: {kind_and_line(error)}") from error
 
     def _answers(self, items: Sequence[Item], chunk: int) -> list[Answer | RowError]:
         there = [not isinstance(item.image, RowError) for item in items]

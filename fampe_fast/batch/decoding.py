@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..answers.pixels import Pixels, pixels_of, same_words
 from ..answers.result import RowError
-from ..errors import ImageReadError, first_line, warn
+from ..errors import ImageReadError, first_line, kind_and_line, warn
 from ..images import read_image_bytes
 from ..runtime.processes import obey_parent_alone, spawning
 from .failures import PermanentError, TransientError
@@ -85,7 +85,7 @@ class Decoder:
         except ImportError:  # a missing package concerns every image of this kind
             raise
         except Exception as error:  # a foreign transform may raise anything
-            return RowError(same_words(f"{type(error).__name__}: {first_line(error)}"), "permanent")
+            return RowError(same_words(kind_and_line(error)), "permanent")
 
 
 class Decoders:

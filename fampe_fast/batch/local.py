@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..errors import first_line
+from ..errors import kind_and_line
 from ..models.classifier import Classifier
 from ..runtime.lost_device import is_of_device
 from ..runtime.processes import obey_parent_alone, spawning
@@ -359,4 +359,4 @@ def _serve_device(
     except Exception as error:
         if is_of_device(error):  # which another process may still use
             os._exit(1)
-        pipe.send(f"{type(error).__name__}: {first_line(error)}")
+        pipe.send(kind_and_line(error))

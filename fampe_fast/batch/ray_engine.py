@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from ..errors import first_line
+from ..errors import first_line, kind_and_line
 from ..ops.backends import VARIABLE
 from ..runtime.compile_cache import VARIABLE as COMPILE_CACHE
 from ..runtime.lost_device import is_of_device
@@ -303,7 +303,7 @@ class ShardMaker:
                 self._worker = None
             if is_of_device(error):
                 os._exit(1)  # a new process may succeed
-            where = f"{platform.node()}: {type(error).__name__}: {first_line(error)}"
+            where = f"{platform.node()}: {kind_and_line(error)}"
             rows.append({"report": "", "failure": where})
         return rows
 

@@ -24,7 +24,7 @@ from ..runtime.cuda_graphs import graphed_calls
 from ..runtime.graph_capture import can_capture
 from ..runtime.model import Model, frozen_parameters
 from ..runtime.model_probe import holds_compiled
-from ..runtime.model_state import state_of
+from ..runtime.model_state import State, state_of
 from ..runtime.parts import parts_of
 from ..runtime.per_model import cache_of
 from .aggregation import ModelForm, form_of, objective, shown_to, turned, turns_channels_last
@@ -145,7 +145,7 @@ def _graphed(
     model, probed, device, wanted = request.models[0], request.probed[0], shown.device, config.compile
     if not can_capture(device) or wanted not in ("auto", "graphs") or (wanted == "auto" and are_pinned()):
         return None
-    if len(shown) > request.chunks.size or probed.hidden or holds_compiled(model):
+    if len(shown) > request.chunks.size or probed.hidden:
         return None
     form, places = form_of(model, probed, config), request.targets.places
 
@@ -157,9 +157,12 @@ def _graphed(
     backend, named = os.environ.get(BACKEND), bool(config.layer_names)
     kind = backend, config.loss, config.precision, form, tuple(levels), named, pixels
     arguments = [shown, *(part[of_image] for part in (request.targets.classes, places) if part is not None)]
-    kept = None if probed.saved_bytes is None else len(shown) * probed.saved_bytes
     calls = graphed_calls(model, "depths", kind, "the depths")
-    found = calls.run(one_pass, arguments, lambda: state_of(parts_of(model)), kept, always=wanted == "graphs")
+
+    def state() -> State | None:
+        return state_of(parts_of(model))
+
+    found = calls.run(one_pass, arguments, state, probed.saved_bytes, always=wanted == "graphs")
     return one_pass(*arguments) if found is None and are_pinned() else found
 
 

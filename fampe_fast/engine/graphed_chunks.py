@@ -15,7 +15,7 @@ from ..runtime.cast_weights import cast_weights
 from ..runtime.cuda_graphs import graphed_calls
 from ..runtime.graph_capture import can_capture
 from ..runtime.model import Model
-from ..runtime.model_probe import ModelInfo, holds_compiled
+from ..runtime.model_probe import ModelInfo
 from ..runtime.model_state import State, state_of
 from ..runtime.parts import parts_of
 from .samplers import Batch, Chunk
@@ -54,7 +54,7 @@ class GraphedChunks:
     @cached_property
     def _state(self) -> State | None:
         """The model's state, which nobody changes during a call."""
-        return None if holds_compiled(self._model) else state_of(parts_of(self._model))
+        return state_of(parts_of(self._model))
 
     def __call__(self, batch: Batch, chunk: Chunk) -> Tensor | None:
         """Compute the gradients of a chunk's samples, float32 (P, C, H, W); None where it is to run as it is."""
@@ -70,9 +70,8 @@ class GraphedChunks:
 
         kind = (*self._kind, os.environ.get(BACKEND), batch.height, batch.width)
         calls = graphed_calls(self._model, self._function, kind, "the gradients")
-        saved = self._probed.saved_bytes
-        kept = None if saved is None else len(chunk.samples) * saved
-        found = calls.run(gradients, [*_tensors(chunk), *_tensors(batch)], lambda: self._state, kept, always=False)
+        given, kept = [*_tensors(chunk), *_tensors(batch)], self._probed.saved_bytes
+        found = calls.run(gradients, given, lambda: self._state, kept, always=False)
         return None if found is None else found[0]
 
 

@@ -118,10 +118,10 @@ def load_classifier(
     _check_arguments(weights, pretrained, args)
     if num_classes is not None:
         num_classes = check_count("num_classes", num_classes)
-    embedded = isinstance(source, str) and source == EMBEDDED
-    if embedded or isinstance(source, Classifier):
+    given = source if isinstance(source, Classifier) else None
+    if given or source == EMBEDDED:
         _refuse(
-            f"{'the embedded classifier' if embedded else 'a Classifier'} has its own",
+            f"{'a Classifier' if given else 'the embedded classifier'} has its own",
             weights=weights,
             pretrained=pretrained,
             num_classes=num_classes,
@@ -134,12 +134,10 @@ def load_classifier(
             fold_batch_norm=fold_batch_norm or None,
             output=output,
         )
-    if embedded:
-        source = load_embedded_classifier()
-    if isinstance(source, Classifier):
-        with restored_on_failure(source, values=False):
-            source.eval()
-            return source if device is None else source.to(device)
+        classifier = given or load_embedded_classifier()
+        with restored_on_failure(classifier, values=False):
+            classifier.eval()
+            return classifier if device is None else classifier.to(device)
     if not isinstance(source, str | os.PathLike | nn.Module):
         raise TypeError(f"source must be a model name, a path or an nn.Module, got {type(source).__name__}")
 

@@ -153,12 +153,12 @@ def _of_files(paths: Sequence[Path], numbers: dict[str, int], words: _Words) -> 
     chosen: list[set[int]] = []
     shared: dict[str, set[Path]] = {}
     for path in paths:
-        parts = Path(os.path.abspath(path)).parts
-        ends = ["/".join(parts[-count:]) for count in range(min(most, len(parts)), 0, -1)]
+        place = Path(os.path.abspath(path))
+        ends = ["/".join(place.parts[-count:]) for count in range(min(most, len(place.parts)), 0, -1)]
         found = ((end, exact.get(end) or spellings.get(_composed(end))) for end in ends)
         end, some = next(((end, some) for end, some in found if some), ("", set()))
         chosen.append(some)
-        shared.setdefault(end, set()).add(Path(os.path.abspath(path)))
+        shared.setdefault(end, set()).add(place)
     missing = [path.name for path, some in zip(paths, chosen, strict=True) if not some]
     if missing:
         raise ValueError(f"{len(missing)} of {len(paths)} images have no {words.one}, {missing[0]!r} first")

@@ -147,7 +147,7 @@ def _remembered(
         return known[key]
     seen = _Pass(model, images[:1], probed)
     found = choose(seen)
-    if found and seen.frame not in (None, tuple(images.shape[-2:])):
+    if found and seen.size != tuple(images.shape[-2:]):
         (height, width), frame = images.shape[-2:], seen.size
         warn(
             f"the model changes the proportions of an image of {height} x {width}, to {frame[0]} x {frame[1]}: maps "

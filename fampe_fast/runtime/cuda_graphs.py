@@ -83,7 +83,7 @@ class GraphedCalls:
         function: Pass,
         arguments: Sequence[Tensor],
         state: Callable[[], State | None],
-        kept_bytes: int | None,
+        image_bytes: int | None,
         *,
         always: bool,
     ) -> list[Tensor] | None:
@@ -93,7 +93,7 @@ class GraphedCalls:
             function: makes the plain pass, of one model alone.
             arguments: the function's, on a CUDA device, the first one with a row for each image of the pass.
             state: returns the model's ``state_of``; it is not called where nothing would be captured.
-            kept_bytes: of memory that a pass needs, None where that is not known.
+            image_bytes: that a pass keeps of an image for its backward pass, None where that is not known.
             always: capture without measuring whether it pays.
 
         Returns:
@@ -102,7 +102,7 @@ class GraphedCalls:
         kind = _kind_of(arguments)
         self.calls += 1
         known = self.captured.get(kind)
-        if known is None and not self._may_pay(kind, always):
+        if known is None and not self._may_pay(kind, image_bytes, always):
             return None
         now = state()
         if now is None:
@@ -112,7 +112,7 @@ class GraphedCalls:
             if not self.lock.acquire(blocking=False):
                 return function(*arguments) if always else None
             try:
-                known = self._capture(kind, function, arguments, now, kept_bytes, always)
+                known = self._capture(kind, function, arguments, now, image_bytes, always)
             except CaptureBusyError:
                 return function(*arguments) if always else None
             finally:
@@ -125,14 +125,16 @@ class GraphedCalls:
         self.captured.clear()
         return found
 
-    def _may_pay(self, kind: Hashable, always: bool) -> bool:
+    def _may_pay(self, kind: Hashable, image_bytes: int | None, always: bool) -> bool:
         if kind in self.failed or self.changes.get(kind, 0) > _MOST_CHANGES:
             return False
         if sum(len(calls.captured) for calls in list(self.all.values()) or [self]) >= MOST_GRAPHS:
             return False
         if always:
             return True
-        return (at_once() or self.calls > CAPTURE_AFTER) and (kind not in self.time or graphs_pay(self.time[kind]))
+        if image_bytes is None or (kind in self.time and not graphs_pay(self.time[kind])):
+            return False
+        return at_once() or self.calls > CAPTURE_AFTER
 
     def _capture(
         self,
@@ -140,7 +142,7 @@ class GraphedCalls:
         function: Pass,
         arguments: Sequence[Tensor],
         now: State,
-        kept_bytes: int | None,
+        image_bytes: int | None,
         always: bool,
     ) -> Captured | None:
         device = arguments[0].device
@@ -149,7 +151,7 @@ class GraphedCalls:
             if self.changes[kind] > _MOST_CHANGES:
                 return None
         try:
-            if not always and not self._pays(kind, function, arguments, kept_bytes):
+            if not always and not self._pays(kind, function, arguments, image_bytes):
                 return None
             found = self.captured[kind] = Captured(now.kept(), GraphedCall(function, arguments))
         except CaptureBusyError:
@@ -165,14 +167,14 @@ class GraphedCalls:
             return None
         return found
 
-    def _pays(self, kind: Hashable, function: Pass, arguments: Sequence[Tensor], kept_bytes: int | None) -> bool:
-        device = arguments[0].device
+    def _pays(self, kind: Hashable, function: Pass, arguments: Sequence[Tensor], image_bytes: int | None) -> bool:
+        device, images = arguments[0].device, len(arguments[0])
         free = free_memory(device)
-        if kept_bytes is None or free is None or kept_bytes > _SHARE_OF_MEMORY * free:
+        if image_bytes is None or free is None or images * image_bytes > _SHARE_OF_MEMORY * free:
             return False
         if kind not in self.time:
             taken = self.time[kind] = time_call(lambda: function(*arguments), device)
-            note_graphs(graphs_pay(taken), f"{self.name}, a pass of which ({len(arguments[0])} images)", taken)
+            note_graphs(graphs_pay(taken), f"{self.name}, a pass of which ({images} images)", taken)
         return graphs_pay(self.time[kind])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..errors import kind_and_line
 from .autograd_graph import nodes_between
 from .model import Model, frozen_parameters, input_dtype, memory_format
 from .out_of_memory import is_out_of_memory, with_advice
@@ -233,7 +234,7 @@ def _show_pair(model: Model, image: Tensor) -> tuple[Tensor | None, bool, str]:
             return forward(model, shown), shown._version != version, ""
         except Exception as error:
             if not is_out_of_memory(error):  # one image may fit
-                single = f"for two it fails with {_line(error)}"
+                single = f"for two it fails with {kind_and_line(error)}"
         shown, version = _shown(model, image)
         forward(model, shown)
         return None, shown._version != version, single
@@ -279,10 +280,6 @@ def _compare(model: Model, image: Tensor, alone: Tensor, together: Tensor) -> No
         )
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-
-
 def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Tensor, int | None, str]:
     """Show the image with autograd on.
 
@@ -311,7 +308,7 @@ def _with_gradients(model: Model, image: Tensor, writes_input: bool) -> tuple[Te
             raise
         # For example, it computes outside torch, which is enough for scores. The model's own errors are raised.
         with torch.no_grad():
-            return call(model, image.detach().clone()), None, _line(error)
+            return call(model, image.detach().clone()), None, kind_and_line(error)
     if nodes_between(output, leaf):
         return output, sum(saved.values()), ""
     return (

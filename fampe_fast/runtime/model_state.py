@@ -52,10 +52,10 @@ def state_of(parts: Parts) -> State | None:
     or tuple of plain values; not where another object was changed in place.
 
     Returns:
-        None for a model whose pass does more than its operators: it has no modules, or some have hooks or are programs
-        of TorchScript.
+        None for a model whose pass does more than its operators: it has no modules, or some have hooks, are programs
+        of TorchScript or were compiled by their owner.
     """
-    if not parts.modules or has_global_hooks():
+    if not parts.modules or parts.holds_compiled or has_global_hooks():
         return None
     values: list[Hashable] = [tensor.data_ptr() for _, tensor in parts.tensors]
     objects: list[object] = []

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..answers.result import RowError
-from ..errors import first_line
+from ..errors import kind_and_line
 from .asks import Asked, AskError, Kind, read_image_request, read_json_request, read_query
 from .body import ClientGoneError, ReadingRoom, RefusalError, discard_body, read_body
 from .device import DeviceLostError
@@ -294,7 +294,7 @@ class _Handlers:
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             if isinstance(error, ClientGoneError):
                 raise
-            raise RefusalError(500, f"the method failed: {type(error).__name__}: {first_line(error)}") from error
+            raise RefusalError(500, f"the method failed: {kind_and_line(error)}") from error
         finally:
             gone.cancel()
             if not done.done():

@@ -12,7 +12,7 @@ import torch
 from ..answers.explainer import Answer, Item, OutOfMemoryError
 from ..answers.pixels import batch_of
 from ..answers.result import RowError
-from ..errors import first_line
+from ..errors import first_line, kind_and_line
 from ..models.classifier import Classifier
 from ..runtime.lost_device import is_of_device
 from ..runtime.model_probe import probabilities_of
@@ -99,7 +99,7 @@ class Device:
             while (jobs := self._queue.take(self._size)) is not None:
                 self._work(jobs)
         except BaseException as error:  # whatever ends the thread ends the service
-            self.failure = _words(error)
+            self.failure = kind_and_line(error)
             log("device lost" if self.ready else "cannot start", level="error", reason=self.failure)
             for job in self._queue.close():
                 if job.future.set_running_or_notify_cancel():
@@ -113,12 +113,12 @@ class Device:
         except Exception as error:
             lost = is_of_device(error)
             if lost:  # whoever is answered finds it said
-                self.failure = _words(error)
+                self.failure = kind_and_line(error)
             for job in jobs:
                 job.future.set_exception(DeviceLostError(first_line(error)) if lost else error)
             if lost:
                 raise
-            log("batch failed", level="error", images=len(jobs), reason=_words(error))
+            log("batch failed", level="error", images=len(jobs), reason=kind_and_line(error))
             return
         took = time.monotonic() - began
         self.busy += took
@@ -159,7 +159,3 @@ class Device:
             Prediction(tuple(values), tuple(classes))
             for values, classes in zip(found.values.tolist(), found.indices.tolist(), strict=True)
         ]
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

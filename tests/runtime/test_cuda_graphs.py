@@ -22,7 +22,7 @@ from fampe_fast.runtime.model_state import state_of
 from fampe_fast.runtime.parts import parts_of
 from fampe_fast.runtime.tf32 import tensor_float32
 
-from ..models_for_tests import Smooth, some_images
+from ..models_for_tests import Smooth, exchange_module, exchange_weight, move_data, some_images
 
 # Rules, which need no GPU ---------------------------------------------------------------------------------------------
 
@@ -126,18 +126,6 @@ def test_a_call_that_cannot_be_captured_is_not_tried_again(monkeypatch: pytest.M
         assert not any(run(calls, always=True) for _ in range(3))
     assert len(tried) == 1
     assert decisions == ["CUDA graphs: the passes cannot be captured: operation not permitted when stream is capturing"]
-
-
-def exchange_weight(model: Smooth) -> None:
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
-
-
-def exchange_module(model: Smooth) -> None:
-    model.head = nn.Linear(8, 5).eval()
-
-
-def move_data(model: Smooth) -> None:
-    model.head.weight.data = model.head.weight.data.clone()
 
 
 @pytest.mark.usefixtures("times")

@@ -7,29 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 
 from fampe_fast.runtime.model_state import State, state_of
 from fampe_fast.runtime.parts import parts_of
 
-from ..models_for_tests import Smooth
+from ..models_for_tests import Smooth, exchange_module, exchange_weight, move_data
 
 
 def state(model: object) -> State | None:
     return state_of(parts_of(model))
-
-
-def exchange_weight(model: Smooth) -> None:
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
-
-
-def exchange_module(model: Smooth) -> None:
-    model.head = nn.Linear(8, 5).eval()
-
-
-def move_data(model: Smooth) -> None:
-    model.head.weight.data = model.head.weight.data.clone()
 
 
 def set_attribute(model: Smooth) -> None:
